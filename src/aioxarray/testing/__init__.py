@@ -1,0 +1,14 @@
+"""Fakes for testing code that loads and saves through zarr stores."""
+
+from aioxarray.testing._log import LogSnapshot, Request, RequestLog
+from aioxarray.testing.stores import FaultyStore, GatedStore, LatencyStore, RecordingStore
+
+__all__ = [
+    "FaultyStore",
+    "GatedStore",
+    "LatencyStore",
+    "LogSnapshot",
+    "RecordingStore",
+    "Request",
+    "RequestLog",
+]
