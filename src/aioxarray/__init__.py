@@ -1,0 +1,36 @@
+"""Input and output for xarray at the limit of the network and of the machine.
+
+The layers, each importing only from those below it::
+
+    cli, demo                     the command line
+    accessors                     .aio, DataTree.load_async, install()
+    loading                       the public verbs
+    config, errors, progress      settings, errors, progress
+    _xarray                       finding and reading lazy variables: xarray's internals
+    _zarr                         codec pipeline, store wrapper, zarr's loop: zarr's internals
+    _runtime                      loops, threads, budgets; knows nothing of arrays
+    testing                       the test kit, public
+"""
+
+from __future__ import annotations
+
+from aioxarray.accessors import Installation, install, register
+from aioxarray.config import config
+from aioxarray.errors import ForkError
+from aioxarray.loading import compute, compute_async, load, load_async
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ForkError",
+    "Installation",
+    "compute",
+    "compute_async",
+    "config",
+    "install",
+    "load",
+    "load_async",
+]
+
+register()
+del register

@@ -1,0 +1,87 @@
+"""Items that arrive one by one, handled in worker threads many at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+from aioxarray._runtime.threads import Pool
+
+T = TypeVar("T")
+
+
+class Batches(Generic[T]):
+    """Hands items to worker threads, as many together as have gathered meanwhile.
+
+    A hop to a thread and back costs more than decoding a small chunk; while all workers are
+    busy, items gather, and the next hop carries many.
+
+    Parameters
+    ----------
+    pool
+        The threads.
+    width
+        How many batches may be in the threads at once.
+    max_weight
+        A batch is full when its items weigh this much together (so that large items are
+        spread over the threads, not lumped into one).
+    handle
+        Handles a batch in a thread and returns an error, or None, for each item.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        width: int,
+        max_weight: int,
+        handle: Callable[[Sequence[T]], Sequence[Exception | None]],
+    ) -> None:
+        self._pool = pool
+        self._width = width
+        self._max_weight = max_weight
+        self._handle = handle
+        self._gathered: deque[tuple[T, int, asyncio.Future[None]]] = deque()
+        self._running = 0
+
+    async def add(self, item: T, weight: int) -> None:
+        """Have ``item`` handled; returns, or raises its error, when that is done."""
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._gathered.append((item, weight, ended))
+        if self._running < self._width:
+            self._running += 1
+            self._start()
+        await ended
+
+    def _start(self) -> None:
+        items: list[T] = []
+        ends: list[asyncio.Future[None]] = []
+        weight = 0
+        while self._gathered and weight < self._max_weight:
+            item, item_weight, ended = self._gathered.popleft()
+            if ended.cancelled():
+                continue
+            items.append(item)
+            ends.append(ended)
+            weight += item_weight
+        if not items:
+            self._running -= 1
+            return
+        batch = self._pool.start(lambda: self._handle(items))
+        batch.add_done_callback(functools.partial(self._end, ends))
+
+    def _end(
+        self, ends: list[asyncio.Future[None]], batch: asyncio.Future[Sequence[Exception | None]]
+    ) -> None:
+        failure = batch.exception()
+        errors = [failure] * len(ends) if failure is not None else batch.result()
+        for ended, error in zip(ends, errors, strict=True):
+            if ended.done():
+                continue
+            if error is None:
+                ended.set_result(None)
+            else:
+                ended.set_exception(error)
+        self._start()

@@ -1,0 +1,41 @@
+"""Side-by-side work on the I/O loop in which nothing outlives an error."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+async def gather(functions: Iterable[Callable[[], Awaitable[T]]]) -> list[T]:
+    """Await all of ``functions`` side by side and return their results in order.
+
+    The first error cancels the others, waits for their end, and is raised as it is:
+    ``asyncio.gather`` would leave the others running, ``asyncio.TaskGroup`` would wrap the
+    error in a group. Cancelling cancels and awaits all.
+    """
+    results: dict[int, T] = {}
+
+    async def run(index: int, function: Callable[[], Awaitable[T]]) -> None:
+        results[index] = await function()
+
+    listed = list(functions)
+    if len(listed) == 1:
+        return [await listed[0]()]
+    try:
+        async with asyncio.TaskGroup() as group:
+            for index, function in enumerate(listed):
+                group.create_task(run(index, function))
+    except BaseExceptionGroup as errors:
+        # Its own context would show the group, which says nothing more.
+        raise _first(errors) from None
+    return [results[index] for index in range(len(listed))]
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

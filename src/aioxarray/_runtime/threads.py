@@ -1,0 +1,136 @@
+"""Worker threads: a few for decoding, more for calls that wait, lanes for serial libraries."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+# Blocking backends wait more than they compute; a thread costs little while it waits.
+BLOCKING_THREADS = 16
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use (its affinity, not the machine's count)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class Pool:
+    """A thread pool that is made on first use, resized on demand, and anew after a fork."""
+
+    def __init__(self, name: str, size: int) -> None:
+        self._name = name
+        self._size = size
+        self._reset()
+        _pools.add(self)
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        self._executor: ThreadPoolExecutor | None = None
+
+    def resize(self, size: int) -> None:
+        """Use ``size`` threads for what is submitted from now on."""
+        with self._lock:
+            if size != self._size:
+                self._size = size
+                executor, self._executor = self._executor, None
+                if executor is not None:
+                    executor.shutdown(wait=False)
+
+    def _started(self) -> ThreadPoolExecutor:
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(self._size, thread_name_prefix=self._name)
+        return self._executor
+
+    def submit(self, function: Callable[[], object]) -> None:
+        """Run ``function``, which must not raise, on one of the threads."""
+        with self._lock:
+            self._started().submit(function)
+
+    async def run(self, function: Callable[[], T]) -> T:
+        """Await ``function()`` on one of the threads, in the context of the caller.
+
+        Cancelling returns at once; a function that has begun runs on and is forgotten.
+        """
+        context = contextvars.copy_context()
+        return await self.start(lambda: context.run(function))
+
+    def start(self, function: Callable[[], T]) -> asyncio.Future[T]:
+        """Start ``function()`` on one of the threads; its future belongs to the running loop."""
+        with self._lock:
+            return asyncio.get_running_loop().run_in_executor(self._started(), function)
+
+
+_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+_lanes: weakref.WeakValueDictionary[Hashable, Lane] = weakref.WeakValueDictionary()
+
+
+def _reset_after_fork() -> None:
+    # The threads stayed with the parent, and its locks may have been held by one of them.
+    for pool in _pools:
+        pool._reset()
+    _lanes.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reset_after_fork)
+
+
+class Lane:
+    """The queue of calls into a library that works behind one lock: one runs at a time.
+
+    Without it, such calls would fill the pool with threads that wait for each other.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._lock = threading.Lock()
+        self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self._busy = False
+
+    @classmethod
+    def of(cls, key: Hashable, pool: Pool) -> Lane:
+        """Return the lane for ``key`` (what identifies the lock); it lives while in use."""
+        return _lanes.setdefault(key, cls(pool))
+
+    async def run(self, function: Callable[[], T]) -> T:
+        """Await ``function()`` after those before it, in the context of the caller.
+
+        Cancelling returns at once: a call that waits is dropped, one that has begun runs on.
+        """
+        call: Future[T] = Future()
+        context = contextvars.copy_context()
+        with self._lock:
+            self._calls.append((call, lambda: context.run(function)))
+            start, self._busy = not self._busy, True
+        if start:
+            self._pool.submit(self._work)
+        return await asyncio.wrap_future(call)
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                if not self._calls:
+                    self._busy = False
+                    return
+                call, function = self._calls.popleft()
+            if not call.set_running_or_notify_cancel():
+                continue
+            try:
+                result = function()
+            except BaseException as error:  # noqa: BLE001 - it belongs to whoever awaits the call
+                call.set_exception(error)
+            else:
+                call.set_result(result)
+            # Keep neither the result nor the error alive until the next call.
+            result = error = call = function = None

@@ -1,0 +1,1 @@
+"""The only place that touches xarray's internals: finding, reading, assigning lazy variables."""

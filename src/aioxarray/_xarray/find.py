@@ -1,0 +1,99 @@
+"""Finds the variables of xarray objects and of lists, tuples and dicts of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import xarray as xr
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A variable and where it was found, in words for errors."""
+
+    variable: xr.Variable
+    label: str
+
+
+def find_variables(obj: Any) -> list[Found]:
+    """Return all variables of ``obj``, those that appear twice once.
+
+    Raises
+    ------
+    TypeError
+        If something in ``obj`` is neither an xarray object nor a list, tuple or dict.
+    """
+    found: dict[int, Found] = {}
+    for place, leaf in _leaves(obj, "obj"):
+        for name, variable, group in _variables(leaf):
+            where = "".join(
+                [
+                    "" if name is None else f" {name!r}",
+                    "" if group in (None, "/") else f" of group {group!r}",
+                    "" if place == "obj" else f" in {place}",
+                ]
+            )
+            found.setdefault(id(variable), Found(variable, f"variable{where}"))
+    return list(found.values())
+
+
+def _variables(obj: Any) -> Iterator[tuple[Hashable, xr.Variable, str | None]]:
+    if isinstance(obj, xr.Variable):
+        yield None, obj, None
+    elif isinstance(obj, xr.DataArray):
+        yield obj.name, obj.variable, None
+        yield from _named(obj.coords.variables)
+    elif isinstance(obj, xr.Dataset):
+        yield from _named(obj.variables)
+    else:
+        for path, node in obj.subtree_with_keys:
+            # Inherited coordinates are the parent's own variables: found there already.
+            for name, variable in node.variables.items():
+                yield name, variable, "/" if path == "." else f"/{path}"
+
+
+def _named(
+    variables: Mapping[Any, xr.Variable],
+) -> Iterator[tuple[Hashable, xr.Variable, str | None]]:
+    for name, variable in variables.items():
+        yield name, variable, None
+
+
+def _leaves(obj: Any, place: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(obj, xr.Variable | xr.DataArray | xr.Dataset | xr.DataTree):
+        yield place, obj
+    elif isinstance(obj, list | tuple):
+        for index, item in enumerate(obj):
+            yield from _leaves(item, f"{place}[{index}]")
+    elif isinstance(obj, dict):
+        for key, item in obj.items():
+            yield from _leaves(item, f"{place}[{key!r}]")
+    else:
+        raise TypeError(
+            f"{place} is a {type(obj).__module__}.{type(obj).__qualname__}; expected a Variable, "
+            "DataArray, Dataset or DataTree of xarray, or a list, tuple or dict of them"
+        )
+
+
+def shallow_copy(obj: Any) -> Any:
+    """Return a copy of ``obj`` with variables of its own that share their data."""
+    return _map(obj, lambda leaf: leaf.copy(deep=False))
+
+
+def _map(obj: Any, function: Callable[[Any], Any]) -> Any:
+    if isinstance(obj, dict):
+        return _like(obj, {key: _map(item, function) for key, item in obj.items()})
+    if isinstance(obj, list | tuple):
+        return _like(obj, [_map(item, function) for item in obj])
+    return function(obj)
+
+
+def _like(original: Any, items: Any) -> Any:
+    if type(original) in (list, dict):
+        return items
+    if hasattr(original, "_fields"):
+        # A named tuple takes its items one by one.
+        return type(original)(*items)
+    return type(original)(items)

@@ -1,0 +1,101 @@
+"""The lazy data of variables: which there is, how it is loaded, how it is put in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import xarray as xr
+
+# Private: what a variable holds (``_data``) before anything is loaded, the adapter that keeps
+# what was loaded for all variables that share it, and how xarray takes in computed arrays. Plain
+# `Variable.load` does the same; upstream has no other way in.
+from xarray.core.indexing import (
+    ExplicitlyIndexed,
+    ImplicitToExplicitIndexingAdapter,
+    MemoryCachedArray,
+    as_indexable,
+)
+from xarray.core.variable import as_compatible_data
+
+from aioxarray._runtime.threads import Pool
+from aioxarray._xarray.chunked import is_chunked_array
+from aioxarray._xarray.find import Found
+from aioxarray._xarray.plan import plan
+from aioxarray._xarray.read import read
+from aioxarray._zarr.reading import Reading
+
+# Decoding less than this costs less than a hop to a thread and back.
+_INLINE_BYTES = 16 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Lazy:
+    """Data that is not in memory, and the variables that hold it."""
+
+    data: Any
+    variables: list[xr.Variable]
+    label: str
+    nbytes: int
+
+    @property
+    def chunked(self) -> bool:
+        return is_chunked_array(self.data)
+
+
+def lazy_data(found: Sequence[Found]) -> list[Lazy]:
+    """Return what of ``found`` is not in memory; data that variables share appears once."""
+    lazies: dict[int, Lazy] = {}
+    for each in found:
+        variable = each.variable
+        if isinstance(variable, xr.IndexVariable):
+            # Holds an index: always in memory.
+            continue
+        data = variable._data
+        if not (
+            isinstance(data, ExplicitlyIndexed | ImplicitToExplicitIndexingAdapter)
+            or is_chunked_array(data)
+        ):
+            continue
+        lazy = lazies.setdefault(id(data), Lazy(data, [], each.label, int(variable.nbytes)))
+        lazy.variables.append(variable)
+    return list(lazies.values())
+
+
+async def load_data(
+    lazy: Lazy, reading: Reading, decoders: Pool, report: Callable[[int, int], None]
+) -> Any:
+    """Return the values of ``lazy``, which is not chunked; on the I/O loop."""
+    parts = plan(lazy.data)
+    value = None
+    if parts.source is not None:
+        value = await read(parts.source, reading, report)
+    if lazy.nbytes <= _INLINE_BYTES:
+        value = parts.finish(value)
+    else:
+        read_value = value
+        value = await decoders.run(lambda: parts.finish(read_value))
+    report(1, 1)
+    return value
+
+
+def assign(lazies: Sequence[Lazy], values: Sequence[Any], *, share: bool) -> None:
+    """Put ``values`` into the variables of ``lazies``, all at once.
+
+    With ``share``, other variables that hold the same lazy data get it too, as with xarray's
+    own ``load``.
+    """
+    ready = [
+        as_compatible_data(value) if lazy.chunked else value
+        for lazy, value in zip(lazies, values, strict=True)
+    ]
+    for lazy, value in zip(lazies, ready, strict=True):
+        cached = type(lazy.data) is MemoryCachedArray
+        if cached and share:
+            lazy.data.array = as_indexable(value)
+        for index, variable in enumerate(lazy.variables):
+            # Whoever assigned other data while this was loaded meant it.
+            if variable._data is lazy.data:
+                # xarray would have read data that it does not cache once for each variable.
+                variable._data = value if index == 0 or cached else value.copy()

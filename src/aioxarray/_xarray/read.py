@@ -1,0 +1,85 @@
+"""Reads what a plan asks for, by the best way its backend has."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Hashable
+from typing import Any
+
+# Private: backends' arrays and locks have no public names. ``BackendArray.async_getitem`` is the
+# extension point, as xarray's guide to backends has it; that of xarray's own Zarr backend goes
+# past every limit (pydata/xarray#10622), so for that one the array is exchanged.
+from xarray.backends.common import BackendArray
+from xarray.backends.locks import HDF5_LOCK, NETCDFC_LOCK, CombinedLock, SerializableLock
+from xarray.backends.zarr import ZarrArrayWrapper
+from xarray.core.indexing import ExplicitlyIndexedNDArrayMixin
+
+from aioxarray._runtime.threads import BLOCKING_THREADS, Lane, Pool
+from aioxarray._xarray.plan import Opaque, Read
+from aioxarray._zarr.arrays import readable
+from aioxarray._zarr.reading import Reading
+
+blocking_pool = Pool("aioxarray-blocking", BLOCKING_THREADS)
+
+
+async def read(
+    source: Read | Opaque, reading: Reading, report: Callable[[int, int], None]
+) -> Any:
+    """Read ``source`` on the I/O loop; ``report`` is told how many of how many parts are done."""
+    array = source.array
+    if isinstance(source, Opaque):
+        if type(array).async_get_duck_array is not _no_async_array:
+            try:
+                return await array.async_get_duck_array()
+            except NotImplementedError:
+                # An adapter around something that cannot.
+                pass
+        return await blocking_pool.run(array.get_duck_array)
+    if type(array) is ZarrArrayWrapper:
+        array = copy.copy(array)
+        array._array = readable(array._array, reading, report)
+        return await array.async_getitem(source.key)
+    if type(array).async_getitem is not BackendArray.async_getitem:
+        try:
+            return await array.async_getitem(source.key)
+        except NotImplementedError:
+            # It has the method, but not for this key or in this state.
+            pass
+    return await _read_in_thread(lambda: array[source.key], array)
+
+
+_no_async_array = ExplicitlyIndexedNDArrayMixin.async_get_duck_array
+
+
+async def _read_in_thread(function: Callable[[], Any], array: Any) -> Any:
+    key = _lock_key(_lock_of(array))
+    if key is None:
+        return await blocking_pool.run(function)
+    return await Lane.of(key, blocking_pool).run(function)
+
+
+def _lock_of(array: Any) -> Any:
+    """Return the lock under which ``array`` reads: its own or, as most have it, its store's."""
+    for owner in (array, getattr(array, "datastore", None)):
+        lock = getattr(owner, "lock", None)
+        if lock is not None:
+            return lock
+    return None
+
+
+def _lock_key(lock: Any) -> Hashable | None:
+    """Return what two locks have in common when one waits for the other; None for no lock."""
+    locks = list(lock.locks) if isinstance(lock, CombinedLock) else [lock]
+    # A file being written has a lock of its own besides the library's: the library's decides.
+    for shared in (HDF5_LOCK, NETCDFC_LOCK):
+        if any(shared is each for each in locks):
+            return shared.token
+    lock = locks[0] if locks else None
+    if isinstance(lock, SerializableLock):
+        return lock.token
+    # A lock of another kind (``threading.Lock``) has ``acquire``; xarray's dummy needs no lane.
+    return id(lock) if hasattr(lock, "acquire") and not _is_dummy(lock) else None
+
+
+def _is_dummy(lock: Any) -> bool:
+    return type(lock).__name__ == "DummyLock"

@@ -1,0 +1,64 @@
+"""A store wrapper that counts every request against the limit."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from zarr.abc.store import Store
+from zarr.storage import WrapperStore
+
+from aioxarray._runtime.budget import Share
+from aioxarray._runtime.tasks import gather
+
+if TYPE_CHECKING:
+    from zarr.abc.store import ByteRequest
+    from zarr.core.buffer import Buffer, BufferPrototype
+
+
+class LimitedStore(WrapperStore[Store]):
+    """Lets a read request through to ``store`` when ``requests`` has a place for it.
+
+    It keeps no state of its own: zarr rebuilds wrappers freely, and the places are counted in
+    ``requests``.
+    """
+
+    def __init__(self, store: Store, requests: Share) -> None:
+        super().__init__(store)
+        self._requests = requests
+
+    def _with_store(self, store: Store) -> LimitedStore:
+        return type(self)(store, self._requests)
+
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        async with self._requests.hold():
+            return await self._store.get(key, prototype, byte_range)
+
+    async def get_partial_values(
+        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
+    ) -> list[Buffer | None]:
+        # Range by range through ``get``: the wrapped store would make its requests uncounted.
+        return await gather(
+            [lambda key=key, part=part: self.get(key, prototype, part) for key, part in key_ranges]
+        )
+
+    async def get_ranges(
+        self, key: str, byte_ranges: Sequence[ByteRequest | None], **options: Any
+    ) -> AsyncIterator[Sequence[tuple[int, Buffer | None]]]:
+        """Read many ranges of one key, merged where they lie close, each merged one counted.
+
+        The wrapped store's own method would go round ``get``; that of the base class (zarr 3.3
+        and later, the only ones that call this) merges ranges and calls it.
+        """
+        # How many at once is for ``requests`` to say; zarr's default of 10 would be a second,
+        # smaller limit.
+        options = {"max_concurrency": max(1, len(byte_ranges)), **options}
+        async for group in Store.get_ranges(self, key, byte_ranges, **options):  # type: ignore[attr-defined]
+            yield group
+
+    @property
+    def _supports_sync_io(self) -> bool:
+        # zarr's fast path for stores that can be read without awaiting would go round ``get``.
+        return False

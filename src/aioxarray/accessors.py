@@ -1,0 +1,194 @@
+"""What is added to xarray's classes: the accessor ``.aio``, `DataTree.load_async`, `install`."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+import xarray as xr
+
+from aioxarray._runtime.loops import run_blocking
+from aioxarray.loading import (
+    Options,
+    compute,
+    compute_async,
+    computed,
+    load,
+    load_async,
+    load_into,
+)
+from aioxarray.progress import Progress
+
+T = TypeVar("T", xr.Dataset, xr.DataArray, xr.DataTree)
+
+
+class AioAccessor(Generic[T]):
+    """aioxarray's functions as methods: ``await ds.aio.load_async()``.
+
+    On Dataset, DataArray and DataTree. Each method is the function of its name with the object
+    as first argument.
+    """
+
+    def __init__(self, obj: T) -> None:
+        self._obj = obj
+
+    def load(
+        self,
+        *,
+        concurrency: int | None = None,
+        timeout: float | None = None,
+        progress: Progress = None,
+    ) -> T:
+        """See `aioxarray.load`."""
+        return load(self._obj, concurrency=concurrency, timeout=timeout, progress=progress)
+
+    async def load_async(
+        self,
+        *,
+        concurrency: int | None = None,
+        timeout: float | None = None,
+        progress: Progress = None,
+    ) -> T:
+        """See `aioxarray.load_async`."""
+        return await load_async(
+            self._obj, concurrency=concurrency, timeout=timeout, progress=progress
+        )
+
+    def compute(
+        self,
+        *,
+        concurrency: int | None = None,
+        timeout: float | None = None,
+        progress: Progress = None,
+    ) -> T:
+        """See `aioxarray.compute`."""
+        return compute(self._obj, concurrency=concurrency, timeout=timeout, progress=progress)
+
+    async def compute_async(
+        self,
+        *,
+        concurrency: int | None = None,
+        timeout: float | None = None,
+        progress: Progress = None,
+    ) -> T:
+        """See `aioxarray.compute_async`."""
+        return await compute_async(
+            self._obj, concurrency=concurrency, timeout=timeout, progress=progress
+        )
+
+
+async def _load_async(self: Any, **kwargs: Any) -> Any:
+    """Load this object's data into memory through aioxarray, in place, and return it.
+
+    Parameters
+    ----------
+    **kwargs
+        For ``dask.compute``, where data is chunked.
+
+    See Also
+    --------
+    aioxarray.load_async
+    """
+    await load_into(self, Options(dask=kwargs))
+    return self
+
+
+def _load(self: Any, **kwargs: Any) -> Any:
+    return run_blocking(lambda: _load_async(self, **kwargs))
+
+
+def _compute(self: Any, **kwargs: Any) -> Any:
+    return run_blocking(lambda: computed(self, Options(dask=kwargs)))
+
+
+def register() -> None:
+    """Add the accessor, and the ``DataTree.load_async`` that xarray lacks."""
+    for add in (
+        xr.register_dataset_accessor,
+        xr.register_dataarray_accessor,
+        xr.register_datatree_accessor,
+    ):
+        add("aio")(AioAccessor)
+    if not hasattr(xr.DataTree, "load_async"):
+        xr.DataTree.load_async = _load_async
+
+
+_METHODS: dict[str, Callable[..., Any]] = {
+    "load": _load,
+    "load_async": _load_async,
+    "compute": _compute,
+}
+_CLASSES = (xr.Variable, xr.DataArray, xr.Dataset, xr.DataTree)
+
+_lock = threading.Lock()
+_installed = 0
+_originals: dict[tuple[type, str], Callable[..., Any]] = {}
+
+
+class Installation:
+    """What `install` did; ``uninstall()``, or leaving its context, undoes it."""
+
+    def __init__(self) -> None:
+        self._active = True
+
+    def uninstall(self) -> None:
+        """Give xarray's methods back, once the last installation is undone."""
+        global _installed
+        with _lock:
+            if not self._active:
+                return
+            self._active = False
+            _installed -= 1
+            if _installed == 0:
+                for (cls, name), original in _originals.items():
+                    setattr(cls, name, original)
+                _originals.clear()
+
+    def __enter__(self) -> Installation:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.uninstall()
+
+
+def install() -> Installation:
+    """Make xarray's own ``load``, ``load_async`` and ``compute`` run through aioxarray.
+
+    On Variable, DataArray, Dataset and DataTree, in the whole process, whoever opened the data,
+    until ``uninstall()`` is called on what is returned or the context ends::
+
+        with aioxarray.install():
+            ds.load()
+
+    Data that xarray loads without these methods (``ds.a.values``, a plot) is read as before.
+    """
+    global _installed
+    with _lock:
+        if _installed == 0:
+            for cls in _CLASSES:
+                for name, method in _METHODS.items():
+                    original = getattr(cls, name)
+                    _originals[cls, name] = original
+                    # Keeps the name, and the documentation that users know.
+                    setattr(cls, name, functools.wraps(original)(_plain(method)))
+        _installed += 1
+    return Installation()
+
+
+def _plain(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function of its own for each class, so that `functools.wraps` can name it."""
+    if method is _load_async:
+
+        async def asynchronous(self: Any, **kwargs: Any) -> Any:
+            return await _load_async(self, **kwargs)
+
+        return asynchronous
+    return lambda self, **kwargs: method(self, **kwargs)

@@ -1,0 +1,105 @@
+"""Tells how far a load is: a bar, or a callable of the user's."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from aioxarray._runtime.loops import deliver
+
+Progress = bool | Callable[[int, int], object] | None
+"""None or False: nothing; True: a tqdm bar in bytes; a callable: gets (done, total) in bytes."""
+
+_logger = logging.getLogger("aioxarray")
+
+# More often than the eye sees would only cost time.
+_INTERVAL_S = 0.05
+
+
+class Meter:
+    """Counts the bytes of a load that have arrived, and says so to whoever wants to know.
+
+    Attributes
+    ----------
+    total, done
+        Bytes of the loaded arrays, decoded.
+    """
+
+    def __init__(self, show: Callable[[int, int], object] | None, total: int) -> None:
+        self.total = total
+        self.done = 0
+        self._show = show
+        self._shown_at = -_INTERVAL_S
+
+    def part(self, nbytes: int) -> Callable[[int, int], None]:
+        """Return what to call with (done, total) of a part that makes up ``nbytes``."""
+        before = 0
+
+        def report(done: int, total: int) -> None:
+            nonlocal before
+            now = nbytes * done // total
+            self._add(now - before)
+            before = now
+
+        return report
+
+    def _add(self, nbytes: int) -> None:
+        if nbytes == 0:
+            return
+        self.done += nbytes
+        if self._show is None:
+            return
+        now = time.monotonic()
+        if self.done >= self.total or now - self._shown_at >= _INTERVAL_S:
+            self._shown_at = now
+            done = self.done
+            deliver(lambda: self._tell(done))
+
+    def _tell(self, done: int) -> None:
+        if self._show is None:
+            return
+        try:
+            self._show(done, self.total)
+        except Exception:
+            # Once: it would fail at every chunk. The load goes on without it.
+            self._show = None
+            _logger.exception("the progress callback failed; the load goes on without it")
+
+
+def check_progress(progress: Progress) -> None:
+    """Raise for what is not a `Progress`, or for a bar that cannot be shown."""
+    if progress is True:
+        _tqdm()
+    elif not (progress is None or progress is False or callable(progress)):
+        raise TypeError(
+            "progress must be True, False, None or a callable that takes (done, total) in bytes; "
+            f"got {progress!r}"
+        )
+
+
+@contextmanager
+def meter(progress: Progress, total: int) -> Iterator[Meter]:
+    """Open a `Meter` for ``total`` bytes that shows what ``progress`` asks for."""
+    if progress is True:
+        bar = _tqdm()(total=total, unit="B", unit_scale=True, unit_divisor=1024, desc="load")
+        try:
+            yield Meter(lambda done, _: bar.update(done - bar.n), total)
+        finally:
+            # After the updates that are on their way to the caller.
+            deliver(bar.close)
+    else:
+        yield Meter(progress or None, total)
+
+
+def _tqdm() -> Any:
+    try:
+        from tqdm.auto import tqdm
+    except ImportError as error:
+        raise ImportError(
+            "progress=True shows its bar with tqdm, which is not installed: "
+            "pip install 'aioxarray[progress]', or pass a callable"
+        ) from error
+    return tqdm
