@@ -1,6 +1,7 @@
 """Fakes for testing code that loads and saves through zarr stores."""
 
 from aioxarray.testing._log import LogSnapshot, Request, RequestLog
+from aioxarray.testing.server import ObjectServer
 from aioxarray.testing.stores import FaultyStore, GatedStore, LatencyStore, RecordingStore
 
 __all__ = [
@@ -8,6 +9,7 @@ __all__ = [
     "GatedStore",
     "LatencyStore",
     "LogSnapshot",
+    "ObjectServer",
     "RecordingStore",
     "Request",
     "RequestLog",

@@ -1,0 +1,322 @@
+"""HTTP/1.1 for `server`: pure functions from a request to its answer, and the connection.
+
+Written on asyncio's protocols, with neither a task nor a stream for each connection, so that
+the server is not what a test or a benchmark measures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import html
+import json
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote
+
+from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteRequest
+
+from aioxarray.testing._log import LogSnapshot, Request, RequestLog
+
+if TYPE_CHECKING:
+    from zarr.abc.store import ByteRequest
+
+    from aioxarray.testing._objects import Objects
+
+__all__ = ["Connection", "Site", "parse_range", "span", "to_json"]
+
+# Below it are the private ways to read and reset the counters, which are not counted.
+CONTROL = "-/"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer's status, its own headers and its body."""
+
+    status: HTTPStatus
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes | memoryview = b""
+    # A HEAD tells the length of what it does not send.
+    length: int | None = None
+
+
+def parse_range(header: str) -> ByteRequest | None:
+    """Understand a Range header; None where the standard says to ignore it."""
+    unit, _, spec = header.partition("=")
+    first, dash, last = (part.strip() for part in spec.partition("-"))
+    if unit.strip() != "bytes" or not dash or not (first + last).isdecimal():
+        return None  # several ranges in one header are ignored as well, as allowed
+    if not first:
+        return SuffixByteRequest(int(last))
+    if not last:
+        return OffsetByteRequest(int(first))
+    if int(last) < int(first):
+        return None
+    return RangeByteRequest(int(first), int(last) + 1)
+
+
+def span(part: ByteRequest, size: int) -> tuple[int, int] | None:
+    """Where a part begins and ends in an object of some size; None if it has no byte there."""
+    match part:
+        case RangeByteRequest(start, end):
+            start, end = start, min(end, size)
+        case OffsetByteRequest(offset):
+            start, end = offset, size
+        case SuffixByteRequest(suffix):
+            start, end = max(0, size - suffix), size
+    return (start, end) if start < end else None
+
+
+def _range_header(part: ByteRequest | None) -> str | None:
+    match part:
+        case RangeByteRequest(start, end):
+            return f"bytes={start}-{end - 1}"
+        case OffsetByteRequest(offset):
+            return f"bytes={offset}-"
+        case SuffixByteRequest(suffix):
+            return f"bytes=-{suffix}"
+    return None
+
+
+def to_json(log: LogSnapshot) -> bytes:
+    """Write a snapshot of a log for `from_json`."""
+    requests = [(r.method, r.key, _range_header(r.byte_range)) for r in log.requests]
+    counters = {name: getattr(log, name) for name in LogSnapshot.__slots__ if name != "requests"}
+    return json.dumps({"requests": requests, **counters}).encode()
+
+
+def from_json(data: bytes) -> LogSnapshot:
+    """Read what `to_json` wrote."""
+    values = json.loads(data)
+    requests = tuple(
+        Request(method, key, parse_range(part) if part else None)
+        for method, key, part in values.pop("requests")
+    )
+    return LogSnapshot(requests=requests, **values)
+
+
+class Site:
+    """Answers requests for objects, and keeps count.
+
+    Parameters
+    ----------
+    objects : Objects
+        What it serves.
+    latency_s : float
+        Seconds that each answer is held back.
+    """
+
+    def __init__(self, objects: Objects, latency_s: float) -> None:
+        self.objects = objects
+        self.latency_s = latency_s
+        self.log = RequestLog()
+        self.connections: set[Connection] = set()
+
+    def answer(self, request: Request, body: bytes) -> Answer:
+        """Do what a request asks for."""
+        match request.method:
+            case "GET" | "HEAD":
+                return self._read(request)
+            case "PUT":
+                try:
+                    self.objects[request.key] = body
+                except (KeyError, OSError):
+                    return Answer(HTTPStatus.BAD_REQUEST)
+                return Answer(HTTPStatus.CREATED)
+            case "DELETE":
+                if self.objects.pop(request.key, None) is None:
+                    return Answer(HTTPStatus.NOT_FOUND)
+                return Answer(HTTPStatus.NO_CONTENT)
+        return Answer(HTTPStatus.METHOD_NOT_ALLOWED, {"Allow": "GET, HEAD, PUT, DELETE"})
+
+    def _read(self, request: Request) -> Answer:
+        found = self.objects.find(request.key)
+        if found is None:
+            return self._index(request)
+        headers = {
+            "Content-Type": "application/octet-stream",
+            "Accept-Ranges": "bytes",
+            "ETag": found.etag,
+        }
+        if request.method == "HEAD":
+            return Answer(HTTPStatus.OK, headers, length=found.size)
+        if request.byte_range is None:
+            return Answer(HTTPStatus.OK, headers, found.read(0, found.size))
+        where = span(request.byte_range, found.size)
+        if where is None:
+            headers["Content-Range"] = f"bytes */{found.size}"
+            return Answer(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, headers)
+        start, end = where
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{found.size}"
+        return Answer(HTTPStatus.PARTIAL_CONTENT, headers, found.read(start, end))
+
+    def _index(self, request: Request) -> Answer:
+        """List a directory as a page of links, with or without the slash at its end."""
+        prefix = request.key and request.key.removesuffix("/") + "/"
+        names = self.objects.children(prefix)
+        if not names and prefix:
+            return Answer(HTTPStatus.NOT_FOUND)
+        links = [f'<a href="/{quote(prefix + name)}">{html.escape(name)}</a>' for name in names]
+        page = "<!DOCTYPE html>\n" + "<br>\n".join(links)
+        headers = {"Content-Type": "text/html; charset=utf-8"}
+        body = page.encode()
+        if request.method == "HEAD":
+            return Answer(HTTPStatus.OK, headers, length=len(body))
+        return Answer(HTTPStatus.OK, headers, body)
+
+    def control(self, request: Request, body: bytes) -> Answer:
+        """Answer the other process that this server works for; not counted, not delayed."""
+        match request.key.removeprefix(CONTROL).partition("/"):
+            case ("stats", _, _):
+                return Answer(HTTPStatus.OK, body=to_json(self.log.snapshot()))
+            case ("reset", _, _):
+                self.log.clear()
+                return Answer(HTTPStatus.OK)
+            case ("latency", _, _):
+                self.latency_s = float(body)
+                return Answer(HTTPStatus.OK)
+            case ("keys", _, _):
+                return Answer(HTTPStatus.OK, body=json.dumps(list(self.objects)).encode())
+            case ("objects", _, key):
+                return self.answer(Request(request.method, key, request.byte_range), body)
+        return Answer(HTTPStatus.NOT_FOUND)
+
+
+class Connection(asyncio.Protocol):
+    """One client's connection: a request after the other, each answered after the latency.
+
+    Parameters
+    ----------
+    site : Site
+        What answers.
+    """
+
+    _transport: asyncio.Transport
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._received = bytearray()
+        self._headers: dict[str, str] | None = None  # of the request whose body is awaited
+        self._start: tuple[str, str, str] = ("", "", "")
+        self._counted: AbstractContextManager[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    # asyncio calls this with any transport; ours is always a TCP one.
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._site.connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._site.connections.discard(self)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._counted is not None:
+            self._counted.__exit__(asyncio.CancelledError, asyncio.CancelledError(), None)
+            self._counted = None
+
+    def abort(self) -> None:
+        """Drop the client."""
+        self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        self._proceed()
+
+    def _proceed(self) -> None:
+        # One request at a time: a client that sends the next one early waits for its turn.
+        while self._timer is None and not self._transport.is_closing():
+            if self._headers is None and not self._read_head():
+                return
+            assert self._headers is not None
+            length = int(self._headers.get("content-length", 0))
+            if len(self._received) < length:
+                return
+            body = bytes(self._received[:length])
+            del self._received[:length]
+            headers, self._headers = self._headers, None
+            self._begin(headers, body)
+
+    def _read_head(self) -> bool:
+        end = self._received.find(b"\r\n\r\n")
+        if end < 0:
+            return False
+        lines = self._received[:end].decode("latin-1").split("\r\n")
+        del self._received[: end + 4]
+        try:
+            method, target, version = lines[0].split(" ")
+            headers = {
+                name.lower(): value.strip()
+                for name, _, value in (line.partition(":") for line in lines[1:])
+            }
+            length = int(headers.get("content-length", 0))
+        except ValueError:
+            length = -1
+        if length < 0:
+            self._send("", Answer(HTTPStatus.BAD_REQUEST), keep_alive=False)
+            return False
+        if "transfer-encoding" in headers:
+            self._send("", Answer(HTTPStatus.LENGTH_REQUIRED), keep_alive=False)
+            return False
+        if headers.get("expect", "").lower() == "100-continue":
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._start = (method, target, version)
+        self._headers = headers
+        return True
+
+    def _begin(self, headers: dict[str, str], body: bytes) -> None:
+        method, target, version = self._start
+        key = unquote(target.partition("?")[0]).removeprefix("/")
+        part = parse_range(headers["range"]) if "range" in headers else None
+        request = Request(method, key, part)
+        keep_alive = version == "HTTP/1.1" and headers.get("connection", "").lower() != "close"
+        if key.startswith(CONTROL):
+            self._send(method, self._site.control(request, body), keep_alive)
+            return
+        self._counted = self._site.log.record(request)
+        self._counted.__enter__()
+        if self._site.latency_s > 0:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(
+                self._site.latency_s, self._late, request, body, keep_alive
+            )
+        else:
+            self._finish(request, body, keep_alive)
+
+    def _late(self, request: Request, body: bytes, keep_alive: bool) -> None:
+        self._timer = None
+        self._finish(request, body, keep_alive)
+        self._proceed()
+
+    def _finish(self, request: Request, body: bytes, keep_alive: bool) -> None:
+        try:
+            answer = self._site.answer(request, body)
+        except OSError:  # a file that cannot be read, or went away meanwhile
+            answer = Answer(HTTPStatus.INTERNAL_SERVER_ERROR)
+        # Counted out before it is sent: who has the answer finds it counted as completed.
+        if self._counted is not None:
+            self._counted.__exit__(None, None, None)
+            self._counted = None
+        self._send(request.method, answer, keep_alive)
+
+    def _send(self, method: str, answer: Answer, keep_alive: bool) -> None:
+        length = len(answer.body) if answer.length is None else answer.length
+        lines = [f"HTTP/1.1 {answer.status.value} {answer.status.phrase}"]
+        lines += [f"{name}: {value}" for name, value in answer.headers.items()]
+        if answer.status is not HTTPStatus.NO_CONTENT:
+            lines.append(f"Content-Length: {length}")
+        if not keep_alive:
+            lines.append("Connection: close")
+        head = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+        if method == "HEAD":
+            self._transport.write(head)
+        elif len(answer.body) < 1 << 16:
+            self._transport.write(head + answer.body)
+        else:  # joined, a large body would be copied
+            self._transport.write(head)
+            self._transport.write(answer.body)
+        if not keep_alive:
+            self._transport.close()

@@ -1,0 +1,153 @@
+"""What an object server serves: objects by key, in memory or in a directory."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+import zlib
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, MutableMapping
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["DirectoryObjects", "Found", "MemoryObjects", "Objects"]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An object that is there; its bytes are read only when and where they are wanted."""
+
+    size: int
+    etag: str
+    read: Callable[[int, int], bytes | memoryview]
+
+
+class Objects(MutableMapping[str, bytes]):
+    """Objects by key, as a mapping, and as a server looks at them."""
+
+    def find(self, key: str) -> Found | None:
+        """Look up one object."""
+        raise NotImplementedError
+
+    def children(self, prefix: str) -> list[str]:
+        """Names right below a prefix that ends in ``/`` or is empty; directories end in ``/``."""
+        raise NotImplementedError
+
+    def __getitem__(self, key: str) -> bytes:
+        found = self.find(key)
+        if found is None:
+            raise KeyError(key)
+        return bytes(found.read(0, found.size))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+class MemoryObjects(Objects):
+    """Objects in a dict."""
+
+    def __init__(self) -> None:
+        # Checksums are made when objects come, not each time they are asked for.
+        self._objects: dict[str, tuple[bytes, str]] = {}
+        # Sorted, a prefix is found without a look at every key; each 404 asks for one.
+        self._sorted: list[str] | None = None
+        # The test changes objects in another thread than the server's.
+        self._lock = threading.Lock()
+
+    def find(self, key: str) -> Found | None:
+        entry = self._objects.get(key)
+        if entry is None:
+            return None
+        data, etag = entry
+
+        def read(start: int, stop: int) -> bytes | memoryview:
+            return data if stop - start == len(data) else memoryview(data)[start:stop]
+
+        return Found(len(data), etag, read)
+
+    def children(self, prefix: str) -> list[str]:
+        with self._lock:
+            if self._sorted is None:
+                self._sorted = sorted(self._objects)
+            keys = self._sorted
+        names: dict[str, None] = {}
+        for i in range(bisect_left(keys, prefix), len(keys)):
+            if not keys[i].startswith(prefix):
+                break
+            name, slash, _ = keys[i][len(prefix) :].partition("/")
+            names[name + slash] = None
+        return list(names)
+
+    def __setitem__(self, key: str, data: bytes) -> None:
+        data = bytes(data)
+        entry = (data, f'"{zlib.crc32(data):08x}-{len(data)}"')
+        with self._lock:
+            if key not in self._objects:
+                self._sorted = None
+            self._objects[key] = entry
+
+    def __delitem__(self, key: str) -> None:
+        with self._lock:
+            del self._objects[key]
+            self._sorted = None
+
+    def __iter__(self) -> Iterator[str]:
+        with self._lock:
+            return iter(tuple(self._objects))
+
+
+class DirectoryObjects(Objects):
+    """Objects in the files of a directory."""
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self._root = Path(root)
+
+    def _path(self, key: str) -> Path:
+        parts = key.split("/")
+        if "" in parts or "." in parts or ".." in parts or "\\" in key or "\0" in key:
+            raise KeyError(key)  # no file of this directory, or not by its own name
+        return self._root.joinpath(*parts)
+
+    def find(self, key: str) -> Found | None:
+        try:
+            path = self._path(key)
+            info = path.stat()
+        except (KeyError, OSError):
+            return None
+        if not stat.S_ISREG(info.st_mode):
+            return None
+
+        def read(start: int, stop: int) -> bytes:
+            with path.open("rb") as file:
+                file.seek(start)
+                return file.read(stop - start)
+
+        return Found(info.st_size, f'"{info.st_mtime_ns:x}-{info.st_size}"', read)
+
+    def children(self, prefix: str) -> list[str]:
+        try:
+            folder = self._path(prefix.removesuffix("/")) if prefix else self._root
+            with os.scandir(folder) as entries:
+                return sorted(entry.name + "/" * entry.is_dir() for entry in entries)
+        except (KeyError, OSError):
+            return []
+
+    def __setitem__(self, key: str, data: bytes) -> None:
+        path = self._path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A reader sees the old bytes or the new ones, never a part.
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        partial.write_bytes(data)
+        partial.replace(path)
+
+    def __delitem__(self, key: str) -> None:
+        try:
+            self._path(key).unlink()
+        except OSError:
+            raise KeyError(key) from None
+
+    def __iter__(self) -> Iterator[str]:
+        for folder, _, names in os.walk(self._root):
+            for name in names:
+                yield Path(folder, name).relative_to(self._root).as_posix()

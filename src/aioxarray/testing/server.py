@@ -1,0 +1,345 @@
+"""A loopback HTTP server of objects, with latency and counters.
+
+It serves from a thread of the test, or from a process of its own:
+``python -m aioxarray.testing --latency-s 0.05 --root DIRECTORY`` starts one by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import http.client
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, MutableMapping, Sequence
+from concurrent.futures import Future
+from http import HTTPStatus
+from pathlib import Path
+from typing import Protocol, Self
+from urllib.parse import quote
+
+from aioxarray.testing._http import CONTROL, Connection, Site, from_json
+from aioxarray.testing._log import LogSnapshot, RequestLog
+from aioxarray.testing._objects import DirectoryObjects, MemoryObjects
+
+__all__ = ["ObjectServer"]
+
+HOST = "127.0.0.1"  # never anything else: it lets anyone who reaches it write
+# How long a process may take to start or to end: imports on a busy machine take seconds.
+PATIENCE_S = 60.0
+
+
+def _site(latency_s: float, root: str | os.PathLike[str] | None) -> Site:
+    return Site(MemoryObjects() if root is None else DirectoryObjects(root), latency_s)
+
+
+async def _serve(site: Site, started: Future[int], stop: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+    # Hundreds of clients may knock at once, before the loop comes to accept them.
+    server = await loop.create_server(lambda: Connection(site), HOST, 0, backlog=1024)
+    try:
+        started.set_result(server.sockets[0].getsockname()[1])
+        await stop.wait()
+    finally:
+        # Not wait_closed: it would wait for clients that keep their connections open.
+        server.close()
+        for connection in tuple(site.connections):
+            connection.abort()
+        await asyncio.sleep(0)  # in which the loop closes their sockets
+
+
+class _Host(Protocol):
+    """What runs the server, here or elsewhere."""
+
+    port: int
+    log: RequestLog
+    data: MutableMapping[str, bytes]
+    latency_s: float
+
+    def close(self) -> None: ...
+
+
+class _ThreadHost:
+    """Runs the server on a loop of its own in a daemon thread."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self.log = site.log
+        self.data: MutableMapping[str, bytes] = site.objects
+        started: Future[int] = Future()
+        self._thread = threading.Thread(
+            target=self._run, args=(started,), name="object-server", daemon=True
+        )
+        self._thread.start()
+        self.port = started.result()
+
+    def _run(self, started: Future[int]) -> None:
+        async def main() -> None:
+            self._stop = asyncio.Event()
+            self._loop = asyncio.get_running_loop()
+            await _serve(self._site, started, self._stop)
+
+        try:
+            asyncio.run(main())
+        except BaseException as error:  # whoever waits for the start gets it
+            if started.done():
+                raise
+            started.set_exception(error)
+
+    @property
+    def latency_s(self) -> float:
+        return self._site.latency_s
+
+    @latency_s.setter
+    def latency_s(self, seconds: float) -> None:
+        self._site.latency_s = seconds
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+
+
+class _ProcessHost:
+    """Runs the server in another process, which ends when its standard input does."""
+
+    def __init__(self, latency_s: float, root: str | os.PathLike[str] | None) -> None:
+        # The child imports the same package as this process, however it was found.
+        path = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+        command = [sys.executable, "-m", "aioxarray.testing", "--latency-s", str(latency_s)]
+        if root is not None:
+            command += ["--root", os.fspath(root)]
+        self._process = subprocess.Popen(
+            [*command, "--until-stdin-ends"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))},
+            start_new_session=True,  # Ctrl-C is for the parent; the child ends after it
+        )
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line.strip().isdigit():
+            self.close()
+            raise RuntimeError(f"the server process did not start: {line!r}")
+        self.port = int(line)
+        self.log: RequestLog = _RemoteLog(self)
+        self.data: MutableMapping[str, bytes] = _RemoteObjects(self)
+        self._latency_s = latency_s
+
+    @property
+    def latency_s(self) -> float:
+        return self._latency_s
+
+    @latency_s.setter
+    def latency_s(self, seconds: float) -> None:
+        self.call("PUT", "latency", str(seconds).encode())
+        self._latency_s = seconds
+
+    def call(self, method: str, what: str, body: bytes | None = None) -> bytes | None:
+        """Ask the other process; None for what is not there."""
+        connection = http.client.HTTPConnection(HOST, self.port, timeout=PATIENCE_S)
+        try:
+            connection.request(method, f"/{CONTROL}{quote(what)}", body)
+            answer = connection.getresponse()
+            data = answer.read()
+        finally:
+            connection.close()
+        if answer.status == HTTPStatus.NOT_FOUND:
+            return None
+        if answer.status >= HTTPStatus.BAD_REQUEST:
+            raise OSError(f"{method} {what}: {answer.status} {answer.reason}")
+        return data
+
+    def close(self) -> None:
+        process = self._process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.close()
+        try:
+            process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stdout.close()
+
+
+class _RemoteLog(RequestLog):
+    """The log of a server in another process."""
+
+    def __init__(self, host: _ProcessHost) -> None:
+        super().__init__()
+        self._host = host
+
+    def snapshot(self) -> LogSnapshot:
+        data = self._host.call("GET", "stats")
+        assert data is not None
+        return from_json(data)
+
+    def clear(self) -> None:
+        self._host.call("PUT", "reset")
+
+
+class _RemoteObjects(MutableMapping[str, bytes]):
+    """The objects of a server in another process."""
+
+    def __init__(self, host: _ProcessHost) -> None:
+        self._host = host
+
+    def _keys(self) -> list[str]:
+        keys: list[str] = json.loads(self._host.call("GET", "keys") or b"[]")
+        return keys
+
+    def __getitem__(self, key: str) -> bytes:
+        data = self._host.call("GET", f"objects/{key}")
+        if data is None:
+            raise KeyError(key)
+        return data
+
+    def __setitem__(self, key: str, data: bytes) -> None:
+        self._host.call("PUT", f"objects/{key}", bytes(data))
+
+    def __delitem__(self, key: str) -> None:
+        if self._host.call("DELETE", f"objects/{key}") is None:
+            raise KeyError(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys())
+
+    def __len__(self) -> int:
+        return len(self._keys())
+
+
+class ObjectServer:
+    """An HTTP/1.1 server of objects on 127.0.0.1, at a free port.
+
+    It answers GET (whole or by one range), HEAD, PUT and DELETE, and lists a directory as a
+    page of links, which fsspec can read. Connections are kept alive.
+
+    Parameters
+    ----------
+    latency_s : float, optional
+        Seconds that each answer is held back. It can be changed while the server runs.
+    root : path, optional
+        Serve the files of this directory; without it, objects in memory.
+    process : bool, optional
+        Serve from another process, so that the server does not hold the interpreter lock of
+        what is measured. It starts in about the time that ``import zarr`` takes, and ends with
+        this process.
+
+    Examples
+    --------
+    >>> import urllib.request
+    >>> with ObjectServer() as server:
+    ...     server.put("a/b", b"hello")
+    ...     with urllib.request.urlopen(f"{server.url}/a/b") as answer:
+    ...         answer.read()
+    ...     server.log.count("GET")
+    b'hello'
+    1
+    """
+
+    def __init__(
+        self,
+        latency_s: float = 0.0,
+        root: str | os.PathLike[str] | None = None,
+        process: bool = False,
+    ) -> None:
+        self._initial_latency_s = latency_s
+        self._root = root
+        self._process = process
+        self._host: _Host | None = None
+
+    def start(self) -> Self:
+        """Serve from now on; ``with`` does the same."""
+        if self._host is not None:
+            raise RuntimeError("the server has been started already")
+        if self._process:
+            self._host = _ProcessHost(self._initial_latency_s, self._root)
+        else:
+            self._host = _ThreadHost(_site(self._initial_latency_s, self._root))
+        return self
+
+    def close(self) -> None:
+        """Drop all clients and end. What was in memory is gone."""
+        host, self._host = self._host, None
+        if host is not None:
+            host.close()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        where = "not running" if self._host is None else self.url
+        return f"<ObjectServer: {where}>"
+
+    @property
+    def _running(self) -> _Host:
+        if self._host is None:
+            raise RuntimeError("the server is not running: use `with ObjectServer() as server`")
+        return self._host
+
+    @property
+    def url(self) -> str:
+        """Where it is, without a slash at the end."""
+        return f"http://{HOST}:{self._running.port}"
+
+    @property
+    def log(self) -> RequestLog:
+        """What was requested, by HTTP verb and key, and how many requests were in flight.
+
+        A request counts as completed when its answer is handed to the connection, and as
+        cancelled when the client left before that. Each look asks the process, if there is one.
+        """
+        return self._running.log
+
+    @property
+    def data(self) -> MutableMapping[str, bytes]:
+        """The objects. Reading and changing them here is neither delayed nor counted."""
+        return self._running.data
+
+    def put(self, key: str, data: bytes) -> None:
+        """Store an object; neither delayed nor counted."""
+        self.data[key] = data
+
+    @property
+    def latency_s(self) -> float:
+        """Seconds that each answer is held back; can be set."""
+        return self._running.latency_s
+
+    @latency_s.setter
+    def latency_s(self, seconds: float) -> None:
+        self._running.latency_s = seconds
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Serve until interrupted, from the command line; the first line of output is the port."""
+    parser = argparse.ArgumentParser(prog="python -m aioxarray.testing", description=__doc__)
+    parser.add_argument("--latency-s", type=float, default=0.0)
+    parser.add_argument("--root", default=None, help="a directory; without it, in memory")
+    parser.add_argument("--until-stdin-ends", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+
+    async def serve() -> None:
+        loop, stop = asyncio.get_running_loop(), asyncio.Event()
+        started: Future[int] = Future()
+        started.add_done_callback(lambda port: print(port.result(), flush=True))  # noqa: T201
+
+        def wait_for_parent() -> None:
+            # The pipe's other end closes however the parent ends, so no server outlives it.
+            while os.read(0, 4096):
+                pass
+            loop.call_soon_threadsafe(stop.set)
+
+        if options.until_stdin_ends:
+            threading.Thread(target=wait_for_parent, daemon=True).start()
+        await _serve(_site(options.latency_s, options.root), started, stop)
+
+    try:
+        asyncio.run(serve())
+    except KeyboardInterrupt:
+        pass
