@@ -6,7 +6,7 @@ import functools
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import xarray as xr
 
@@ -22,17 +22,15 @@ from aioxarray.loading import (
 )
 from aioxarray.progress import Progress
 
-T = TypeVar("T", xr.Dataset, xr.DataArray, xr.DataTree)
 
-
-class AioAccessor(Generic[T]):
+class AioAccessor:
     """aioxarray's functions as methods: ``await ds.aio.load_async()``.
 
     On Dataset, DataArray and DataTree. Each method is the function of its name with the object
     as first argument.
     """
 
-    def __init__(self, obj: T) -> None:
+    def __init__(self, obj: Any) -> None:
         self._obj = obj
 
     def load(
@@ -41,7 +39,7 @@ class AioAccessor(Generic[T]):
         concurrency: int | None = None,
         timeout: float | None = None,
         progress: Progress = None,
-    ) -> T:
+    ) -> Any:
         """See `aioxarray.load`."""
         return load(self._obj, concurrency=concurrency, timeout=timeout, progress=progress)
 
@@ -51,7 +49,7 @@ class AioAccessor(Generic[T]):
         concurrency: int | None = None,
         timeout: float | None = None,
         progress: Progress = None,
-    ) -> T:
+    ) -> Any:
         """See `aioxarray.load_async`."""
         return await load_async(
             self._obj, concurrency=concurrency, timeout=timeout, progress=progress
@@ -63,7 +61,7 @@ class AioAccessor(Generic[T]):
         concurrency: int | None = None,
         timeout: float | None = None,
         progress: Progress = None,
-    ) -> T:
+    ) -> Any:
         """See `aioxarray.compute`."""
         return compute(self._obj, concurrency=concurrency, timeout=timeout, progress=progress)
 
@@ -73,7 +71,7 @@ class AioAccessor(Generic[T]):
         concurrency: int | None = None,
         timeout: float | None = None,
         progress: Progress = None,
-    ) -> T:
+    ) -> Any:
         """See `aioxarray.compute_async`."""
         return await compute_async(
             self._obj, concurrency=concurrency, timeout=timeout, progress=progress
@@ -106,14 +104,11 @@ def _compute(self: Any, **kwargs: Any) -> Any:
 
 def register() -> None:
     """Add the accessor, and the ``DataTree.load_async`` that xarray lacks."""
-    for add in (
-        xr.register_dataset_accessor,
-        xr.register_dataarray_accessor,
-        xr.register_datatree_accessor,
-    ):
-        add("aio")(AioAccessor)
+    xr.register_dataset_accessor("aio")(AioAccessor)
+    xr.register_dataarray_accessor("aio")(AioAccessor)
+    xr.register_datatree_accessor("aio")(AioAccessor)
     if not hasattr(xr.DataTree, "load_async"):
-        xr.DataTree.load_async = _load_async
+        setattr(xr.DataTree, "load_async", _load_async)  # noqa: B010 - mypy knows no such method
 
 
 _METHODS: dict[str, Callable[..., Any]] = {

@@ -26,7 +26,9 @@ import donfig
 
 from aioxarray._runtime.threads import usable_cores
 
-config = donfig.Config("aioxarray", defaults=[{"concurrency": 64, "memory": "1GiB", "threads": None}])
+config = donfig.Config(
+    "aioxarray", defaults=[{"concurrency": 64, "memory": "1GiB", "threads": None}]
+)
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 

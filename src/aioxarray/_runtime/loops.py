@@ -158,8 +158,10 @@ def _waker() -> _Deliver:
     """Return a function that, from any thread, has its argument called on this very loop."""
     token = cast(Any, current_token().native_token)
     # An asyncio loop, or a TrioToken.
-    soon = token.call_soon_threadsafe if hasattr(token, "call_soon_threadsafe") else (
-        token.run_sync_soon
+    soon = (
+        token.call_soon_threadsafe
+        if hasattr(token, "call_soon_threadsafe")
+        else (token.run_sync_soon)
     )
 
     def wake(function: Callable[[], None]) -> None:
@@ -197,7 +199,8 @@ async def run_on(
         with anyio.CancelScope(shield=True):
             await ended.wait()
         raise
-    return _result(remote)
+    result: T = _result(remote)
+    return result
 
 
 def run_blocking(function: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -227,7 +230,8 @@ def run_blocking(function: Callable[[], Coroutine[Any, Any, T]]) -> T:
         remote.cancel()
         remote.outcome.exception()
         raise
-    return _result(remote)
+    result: T = _result(remote)
+    return result
 
 
 def _serve(inbox: queue.SimpleQueue[Callable[[], None] | None]) -> None:

@@ -124,13 +124,17 @@ class Lane:
                     self._busy = False
                     return
                 call, function = self._calls.popleft()
-            if not call.set_running_or_notify_cancel():
-                continue
-            try:
-                result = function()
-            except BaseException as error:  # noqa: BLE001 - it belongs to whoever awaits the call
-                call.set_exception(error)
-            else:
-                call.set_result(result)
-            # Keep neither the result nor the error alive until the next call.
-            result = error = call = function = None
+            _finish(call, function)
+            # Keep nothing of this call alive until the next one comes.
+            del call, function
+
+
+def _finish(call: Future[Any], function: Callable[[], Any]) -> None:
+    if not call.set_running_or_notify_cancel():
+        return
+    try:
+        result = function()
+    except BaseException as error:  # noqa: BLE001 - it belongs to whoever awaits the call
+        call.set_exception(error)
+    else:
+        call.set_result(result)

@@ -62,11 +62,11 @@ def _distributed_client(options: Mapping[str, Any]) -> Any | None:
 async def _compute_on_client(
     client: Any, arrays: Sequence[Any], options: Mapping[str, Any]
 ) -> list[Any]:
-    import dask
+    from dask.base import optimize
 
     # Optimized here rather than on the client's loop, which may be the caller's own.
     if options.get("optimize_graph", True):
-        arrays = await blocking_pool.run(lambda: dask.optimize(*arrays))
+        arrays = await blocking_pool.run(lambda: optimize(*arrays))
     rest = {k: v for k, v in options.items() if k not in ("optimize_graph", "scheduler")}
 
     async def compute() -> list[Any]:

@@ -72,9 +72,15 @@ def _leaves(obj: Any, place: str) -> Iterator[tuple[str, Any]]:
             yield from _leaves(item, f"{place}[{key!r}]")
     else:
         raise TypeError(
-            f"{place} is a {type(obj).__module__}.{type(obj).__qualname__}; expected a Variable, "
-            "DataArray, Dataset or DataTree of xarray, or a list, tuple or dict of them"
+            f"{place} is {_kind(obj)}; expected a Variable, DataArray, Dataset or DataTree of "
+            "xarray, or a list, tuple or dict of them"
         )
+
+
+def _kind(obj: Any) -> str:
+    kind = type(obj)
+    module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
+    return f"of type {module}{kind.__qualname__}"
 
 
 def shallow_copy(obj: Any) -> Any:

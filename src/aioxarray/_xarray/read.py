@@ -22,11 +22,9 @@ from aioxarray._zarr.reading import Reading
 blocking_pool = Pool("aioxarray-blocking", BLOCKING_THREADS)
 
 
-async def read(
-    source: Read | Opaque, reading: Reading, report: Callable[[int, int], None]
-) -> Any:
+async def read(source: Read | Opaque, reading: Reading, report: Callable[[int, int], None]) -> Any:
     """Read ``source`` on the I/O loop; ``report`` is told how many of how many parts are done."""
-    array = source.array
+    array: Any = source.array
     if isinstance(source, Opaque):
         if type(array).async_get_duck_array is not _no_async_array:
             try:

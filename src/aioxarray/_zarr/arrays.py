@@ -53,16 +53,16 @@ def _pipeline(
     codecs: tuple[Codec, ...]
     if isinstance(metadata, ArrayV2Metadata):
         codecs = (_v2.V2Codec(filters=metadata.filters, compressor=metadata.compressor),)
-        config = {"order": metadata.order}
+        config = ArrayConfig.from_dict({"order": metadata.order})
     else:
         codecs = tuple(metadata.codecs)
-        config = {}
+        config = ArrayConfig.from_dict({})
     # The codecs want to know the type; shapes they are told with each chunk.
     spec = ArraySpec(
         shape=(1,) * len(metadata.shape),
         dtype=metadata.dtype,
         fill_value=metadata.fill_value,
-        config=ArrayConfig.from_dict(config),
+        config=config,
         prototype=default_buffer_prototype(),
     )
     evolved = tuple(codec.evolve_from_array_spec(spec) for codec in codecs)

@@ -7,12 +7,14 @@ import os
 import pickle
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from zarr.abc.store import Store
 from zarr.storage import FsspecStore, WrapperStore
 
 from aioxarray.errors import ForkError
+
+if TYPE_CHECKING:
+    from zarr.abc.store import Store
 
 # Libraries whose clients live in threads of a Rust runtime (tokio). A child has the runtime's
 # memory but not its threads, and waits for them for ever, even through a new client.

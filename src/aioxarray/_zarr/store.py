@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,7 @@ class LimitedStore(WrapperStore[Store]):
     ) -> list[Buffer | None]:
         # Range by range through ``get``: the wrapped store would make its requests uncounted.
         return await gather(
-            [lambda key=key, part=part: self.get(key, prototype, part) for key, part in key_ranges]
+            [functools.partial(self.get, key, prototype, part) for key, part in key_ranges]
         )
 
     async def get_ranges(
