@@ -293,7 +293,8 @@ class ObjectServer:
         """What was requested, by HTTP verb and key, and how many requests were in flight.
 
         A request counts as completed when its answer is handed to the connection, and as
-        cancelled when the client left before that. Each look asks the process, if there is one.
+        cancelled when the client left before that; without latency an answer is made at once, so
+        that no two are in flight together. Each look asks the process, if there is one.
         """
         return self._running.log
 
