@@ -1,8 +1,33 @@
-"""Fakes for testing code that loads and saves through zarr stores."""
+"""Fakes for testing and measuring what loads and saves through zarr stores.
+
+Stores that wrap any other one, and compose: `RecordingStore` counts requests, `LatencyStore`
+delays them, `GatedStore` holds them until the test lets them pass, `FaultyStore` fails them or
+damages their bytes. `VirtualClock` makes waiting take no time and gives its length exactly,
+`ObjectServer` is a real HTTP server with latency and counters, and `StallMonitor` tells how long
+an event loop was blocked.
+
+Two dependent round trips, counted on a clock and at the store:
+
+>>> import asyncio
+>>> from zarr.core.buffer import default_buffer_prototype
+>>> from zarr.storage import MemoryStore
+>>> store = RecordingStore(LatencyStore(MemoryStore(), latency_s=1.0))
+>>> async def main():
+...     prototype = default_buffer_prototype()
+...     await store.get("zarr.json", prototype)
+...     await asyncio.gather(*(store.get(f"a/c/{i}", prototype) for i in range(100)))
+>>> clock = VirtualClock()
+>>> clock.run(main)
+>>> clock.elapsed_s
+2.0
+>>> store.log.count("get", "a/c/*"), store.log.most_in_flight
+(100, 100)
+"""
 
 from aioxarray.testing._log import LogSnapshot, Request, RequestLog
 from aioxarray.testing.clock import DeadlockError, VirtualClock
 from aioxarray.testing.server import ObjectServer
+from aioxarray.testing.stalls import StallMonitor
 from aioxarray.testing.stores import FaultyStore, GatedStore, LatencyStore, RecordingStore
 
 __all__ = [
@@ -15,5 +40,6 @@ __all__ = [
     "RecordingStore",
     "Request",
     "RequestLog",
+    "StallMonitor",
     "VirtualClock",
 ]
