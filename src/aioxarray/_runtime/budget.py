@@ -17,10 +17,12 @@ class Budget:
     Each load takes a `Share` of it, with a bound of its own. What all shares use together
     never exceeds the largest bound among the open shares, so that loads which all keep to
     the configured bound keep to it together; what one share uses never exceeds its own bound.
-    An amount larger than the bound is let in alone.
+    An amount larger than its share's bound is let in alone in the share, one larger than all
+    bounds alone in the budget.
 
     Waiting is fair among the shares: each free place goes to the next share in turn, in a
-    share to the one that has waited longest. It may be awaited from any asyncio loop.
+    share to the one that has waited longest. Where a large amount has its turn, places are kept
+    until they suffice for it. It may be awaited from any asyncio loop.
     """
 
     def __init__(self, unit: str) -> None:
@@ -30,8 +32,10 @@ class Budget:
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
-        self._shares: list[Share] = []
-        self._turn = 0
+        # The first has the next turn.
+        self._shares: deque[Share] = deque()
+        # The first share waits for more than is free, so that nobody else is let in.
+        self._kept = False
         self.in_use = 0
 
     def __repr__(self) -> str:
@@ -56,14 +60,19 @@ class Budget:
 
     def _let_in(self) -> None:
         """Hand free places to those who wait; the lock is held."""
+        self._kept = False
         idle = 0
         while idle < len(self._shares):
-            self._turn = (self._turn + 1) % len(self._shares)
-            share = self._shares[self._turn]
-            if share._let_in_next():
+            share = self._shares[0]
+            if not share._has_turn():
+                idle += 1
+            elif share._fits(share.waiting[0][0]):
+                share._let_in_next()
                 idle = 0
             else:
-                idle += 1
+                self._kept = True
+                return
+            self._shares.rotate(-1)
 
 
 _budgets: weakref.WeakSet[Budget] = weakref.WeakSet()
@@ -88,23 +97,28 @@ class Share:
         self.waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._budget = budget
 
-    def _fits(self, amount: int) -> bool:
-        free = min(self._budget._free(), self.bound - self.in_use)
-        return amount <= free or self._budget.in_use == 0
+    def _allows(self, amount: int) -> bool:
+        """Say whether the share's own bound has room for ``amount``."""
+        return amount <= self.bound - self.in_use or self.in_use == 0
 
-    def _let_in_next(self) -> bool:
+    def _fits(self, amount: int) -> bool:
+        """Say whether the budget has room for ``amount``."""
+        return amount <= self._budget._free() or self._budget.in_use == 0
+
+    def _has_turn(self) -> bool:
+        """Say whether somebody waits who would be let in if the budget had room."""
         while self.waiting and self.waiting[0][1].cancelled():
             self.waiting.popleft()
-        if not self.waiting or not self._fits(self.waiting[0][0]):
-            return False
+        return bool(self.waiting) and self._allows(self.waiting[0][0])
+
+    def _let_in_next(self) -> None:
         amount, place = self.waiting.popleft()
         try:
             place.get_loop().call_soon_threadsafe(self._grant, amount, place)
         except RuntimeError:
             # That loop was closed while the place was waited for: nobody is there to take it.
-            return True
+            return
         self._take(amount)
-        return True
 
     def _grant(self, amount: int, place: asyncio.Future[None]) -> None:
         if place.cancelled():
@@ -134,14 +148,20 @@ class Share:
     async def _acquire(self, amount: int) -> None:
         budget = self._budget
         with budget._lock:
-            if not self.waiting and self._fits(amount):
+            at_once = not self.waiting and not budget._kept
+            if at_once and self._allows(amount) and self._fits(amount):
                 self._take(amount)
                 return
             place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self.waiting.append((amount, place))
+            budget._let_in()
         try:
             await place
         except asyncio.CancelledError:
-            if place.done() and not place.cancelled():
+            if place.cancelled():
+                # Places may have been kept for this one.
+                with budget._lock:
+                    budget._let_in()
+            else:
                 self._give_back(amount)
             raise
