@@ -1,0 +1,77 @@
+"""Loading from a store that takes 50 ms for each request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import xarray as xr
+
+import aioxarray
+from aioxarray.testing import LatencyStore
+from benchmarks import data
+from benchmarks.data import Files
+from benchmarks.measuring import (
+    Objects,
+    Options,
+    copies,
+    measure,
+    plain_load,
+    plain_load_async,
+)
+from benchmarks.rows import Row
+
+TITLE = "Time to load, 50 ms a request"
+LATENCY_S = 0.05
+
+
+def run(options: Options, files: Files) -> Iterator[Row]:
+    """Yield the rows."""
+    side = 3 if options.quick else 10
+    yield _row(
+        f"10 variables of {side * side} chunks, concurrency=100",
+        data.many_variables(10, side),
+        options,
+        goal=0.75,
+        concurrency=100,
+    )
+    yield _row("a tree of 13 nodes, 52 variables", data.tree(13, 4), options, goal=0.2)
+    yield _row("70 variables", data.many_variables(70), options, goal=0.2)
+    yield _row(
+        "5 datasets in a list, 40 variables each, c.=400",
+        [data.many_variables(40, prefix=f"d{i}v") for i in range(5)],
+        options,
+        goal=0.25,
+        concurrency=400,
+    )
+
+
+def _row(
+    what: str, objects: Objects, options: Options, goal: float, concurrency: int | None = None
+) -> Row:
+    lazy, stores = _stored(objects)
+    expected = plain_load(copies(lazy))
+    for store in stores:
+        store.latency_s = LATENCY_S
+
+    def seconds(way: Callable[[Any], Any]) -> float:
+        return measure(way, lazy, expected, options).seconds
+
+    return Row(
+        what,
+        "s",
+        seconds(plain_load),
+        "none" if isinstance(lazy, xr.DataTree) else seconds(plain_load_async),
+        seconds(lambda obj: aioxarray.load_async(obj, concurrency=concurrency)),
+        goal,
+    )
+
+
+def _stored(objects: Objects) -> tuple[Objects, list[LatencyStore]]:
+    """Store and open ``objects``, without latency for now."""
+    if isinstance(objects, list):
+        pairs = [_stored(one) for one in objects]
+        return [lazy for lazy, _ in pairs], [store for _, stores in pairs for store in stores]
+    store = LatencyStore(data.in_memory(objects), 0)
+    tree = isinstance(objects, xr.DataTree)
+    return data.opened_tree(store) if tree else data.opened(store), [store]
