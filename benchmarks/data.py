@@ -54,11 +54,14 @@ def in_memory(obj: xr.Dataset | xr.DataTree, shards: bool = False) -> MemoryStor
     with quiet():
         if isinstance(obj, xr.DataTree):
             nodes = obj.subtree
-            encoding = {node.path: dict.fromkeys(node.data_vars, each) for node in nodes}
-            obj.to_zarr(store, encoding=encoding)
+            obj.to_zarr(store, encoding={node.path: _all(node.dataset, each) for node in nodes})
         else:
-            obj.to_zarr(store, encoding=dict.fromkeys(obj.data_vars, each))
+            obj.to_zarr(store, encoding=_all(obj, each))
     return store
+
+
+def _all(obj: xr.Dataset, encoding: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {str(name): encoding for name in obj.data_vars}
 
 
 def store_of(groups: dict[str, xr.Dataset], shards: bool = False) -> MemoryStore:
@@ -121,7 +124,7 @@ class Files:
     def _write(self, path: Path, values: NDArray[Any], chunks: tuple[int, ...]) -> None:
         data = xr.Dataset({f"v{i}": (("t", "y", "x"), values) for i in range(4)})
         with quiet():
-            data.to_zarr(path, encoding=dict.fromkeys(data.data_vars, {"chunks": chunks}))
+            data.to_zarr(path, encoding=_all(data, {"chunks": chunks}))
 
     def packed(self) -> Path:
         """One variable of 33 MB, in memory 132 MB: int16 with scale, offset and fill value."""
@@ -145,5 +148,5 @@ class Files:
             values = smooth(self._options.scaled(48), 512, 512, dtype="float32")
             encoding = {"zlib": True, "complevel": 1, "chunksizes": (1, 512, 512)}
             data = xr.Dataset({f"v{i}": (("t", "y", "x"), values) for i in range(4)})
-            data.to_netcdf(path, engine="netcdf4", encoding=dict.fromkeys(data.data_vars, encoding))
+            data.to_netcdf(path, engine="netcdf4", encoding=_all(data, encoding))
         return path

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import xarray as xr
 
 import aioxarray
@@ -20,6 +21,9 @@ from benchmarks.measuring import (
     plain_load_async,
 )
 from benchmarks.rows import Row
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 TITLE = "Time to load, 50 ms a request"
 LATENCY_S = 0.05
@@ -44,12 +48,29 @@ def run(options: Options, files: Files) -> Iterator[Row]:
         goal=0.25,
         concurrency=400,
     )
+    # For information: round trips inside a shard are zarr's, and zarr 3.1 makes one a range.
+    yield _row(
+        "parts of 9 shards, 72 byte ranges",
+        data.many_variables(1, 12),
+        options,
+        concurrency=100,
+        shards=True,
+        part={"y": np.arange(10, 600, 100)},
+    )
 
 
 def _row(
-    what: str, objects: Objects, options: Options, goal: float, concurrency: int | None = None
+    what: str,
+    objects: Objects,
+    options: Options,
+    goal: float | None = None,
+    concurrency: int | None = None,
+    shards: bool = False,
+    part: Mapping[str, NDArray[Any]] | None = None,
 ) -> Row:
-    lazy, stores = _stored(objects)
+    lazy, stores = _stored(objects, shards)
+    if part is not None:
+        lazy = lazy.isel(part)
     expected = plain_load(copies(lazy))
     for store in stores:
         store.latency_s = LATENCY_S
@@ -67,11 +88,11 @@ def _row(
     )
 
 
-def _stored(objects: Objects) -> tuple[Objects, list[LatencyStore]]:
+def _stored(objects: Objects, shards: bool) -> tuple[Objects, list[LatencyStore]]:
     """Store and open ``objects``, without latency for now."""
     if isinstance(objects, list):
-        pairs = [_stored(one) for one in objects]
+        pairs = [_stored(one, shards) for one in objects]
         return [lazy for lazy, _ in pairs], [store for _, stores in pairs for store in stores]
-    store = LatencyStore(data.in_memory(objects), 0)
+    store = LatencyStore(data.in_memory(objects, shards), 0)
     tree = isinstance(objects, xr.DataTree)
     return data.opened_tree(store) if tree else data.opened(store), [store]
