@@ -40,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     begun = perf_counter()
     found: list[tuple[str, list[rows.Row]]] = []
     print(rows.machine())
+    if busy := rows.busy():
+        print(busy)
     print("load and load_async: plain xarray's. ratio: plain over aioxarray. Medians.\n")
     print(rows.line(rows.HEADER))
     with tempfile.TemporaryDirectory(prefix="aioxarray-benchmarks-") as folder, quiet():
@@ -54,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     goals = [row.met for _, group_rows in found for row in group_rows if row.met is not None]
     print(f"\n{sum(goals)} of {len(goals)} goals met; {perf_counter() - begun:.0f} s in all")
     if arguments.quick:
-        print("These are no measurements: a quick run has little data.")
+        print("These are no measurements: a quick run has little data, and loads it once.")
     if arguments.markdown:
         arguments.markdown.write_text(rows.markdown(found), encoding="utf-8")
     return 0

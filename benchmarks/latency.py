@@ -31,7 +31,7 @@ LATENCY_S = 0.05
 
 def run(options: Options, files: Files) -> Iterator[Row]:
     """Yield the rows."""
-    side = 3 if options.quick else 10
+    side, nodes, many, each = (3, 4, 8, 4) if options.quick else (10, 13, 70, 40)
     yield _row(
         f"10 variables of {side * side} chunks, concurrency=100",
         data.many_variables(10, side),
@@ -39,11 +39,11 @@ def run(options: Options, files: Files) -> Iterator[Row]:
         goal=0.75,
         concurrency=100,
     )
-    yield _row("a tree of 13 nodes, 52 variables", data.tree(13, 4), options, goal=0.2)
-    yield _row("70 variables", data.many_variables(70), options, goal=0.2)
+    yield _row(f"a tree of {nodes} nodes, 4 variables each", data.tree(nodes, 4), options, goal=0.2)
+    yield _row(f"{many} variables", data.many_variables(many), options, goal=0.2)
     yield _row(
-        "5 datasets in a list, 40 variables each, c.=400",
-        [data.many_variables(40, prefix=f"d{i}v") for i in range(5)],
+        f"5 datasets in a list, {each} variables each, c.=400",
+        [data.many_variables(each, prefix=f"d{i}v") for i in range(5)],
         options,
         goal=0.25,
         concurrency=400,

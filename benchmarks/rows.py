@@ -13,6 +13,9 @@ import psutil
 
 PACKAGES = ("aioxarray", "xarray", "zarr", "numpy", "dask", "netCDF4", "fsspec")
 
+# A load average, before anything was run.
+BUSY = 0.7
+
 # A number, or why there is none.
 Cell = float | str | None
 
@@ -107,6 +110,16 @@ def machine() -> str:
     return (
         f"{_processor()}, {cores} cores, {memory:.0f} GiB of memory, {platform.system()}; "
         f"Python {platform.python_version()}, {versions}"
+    )
+
+
+def busy() -> str | None:
+    """Say so if other work on this machine spoils the numbers."""
+    if not hasattr(os, "getloadavg") or os.getloadavg()[0] < BUSY:
+        return None
+    return (
+        f"The load average is {os.getloadavg()[0]:.1f}: other work takes the cores, and above all "
+        "the stalls are not to be trusted."
     )
 
 
