@@ -59,6 +59,13 @@ class LimitedStore(WrapperStore[Store]):
         async for group in Store.get_ranges(self, key, byte_ranges, **options):  # type: ignore[attr-defined]
             yield group
 
+    async def list_dir(self, prefix: str) -> AsyncIterator[str]:  # type: ignore[override]
+        """List the names below ``prefix``: one request."""
+        async with self._requests.hold():
+            names = [name async for name in self._store.list_dir(prefix)]
+        for name in names:
+            yield name
+
     @property
     def _supports_sync_io(self) -> bool:
         # zarr's fast path for stores that can be read without awaiting would go round ``get``.

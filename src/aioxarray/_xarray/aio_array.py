@@ -1,0 +1,110 @@
+"""The lazy array that carries its own asynchronous reading, in whatever xarray does with it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+# Private: the base class of xarray's lazy adapters, of which this is one more. It is what
+# `xarray.backends.BackendArray` is used through; the public class cannot index lazily.
+from xarray.core.indexing import ExplicitlyIndexedNDArrayMixin
+
+from aioxarray._runtime.loops import io_loop, run_blocking, run_on
+from aioxarray._xarray.lazy import Lazy
+from aioxarray._xarray.loader import Options, read_all
+
+
+class AioArray(ExplicitlyIndexedNDArrayMixin):
+    """A chain of xarray's lazy adapters whose data is read by aioxarray.
+
+    It stands on top of the chain, so that fetching as well as decoding happen off the caller's
+    loop and under the process's limits, also when xarray's own ``load`` or ``load_async`` asks.
+
+    Parameters
+    ----------
+    array
+        The chain.
+    together
+        Arrays that are read with this one, when xarray asks for the values of one of them.
+    """
+
+    __slots__ = ("_together", "array")
+
+    def __init__(self, array: Any, together: ReadTogether | None = None) -> None:
+        self.array = array
+        self._together = together
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What is read together is a matter of opening, in this process.
+        return type(self), (self.array,)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.array!r})"
+
+    @property
+    def aioxarray_chain(self) -> Any:
+        """The chain, for those who read it: see `aioxarray._xarray.plan.plan`."""
+        return self.array
+
+    def get_duck_array(self) -> Any:
+        """Read it, blocking."""
+        if self._together is not None:
+            return self._together.take(self)
+        return run_blocking(lambda: read_arrays([self]))[0]
+
+    async def async_get_duck_array(self) -> Any:
+        """Read it on the I/O loop."""
+        return (await run_on(io_loop(), lambda: read_arrays([self])))[0]
+
+    def transpose(self, order: Any) -> AioArray:
+        """Return it with other axes, as lazily."""
+        return type(self)(self.array.transpose(order))
+
+    def _oindex_get(self, indexer: Any) -> AioArray:
+        return type(self)(self.array.oindex[indexer])
+
+    def _vindex_get(self, indexer: Any) -> AioArray:
+        return type(self)(self.array.vindex[indexer])
+
+    def __getitem__(self, indexer: Any) -> AioArray:
+        self._check_and_raise_if_non_basic_indexer(indexer)
+        return type(self)(self.array[indexer])
+
+
+async def read_arrays(arrays: Sequence[AioArray]) -> list[Any]:
+    """Return the values of ``arrays``; on the I/O loop."""
+    lazies = [Lazy(array, [], "a lazy array", array.size * array.dtype.itemsize) for array in arrays]
+    return await read_all(lazies, Options())
+
+
+class ReadTogether:
+    """Index coordinates of a dataset or tree, read side by side when xarray wants the first.
+
+    xarray makes its indexes one after the other, each with a read of its own
+    (pydata/xarray#10579).
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._members: list[AioArray] = []
+        self._values: dict[int, Any] = {}
+
+    def add(self, array: Any) -> AioArray:
+        """Return ``array`` as one that is read with the others."""
+        member = AioArray(array, self)
+        self._members.append(member)
+        return member
+
+    def take(self, array: AioArray) -> Any:
+        """Return the values of ``array``, reading all that were not read yet."""
+        with self._lock:
+            if self._members:
+                values = run_blocking(lambda: read_arrays(self._members))
+                ids = [id(member) for member in self._members]
+                self._values = dict(zip(ids, values, strict=True))
+                self._members = []
+            if id(array) in self._values:
+                return self._values.pop(id(array))
+        # Asked a second time: its values were not kept by whoever asked the first time.
+        return run_blocking(lambda: read_arrays([array]))[0]
