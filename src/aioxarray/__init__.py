@@ -36,6 +36,7 @@ from aioxarray.opening import (
     open_zarr,
     open_zarr_async,
 )
+from aioxarray.opening_many import open_mfdataset, open_mfdataset_async
 
 __version__ = "0.1.0"
 
@@ -62,6 +63,8 @@ __all__ = [
     "open_datatree_async",
     "open_groups",
     "open_groups_async",
+    "open_mfdataset",
+    "open_mfdataset_async",
     "open_zarr",
     "open_zarr_async",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from xarray.core.indexing import ExplicitlyIndexedNDArrayMixin
 
 from aioxarray._runtime.loops import io_loop, run_blocking, run_on
+from aioxarray._runtime.threads import Lane
 from aioxarray._xarray.lazy import Lazy
 from aioxarray._xarray.loader import Options, read_all
 
@@ -25,14 +27,19 @@ class AioArray(ExplicitlyIndexedNDArrayMixin):
     ----------
     array
         The chain.
+    file
+        What keeps the file open that the data is in, if it needs keeping.
     together
         Arrays that are read with this one, when xarray asks for the values of one of them.
     """
 
-    __slots__ = ("_together", "array")
+    __slots__ = ("_file", "_together", "array")
 
-    def __init__(self, array: Any, together: ReadTogether | None = None) -> None:
+    def __init__(
+        self, array: Any, file: OpenFile | None = None, together: ReadTogether | None = None
+    ) -> None:
         self.array = array
+        self._file = file
         self._together = together
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -59,22 +66,43 @@ class AioArray(ExplicitlyIndexedNDArrayMixin):
 
     def transpose(self, order: Any) -> AioArray:
         """Return it with other axes, as lazily."""
-        return type(self)(self.array.transpose(order))
+        return type(self)(self.array.transpose(order), self._file)
 
     def _oindex_get(self, indexer: Any) -> AioArray:
-        return type(self)(self.array.oindex[indexer])
+        return type(self)(self.array.oindex[indexer], self._file)
 
     def _vindex_get(self, indexer: Any) -> AioArray:
-        return type(self)(self.array.vindex[indexer])
+        return type(self)(self.array.vindex[indexer], self._file)
 
     def __getitem__(self, indexer: Any) -> AioArray:
         self._check_and_raise_if_non_basic_indexer(indexer)
-        return type(self)(self.array[indexer])
+        return type(self)(self.array[indexer], self._file)
+
+
+class OpenFile:
+    """Keeps a file of a serial library open while arrays read from it.
+
+    xarray closes a file when the last reference to its store goes, in whatever thread that
+    happens; HDF5 and netCDF-C do not bear that while another thread is in them. So the last
+    reference is let go of in the library's lane.
+    """
+
+    def __init__(self, store: object, lane: Lane) -> None:
+        self._store = store
+        self._lane = lane
+
+    def __del__(self) -> None:
+        store, self._store = self._store, None
+        # At the end of the interpreter there are no threads any more.
+        with contextlib.suppress(RuntimeError):
+            self._lane.drop(store)
 
 
 async def read_arrays(arrays: Sequence[AioArray]) -> list[Any]:
     """Return the values of ``arrays``; on the I/O loop."""
-    lazies = [Lazy(array, [], "a lazy array", array.size * array.dtype.itemsize) for array in arrays]
+    lazies = [
+        Lazy(array, [], "a lazy array", array.size * array.dtype.itemsize) for array in arrays
+    ]
     return await read_all(lazies, Options())
 
 
@@ -90,9 +118,9 @@ class ReadTogether:
         self._members: list[AioArray] = []
         self._values: dict[int, Any] = {}
 
-    def add(self, array: Any) -> AioArray:
+    def add(self, array: Any, file: OpenFile | None) -> AioArray:
         """Return ``array`` as one that is read with the others."""
-        member = AioArray(array, self)
+        member = AioArray(array, file, self)
         self._members.append(member)
         return member
 

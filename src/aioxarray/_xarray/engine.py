@@ -6,22 +6,34 @@ import functools
 import inspect
 import os
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import xarray as xr
-from xarray.backends import BackendEntrypoint
 
 # Private: the arrays in which backends leave their data, and the choice of an engine for a file.
 # The guide to backends tells engines to use the first; the second has no public name.
-from xarray.backends import plugins
+from xarray.backends import (
+    BackendEntrypoint,
+    H5netcdfBackendEntrypoint,
+    NetCDF4BackendEntrypoint,
+    ZarrBackendEntrypoint,
+    plugins,
+)
 from xarray.backends.common import BackendArray
-from xarray.backends.zarr import ZarrArrayWrapper, ZarrBackendEntrypoint
+from xarray.backends.zarr import ZarrArrayWrapper
 from xarray.core.indexing import ExplicitlyIndexed
 
 from aioxarray._runtime.loops import run_blocking
+from aioxarray._runtime.threads import Lane
 from aioxarray._xarray import loader
-from aioxarray._xarray.aio_array import AioArray, ReadTogether
+from aioxarray._xarray.aio_array import AioArray, OpenFile, ReadTogether
+from aioxarray._xarray.read import lane_of_hdf5
 from aioxarray._zarr.opening import Opened, give_back, open_store
+
+if TYPE_CHECKING:
+    from zarr.abc.store import Store
+
 
 class AioBackendEntrypoint(BackendEntrypoint):
     """Opens Zarr, and through xarray's other engines any other format, for reading by aioxarray.
@@ -57,15 +69,42 @@ class AioBackendEntrypoint(BackendEntrypoint):
     def _open(self, method: str, source: Any, options: dict[str, Any], *, deep: bool) -> Any:
         inner = self.inner or plugins.get_backend(inner_engine(source))
         call: Callable[..., Any] = getattr(inner, method)
+        if isinstance(inner, _SERIAL):
+            return _open_in_lane(lambda: call(source, **options))
         if type(inner) is not ZarrBackendEntrypoint or options.get("store") is not None:
             result = call(source, **options)
-            _equip(result, None)
+            _equip(result)
             return result
         opened = _open_store(source, options, deep=deep)
         options = {**options, "consolidated": opened.consolidated, "storage_options": None}
         result = call(opened.stand_in, **options)
-        _equip(result, opened)
+        _equip(result, give_back_to=opened.store)
         return result
+
+
+# Engines of libraries that bear one thread at a time, while opening too.
+_SERIAL = (NetCDF4BackendEntrypoint, H5netcdfBackendEntrypoint)
+
+
+def _open_in_lane(call: Callable[[], Any]) -> Any:
+    """Open, and later close, where the library's reads happen too."""
+    lane = lane_of_hdf5()
+    result = run_blocking(lambda: lane.run(call))
+    for dataset in _datasets(result):
+        # Private: what closes it; public is only the setter.
+        closer = dataset._close
+        if closer is not None:
+            file = OpenFile(getattr(closer, "__self__", None), lane)
+            dataset.set_close(partial(_close_in_lane, closer, lane))
+            _equip(dataset, file=file)
+    return result
+
+
+def _close_in_lane(closer: Callable[[], None], lane: Lane) -> None:
+    async def close() -> None:
+        await lane.run(closer)
+
+    run_blocking(close)
 
 
 def _open_store(source: Any, options: Mapping[str, Any], *, deep: bool) -> Opened:
@@ -142,19 +181,22 @@ def engine_of(engine: str | type[BackendEntrypoint]) -> type[AioBackendEntrypoin
     return Equipped
 
 
-def _equip(result: Any, opened: Opened | None) -> None:
-    """Give the lazy data of an engine's result its own reading, in place."""
+def _equip(result: Any, *, give_back_to: Store | None = None, file: OpenFile | None = None) -> None:
+    """Give the lazy data of an engine's result its own reading, in place.
+
+    ``give_back_to`` is the store that a stand-in was opened for, ``file`` what holds the data.
+    """
     together = ReadTogether()
     for dataset in _datasets(result):
         for name, variable in dataset.variables.items():
             data = variable._data
             if isinstance(variable, xr.IndexVariable) or not isinstance(data, ExplicitlyIndexed):
                 continue
-            if opened is not None:
-                _give_back(data, opened)
+            if give_back_to is not None:
+                _give_back(data, give_back_to)
             # xarray will make an index of it, and ask for all of its values.
             is_index = variable.dims == (name,)
-            variable._data = together.add(data) if is_index else AioArray(data)
+            variable._data = together.add(data, file) if is_index else AioArray(data, file)
 
 
 def _datasets(result: Any) -> list[Any]:
@@ -165,11 +207,11 @@ def _datasets(result: Any) -> list[Any]:
     return list(result.values())
 
 
-def _give_back(data: Any, opened: Opened) -> None:
+def _give_back(data: Any, store: Store) -> None:
     while not isinstance(data, BackendArray):
         inside = getattr(data, "array", None)
         if not isinstance(inside, ExplicitlyIndexed):
             return
         data = inside
     if isinstance(data, ZarrArrayWrapper):
-        give_back(data._array, opened.store)
+        give_back(data._array, store)

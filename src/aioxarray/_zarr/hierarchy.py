@@ -119,6 +119,8 @@ def time_nodes(nodes: Iterable[Node]) -> list[Node]:
     times = [node for node in arrays if " since " in str(node.attributes.get("units", ""))]
     # Bounds of times have no units of their own.
     bounds = {
-        join(node.parent, node.attributes["bounds"]) for node in times if "bounds" in node.attributes
+        join(node.parent, node.attributes["bounds"])
+        for node in times
+        if "bounds" in node.attributes
     }
     return times + [node for node in arrays if node.path in bounds and node not in times]

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
-
-import zarr
-from zarr.abc.store import Store
+from typing import TYPE_CHECKING, Any
 
 # Private: how zarr makes a store of a path, a URL, a mapping or an object of another library.
 # ``zarr.open_group`` does the same and opens in one step, but a store has to be wrapped between.
@@ -20,6 +17,10 @@ from aioxarray._zarr.prefetch import prefetch
 from aioxarray._zarr.prefetched import PrefetchedStore
 from aioxarray._zarr.store import LimitedStore
 from aioxarray.config import request_limit
+
+if TYPE_CHECKING:
+    import zarr
+    from zarr.abc.store import Store
 
 
 @dataclass(frozen=True)
