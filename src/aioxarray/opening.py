@@ -41,15 +41,15 @@ _COMMON = """
 
 
 def _as(
-    function: Callable[P, R], summary: str, **extra: inspect.Parameter
+    function: Callable[P, R],
 ) -> Callable[[Callable[..., Coroutine[Any, Any, R]]], Callable[P, Coroutine[Any, Any, R]]]:
-    """Give a coroutine function the signature of the function of xarray that it stands for."""
+    """Give a coroutine function the signature of xarray's function, and the common notes."""
 
     def decorate(
         coroutine: Callable[..., Coroutine[Any, Any, R]],
     ) -> Callable[P, Coroutine[Any, Any, R]]:
         coroutine.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
-        coroutine.__doc__ = summary + _COMMON.format(name=function.__name__)
+        coroutine.__doc__ = f"{coroutine.__doc__}" + _COMMON.format(name=function.__name__)
         return cast("Callable[P, Coroutine[Any, Any, R]]", coroutine)
 
     return decorate
@@ -73,29 +73,34 @@ def close(opened: Any) -> None:
         each.close()
 
 
-@_as(xr.open_dataset, "Open a dataset from a file or store.")
+@_as(xr.open_dataset)
 async def open_dataset_async(filename_or_obj: Any, **options: Any) -> xr.Dataset:
+    """Open a dataset from a file or store."""
     return cast("xr.Dataset", await _open(xr.open_dataset, filename_or_obj, options))
 
 
-@_as(xr.open_dataarray, "Open a DataArray from a file or store that holds a single variable.")
+@_as(xr.open_dataarray)
 async def open_dataarray_async(filename_or_obj: Any, **options: Any) -> xr.DataArray:
+    """Open a DataArray from a file or store that holds a single variable."""
     return cast("xr.DataArray", await _open(xr.open_dataarray, filename_or_obj, options))
 
 
-@_as(xr.open_datatree, "Open a tree of groups from a file or store.")
+@_as(xr.open_datatree)
 async def open_datatree_async(filename_or_obj: Any, **options: Any) -> xr.DataTree:
+    """Open a tree of groups from a file or store."""
     return cast("xr.DataTree", await _open(xr.open_datatree, filename_or_obj, options))
 
 
-@_as(xr.open_groups, "Open all groups of a file or store as a dict of datasets.")
+@_as(xr.open_groups)
 async def open_groups_async(filename_or_obj: Any, **options: Any) -> dict[str, xr.Dataset]:
+    """Open all groups of a file or store as a dict of datasets."""
     groups = await _open(xr.open_groups, filename_or_obj, options)
     return cast("dict[str, xr.Dataset]", groups)
 
 
-@_as(xr.open_zarr, "Open a dataset from a Zarr store; lazy, not dask, unless ``chunks`` is given.")
+@_as(xr.open_zarr)
 async def open_zarr_async(*args: Any, **options: Any) -> xr.Dataset:
+    """Open a dataset from a Zarr store; lazy, not dask, unless ``chunks`` is given."""
     bound = _ZARR.bind(*args, **options)
     chosen = dict(bound.arguments)
     if unknown := chosen.pop("kwargs", None):
@@ -129,20 +134,23 @@ async def _loaded(name: str, opening: Callable[..., Coroutine[Any, Any, T]], opt
         await in_worker(functools.partial(close, opened), discard=lambda _: None)
 
 
-@_as(xr.load_dataset, "Open a dataset, load it into memory and close it.")
+@_as(xr.load_dataset)
 async def load_dataset_async(filename_or_obj: Any, **options: Any) -> xr.Dataset:
+    """Open a dataset, load it into memory and close it."""
     options["filename_or_obj"] = filename_or_obj
     return await _loaded("load_dataset", open_dataset_async, options)
 
 
-@_as(xr.load_dataarray, "Open a DataArray, load it into memory and close it.")
+@_as(xr.load_dataarray)
 async def load_dataarray_async(filename_or_obj: Any, **options: Any) -> xr.DataArray:
+    """Open a DataArray, load it into memory and close it."""
     options["filename_or_obj"] = filename_or_obj
     return await _loaded("load_dataarray", open_dataarray_async, options)
 
 
-@_as(xr.load_datatree, "Open a tree of groups, load it into memory and close it.")
+@_as(xr.load_datatree)
 async def load_datatree_async(filename_or_obj: Any, **options: Any) -> xr.DataTree:
+    """Open a tree of groups, load it into memory and close it."""
     options["filename_or_obj"] = filename_or_obj
     return await _loaded("load_datatree", open_datatree_async, options)
 

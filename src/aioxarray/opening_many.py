@@ -92,7 +92,7 @@ async def open_mfdataset_async(
     try:
         await run_on(io_loop(), lambda: _open_all(files, preprocess, errors, options))
         how = _Combining(combine, concat_dim, combining, lazy=lazy)
-        combined = await in_worker(lambda: how.combine(nested, files), close)
+        combined: xr.Dataset = await in_worker(lambda: how.combine(nested, files), close)
         if attrs_file is not None:
             combined.attrs = _attributes(files, os.fspath(attrs_file))
     except BaseException:
@@ -193,9 +193,7 @@ def _nest(nested: Any, following: Callable[[], Any]) -> list[Any]:
 def _prune(nested: list[Any]) -> list[Any]:
     """Return ``nested`` without None and lists that hold nothing else."""
     pruned = [_prune(item) if isinstance(item, list) else item for item in nested]
-    return [
-        item for item in pruned if item is not None and not (isinstance(item, list) and not item)
-    ]
+    return [item for item in pruned if not (item is None or (isinstance(item, list) and not item))]
 
 
 def _attributes(files: list[_File], path: str) -> dict[Any, Any]:

@@ -92,17 +92,16 @@ class OpenFile:
         self._lane = lane
 
     def __del__(self) -> None:
-        store, self._store = self._store, None
-        # At the end of the interpreter there are no threads any more.
+        # The garbage collector may call this in the middle of anything: no locks here, so the
+        # I/O loop hands it on. At the end of the interpreter there is no loop any more.
         with contextlib.suppress(RuntimeError):
-            self._lane.drop(store)
+            io_loop().call_soon_threadsafe(self._lane.drop, self._store)
 
 
 async def read_arrays(arrays: Sequence[AioArray]) -> list[Any]:
     """Return the values of ``arrays``; on the I/O loop."""
-    lazies = [
-        Lazy(array, [], "a lazy array", array.size * array.dtype.itemsize) for array in arrays
-    ]
+    label = "a lazy array"
+    lazies = [Lazy(each, [], label, each.size * each.dtype.itemsize) for each in arrays]
     return await read_all(lazies, Options())
 
 

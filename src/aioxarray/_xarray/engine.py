@@ -56,15 +56,20 @@ class AioBackendEntrypoint(BackendEntrypoint):
 
     def open_dataset(self, filename_or_obj: Any, **options: Any) -> xr.Dataset:
         """Open a dataset; the arguments are those of the inner engine."""
-        return self._open("open_dataset", filename_or_obj, options, deep=False)
+        opened: xr.Dataset = self._open("open_dataset", filename_or_obj, options, deep=False)
+        return opened
 
     def open_datatree(self, filename_or_obj: Any, **options: Any) -> xr.DataTree:
         """Open a tree of groups; the arguments are those of the inner engine."""
-        return self._open("open_datatree", filename_or_obj, options, deep=True)
+        opened: xr.DataTree = self._open("open_datatree", filename_or_obj, options, deep=True)
+        return opened
 
     def open_groups_as_dict(self, filename_or_obj: Any, **options: Any) -> dict[str, xr.Dataset]:
         """Open all groups; the arguments are those of the inner engine."""
-        return self._open("open_groups_as_dict", filename_or_obj, options, deep=True)
+        opened: dict[str, xr.Dataset] = self._open(
+            "open_groups_as_dict", filename_or_obj, options, deep=True
+        )
+        return opened
 
     def _open(self, method: str, source: Any, options: dict[str, Any], *, deep: bool) -> Any:
         inner = self.inner or plugins.get_backend(inner_engine(source))

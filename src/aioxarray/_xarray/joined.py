@@ -46,7 +46,8 @@ class Leaf:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        return np.dtype(self.array.dtype)
+        dtype: np.dtype[Any] = self.array.dtype
+        return dtype
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +65,7 @@ class Joined:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        return self.parts[0].dtype
+        return np.dtype(self.parts[0].dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,7 +207,8 @@ def _overlap(selector: Selector, start: int, size: int) -> tuple[Selector, Selec
 def _take(selector: Selector, at: Selector) -> Selector:
     if isinstance(selector, range) and isinstance(at, range):
         return selector[at.start : at.stop]
-    return np.asarray(selector)[np.asarray(at)]
+    taken: Selector = np.asarray(selector)[np.asarray(at)]
+    return taken
 
 
 def as_index(selectors: Sequence[Selector]) -> tuple[Any, ...]:
@@ -247,12 +249,8 @@ class JoinedArray(BackendArray):
             out = np.empty([len(selector) for selector in selection], dtype=self.dtype)
             jobs = [partial(_fill, out, piece, load) for piece in pieces(self.node, selection)]
             await gather(jobs)
-            dropped = [
-                axis
-                for axis, each in enumerate(selectors)
-                if not isinstance(each, slice | np.ndarray)
-            ]
-            return out.squeeze(axis=tuple(dropped)) if dropped else out
+            kept = [isinstance(each, slice | np.ndarray) for each in selectors]
+            return out[tuple(slice(None) if keep else 0 for keep in kept)]
 
         return await async_explicit_indexing_adapter(key, self.shape, IndexingSupport.OUTER, outer)
 

@@ -175,4 +175,5 @@ def _lazy(data: Any) -> Any:
         if isinstance(data.node, Leaf)
         else AioArray(LazilyIndexedArray(JoinedArray(data.node)))
     )
-    return MemoryCachedArray(CopyOnWriteArray(copy.copy(array)))
+    protected: Any = copy.copy(array)
+    return MemoryCachedArray(CopyOnWriteArray(protected))

@@ -118,9 +118,6 @@ def time_nodes(nodes: Iterable[Node]) -> list[Node]:
     arrays = [node for node in nodes if node.is_array]
     times = [node for node in arrays if " since " in str(node.attributes.get("units", ""))]
     # Bounds of times have no units of their own.
-    bounds = {
-        join(node.parent, node.attributes["bounds"])
-        for node in times
-        if "bounds" in node.attributes
-    }
+    named = [(node.parent, node.attributes.get("bounds")) for node in times]
+    bounds = {join(parent, name) for parent, name in named if isinstance(name, str)}
     return times + [node for node in arrays if node.path in bounds and node not in times]

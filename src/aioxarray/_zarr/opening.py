@@ -46,7 +46,7 @@ async def open_store(
     source: Any,
     *,
     group: str | None,
-    mode: str,
+    mode: Any,
     consolidated: bool | None,
     zarr_format: int | None,
     storage_options: dict[str, Any] | None,

@@ -84,7 +84,7 @@ class PrefetchedStore(WrapperStore[Store]):
             return self._answers.values[key] is not None
         return await self._store.exists(key)
 
-    async def list_dir(self, prefix: str) -> AsyncIterator[str]:  # type: ignore[override]
+    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
         known = self._answers.listings.get(prefix.strip("/"))
         if known is not None:
             for name in known:

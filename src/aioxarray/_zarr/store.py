@@ -59,7 +59,7 @@ class LimitedStore(WrapperStore[Store]):
         async for group in Store.get_ranges(self, key, byte_ranges, **options):  # type: ignore[attr-defined]
             yield group
 
-    async def list_dir(self, prefix: str) -> AsyncIterator[str]:  # type: ignore[override]
+    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
         """List the names below ``prefix``: one request."""
         async with self._requests.hold():
             names = [name async for name in self._store.list_dir(prefix)]
