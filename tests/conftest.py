@@ -1,12 +1,23 @@
-"""Fixtures that every test may use."""
+"""Fixtures and settings of every test."""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
+import hypothesis
 import pytest
 
 from tests.loops import LOOPS
+
+# Without a deadline: machines of CI stall now and then. In CI the same examples each time, so
+# that a change does not fail for what was wrong before it.
+hypothesis.settings.register_profile("local", max_examples=60, deadline=None)
+hypothesis.settings.register_profile("ci", max_examples=60, deadline=None, derandomize=True)
+hypothesis.settings.register_profile("thorough", max_examples=3000, deadline=None)
+hypothesis.settings.load_profile(
+    os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "local")
+)
 
 
 @pytest.fixture

@@ -201,15 +201,15 @@ def test_200_clients_at_once() -> None:
         await writer.wait_closed()
         return answer.partition(b"\r\n\r\n")[2]
 
-    async def main() -> None:
-        with ObjectServer(latency_s=0.01) as server:
-            bodies = [bytes([i]) * 100_000 for i in range(200)]
-            server.data.update({str(i): body for i, body in enumerate(bodies)})
-            assert await asyncio.gather(*(get(server, i) for i in range(200))) == bodies
-            assert server.log.completed == 200
-            assert server.log.in_flight == 0
+    async def get_all(server: ObjectServer) -> list[bytes]:
+        return await asyncio.gather(*(get(server, i) for i in range(200)))
 
-    asyncio.run(main())
+    with ObjectServer(latency_s=0.01) as server:
+        bodies = [bytes([i]) * 100_000 for i in range(200)]
+        server.data.update({str(i): body for i, body in enumerate(bodies)})
+        assert asyncio.run(get_all(server)) == bodies
+        assert server.log.completed == 200
+        assert server.log.in_flight == 0
 
 
 def test_in_flight_is_exact_and_a_client_that_leaves_cancels() -> None:

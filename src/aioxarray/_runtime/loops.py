@@ -128,7 +128,6 @@ class _Remote:
         self._function = function
         self._on_end = on_end
         self._task: asyncio.Task[Any] | None = None
-        self._cancelled = False
         # Not the future of ``run_coroutine_threadsafe``: that one counts as done as soon as it
         # is cancelled, while the task may still have requests in flight.
         self.outcome: concurrent.futures.Future[Any] = concurrent.futures.Future()
@@ -142,13 +141,14 @@ class _Remote:
     def _start(self) -> None:
         self._task = self._loop.create_task(self._function())
         self._task.add_done_callback(self._end)
-        if self._cancelled:
-            self._task.cancel()
 
     def _cancel(self) -> None:
-        self._cancelled = True
         if self._task is not None:
             self._task.cancel()
+        else:
+            # An interrupt came before the start was sent; it never will be.
+            self.outcome.set_exception(concurrent.futures.CancelledError())
+            self._on_end()
 
     def _end(self, task: asyncio.Task[Any]) -> None:
         if task.cancelled():
@@ -243,7 +243,13 @@ async def run_on(
     except BaseException:
         remote.cancel()
         with anyio.CancelScope(shield=True):
-            await ended.wait()
+            while not ended.is_set():
+                try:
+                    await ended.wait()
+                except anyio.get_cancelled_exc_class():
+                    # A task of asyncio can be cancelled again, past any shield: by a timeout
+                    # and the task group around it, say. The first one goes on below.
+                    continue
         raise
     result: T = _result(remote)
     return result
@@ -272,8 +278,8 @@ def run_blocking(function: Callable[[], Coroutine[Any, Any, T]]) -> T:
     remote = _Remote(loop, function, lambda: inbox.put(None))
     leash = _leash.get()
     with leash.holding(remote) if leash else contextlib.nullcontext():
-        context.run(remote.start)
         try:
+            context.run(remote.start)
             _serve(inbox)
         except BaseException:
             remote.cancel()

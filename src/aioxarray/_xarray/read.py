@@ -12,7 +12,12 @@ from typing import Any
 from xarray.backends.common import BackendArray
 from xarray.backends.locks import HDF5_LOCK, NETCDFC_LOCK, CombinedLock, SerializableLock
 from xarray.backends.zarr import ZarrArrayWrapper
-from xarray.core.indexing import ExplicitlyIndexedNDArrayMixin
+from xarray.core.indexing import (
+    BasicIndexer,
+    ExplicitIndexer,
+    ExplicitlyIndexedNDArrayMixin,
+    OuterIndexer,
+)
 
 from aioxarray._runtime.threads import BLOCKING_THREADS, Lane, Pool
 from aioxarray._xarray.joined import JoinedArray
@@ -46,7 +51,7 @@ async def read(
     if type(array) is ZarrArrayWrapper:
         array = copy.copy(array)
         array._array = readable(array._array, reading, report)
-        return await array.async_getitem(source.key)
+        return await array.async_getitem(_without_scalars(source.key))
     if type(array) is JoinedArray:
         return await array.read(source.key, load)
     if type(array).async_getitem is not BackendArray.async_getitem:
@@ -56,6 +61,18 @@ async def read(
             # It has the method, but not for this key or in this state.
             pass
     return await _read_in_thread(lambda: array[source.key], array)
+
+
+def _without_scalars(key: ExplicitIndexer) -> ExplicitIndexer:
+    """Return a key for a Zarr array that selects what ``key`` does, one element as an array.
+
+    Asked for one element in the basic way, zarr's asynchronous arrays return a scalar, which has
+    lost the length of a string type and the byte order; its blocking ones do not.
+    """
+    parts = key.tuple
+    if not isinstance(key, BasicIndexer) or not parts or any(isinstance(p, slice) for p in parts):
+        return key
+    return OuterIndexer(parts)
 
 
 _no_async_array = ExplicitlyIndexedNDArrayMixin.async_get_duck_array

@@ -32,8 +32,10 @@ HOST = "127.0.0.1"  # never anything else: it lets anyone who reaches it write
 PATIENCE_S = 60.0
 
 
-def _site(latency_s: float, root: str | os.PathLike[str] | None) -> Site:
-    return Site(MemoryObjects() if root is None else DirectoryObjects(root), latency_s)
+def _site(latency_s: float, root: str | os.PathLike[str] | None, alone: bool) -> Site:
+    if root is None:
+        return Site(MemoryObjects(), latency_s, off_loop=False)
+    return Site(DirectoryObjects(root), latency_s, off_loop=not alone)
 
 
 async def _serve(site: Site, started: Future[int], stop: asyncio.Event) -> None:
@@ -258,7 +260,7 @@ class ObjectServer:
         if self._process:
             self._host = _ProcessHost(self._initial_latency_s, self._root)
         else:
-            self._host = _ThreadHost(_site(self._initial_latency_s, self._root))
+            self._host = _ThreadHost(_site(self._initial_latency_s, self._root, alone=False))
         return self
 
     def close(self) -> None:
@@ -293,8 +295,9 @@ class ObjectServer:
         """What was requested, by HTTP verb and key, and how many requests were in flight.
 
         A request counts as completed when its answer is handed to the connection, and as
-        cancelled when the client left before that; without latency an answer is made at once, so
-        that no two are in flight together. Each look asks the process, if there is one.
+        cancelled when the client left before that. Objects in memory without latency are served
+        at once, so that no two requests are in flight together. Each look asks the process, if
+        there is one.
         """
         return self._running.log
 
@@ -338,7 +341,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         if options.until_stdin_ends:
             threading.Thread(target=wait_for_parent, daemon=True).start()
-        await _serve(_site(options.latency_s, options.root), started, stop)
+        await _serve(_site(options.latency_s, options.root, alone=True), started, stop)
 
     try:
         asyncio.run(serve())

@@ -1,0 +1,66 @@
+"""``python -m benchmarks``: run the benchmarks and print what they found."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter
+
+from benchmarks import budget, cancelling, latency, rows, stalls, throughput
+from benchmarks.data import Files, quiet
+from benchmarks.measuring import Options
+
+GROUPS = {
+    "latency": latency,
+    "budget": budget,
+    "stalls": stalls,
+    "cancelling": cancelling,
+    "throughput": throughput,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmarks that were asked for; a missed goal is told, and is no error."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=GROUPS,
+        metavar="NAME",
+        help=f"one of {', '.join(GROUPS)}; may be repeated",
+    )
+    parser.add_argument("--quick", action="store_true", help="little data, one run each")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there too")
+    arguments = parser.parse_args(argv)
+    options = Options(quick=True, runs=1) if arguments.quick else Options()
+
+    begun = perf_counter()
+    found: list[tuple[str, list[rows.Row]]] = []
+    print(rows.machine())
+    if busy := rows.busy():
+        print(busy)
+    print("load and load_async: plain xarray's. ratio: plain over aioxarray. Medians.\n")
+    print(rows.line(rows.HEADER))
+    with tempfile.TemporaryDirectory(prefix="aioxarray-benchmarks-") as folder, quiet():
+        files = Files(Path(folder), options)
+        for name in arguments.only or GROUPS:
+            group = GROUPS[name]
+            print(f"\n{group.TITLE}")
+            found.append((group.TITLE, []))
+            for row in group.run(options, files):
+                found[-1][1].append(row)
+                print(rows.line(row.cells()), flush=True)
+    goals = [row.met for _, group_rows in found for row in group_rows if row.met is not None]
+    print(f"\n{sum(goals)} of {len(goals)} goals met; {perf_counter() - begun:.0f} s in all")
+    if arguments.quick:
+        print("These are no measurements: a quick run has little data, and loads it once.")
+    if arguments.markdown:
+        arguments.markdown.write_text(rows.markdown(found), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

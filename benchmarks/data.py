@@ -1,0 +1,152 @@
+"""The data of the benchmarks: made once a run, in memory or in a temporary directory."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from zarr.storage import MemoryStore
+
+from benchmarks.measuring import Options
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from zarr.abc.store import Store
+
+MISSING = -32768
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Ignore warnings of what is in no specification of Zarr yet and works all the same."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def smooth(*shape: int, dtype: str = "float64") -> NDArray[Any]:
+    """Return values that compress about as well as measured fields do."""
+    steps = np.random.default_rng(0).normal(size=shape[-2:])
+    field = np.round(steps.cumsum(axis=0).cumsum(axis=1), 2)
+    first = np.arange(shape[0] if len(shape) > 2 else 1).reshape(-1, 1, 1)
+    values: NDArray[Any] = (field + first).astype(dtype).reshape(shape)
+    return values
+
+
+def many_variables(variables: int, chunks_a_side: int = 1, prefix: str = "v") -> xr.Dataset:
+    """Return variables of ``chunks_a_side`` squared chunks of 10 KB each."""
+    side = 50 * chunks_a_side
+    field = smooth(side, side, dtype="float32")
+    return xr.Dataset({f"{prefix}{i}": (("y", "x"), field + i) for i in range(variables)})
+
+
+def in_memory(obj: xr.Dataset | xr.DataTree, shards: bool = False) -> MemoryStore:
+    """Store ``obj`` in memory, in chunks of 50 × 50, or in shards of 4 × 4 such chunks."""
+    each: dict[str, Any] = {"chunks": (50, 50)}
+    if shards:
+        each["shards"] = (200, 200)
+    store = MemoryStore()
+    with quiet():
+        if isinstance(obj, xr.DataTree):
+            nodes = obj.subtree
+            obj.to_zarr(store, encoding={node.path: _all(node.dataset, each) for node in nodes})
+        else:
+            obj.to_zarr(store, encoding=_all(obj, each))
+    return store
+
+
+def _all(obj: xr.Dataset, encoding: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {str(name): encoding for name in obj.data_vars}
+
+
+def store_of(groups: dict[str, xr.Dataset], shards: bool = False) -> MemoryStore:
+    """Store datasets in memory, each in a group."""
+    return in_memory(xr.DataTree.from_dict({f"/{k}": v for k, v in groups.items()}), shards)
+
+
+def tree(nodes: int, variables: int) -> xr.DataTree:
+    """Return a tree of a root and its children, each node with variables of one chunk."""
+    one = many_variables(variables)
+    return xr.DataTree.from_dict({"/": one, **{f"/node{i}": one for i in range(1, nodes)}})
+
+
+def opened(store: Store | Path, group: str | None = None, chunks: Any = None) -> xr.Dataset:
+    """Open a dataset with plain xarray; by default lazily and without dask."""
+    with quiet():
+        dataset: xr.Dataset = xr.open_zarr(store, group=group, chunks=chunks)
+    return dataset
+
+
+def opened_tree(store: Store) -> xr.DataTree:
+    """Open a tree with plain xarray, lazily."""
+    # xarray takes a zarr store here and does not say so.
+    anything: Any = store
+    with quiet():
+        return xr.open_datatree(anything, engine="zarr")
+
+
+class Files:
+    """Datasets on disk, each made when it is first asked for.
+
+    Parameters
+    ----------
+    root
+        A temporary directory.
+    options
+        For a quick run the datasets are small.
+    """
+
+    def __init__(self, root: Path, options: Options) -> None:
+        self._root = root
+        self._options = options
+
+    def large_chunks(self) -> Path:
+        """1 GB: 4 variables of 128 chunks of 2 MB, zstd."""
+        path = self._root / "large_chunks.zarr"
+        if not path.exists():
+            count = self._options.scaled(128)
+            self._write(path, smooth(count, 512, 512), (1, 512, 512))
+        return path
+
+    def small_chunks(self) -> Path:
+        """4 variables of 2048 chunks of 4 KB, zstd."""
+        path = self._root / "small_chunks.zarr"
+        if not path.exists():
+            count = self._options.scaled(2048)
+            self._write(path, smooth(count, 32, 32, dtype="float32"), (1, 32, 32))
+        return path
+
+    def _write(self, path: Path, values: NDArray[Any], chunks: tuple[int, ...]) -> None:
+        data = xr.Dataset({f"v{i}": (("t", "y", "x"), values) for i in range(4)})
+        with quiet():
+            data.to_zarr(path, encoding=_all(data, {"chunks": chunks}))
+
+    def packed(self) -> Path:
+        """One variable of 33 MB, in memory 132 MB: int16 with scale, offset and fill value."""
+        path = self._root / "packed.zarr"
+        if not path.exists():
+            count = self._options.scaled(16)
+            values = smooth(count, 1024, 1024)
+            values /= abs(values).max()
+            values[:, ::7, ::5] = np.nan
+            packing = {"dtype": "int16", "scale_factor": 1e-4, "add_offset": 0.5}
+            encoding = {**packing, "_FillValue": MISSING, "chunks": (1, 1024, 1024)}
+            with quiet():
+                data = xr.Dataset({"packed": (("t", "y", "x"), values)})
+                data.to_zarr(path, encoding={"packed": encoding})
+        return path
+
+    def netcdf(self) -> Path:
+        """200 MB: 4 variables in a netCDF4 file, compressed."""
+        path = self._root / "data.nc"
+        if not path.exists():
+            values = smooth(self._options.scaled(48), 512, 512, dtype="float32")
+            encoding = {"zlib": True, "complevel": 1, "chunksizes": (1, 512, 512)}
+            data = xr.Dataset({f"v{i}": (("t", "y", "x"), values) for i in range(4)})
+            data.to_netcdf(path, engine="netcdf4", encoding=_all(data, encoding))
+        return path

@@ -1,0 +1,98 @@
+"""Loading from a store that takes 50 ms for each request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+import aioxarray
+from aioxarray.testing import LatencyStore
+from benchmarks import data
+from benchmarks.data import Files
+from benchmarks.measuring import (
+    Objects,
+    Options,
+    copies,
+    measure,
+    plain_load,
+    plain_load_async,
+)
+from benchmarks.rows import Row
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+TITLE = "Time to load, 50 ms a request"
+LATENCY_S = 0.05
+
+
+def run(options: Options, files: Files) -> Iterator[Row]:
+    """Yield the rows."""
+    side, nodes, many, each = (3, 4, 8, 4) if options.quick else (10, 13, 70, 40)
+    yield _row(
+        f"10 variables of {side * side} chunks, concurrency=100",
+        data.many_variables(10, side),
+        options,
+        goal=0.75,
+        concurrency=100,
+    )
+    yield _row(f"a tree of {nodes} nodes, 4 variables each", data.tree(nodes, 4), options, goal=0.2)
+    yield _row(f"{many} variables", data.many_variables(many), options, goal=0.2)
+    yield _row(
+        f"5 datasets in a list, {each} variables each, c.=400",
+        [data.many_variables(each, prefix=f"d{i}v") for i in range(5)],
+        options,
+        goal=0.25,
+        concurrency=400,
+    )
+    # For information: round trips inside a shard are zarr's, and zarr 3.1 makes one a range.
+    yield _row(
+        "parts of 9 shards, 72 byte ranges",
+        data.many_variables(1, 12),
+        options,
+        concurrency=100,
+        shards=True,
+        part={"y": np.arange(10, 600, 100)},
+    )
+
+
+def _row(
+    what: str,
+    objects: Objects,
+    options: Options,
+    goal: float | None = None,
+    concurrency: int | None = None,
+    shards: bool = False,
+    part: Mapping[str, NDArray[Any]] | None = None,
+) -> Row:
+    lazy, stores = _stored(objects, shards)
+    if part is not None:
+        lazy = lazy.isel(part)
+    expected = plain_load(copies(lazy))
+    for store in stores:
+        store.latency_s = LATENCY_S
+
+    def seconds(way: Callable[[Any], Any]) -> float:
+        return measure(way, lazy, expected, options).seconds
+
+    return Row(
+        what,
+        "s",
+        seconds(plain_load),
+        "none" if isinstance(lazy, xr.DataTree) else seconds(plain_load_async),
+        seconds(lambda obj: aioxarray.load_async(obj, concurrency=concurrency)),
+        goal,
+    )
+
+
+def _stored(objects: Objects, shards: bool) -> tuple[Objects, list[LatencyStore]]:
+    """Store and open ``objects``, without latency for now."""
+    if isinstance(objects, list):
+        pairs = [_stored(one, shards) for one in objects]
+        return [lazy for lazy, _ in pairs], [store for _, stores in pairs for store in stores]
+    store = LatencyStore(data.in_memory(objects, shards), 0)
+    tree = isinstance(objects, xr.DataTree)
+    return data.opened_tree(store) if tree else data.opened(store), [store]

@@ -1,0 +1,107 @@
+"""Runs a way of loading a few times, checks what it gives, and takes medians."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import xarray as xr
+
+from aioxarray.testing import StallMonitor
+
+Objects = Any  # a Dataset or DataTree, or a list of them
+
+
+@dataclass(frozen=True)
+class Options:
+    """How thoroughly to measure.
+
+    Attributes
+    ----------
+    quick
+        A small part of the data, and one run each: to see whether a benchmark works.
+    runs
+        How often each way is tried, at most.
+    seconds
+        A way that has taken so long is not tried again.
+    """
+
+    quick: bool = False
+    runs: int = 5
+    seconds: float = 4.0
+
+    def scaled(self, count: int) -> int:
+        """Return ``count``, or a small part of it for a quick run."""
+        return max(1, count // 16) if self.quick else count
+
+
+@dataclass(frozen=True)
+class Taken:
+    """The medians over the runs of one way."""
+
+    seconds: float
+    stall_ms: float
+
+
+def measure(
+    way: Callable[[Any], Any], lazy: Objects, expected: Objects | None, options: Options
+) -> Taken:
+    """Measure ``way``, which loads a copy of ``lazy`` and returns it, or an awaitable of it.
+
+    Each run is on an event loop of its own, as in a server that calls it: a blocking way stalls
+    it. What comes of the first run must be identical to ``expected``.
+    """
+    runs: list[Taken] = []
+    begun = perf_counter()
+    while len(runs) < options.runs and (not runs or perf_counter() - begun < options.seconds):
+        taken, result = asyncio.run(_run(way, copies(lazy)))
+        if not runs and expected is not None:
+            check_same(result, expected)
+        # A gigabyte must be gone before there is another.
+        del result
+        runs.append(taken)
+    return Taken(median(run.seconds for run in runs), median(run.stall_ms for run in runs))
+
+
+async def _run(way: Callable[[Any], Any], obj: Objects) -> tuple[Taken, Any]:
+    async with StallMonitor() as stalls:
+        start = perf_counter()
+        result = way(obj)
+        if inspect.isawaitable(result):
+            result = await result
+        seconds = perf_counter() - start
+    return Taken(seconds, stalls.worst_s * 1000), result
+
+
+def copies(lazy: Objects) -> Objects:
+    """Return copies that share lazy data, and not what is then loaded of it."""
+    if isinstance(lazy, list):
+        return [copies(one) for one in lazy]
+    return lazy.copy(deep=False)
+
+
+def check_same(result: Objects, expected: Objects) -> None:
+    """Raise AssertionError if ``result`` is not what plain xarray gives."""
+    if isinstance(expected, list):
+        for one, other in zip(result, expected, strict=True):
+            check_same(one, other)
+    else:
+        xr.testing.assert_identical(result, expected)
+
+
+def plain_load(obj: Objects) -> Objects:
+    """Load with plain xarray, blocking."""
+    for one in obj if isinstance(obj, list) else [obj]:
+        one.load()
+    return obj
+
+
+async def plain_load_async(obj: Objects) -> Objects:
+    """Load with plain xarray, awaiting; several objects side by side."""
+    await asyncio.gather(*(one.load_async() for one in (obj if isinstance(obj, list) else [obj])))
+    return obj

@@ -1,0 +1,5 @@
+"""``python -m aioxarray demo``: loads real data with plain xarray and with aioxarray."""
+
+from aioxarray._demo.showing import DemoError, Options, run
+
+__all__ = ["DemoError", "Options", "run"]

@@ -1,0 +1,147 @@
+"""Measures ways of loading the same object, and compares what they give."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import xarray as xr
+
+from aioxarray.loading import load, load_async
+from aioxarray.testing import RequestLog, StallMonitor
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to load an object: by which library, how it is written, and how it is done.
+
+    ``run`` returns the loaded object, or an awaitable of it; it is called on an event loop
+    either way, as in a notebook or a server.
+    """
+
+    library: str
+    call: str
+    run: Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one way took.
+
+    Attributes
+    ----------
+    seconds
+        From the call to the loaded object.
+    stall_ms
+        The longest that the caller's event loop could do nothing else.
+    requests, in_flight
+        What the server counted: requests in all, and most at once. None for a server that is
+        not ours.
+    error
+        What came in place of the object.
+    """
+
+    seconds: float
+    stall_ms: float
+    requests: int | None = None
+    in_flight: int | None = None
+    error: Exception | None = None
+
+
+def opening(url: str, function: Callable[..., Any], **options: Any) -> Way:
+    """Return plain xarray's way of opening ``url``; its ``run`` ignores its argument."""
+    # What a scheme needs to be told is left out, as too long for a table.
+    given = "".join(f", {n}={v!r}" for n, v in options.items() if n != "storage_options")
+    return Way(
+        "xarray",
+        f"{function.__name__}(url{given})",
+        lambda _: function(url, **options),
+    )
+
+
+def loading(obj: xr.Dataset | xr.DataTree, concurrency: int | None) -> list[Way]:
+    """Return the ways to load ``obj``, plain xarray's blocking one first."""
+    name = "tree" if isinstance(obj, xr.DataTree) else "ds"
+    return [
+        Way("xarray", f"{name}.load()", lambda obj: obj.load()),
+        Way("xarray", f"await {name}.load_async()", _plain_load_async),
+        Way("aioxarray", f"load({name})", lambda obj: load(obj, concurrency=concurrency)),
+        Way(
+            "aioxarray",
+            f"await load_async({name})",
+            lambda obj: load_async(obj, concurrency=concurrency),
+        ),
+    ]
+
+
+def _plain_load_async(obj: xr.Dataset | xr.DataTree) -> Awaitable[Any]:
+    if isinstance(obj, xr.DataTree):
+        # The one that is there was added by importing aioxarray.
+        raise AttributeError("xarray's DataTree has no load_async (importing aioxarray adds one)")
+    return obj.load_async()
+
+
+def best(way: Way, lazy: Any, log: RequestLog | None, runs: int) -> tuple[Measured, Any]:
+    """Measure ``way`` on copies of ``lazy`` and return the shortest run, and what it gave.
+
+    Each run has an event loop of its own. A way that fails is not tried again.
+    """
+    measured, result = asyncio.run(_measure(way, _copy(lazy), log))
+    for _ in range(runs - 1):
+        if measured.error is None:
+            again, result = asyncio.run(_measure(way, _copy(lazy), log))
+            measured = min(measured, again, key=lambda one: one.seconds)
+    return measured, result
+
+
+def _copy(lazy: Any) -> Any:
+    # A copy shares the lazy data, and not what is then loaded of it.
+    return None if lazy is None else lazy.copy(deep=False)
+
+
+async def _measure(way: Way, obj: Any, log: RequestLog | None) -> tuple[Measured, Any]:
+    if log is not None:
+        log.clear()
+    result, error = None, None
+    async with StallMonitor() as stalls:
+        start = perf_counter()
+        try:
+            result = way.run(obj)
+            if inspect.isawaitable(result):
+                result = await result
+        except Exception as raised:  # noqa: BLE001 - whatever a library raises is its result
+            error = raised
+        seconds = perf_counter() - start
+    counts = None if log is None else log.snapshot()
+    return Measured(
+        seconds,
+        stalls.worst_s * 1000,
+        None if counts is None else len(counts.requests),
+        None if counts is None else counts.most_in_flight,
+        error,
+    ), result
+
+
+def check_same(ours: xr.Dataset | xr.DataTree, plain: xr.Dataset | xr.DataTree) -> None:
+    """Raise AssertionError unless values, names, attributes and types are the same."""
+    if isinstance(plain, xr.DataTree):
+        assert isinstance(ours, xr.DataTree)
+        xr.testing.assert_identical(ours, plain)
+        for node in plain.subtree:
+            _check_types(ours[node.path].to_dataset(), node.to_dataset())
+    else:
+        assert isinstance(ours, xr.Dataset)
+        xr.testing.assert_identical(ours, plain)
+        _check_types(ours, plain)
+
+
+def _check_types(ours: xr.Dataset, plain: xr.Dataset) -> None:
+    for name, variable in plain.variables.items():
+        if ours.variables[name].dtype != variable.dtype:
+            raise AssertionError(
+                f"{name}: {ours.variables[name].dtype} in place of {variable.dtype}"
+            )

@@ -1,0 +1,185 @@
+"""Runs the demo, and prints its table."""
+
+from __future__ import annotations
+
+import math
+import platform
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import xarray as xr
+import zarr
+
+import aioxarray
+from aioxarray._demo import remote, terrain
+from aioxarray._demo.extent import describe, extents
+from aioxarray._demo.measuring import Measured, Way, best, check_same, loading, opening
+from aioxarray._runtime.threads import usable_cores
+from aioxarray.config import request_limit
+from aioxarray.testing import ObjectServer, RequestLog
+
+__all__ = ["DemoError", "run"]
+
+WIDTH = 100
+
+
+class DemoError(Exception):
+    """What the demo cannot do, told in a line."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the demo runs.
+
+    Attributes
+    ----------
+    url
+        A Zarr of the user's; None: one that the demo stores itself.
+    latency_ms
+        What the demo's own server adds to each request.
+    concurrency
+        As for `aioxarray.load`.
+    quick
+        Little data, and one run each: to try whether all works, not to measure.
+    """
+
+    url: str | None = None
+    latency_ms: float = 50.0
+    concurrency: int | None = None
+    quick: bool = False
+
+
+def run(options: Options) -> None:
+    """Run the demo and print its table.
+
+    Raises
+    ------
+    DemoError
+        If something it needs is not installed, or the URL cannot be opened.
+    """
+    limit = request_limit(options.concurrency)
+    at_most = "no limit of requests" if limit == math.inf else f"concurrency={limit}"
+    print(
+        f"aioxarray {aioxarray.__version__} ({at_most}), xarray {xr.__version__}, "
+        f"zarr {zarr.__version__}, Python {platform.python_version()}, {usable_cores()} cores"
+    )
+    with warnings.catch_warnings():
+        # Of stores and data types that work but are in no specification yet: not our subject.
+        warnings.simplefilter("ignore")
+        if options.url is None:
+            _on_own_server(options)
+        else:
+            _on_url(options.url, options)
+    print("Try the same on your own data: python -m aioxarray demo URL   (http, s3, gs or a path)")
+
+
+def _on_own_server(options: Options) -> None:
+    missing = remote.missing(("matplotlib", "fsspec", "aiohttp"))
+    if missing:
+        raise DemoError(
+            f"the demo needs more packages ({', '.join(missing)}): pip install 'aioxarray[demo]'"
+        )
+    sizes = terrain.TINY if options.quick else terrain.Sizes()
+    with ObjectServer(latency_s=options.latency_ms / 1000, process=True) as server:
+        print(f"A server on this machine, {options.latency_ms:g} ms for each request, serves Zarr:")
+        print("terrain around the Jacksboro fault, Tennessee, from an elevation grid.")
+        _print_header(counted=True)
+        for name, data in terrain.stored(sizes).items():
+            for key, value in data.items():
+                server.put(f"{name}/{key}", value)
+            url = f"{server.url}/{name}"
+            function, given = remote.opener(url)
+            opened = _print_opening(opening(url, function, **given), server.log)
+            _print_loading(opened, server.log, options)
+    print(
+        "\nRequests, and the most in flight at once, are counted at the server. Stall: how long "
+        "the caller's\nevent loop could do nothing else, at worst. Ratio: plain load's seconds "
+        "over the row's.\nAll loaded values are identical to plain xarray's."
+    )
+
+
+def _on_url(url: str, options: Options) -> None:
+    missing = remote.missing(remote.needs(url))
+    if missing:
+        raise DemoError(f"reading {url} needs more packages: pip install {' '.join(missing)}")
+    try:
+        function, given = remote.opener(url)
+    except Exception as error:
+        remote.end_requests()
+        raise DemoError(f"cannot open {url} as a Zarr group: {_told(error)}") from error
+    _print_header(counted=False)
+    opened = _print_opening(opening(url, function, **given), None)
+    part = remote.sample(opened)
+    if part.text:
+        print(f"Read of it is {part.text}, and nothing else:\n{describe(part.obj)}")
+    _print_loading(part.obj, None, options)
+    print(
+        "\nStall: how long the caller's event loop could do nothing else, at worst. Ratio: plain "
+        "load's\nseconds over the row's. The first reader may also warm a server's caches: repeat "
+        "to be sure.\nAll loaded values are identical to plain xarray's."
+    )
+
+
+def _print_opening(way: Way, log: RequestLog | None) -> Any:
+    measured, opened = best(way, None, log, runs=1)
+    if measured.error is not None:
+        remote.end_requests()
+        raise DemoError(f"{way.call} failed: {_told(measured.error)}") from measured.error
+    if not extents(opened):
+        raise DemoError(f"there is no data in what {way.call} opened")
+    print(f"\n{describe(opened)}")
+    _print_row(way, measured, None)
+    return opened
+
+
+def _print_loading(
+    opened: xr.Dataset | xr.DataTree, log: RequestLog | None, options: Options
+) -> None:
+    plain, expected = None, None
+    for way in loading(opened, options.concurrency):
+        measured, result = best(way, opened, log, runs=1 if options.quick else 2)
+        if plain is None:
+            plain, expected = measured, result
+        elif measured.error is None and expected is not None:
+            try:
+                check_same(result, expected)
+            except AssertionError as error:
+                raise DemoError(f"{way.call} gave other values: {error}") from error
+        _print_row(way, measured, plain)
+
+
+def _print_header(counted: bool) -> None:
+    counts = ("requests", "in flight") if counted else ()
+    _print_cells("", "", "seconds", *counts, "stall ms", "ratio")
+
+
+def _print_row(way: Way, measured: Measured, plain: Measured | None) -> None:
+    if measured.error is not None:
+        _print_cells(way.library, way.call, "failed")
+        text = f"            {_told(measured.error)}"
+        print(text if len(text) <= WIDTH else f"{text[: WIDTH - 3]}...")
+        return
+    ratio = ""
+    if plain is not None and plain.error is None:
+        ratio = f"{plain.seconds / measured.seconds:.1f}x"
+    counts = (n for n in (measured.requests, measured.in_flight) if n is not None)
+    _print_cells(
+        way.library,
+        way.call,
+        f"{measured.seconds:.2f}",
+        *map(str, counts),
+        f"{measured.stall_ms:.0f}",
+        ratio,
+    )
+
+
+def _print_cells(library: str, call: str, *numbers: str) -> None:
+    cells = "".join(f"{number:>10}" for number in numbers)
+    print(f"  {library:<10}{call:<38}{cells}".rstrip())
+
+
+def _told(error: Exception) -> str:
+    """Return the kind of an error and the first line of what it says."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,0 +1,93 @@
+"""The command line: ``python -m aioxarray`` and the command ``aioxarray``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import aioxarray
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Parameters
+    ----------
+    argv
+        The arguments; None for those of the process.
+
+    Returns
+    -------
+    int
+        The exit code: 0, or 1 if the command failed, with a line about it on standard error.
+        (Wrong arguments end the process with 2, as `argparse` does.)
+    """
+    arguments = _parser().parse_args(argv)
+    # Not at the top: to help, or to tell the version, none of it is needed.
+    from aioxarray._demo import DemoError, Options, run
+
+    options = Options(
+        url=arguments.url,
+        latency_ms=arguments.latency_ms,
+        concurrency=arguments.concurrency,
+        quick=arguments.quick,
+    )
+    try:
+        run(options)
+    except DemoError as error:
+        print(f"aioxarray: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="aioxarray", description=aioxarray.__doc__.split("\n")[0])
+    parser.add_argument("--version", action="version", version=f"aioxarray {aioxarray.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    demo = commands.add_parser(
+        "demo",
+        help="load from a server with latency, beside plain xarray",
+        description="Loads Zarr with plain xarray and with aioxarray, checks that both give the "
+        "same values, and prints what each took. It needs: pip install 'aioxarray[demo]'.",
+    )
+    demo.add_argument(
+        "url",
+        nargs="?",
+        metavar="URL",
+        help="a Zarr dataset or tree of your own: http(s)://, s3:// or gs:// (public data), or a "
+        "path; about 64 MB of it are read, several times. Without it: terrain from a server that "
+        "the demo starts",
+    )
+    demo.add_argument(
+        "--latency-ms",
+        type=_latency,
+        default=50.0,
+        metavar="MS",
+        help="what that server adds to each request (default: %(default)g)",
+    )
+    demo.add_argument(
+        "--concurrency",
+        type=int,
+        metavar="N",
+        help="most store requests of aioxarray in flight (default: the setting, "
+        f"{aioxarray.config.get('concurrency')})",
+    )
+    demo.add_argument(
+        "--quick", action="store_true", help="little data and one run each, to see whether it works"
+    )
+    return parser
+
+
+def _latency(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 10_000:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 10000, got {text!r}")
+    return value

@@ -1,0 +1,390 @@
+"""The bounds of `Budget` hold, fairly, and nothing that is taken is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from aioxarray._runtime.budget import Budget, Share
+from tests.runtime.helpers import PATIENCE_S, run_script, settle
+
+
+@contextmanager
+def shares(*bounds: float) -> Iterator[tuple[Budget, list[Share]]]:
+    budget = Budget("things")
+    opened = [budget.share(bound) for bound in bounds]
+    yield budget, [each.__enter__() for each in opened]
+    for each in opened:
+        each.__exit__(None, None, None)
+    assert budget.in_use == 0
+    assert repr(budget) == "<Budget: 0 things in use, 0 waiting>"
+
+
+class Holders:
+    """Tasks that take something and keep it until told."""
+
+    def __init__(self) -> None:
+        self.order: list[str] = []
+        self._leave: dict[str, asyncio.Event] = {}
+        self.tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def add(self, name: str, share: Share, amount: int = 1) -> None:
+        self._leave[name] = asyncio.Event()
+        self.tasks[name] = asyncio.create_task(self._hold(name, share, amount))
+        await settle()
+
+    async def _hold(self, name: str, share: Share, amount: int) -> None:
+        async with share.hold(amount):
+            self.order.append(name)
+            await self._leave[name].wait()
+
+    async def leave(self, *names: str) -> None:
+        for name in names:
+            self._leave[name].set()
+            await settle()
+
+    async def cancel(self, name: str) -> None:
+        self.tasks[name].cancel()
+        await asyncio.wait([self.tasks[name]])
+        await settle()
+
+    async def leave_all(self) -> None:
+        """Let all leave, one by one in the order they came in, until none is left."""
+        while any(not task.done() for task in self.tasks.values()):
+            inside = [name for name in self.order if not self._leave[name].is_set()]
+            assert inside, f"stuck after {self.order}"
+            await self.leave(inside[0])
+
+
+def with_holders(test: Callable[[Holders], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    def run() -> None:
+        asyncio.run(test(Holders()))
+
+    run.__name__ = test.__name__
+    return run
+
+
+@with_holders
+async def test_a_share_keeps_to_its_bound_and_serves_in_order(holders: Holders) -> None:
+    with shares(2) as (budget, (a,)):
+        for name in "12345":
+            await holders.add(name, a)
+        assert holders.order == ["1", "2"]
+        assert repr(budget) == "<Budget: 2 things in use, 3 waiting>"
+        await holders.leave("2")
+        assert holders.order == ["1", "2", "3"]
+        await holders.leave("1", "3")
+        assert holders.order == ["1", "2", "3", "4", "5"]
+        await holders.leave_all()
+
+
+@with_holders
+async def test_shares_together_keep_to_the_largest_bound_and_each_to_its_own(
+    holders: Holders,
+) -> None:
+    with shares(2, 5) as (budget, (small, large)):
+        for index in range(4):
+            await holders.add(f"small {index}", small)
+        for index in range(8):
+            await holders.add(f"large {index}", large)
+        assert (small.in_use, large.in_use, budget.in_use) == (2, 3, 5)
+        await holders.leave("small 0", "small 1")
+        assert budget.in_use == 5
+        assert small.in_use <= 2
+        await holders.leave_all()
+
+
+@with_holders
+async def test_equal_shares_do_not_add_up(holders: Holders) -> None:
+    with shares(3, 3, 3) as (budget, three):
+        for index, share in enumerate(three):
+            for number in range(3):
+                await holders.add(f"{index} {number}", share)
+        assert budget.in_use == 3
+        await holders.leave_all()
+        assert len(holders.order) == 9
+
+
+@with_holders
+async def test_an_own_bound_holds_while_the_budget_has_places(holders: Holders) -> None:
+    with shares(1, math.inf) as (budget, (one, _)):
+        await holders.add("1", one)
+        await holders.add("2", one)
+        assert (holders.order, budget.in_use) == (["1"], 1)
+        await holders.leave_all()
+
+
+@with_holders
+async def test_infinity_is_no_limit(holders: Holders) -> None:
+    with shares(math.inf) as (budget, (a,)):
+        for index in range(200):
+            await holders.add(str(index), a, 10**9)
+        assert budget.in_use == 200 * 10**9
+        await holders.leave_all()
+
+
+@with_holders
+async def test_what_waits_is_let_in_when_a_larger_bound_comes_or_goes(holders: Holders) -> None:
+    budget = Budget("things")
+    with budget.share(1) as one, budget.share(1) as other:
+        await holders.add("1", one)
+        await holders.add("2", other)
+        assert holders.order == ["1"]
+        with budget.share(2):
+            # Its bound holds for all; the next change lets them in.
+            await holders.leave("1")
+            assert holders.order == ["1", "2"]
+            await holders.add("3", one)
+            assert budget.in_use == 2
+        await holders.leave("2", "3")
+    assert budget.in_use == 0
+
+
+@with_holders
+async def test_free_places_go_to_shares_in_turn(holders: Holders) -> None:
+    with shares(2, 2) as (_, (large, small)):
+        for index in range(20):
+            await holders.add(f"large {index}", large)
+        for index in range(3):
+            await holders.add(f"small {index}", small)
+        await holders.leave_all()
+        places = [index for index, name in enumerate(holders.order) if name.startswith("small")]
+        # Two were inside before; from then on every other place is the small load's.
+        assert places in ([2, 4, 6], [3, 5, 7])
+
+
+@with_holders
+async def test_many_shares_wait_in_turn(holders: Holders) -> None:
+    with shares(*[1] * 5) as (_, five):
+        for number in range(4):
+            for index, share in enumerate(five):
+                await holders.add(f"{index}.{number}", share)
+        await holders.leave_all()
+        # In each round each share has one, whichever comes first.
+        rounds = [holders.order[start : start + 5] for start in range(0, 20, 5)]
+        assert [sorted(name[0] for name in names) for names in rounds] == [list("01234")] * 4
+        for index in range(5):
+            own = [name for name in holders.order if name.startswith(str(index))]
+            assert own == [f"{index}.{number}" for number in range(4)]
+
+
+@with_holders
+async def test_more_than_the_bound_is_let_in_alone(holders: Holders) -> None:
+    with shares(10) as (budget, (a,)):
+        await holders.add("small", a, 3)
+        await holders.add("huge", a, 25)
+        await holders.add("after", a, 1)
+        assert holders.order == ["small"]
+        await holders.leave("small")
+        assert holders.order == ["small", "huge"]
+        assert budget.in_use == 25
+        await holders.leave("huge")
+        assert holders.order == ["small", "huge", "after"]
+        await holders.leave_all()
+
+
+@pytest.mark.parametrize("amount", [6, 10, 25], ids=["part", "all", "oversize"])
+def test_a_large_amount_is_not_starved_by_small_ones_of_others(amount: int) -> None:
+    async def main() -> None:
+        holders = Holders()
+        with shares(10, 10) as (_, (small, large)):
+            for index in range(60):
+                await holders.add(f"small {index}", small, 2)
+            await holders.add("large", large, amount)
+            await holders.leave_all()
+            # Five were inside before it came, and one more may have its turn.
+            assert holders.order.index("large") <= 6
+
+    asyncio.run(main())
+
+
+@with_holders
+async def test_a_newcomer_does_not_overtake_a_large_amount(holders: Holders) -> None:
+    with shares(10, 10) as (_, (one, other)):
+        await holders.add("first", one, 4)
+        await holders.add("large", other, 8)
+        await holders.add("newcomer", one, 4)
+        assert holders.order == ["first"]
+        await holders.leave("first")
+        assert holders.order == ["first", "large"]
+        await holders.leave_all()
+
+
+@with_holders
+async def test_a_share_at_its_own_bound_does_not_keep_others_out(holders: Holders) -> None:
+    with shares(2, 10) as (budget, (narrow, wide)):
+        for index in range(5):
+            await holders.add(f"narrow {index}", narrow)
+        for index in range(8):
+            await holders.add(f"wide {index}", wide)
+        assert (narrow.in_use, wide.in_use, budget.in_use) == (2, 8, 10)
+        await holders.leave_all()
+
+
+@with_holders
+async def test_a_cancelled_large_amount_lets_small_ones_in(holders: Holders) -> None:
+    with shares(10, 10) as (_, (one, other)):
+        await holders.add("first", one, 4)
+        await holders.add("large", other, 8)
+        await holders.add("small", one, 2)
+        await holders.cancel("large")
+        await holders.leave("first")
+        assert holders.order == ["first", "small"]
+        await holders.leave_all()
+
+
+@with_holders
+async def test_a_cancelled_waiter_gives_its_turn_to_the_next(holders: Holders) -> None:
+    with shares(1) as (budget, (a,)):
+        for name in "1234":
+            await holders.add(name, a)
+        await holders.cancel("2")
+        await holders.cancel("3")
+        assert holders.order == ["1"]
+        await holders.leave("1")
+        assert holders.order == ["1", "4"]
+        await holders.cancel("4")
+        assert budget.in_use == 0
+        await holders.add("5", a)
+        assert holders.order == ["1", "4", "5"]
+        await holders.leave_all()
+
+
+@pytest.mark.parametrize("steps", range(5))
+def test_cancelling_while_the_place_is_on_its_way_gives_it_back(steps: int) -> None:
+    async def main() -> None:
+        holders = Holders()
+        with shares(1) as (budget, (a,)):
+            await holders.add("1", a)
+            await holders.add("2", a)
+            holders._leave["1"].set()
+            # The place is given back, on its way, or just taken.
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            await holders.cancel("2")
+            await holders.add("3", a)
+            assert holders.order[-1] == "3"
+            assert budget.in_use == 1
+            await holders.leave("3")
+
+    asyncio.run(main())
+
+
+def test_an_error_inside_gives_the_place_back() -> None:
+    async def fail(share: Share) -> None:
+        async with share.hold():
+            raise ZeroDivisionError
+
+    async def main() -> None:
+        with shares(1) as (budget, (a,)):
+            with pytest.raises(ZeroDivisionError):
+                await fail(a)
+            assert budget.in_use == 0
+
+    asyncio.run(main())
+
+
+def test_the_bound_holds_over_threads_with_loops_of_their_own() -> None:
+    lock = threading.Lock()
+    inside = most = 0
+    arrived, go_on = threading.Semaphore(0), threading.Event()
+
+    async def hold(share: Share) -> None:
+        nonlocal inside, most
+        async with share.hold():
+            with lock:
+                inside += 1
+                most = max(most, inside)
+            arrived.release()
+            if not go_on.is_set():
+                await asyncio.to_thread(go_on.wait, PATIENCE_S)
+            await asyncio.sleep(0)
+            with lock:
+                inside -= 1
+
+    async def main() -> None:
+        with budget.share(3) as share:
+            await asyncio.gather(*(hold(share) for _ in range(50)))
+
+    budget = Budget("things")
+    with ThreadPoolExecutor(4) as pool:
+        runs = [pool.submit(asyncio.run, main()) for _ in range(4)]
+        for _ in range(3):
+            assert arrived.acquire(timeout=PATIENCE_S)
+        assert budget.in_use == 3
+        go_on.set()
+        for run in runs:
+            run.result(PATIENCE_S)
+    assert (most, inside, budget.in_use) == (3, 0, 0)
+
+
+def test_a_loop_that_was_closed_while_it_waited_loses_its_turn() -> None:
+    async def wait(share: Share) -> None:
+        async with share.hold():
+            raise AssertionError("nobody is there any more")
+
+    async def main() -> None:
+        with shares(1) as (budget, (a,)):
+            holders = Holders()
+            await holders.add("1", a)
+
+            def run_and_close() -> None:
+                loop = asyncio.new_event_loop()
+                task = loop.create_task(wait(a))
+                loop.run_until_complete(settle())
+                loop.close()
+                # So that asyncio does not complain of it.
+                task._log_destroy_pending = False  # type: ignore[attr-defined]
+                abandoned.append(task)
+
+            abandoned: list[asyncio.Task[None]] = []
+            await asyncio.to_thread(run_and_close)
+            await holders.add("2", a)
+            await holders.leave("1")
+            assert holders.order == ["1", "2"]
+            await holders.leave("2")
+            assert budget.in_use == 0
+
+    asyncio.run(main())
+
+
+FORK = """
+import asyncio, os
+from aioxarray._runtime.budget import Budget
+
+budget = Budget("things")
+
+async def hold():
+    with budget.share(1) as share:
+        async with share.hold():
+            return budget.in_use
+
+async def main():
+    with budget.share(1) as share:
+        async with share.hold():
+            child = os.fork()
+            if child == 0:
+                free = budget.in_use == 0
+                # Not asyncio.run: a loop counts as running in this thread.
+                asyncio._set_running_loop(None)
+                held = asyncio.new_event_loop().run_until_complete(hold()) == 1
+                os._exit(0 if free and held else 1)
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            assert code == 0, code
+            assert budget.in_use == 1
+
+asyncio.run(main())
+assert budget.in_use == 0
+print("fine")
+"""
+
+
+def test_a_forked_process_begins_with_nothing_in_use() -> None:
+    assert run_script(FORK).splitlines()[-1] == "fine"
