@@ -29,6 +29,7 @@ from aioxarray._runtime.threads import Lane
 from aioxarray._xarray import loader
 from aioxarray._xarray.aio_array import AioArray, OpenFile, ReadTogether
 from aioxarray._xarray.read import lane_of_hdf5
+from aioxarray._xarray.remote_files import prefetched_file
 from aioxarray._zarr.opening import Opened, give_back, open_store
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class AioBackendEntrypoint(BackendEntrypoint):
         inner = self.inner or plugins.get_backend(inner_engine(source))
         call: Callable[..., Any] = getattr(inner, method)
         if isinstance(inner, _SERIAL):
+            source, options = prefetched_file(inner, source, options)
             return _open_in_lane(lambda: call(source, **options))
         if type(inner) is not ZarrBackendEntrypoint or options.get("store") is not None:
             result = call(source, **options)
