@@ -12,6 +12,7 @@ import xarray as xr
 from aioxarray._runtime.loops import blocking
 from aioxarray._runtime.workers import in_worker
 from aioxarray._xarray.engine import engine_of, inner_engine
+from aioxarray._zarr.virtual import virtual_store
 from aioxarray.loading import load_async
 
 P = ParamSpec("P")
@@ -48,11 +49,24 @@ def _as(
     def decorate(
         coroutine: Callable[..., Coroutine[Any, Any, R]],
     ) -> Callable[P, Coroutine[Any, Any, R]]:
-        coroutine.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+        coroutine.__signature__ = _with_ours(function, coroutine)  # type: ignore[attr-defined]
         coroutine.__doc__ = f"{coroutine.__doc__}" + _COMMON.format(name=function.__name__)
         return cast("Callable[P, Coroutine[Any, Any, R]]", coroutine)
 
     return decorate
+
+
+def _with_ours(theirs: Callable[..., Any], ours: Callable[..., Any]) -> inspect.Signature:
+    """Return the signature of xarray's function with what ours adds to it."""
+    signature = inspect.signature(theirs)
+    listed = list(signature.parameters.values())
+    added = [
+        parameter
+        for name, parameter in inspect.signature(ours).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY and name not in signature.parameters
+    ]
+    rest = [each for each in listed if each.kind is each.VAR_KEYWORD]
+    return signature.replace(parameters=[*listed[: len(listed) - len(rest)], *added, *rest])
 
 
 async def _open(function: Callable[..., Any], source: Any, options: dict[str, Any]) -> Any:
@@ -74,9 +88,35 @@ def close(opened: Any) -> None:
 
 
 @_as(xr.open_dataset)
-async def open_dataset_async(filename_or_obj: Any, **options: Any) -> xr.Dataset:
-    """Open a dataset from a file or store."""
+async def open_dataset_async(
+    filename_or_obj: Any, *, virtual: bool = False, **options: Any
+) -> xr.Dataset:
+    """Open a dataset from a file or store.
+
+    With ``virtual=True`` (ours, keyword only) a netCDF4 or HDF5 file at a path or URL is read as
+    Zarr: the index of its chunks once, by VirtualiZarr, and then the chunks concurrently. The
+    values are those of the h5netcdf engine; ``storage_options`` are then obstore's.
+    """
+    if virtual:
+        filename_or_obj, options = await in_worker(
+            lambda: _as_zarr(filename_or_obj, options), lambda _: None
+        )
     return cast("xr.Dataset", await _open(xr.open_dataset, filename_or_obj, options))
+
+
+def _as_zarr(source: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return a store of the chunks of a netCDF4 file, and the options that open it."""
+    options = {**options, **(options.pop("backend_kwargs", None) or {})}
+    engine = options.pop("engine", "h5netcdf")
+    if engine not in ("h5netcdf", "netcdf4"):
+        raise ValueError(f"virtual=True reads netCDF4 and HDF5 files; got engine={engine!r}")
+    store = virtual_store(
+        source,
+        group=options.pop("group", None),
+        drop_variables=options.get("drop_variables"),
+        storage_options=options.pop("storage_options", None),
+    )
+    return store, {**options, "engine": "zarr", "consolidated": False, "zarr_format": 3}
 
 
 @_as(xr.open_dataarray)

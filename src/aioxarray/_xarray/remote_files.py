@@ -28,9 +28,7 @@ def prefetched_file(engine: Any, source: Any, options: Mapping[str, Any]) -> tup
     rest = dict(options)
     given = rest.pop("open_kwargs", None) or {}
     caching = _DEFAULTS if given.get("cache_type", "blockcache") == "blockcache" else {}
-    file = _open_remote_file(
-        source, "rb", rest.pop("storage_options", None), {**caching, **given}
-    )
+    file = _open_remote_file(source, "rb", rest.pop("storage_options", None), {**caching, **given})
     try:
         for position in (0, max(0, (file.size or 0) - 1)):
             file.seek(position)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 # Private: how zarr makes a store of a path, a URL, a mapping or an object of another library.
 # ``zarr.open_group`` does the same and opens in one step, but a store has to be wrapped between.
-from zarr.storage import StorePath
+from zarr.storage import ObjectStore, StorePath
 from zarr.storage._common import make_store_path
 
 from aioxarray._runtime.budget import Budget
@@ -59,7 +59,14 @@ async def open_store(
 
     The errors of a source that is no store, or is not there, are zarr's.
     """
-    place = await make_store_path(source, mode=mode, storage_options=storage_options)
+    try:
+        place = await make_store_path(source, mode=mode, storage_options=storage_options)
+    except ImportError:
+        # The filesystem of the URL's scheme is not installed for fsspec, by which xarray goes.
+        by_obstore = _obstore(source, storage_options)
+        if by_obstore is None:
+            raise
+        place = StorePath(by_obstore)
     store = usable_here(place.store)
     if not store.supports_consolidated_metadata:
         consolidated = False
@@ -78,6 +85,26 @@ async def open_store(
     # xarray closes a store with the dataset unless the store is the caller's own.
     stand_in = PrefetchedStore(store, answers, closes=store is not source)
     return Opened(store, StorePath(stand_in, place.path), consolidated)
+
+
+# The schemes of obstore's own stores.
+_OBSTORE_SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "azure", "abfs", "abfss", "http", "https")
+
+
+def _obstore(url: Any, storage_options: dict[str, Any] | None) -> Store | None:
+    """Return a store of obstore's for ``url``, if it is installed and has one.
+
+    ``storage_options`` are fsspec's words; obstore takes its settings from the environment.
+    """
+    scheme = url.partition("://")[0] if isinstance(url, str) else ""
+    if storage_options or scheme not in _OBSTORE_SCHEMES:
+        return None
+    try:
+        from obstore.store import from_url
+    except ImportError:
+        return None
+    allowed = {"client_options": {"allow_http": True}} if scheme == "http" else {}
+    return ObjectStore(from_url(url, **allowed), read_only=True)
 
 
 def give_back(array: zarr.Array[Any], store: Store) -> None:
