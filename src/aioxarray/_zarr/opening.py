@@ -103,7 +103,7 @@ def _obstore(url: Any, storage_options: dict[str, Any] | None) -> Store | None:
         from obstore.store import from_url
     except ImportError:
         return None
-    allowed = {"client_options": {"allow_http": True}} if scheme == "http" else {}
+    allowed: dict[str, Any] = {"client_options": {"allow_http": True}} if scheme == "http" else {}
     return ObjectStore(from_url(url, **allowed), read_only=True)
 
 
