@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import os
 import threading
@@ -125,7 +126,9 @@ class Lane:
             start, self._busy = not self._busy, True
         del obj
         if start:
-            self._pool.submit(self._work)
+            # At the end of the interpreter no thread is to be had, nor needed.
+            with contextlib.suppress(RuntimeError):
+                self._pool.submit(self._work)
 
     def _work(self) -> None:
         while True:

@@ -89,13 +89,13 @@ class OpenFile:
 
     def __init__(self, store: object, lane: Lane) -> None:
         self._store = store
-        self._lane = lane
+        self.lane = lane
 
     def __del__(self) -> None:
         # The garbage collector may call this in the middle of anything: no locks here, so the
         # I/O loop hands it on. At the end of the interpreter there is no loop any more.
         with contextlib.suppress(RuntimeError):
-            io_loop().call_soon_threadsafe(self._lane.drop, self._store)
+            io_loop().call_soon_threadsafe(self.lane.drop, self._store)
 
 
 async def read_arrays(arrays: Sequence[AioArray]) -> list[Any]:
@@ -115,10 +115,12 @@ class ReadTogether:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._members: list[AioArray] = []
+        self._file: OpenFile | None = None
         self._values: dict[int, Any] = {}
 
     def add(self, array: Any, file: OpenFile | None) -> AioArray:
         """Return ``array`` as one that is read with the others."""
+        self._file = file
         member = AioArray(array, file, self)
         self._members.append(member)
         return member
@@ -127,11 +129,20 @@ class ReadTogether:
         """Return the values of ``array``, reading all that were not read yet."""
         with self._lock:
             if self._members:
-                values = run_blocking(lambda: read_arrays(self._members))
+                values = self._read(self._members)
                 ids = [id(member) for member in self._members]
                 self._values = dict(zip(ids, values, strict=True))
                 self._members = []
             if id(array) in self._values:
                 return self._values.pop(id(array))
         # Asked a second time: its values were not kept by whoever asked the first time.
-        return run_blocking(lambda: read_arrays([array]))[0]
+        return self._read([array])[0]
+
+    def _read(self, arrays: Sequence[AioArray]) -> list[Any]:
+        if self._file is None:
+            return run_blocking(lambda: read_arrays(arrays))
+        # All of them in the same lane: one visit there, not one for each.
+        lane = self._file.lane
+        return run_blocking(
+            lambda: lane.run(lambda: [each.array.get_duck_array() for each in arrays])
+        )
