@@ -66,7 +66,8 @@ class CompletionStore(RecordingStore):
 
     def __init__(self, store: Store) -> None:
         super().__init__(store)
-        self._completions = Gate("")
+        # Holds no key that there is.
+        self._completions = Gate("/")
 
     async def _request(self, request: Request, send: Callable[[], Awaitable[T]]) -> T:
         result = await super()._request(request, send)

@@ -30,11 +30,12 @@ async def gather(functions: Iterable[Callable[[], Awaitable[T]]]) -> list[T]:
                 group.create_task(run(index, function))
     except BaseExceptionGroup as errors:
         # Its own context would show the group, which says nothing more.
-        raise _first(errors) from None
+        raise first_error(errors) from None
     return [results[index] for index in range(len(listed))]
 
 
-def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+def first_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the error that came first in a group of errors or of groups."""
     error: BaseException = errors
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

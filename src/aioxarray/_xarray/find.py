@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -99,7 +100,14 @@ def _map(obj: Any, function: Callable[[Any], Any]) -> Any:
 def _like(original: Any, items: Any) -> Any:
     if type(original) in (list, dict):
         return items
-    if hasattr(original, "_fields"):
+    if isinstance(original, tuple):
+        kind = type(original)
         # A named tuple takes its items one by one.
-        return type(original)(*items)
-    return type(original)(items)
+        return kind(*items) if hasattr(original, "_fields") else kind(items)
+    # Keeps what a subclass knows besides its items (the factory of a defaultdict).
+    new = copy.copy(original)
+    if isinstance(new, dict):
+        new.update(items)
+    else:
+        new[:] = items
+    return new

@@ -32,10 +32,19 @@ _INLINE_BYTES = 16 << 10
 
 @dataclass(frozen=True, slots=True)
 class Lazy:
-    """Data that is not in memory, and the variables that hold it."""
+    """Data that is not in memory, and the variables that hold it.
+
+    Attributes
+    ----------
+    data
+        What is read.
+    holders
+        The variables, each with its data: ``data`` itself, or a cache of its own around the
+        same lazy array, as copies of a variable have it.
+    """
 
     data: Any
-    variables: list[xr.Variable]
+    holders: list[tuple[xr.Variable, Any]]
     label: str
     nbytes: int
 
@@ -52,14 +61,15 @@ def lazy_data(found: Sequence[Found]) -> list[Lazy]:
         if isinstance(variable, xr.IndexVariable):
             # Holds an index: always in memory.
             continue
-        data = variable._data
+        data: Any = variable._data
         if not (
             isinstance(data, ExplicitlyIndexed | ImplicitToExplicitIndexingAdapter)
             or is_chunked_array(data)
         ):
             continue
-        lazy = lazies.setdefault(id(data), Lazy(data, [], each.label, int(variable.nbytes)))
-        lazy.variables.append(variable)
+        source = data.array if type(data) is MemoryCachedArray else data
+        lazy = lazies.setdefault(id(source), Lazy(data, [], each.label, int(variable.nbytes)))
+        lazy.holders.append((variable, data))
     return list(lazies.values())
 
 
@@ -96,11 +106,18 @@ def assign(lazies: Sequence[Lazy], values: Sequence[Any], *, share: bool) -> Non
         for lazy, value in zip(lazies, values, strict=True)
     ]
     for lazy, value in zip(lazies, ready, strict=True):
-        cached = type(lazy.data) is MemoryCachedArray
-        if cached and share:
-            lazy.data.array = as_indexable(value)
-        for index, variable in enumerate(lazy.variables):
+        unused = [value]
+        by_cache: dict[int, Any] = {}
+        for variable, data in lazy.holders:
+            own = by_cache.get(id(data))
+            if own is None:
+                # xarray would have read the data once for each cache, and for each variable
+                # that has none; here each gets a copy.
+                own = unused.pop() if unused else value.copy()
+                if type(data) is MemoryCachedArray:
+                    by_cache[id(data)] = own
+                    if share:
+                        data.array = as_indexable(own)
             # Whoever assigned other data while this was loaded meant it.
-            if variable._data is lazy.data:
-                # xarray would have read data that it does not cache once for each variable.
-                variable._data = value if index == 0 or cached else value.copy()
+            if variable._data is data:
+                variable._data = own

@@ -10,7 +10,7 @@ from zarr.abc.store import Store
 from zarr.storage import WrapperStore
 
 from aioxarray._runtime.budget import Share
-from aioxarray._runtime.tasks import gather
+from aioxarray._runtime.tasks import first_error, gather
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
@@ -56,8 +56,16 @@ class LimitedStore(WrapperStore[Store]):
         # How many at once is for ``requests`` to say; zarr's default of 10 would be a second,
         # smaller limit.
         options = {"max_concurrency": max(1, len(byte_ranges)), **options}
-        async for group in Store.get_ranges(self, key, byte_ranges, **options):  # type: ignore[attr-defined]
-            yield group
+        base: Any = Store
+        try:
+            async for group in base.get_ranges(self, key, byte_ranges, **options):
+                yield group
+        except BaseExceptionGroup as errors:
+            # The first as it is, as everywhere; but a missing shard zarr looks for in a group.
+            _, others = errors.split(FileNotFoundError)
+            if others is None:
+                raise
+            raise first_error(others) from None
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
         """List the names below ``prefix``: one request."""

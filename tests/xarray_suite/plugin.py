@@ -1,0 +1,127 @@
+"""A pytest plugin that runs xarray's own Zarr backend suite, plainly or through aioxarray.
+
+The full suite, without and with aioxarray, from the root of this repository::
+
+    python -m pytest -p tests.xarray_suite.plugin -c tests/xarray_suite/suite.ini --rootdir . \
+        --pyargs xarray.tests.test_backends -k Zarr
+    python -m pytest -p tests.xarray_suite.plugin -c tests/xarray_suite/suite.ini --rootdir . \
+        --pyargs xarray.tests.test_backends -k Zarr --through-aioxarray
+
+With ``--through-aioxarray`` xarray's ``load``, ``load_async`` and ``compute`` are aioxarray's
+(`aioxarray.install`), and the suite's comparisons get their objects loaded by `aioxarray.compute`.
+Coroutine tests, which xarray marks ``asyncio``, run here without a further plugin.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import importlib
+import inspect
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import xarray as xr
+
+SUITE = "xarray.tests.test_backends"
+MARKERS = ("asyncio", "flaky", "network", "skip_if_param", "skip_with_dask_array", "mypy")
+# The names under which the suite compares a loaded or lazy object with another.
+COMPARISONS = ("assert_allclose", "assert_equal", "assert_identical")
+XARRAY = (xr.Variable, xr.DataArray, xr.Dataset, xr.DataTree)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("aioxarray")
+    group.addoption("--through-aioxarray", action="store_true", help="load through aioxarray")
+    group.addoption("--outcomes", type=Path, help="write a JSON file of outcomes by test")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for marker in MARKERS:
+        config.addinivalue_line("markers", f"{marker}: of xarray's suite")
+    config.pluginmanager.register(Outcomes(config.getoption("outcomes")))
+    if config.getoption("through_aioxarray"):
+        config.pluginmanager.register(ThroughAioxarray())
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    if not inspect.iscoroutinefunction(pyfuncitem.function):
+        return None
+    names = inspect.signature(pyfuncitem.obj).parameters
+    asyncio.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
+    return True
+
+
+class Outcomes:
+    """Writes how each test ended, and how many lazy variables were loaded through aioxarray."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._outcomes: dict[str, str] = {}
+        self._loaded = 0
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        name = report.nodeid.partition("::")[2]
+        before = self._outcomes.get(name)
+        if report.when == "call" or report.outcome != "passed":
+            outcome: str = "xfailed" if hasattr(report, "wasxfail") else report.outcome
+            # An error in the tear-down counts, and follows a call that passed.
+            self._outcomes[name] = "failed" if before == "failed" else outcome
+        if report.when == "teardown":
+            self._loaded += sum(int(str(n)) for key, n in report.user_properties if key == "loaded")
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self._path is not None and not hasattr(session.config, "workerinput"):
+            found = {"outcomes": self._outcomes, "loaded": self._loaded}
+            self._path.write_text(json.dumps(found), encoding="utf-8")
+
+
+class ThroughAioxarray:
+    """Loads every object of the suite through aioxarray."""
+
+    def __init__(self) -> None:
+        import aioxarray
+
+        self._compute = aioxarray.compute
+        self._loaded = 0
+        aioxarray.install()
+
+    def pytest_collection_finish(self) -> None:
+        suite = importlib.import_module(SUITE)
+        for name in COMPARISONS:
+            setattr(suite, name, self._of_loaded(getattr(suite, name)))
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_teardown(self, item: pytest.Item) -> None:
+        item.user_properties.append(("loaded", self._loaded))
+        self._loaded = 0
+
+    def _of_loaded(self, comparison: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(comparison)
+        def compare(*args: Any, **kwargs: Any) -> Any:
+            return comparison(*map(self._load, args), **kwargs)
+
+        return compare
+
+    def _load(self, argument: Any) -> Any:
+        # Only what is lazy: what is in memory stays the very object that the test passed.
+        if not isinstance(argument, XARRAY) or not (lazy := _lazy_count(argument)):
+            return argument
+        loaded = self._compute(argument)
+        assert _lazy_count(loaded) == 0
+        self._loaded += lazy
+        return loaded
+
+
+def _lazy_count(obj: Any) -> int:
+    if isinstance(obj, xr.Variable):
+        in_memory: bool = obj._in_memory
+        return 0 if in_memory else 1
+    if isinstance(obj, xr.DataArray):
+        return sum(map(_lazy_count, [obj.variable, *obj.coords.variables.values()]))
+    nodes = obj.subtree if isinstance(obj, xr.DataTree) else [obj]
+    return sum(_lazy_count(variable) for node in nodes for variable in node.variables.values())
