@@ -189,9 +189,10 @@ class Leash:
 
     @contextlib.contextmanager
     def holding(self, call: _Remote) -> Iterator[None]:
+        """Hold ``call`` on the leash; raises CancelledError where the leash was pulled before."""
         with self._lock:
             if self.pulled:
-                call.cancel()
+                raise asyncio.CancelledError
             self._calls.add(call)
         try:
             yield
