@@ -4,7 +4,7 @@ The layers, each importing only from those below it::
 
     cli, demo                     the command line
     accessors                     .aio, DataTree.load_async, install()
-    loading                       the public verbs
+    loading, opening              the public verbs
     config, errors, progress      settings, errors, progress
     _xarray                       finding and reading lazy variables: xarray's internals
     _zarr                         codec pipeline, store wrapper, zarr's loop: zarr's internals
@@ -18,6 +18,25 @@ from aioxarray.accessors import Installation, install, register
 from aioxarray.config import config
 from aioxarray.errors import ForkError
 from aioxarray.loading import compute, compute_async, load, load_async
+from aioxarray.opening import (
+    load_dataarray,
+    load_dataarray_async,
+    load_dataset,
+    load_dataset_async,
+    load_datatree,
+    load_datatree_async,
+    open_dataarray,
+    open_dataarray_async,
+    open_dataset,
+    open_dataset_async,
+    open_datatree,
+    open_datatree_async,
+    open_groups,
+    open_groups_async,
+    open_zarr,
+    open_zarr_async,
+)
+from aioxarray.opening_many import open_mfdataset, open_mfdataset_async
 
 __version__ = "0.1.0"
 
@@ -30,6 +49,24 @@ __all__ = [
     "install",
     "load",
     "load_async",
+    "load_dataarray",
+    "load_dataarray_async",
+    "load_dataset",
+    "load_dataset_async",
+    "load_datatree",
+    "load_datatree_async",
+    "open_dataarray",
+    "open_dataarray_async",
+    "open_dataset",
+    "open_dataset_async",
+    "open_datatree",
+    "open_datatree_async",
+    "open_groups",
+    "open_groups_async",
+    "open_mfdataset",
+    "open_mfdataset_async",
+    "open_zarr",
+    "open_zarr_async",
 ]
 
 register()

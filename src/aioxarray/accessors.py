@@ -11,8 +11,8 @@ from typing import Any
 import xarray as xr
 
 from aioxarray._runtime.loops import run_blocking
+from aioxarray._xarray.loader import Options
 from aioxarray.loading import (
-    Options,
     compute,
     compute_async,
     computed,

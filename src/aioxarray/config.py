@@ -7,7 +7,7 @@ Settings are read when a call begins.
 =============== ========== ==================================================================
 name            default    meaning
 =============== ========== ==================================================================
-``concurrency`` 64         store requests in flight at once in this process; 0 or below: no
+``concurrency`` 128        store requests in flight at once in this process; 0 or below: no
                            limit
 ``memory``      ``"1GiB"`` bytes of chunks in flight (fetched or being decoded) at once in
                            this process, results excluded; 0 or below: no limit
@@ -27,7 +27,7 @@ import donfig
 from aioxarray._runtime.threads import usable_cores
 
 config = donfig.Config(
-    "aioxarray", defaults=[{"concurrency": 64, "memory": "1GiB", "threads": None}]
+    "aioxarray", defaults=[{"concurrency": 128, "memory": "1GiB", "threads": None}]
 )
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}

@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from aioxarray._runtime.budget import Budget
 from aioxarray._runtime.loops import blocking, io_loop, run_on
-from aioxarray._runtime.tasks import gather
-from aioxarray._runtime.threads import Pool, usable_cores
-from aioxarray._xarray.chunked import compute_chunked
 from aioxarray._xarray.find import find_variables, shallow_copy
-from aioxarray._xarray.lazy import Lazy, assign, lazy_data, load_data
-from aioxarray._zarr.reading import Reading
-from aioxarray.config import memory_limit, request_limit, thread_count
-from aioxarray.progress import Meter, Progress, check_progress, meter
+from aioxarray._xarray.lazy import assign, lazy_data
+from aioxarray._xarray.loader import Options, read_all
+from aioxarray.progress import Progress
 
 __all__ = ["compute", "compute_async", "load", "load_async"]
 
 T = TypeVar("T")
-
-_requests = Budget("requests")
-_memory = Budget("bytes")
-_decoders = Pool("aioxarray-decode", usable_cores())
 
 
 async def load_async(
@@ -116,27 +104,6 @@ load = blocking(load_async)
 compute = blocking(compute_async)
 
 
-@dataclass(frozen=True)
-class Options:
-    """How one call loads; see `load_async`. ``dask`` is for ``dask.compute``."""
-
-    concurrency: int | None = None
-    timeout: float | None = None
-    progress: Progress = None
-    dask: Mapping[str, Any] = field(default_factory=dict)
-
-    def check(self) -> None:
-        """Raise for what no load could do, before anything is requested."""
-        request_limit(self.concurrency)
-        check_progress(self.progress)
-        if self.timeout is None:
-            return
-        if isinstance(self.timeout, bool) or not isinstance(self.timeout, int | float):
-            raise TypeError(f"timeout must be a number of seconds or None, got {self.timeout!r}")
-        if not self.timeout >= 0:
-            raise ValueError(f"timeout must not be negative, got {self.timeout!r}")
-
-
 async def load_into(obj: Any, options: Options) -> None:
     """Load the data of ``obj`` in place."""
     await _load(obj, options, share=True)
@@ -154,63 +121,5 @@ async def _load(obj: Any, options: Options, *, share: bool) -> None:
     options.check()
     lazies = lazy_data(find_variables(obj))
     if lazies:
-        values = await run_on(io_loop(), lambda: _read_all(lazies, options))
+        values = await run_on(io_loop(), lambda: read_all(lazies, options))
         assign(lazies, values, share=share)
-
-
-async def _read_all(lazies: Sequence[Lazy], options: Options) -> list[Any]:
-    """Return the values of ``lazies``; on the I/O loop."""
-    threads = thread_count()
-    _decoders.resize(threads)
-    total = sum(lazy.nbytes for lazy in lazies)
-    with (
-        meter(options.progress, total) as counter,
-        _requests.share(request_limit(options.concurrency)) as requests,
-        _memory.share(memory_limit()) as memory,
-    ):
-        reading = Reading(requests, memory, _decoders, threads)
-        jobs = _jobs(lazies, reading, counter, options)
-        try:
-            async with asyncio.timeout(options.timeout) as limit:
-                parts = await gather(jobs)
-        except TimeoutError as error:
-            if not limit.expired():
-                raise
-            raise TimeoutError(
-                f"not loaded within the timeout of {options.timeout} s: "
-                f"{counter.done} of {total} bytes had arrived"
-            ) from error
-    values = {index: value for part in parts for index, value in part.items()}
-    return [values[index] for index in range(len(lazies))]
-
-
-def _jobs(
-    lazies: Sequence[Lazy], reading: Reading, counter: Meter, options: Options
-) -> list[Callable[[], Coroutine[Any, Any, dict[int, Any]]]]:
-    """Return what to await: a job for each lazy array, and one for all chunked ones together."""
-
-    def single(index: int, lazy: Lazy) -> Callable[[], Coroutine[Any, Any, dict[int, Any]]]:
-        async def job() -> dict[int, Any]:
-            try:
-                report = counter.part(lazy.nbytes)
-                return {index: await load_data(lazy, reading, _decoders, report)}
-            except Exception as error:
-                error.add_note(f"while loading {lazy.label}")
-                raise
-
-        return job
-
-    async def all_chunked() -> dict[int, Any]:
-        arrays = [lazies[index].data for index in chunked]
-        try:
-            values = await compute_chunked(arrays, options.dask)
-        except Exception as error:
-            labels = ", ".join(lazies[index].label for index in chunked)
-            error.add_note(f"while computing chunked data: {labels}")
-            raise
-        counter.part(sum(lazies[index].nbytes for index in chunked))(1, 1)
-        return dict(zip(chunked, values, strict=True))
-
-    chunked = [index for index, lazy in enumerate(lazies) if lazy.chunked]
-    jobs = [single(index, lazy) for index, lazy in enumerate(lazies) if not lazy.chunked]
-    return [*jobs, all_chunked] if chunked else jobs

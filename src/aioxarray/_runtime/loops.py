@@ -37,6 +37,12 @@ _blocked_loops: contextvars.ContextVar[tuple[asyncio.AbstractEventLoop, ...]] = 
 )
 
 
+# The blocking calls of a worker thread, to be cancelled with the task it works for.
+_leash: contextvars.ContextVar[Leash | None] = contextvars.ContextVar(
+    "aioxarray_leash", default=None
+)
+
+
 class _OwnLoop:
     """An asyncio loop in a daemon thread, made on first use and anew after a fork."""
 
@@ -154,6 +160,47 @@ class _Remote:
         self._on_end()
 
 
+class Leash:
+    """Ties the blocking calls made in a worker thread to the task that waits for the thread.
+
+    A thread cannot be cancelled, but what it waits for can: after `pull`, the call under way in
+    the thread is cancelled, and so is every further one.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._calls: set[_Remote] = set()
+        self.pulled = False
+
+    def run(self, function: Callable[[], T]) -> T:
+        """Call ``function`` with its blocking calls on this leash."""
+        token = _leash.set(self)
+        try:
+            return function()
+        finally:
+            _leash.reset(token)
+
+    def pull(self) -> None:
+        """Cancel the blocking calls of the thread, this one and those to come."""
+        with self._lock:
+            self.pulled = True
+            for call in self._calls:
+                call.cancel()
+
+    @contextlib.contextmanager
+    def holding(self, call: _Remote) -> Iterator[None]:
+        """Hold ``call`` on the leash; raises CancelledError where the leash was pulled before."""
+        with self._lock:
+            if self.pulled:
+                raise asyncio.CancelledError
+            self._calls.add(call)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._calls.discard(call)
+
+
 def _waker() -> _Deliver:
     """Return a function that, from any thread, has its argument called on this very loop."""
     token = cast(Any, current_token().native_token)
@@ -228,14 +275,17 @@ def run_blocking(function: Callable[[], Coroutine[Any, Any, T]]) -> T:
     context.run(_deliver.set, inbox.put)
     if here is not None:
         context.run(_blocked_loops.set, (*_blocked_loops.get(), here))
+    context.run(_leash.set, None)
     remote = _Remote(loop, function, lambda: inbox.put(None))
-    try:
-        context.run(remote.start)
-        _serve(inbox)
-    except BaseException:
-        remote.cancel()
-        remote.outcome.exception()
-        raise
+    leash = _leash.get()
+    with leash.holding(remote) if leash else contextlib.nullcontext():
+        try:
+            context.run(remote.start)
+            _serve(inbox)
+        except BaseException:
+            remote.cancel()
+            remote.outcome.exception()
+            raise
     result: T = _result(remote)
     return result
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import os
 import threading
@@ -10,6 +11,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -117,6 +119,17 @@ class Lane:
             self._pool.submit(self._work)
         return await asyncio.wrap_future(call)
 
+    def drop(self, obj: object) -> None:
+        """Let go of ``obj``, whose last reference this may be, between the calls."""
+        with self._lock:
+            self._calls.append((Future(), partial(_keep, obj)))
+            start, self._busy = not self._busy, True
+        del obj
+        if start:
+            # At the end of the interpreter no thread is to be had, nor needed.
+            with contextlib.suppress(RuntimeError):
+                self._pool.submit(self._work)
+
     def _work(self) -> None:
         while True:
             with self._lock:
@@ -127,6 +140,10 @@ class Lane:
             _finish(call, function)
             # Keep nothing of this call alive until the next one comes.
             del call, function
+
+
+def _keep(obj: object) -> None:
+    """Do nothing, but hold ``obj`` until here."""
 
 
 def _finish(call: Future[Any], function: Callable[[], Any]) -> None:

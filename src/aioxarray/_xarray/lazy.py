@@ -77,10 +77,15 @@ async def load_data(
     lazy: Lazy, reading: Reading, decoders: Pool, report: Callable[[int, int], None]
 ) -> Any:
     """Return the values of ``lazy``, which is not chunked; on the I/O loop."""
+
+    async def load_part(array: Any) -> Any:
+        part = Lazy(array, [], lazy.label, array.size * array.dtype.itemsize)
+        return await load_data(part, reading, decoders, lambda done, total: None)
+
     parts = plan(lazy.data)
     value = None
     if parts.source is not None:
-        value = await read(parts.source, reading, report)
+        value = await read(parts.source, reading, report, load_part)
     if lazy.nbytes <= _INLINE_BYTES:
         value = parts.finish(value)
     else:

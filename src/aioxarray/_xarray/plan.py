@@ -87,7 +87,8 @@ def plan(array: Any) -> Plan:
     if isinstance(array, IndexingAdapter):
         return Plan(None, lambda _: array.get_duck_array())
     if isinstance(array, ExplicitlyIndexed):
-        return Plan(Opaque(array), _as_read)
+        inside = getattr(array, "aioxarray_chain", None)
+        return Plan(Opaque(array), _as_read) if inside is None else plan(inside)
     return Plan(None, lambda _: array)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable
 from typing import Any
 
 # Private: backends' arrays and locks have no public names. ``BackendArray.async_getitem`` is the
@@ -20,6 +20,7 @@ from xarray.core.indexing import (
 )
 
 from aioxarray._runtime.threads import BLOCKING_THREADS, Lane, Pool
+from aioxarray._xarray.joined import JoinedArray
 from aioxarray._xarray.plan import Opaque, Read
 from aioxarray._zarr.arrays import readable
 from aioxarray._zarr.reading import Reading
@@ -27,8 +28,17 @@ from aioxarray._zarr.reading import Reading
 blocking_pool = Pool("aioxarray-blocking", BLOCKING_THREADS)
 
 
-async def read(source: Read | Opaque, reading: Reading, report: Callable[[int, int], None]) -> Any:
-    """Read ``source`` on the I/O loop; ``report`` is told how many of how many parts are done."""
+async def read(
+    source: Read | Opaque,
+    reading: Reading,
+    report: Callable[[int, int], None],
+    load: Callable[[Any], Awaitable[Any]],
+) -> Any:
+    """Read ``source`` on the I/O loop.
+
+    ``report`` is told how many of how many parts are done; ``load`` loads the lazy arrays that
+    ``source`` is made of, if it is.
+    """
     array: Any = source.array
     if isinstance(source, Opaque):
         if type(array).async_get_duck_array is not _no_async_array:
@@ -42,6 +52,8 @@ async def read(source: Read | Opaque, reading: Reading, report: Callable[[int, i
         array = copy.copy(array)
         array._array = readable(array._array, reading, report)
         return await array.async_getitem(_without_scalars(source.key))
+    if type(array) is JoinedArray:
+        return await array.read(source.key, load)
     if type(array).async_getitem is not BackendArray.async_getitem:
         try:
             return await array.async_getitem(source.key)
@@ -71,6 +83,11 @@ async def _read_in_thread(function: Callable[[], Any], array: Any) -> Any:
     if key is None:
         return await blocking_pool.run(function)
     return await Lane.of(key, blocking_pool).run(function)
+
+
+def lane_of_hdf5() -> Lane:
+    """Return the lane of HDF5, and with it of netCDF-C."""
+    return Lane.of(HDF5_LOCK.token, blocking_pool)
 
 
 def _lock_of(array: Any) -> Any:

@@ -67,6 +67,13 @@ class LimitedStore(WrapperStore[Store]):
                 raise
             raise first_error(others) from None
 
+    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        """List the names below ``prefix``: one request."""
+        async with self._requests.hold():
+            names = [name async for name in self._store.list_dir(prefix)]
+        for name in names:
+            yield name
+
     @property
     def _supports_sync_io(self) -> bool:
         # zarr's fast path for stores that can be read without awaiting would go round ``get``.

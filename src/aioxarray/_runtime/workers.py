@@ -1,0 +1,49 @@
+"""Other people's blocking code in worker threads, with its own blocking calls into this package."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Callable
+from typing import TypeVar
+
+from aioxarray._runtime.loops import Leash, io_loop, run_on
+from aioxarray._runtime.threads import Pool
+
+T = TypeVar("T")
+
+# Such code mostly waits, for requests that run on the I/O loop.
+_THREADS = 32
+
+# How deep the current code is in worker threads that wait for worker threads. Each depth has a
+# pool of its own: in a shared one, waiting calls could take all threads from those they wait for.
+_depth: contextvars.ContextVar[int] = contextvars.ContextVar("aioxarray_depth", default=0)
+_pools: dict[int, Pool] = {}
+
+
+async def in_worker(function: Callable[[], T], discard: Callable[[T], object]) -> T:
+    """Await ``function()`` in a worker thread, from any event loop.
+
+    Cancelling cancels the requests that ``function`` waits for and returns at once; what
+    ``function`` still returns then is handed to ``discard``.
+    """
+    leash = Leash()
+    depth = _depth.get()
+    pool = _pools.setdefault(depth, Pool(f"aioxarray-worker-{depth}", _THREADS))
+
+    def work() -> T:
+        _depth.set(depth + 1)
+        result = leash.run(function)
+        if leash.pulled:
+            discard(result)
+            raise asyncio.CancelledError
+        return result
+
+    async def wait() -> T:
+        try:
+            return await pool.run(work)
+        except asyncio.CancelledError:
+            leash.pull()
+            raise
+
+    return await run_on(io_loop(), wait)

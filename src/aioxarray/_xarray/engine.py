@@ -1,0 +1,224 @@
+"""xarray engines whose data carries asynchronous reading: ``engine="aio"``, and any other's."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import xarray as xr
+
+# Private: the arrays in which backends leave their data, and the choice of an engine for a file.
+# The guide to backends tells engines to use the first; the second has no public name.
+from xarray.backends import (
+    BackendEntrypoint,
+    H5netcdfBackendEntrypoint,
+    NetCDF4BackendEntrypoint,
+    ZarrBackendEntrypoint,
+    plugins,
+)
+from xarray.backends.common import BackendArray
+from xarray.backends.zarr import ZarrArrayWrapper
+from xarray.core.indexing import ExplicitlyIndexed
+
+from aioxarray._runtime.loops import run_blocking
+from aioxarray._runtime.threads import Lane
+from aioxarray._xarray import loader
+from aioxarray._xarray.aio_array import AioArray, OpenFile, ReadTogether
+from aioxarray._xarray.read import lane_of_hdf5
+from aioxarray._xarray.remote_files import prefetched_file
+from aioxarray._zarr.opening import Opened, give_back, open_store
+
+if TYPE_CHECKING:
+    from zarr.abc.store import Store
+
+
+class AioBackendEntrypoint(BackendEntrypoint):
+    """Opens Zarr, and through xarray's other engines any other format, for reading by aioxarray.
+
+    All metadata, the values that time decoding needs, and the index coordinates are each read
+    together, over all variables and groups. The results are those of the engine that xarray
+    would use.
+    """
+
+    description = "Open any data for reading by aioxarray: concurrent, limited, from any loop"
+    url = "https://github.com/aioxarray/aioxarray"
+    supports_groups = True
+
+    # The engine whose results these are; None: found for each input.
+    inner: BackendEntrypoint | None = None
+
+    def guess_can_open(self, filename_or_obj: Any) -> bool:
+        """Return False: it is used where it is asked for."""
+        return False
+
+    def open_dataset(self, filename_or_obj: Any, **options: Any) -> xr.Dataset:
+        """Open a dataset; the arguments are those of the inner engine."""
+        opened: xr.Dataset = self._open("open_dataset", filename_or_obj, options, deep=False)
+        return opened
+
+    def open_datatree(self, filename_or_obj: Any, **options: Any) -> xr.DataTree:
+        """Open a tree of groups; the arguments are those of the inner engine."""
+        opened: xr.DataTree = self._open("open_datatree", filename_or_obj, options, deep=True)
+        return opened
+
+    def open_groups_as_dict(self, filename_or_obj: Any, **options: Any) -> dict[str, xr.Dataset]:
+        """Open all groups; the arguments are those of the inner engine."""
+        opened: dict[str, xr.Dataset] = self._open(
+            "open_groups_as_dict", filename_or_obj, options, deep=True
+        )
+        return opened
+
+    def _open(self, method: str, source: Any, options: dict[str, Any], *, deep: bool) -> Any:
+        inner = self.inner or plugins.get_backend(inner_engine(source))
+        call: Callable[..., Any] = getattr(inner, method)
+        if isinstance(inner, _SERIAL):
+            source, options = prefetched_file(inner, source, options)
+            return _open_in_lane(lambda: call(source, **options))
+        if type(inner) is not ZarrBackendEntrypoint or options.get("store") is not None:
+            result = call(source, **options)
+            _equip(result)
+            return result
+        opened = _open_store(source, options, deep=deep)
+        options = {**options, "consolidated": opened.consolidated, "storage_options": None}
+        result = call(opened.stand_in, **options)
+        _equip(result, give_back_to=opened.store)
+        return result
+
+
+# Engines of libraries that bear one thread at a time, while opening too.
+_SERIAL = (NetCDF4BackendEntrypoint, H5netcdfBackendEntrypoint)
+
+
+def _open_in_lane(call: Callable[[], Any]) -> Any:
+    """Open, and later close, where the library's reads happen too."""
+    lane = lane_of_hdf5()
+    result = run_blocking(lambda: lane.run(call))
+    for dataset in _datasets(result):
+        # Private: what closes it; public is only the setter.
+        closer = dataset._close
+        if closer is not None:
+            file = OpenFile(getattr(closer, "__self__", None), lane)
+            dataset.set_close(partial(_close_in_lane, closer, lane))
+            _equip(dataset, file=file)
+    return result
+
+
+def _close_in_lane(closer: Callable[[], None], lane: Lane) -> None:
+    async def close() -> None:
+        await lane.run(closer)
+
+    run_blocking(close)
+
+
+def _open_store(source: Any, options: Mapping[str, Any], *, deep: bool) -> Opened:
+    if isinstance(source, os.PathLike):
+        source = os.fspath(source)
+    if isinstance(source, str) and "://" not in source:
+        source = os.path.abspath(os.path.expanduser(source))
+    drop = options.get("drop_variables") or ()
+    return run_blocking(
+        lambda: open_store(
+            source,
+            group=options.get("group"),
+            mode=options.get("mode", "r"),
+            consolidated=options.get("consolidated"),
+            zarr_format=options.get("zarr_format"),
+            storage_options=options.get("storage_options"),
+            deep=deep,
+            times=options.get("decode_times", True) is not False,
+            drop=[drop] if isinstance(drop, str) else drop,
+            requests=loader.requests,
+        )
+    )
+
+
+# xarray reads the names of the arguments off the signature, to know which decoders there are.
+_SIGNATURE = inspect.signature(ZarrBackendEntrypoint.open_dataset)
+AioBackendEntrypoint.open_dataset.__signature__ = _SIGNATURE  # type: ignore[attr-defined]
+
+
+def inner_engine(source: Any, *, default: str | None = "zarr") -> str | type[BackendEntrypoint]:
+    """Return the engine for ``source``, as xarray guesses it or, where it cannot, ``default``.
+
+    Raises
+    ------
+    ValueError
+        If ``source`` is a path, xarray knows no engine for it, and there is no ``default``.
+    """
+    if isinstance(source, os.PathLike):
+        source = os.fspath(source)
+    is_file = isinstance(source, bytes | memoryview) or hasattr(source, "read")
+    if not is_file and (not isinstance(source, str) or os.path.isdir(source)):
+        # A store, a mapping, a session: what zarr takes and no other engine.
+        return "zarr"
+    try:
+        return plugins.guess_engine(source)
+    except ValueError:
+        if isinstance(source, str) and "://" in source:
+            # A URL without a known suffix is most likely the root of a store.
+            return "zarr"
+        if default is None or is_file:
+            raise
+        return default
+
+
+@functools.cache
+def engine_of(engine: str | type[BackendEntrypoint]) -> type[AioBackendEntrypoint]:
+    """Return the engine that opens as ``engine`` does, for reading by aioxarray.
+
+    Raises
+    ------
+    ValueError
+        If xarray knows no such engine.
+    """
+    inner = plugins.get_backend(engine)
+    if isinstance(inner, AioBackendEntrypoint):
+        return type(inner)
+
+    class Equipped(AioBackendEntrypoint):
+        supports_groups = inner.supports_groups
+        open_dataset_parameters = inner.open_dataset_parameters
+
+    Equipped.inner = inner
+    Equipped.__name__ = Equipped.__qualname__ = f"Aio[{type(inner).__name__}]"
+    return Equipped
+
+
+def _equip(result: Any, *, give_back_to: Store | None = None, file: OpenFile | None = None) -> None:
+    """Give the lazy data of an engine's result its own reading, in place.
+
+    ``give_back_to`` is the store that a stand-in was opened for, ``file`` what holds the data.
+    """
+    together = ReadTogether()
+    for dataset in _datasets(result):
+        for name, variable in dataset.variables.items():
+            data = variable._data
+            if isinstance(variable, xr.IndexVariable) or not isinstance(data, ExplicitlyIndexed):
+                continue
+            if give_back_to is not None:
+                _give_back(data, give_back_to)
+            # xarray will make an index of it, and ask for all of its values.
+            is_index = variable.dims == (name,)
+            variable._data = together.add(data, file) if is_index else AioArray(data, file)
+
+
+def _datasets(result: Any) -> list[Any]:
+    if isinstance(result, xr.Dataset):
+        return [result]
+    if isinstance(result, xr.DataTree):
+        return list(result.subtree)
+    return list(result.values())
+
+
+def _give_back(data: Any, store: Store) -> None:
+    while not isinstance(data, BackendArray):
+        inside = getattr(data, "array", None)
+        if not isinstance(inside, ExplicitlyIndexed):
+            return
+        data = inside
+    if isinstance(data, ZarrArrayWrapper):
+        give_back(data._array, store)

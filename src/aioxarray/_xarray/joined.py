@@ -1,0 +1,287 @@
+"""Arrays made of other arrays, without their data: joined, moved, cast; read where selected.
+
+What `xarray.combine_by_coords` and `xarray.combine_nested` do to the variables of many files is
+noted as a tree of the nodes below. Which part of which array a selection needs, and where it
+goes, is found by plain functions; only `JoinedArray` reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+
+# Private: the indexers that a backend's array is asked with, and what breaks a difficult one down
+# to an outer one. xarray's guide to backends tells backends to use them.
+from xarray.backends.common import BackendArray
+from xarray.core.indexing import (
+    BasicIndexer,
+    ExplicitIndexer,
+    IndexingSupport,
+    OuterIndexer,
+    async_explicit_indexing_adapter,
+)
+
+from aioxarray._runtime.loops import run_blocking
+from aioxarray._runtime.tasks import gather
+
+Selector = range | np.ndarray[Any, np.dtype[np.int64]]
+"""Which elements along one dimension, in which order."""
+
+Values = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Leaf:
+    """An array that can be read: a lazy one of xarray's, or numpy's."""
+
+    array: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.array.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        dtype: np.dtype[Any] = self.array.dtype
+        return dtype
+
+
+@dataclass(frozen=True, eq=False)
+class Joined:
+    """Nodes joined along an existing dimension."""
+
+    parts: tuple[Node, ...]
+    axis: int
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        shape = list(self.parts[0].shape)
+        shape[self.axis] = sum(part.shape[self.axis] for part in self.parts)
+        return tuple(shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(self.parts[0].dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Permuted:
+    """A node with its dimensions in another order, as in `numpy.transpose`."""
+
+    part: Node
+    order: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.part.shape[axis] for axis in self.order)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.part.dtype
+
+
+@dataclass(frozen=True, eq=False)
+class Repeated:
+    """A node with new dimensions in front, along which it repeats itself."""
+
+    part: Node
+    sizes: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.sizes + self.part.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.part.dtype
+
+
+@dataclass(frozen=True, eq=False)
+class Cast:
+    """A node in another dtype."""
+
+    part: Node
+    dtype: np.dtype[Any]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.part.shape
+
+
+Node = Leaf | Joined | Permuted | Repeated | Cast
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a leaf that a selection needs.
+
+    Attributes
+    ----------
+    array, selection
+        The leaf's array and what of it is needed.
+    place
+        Where it goes, by dimension of the result.
+    fit
+        Makes values of the result's dimensions and dtype of those of the leaf.
+    """
+
+    array: Any
+    selection: tuple[Selector, ...]
+    place: tuple[Selector, ...]
+    fit: Callable[[Values], Values]
+
+
+def pieces(node: Node, selection: Sequence[Selector]) -> Iterator[Piece]:
+    """Yield what of which leaves makes up ``selection`` of ``node``."""
+    place = tuple(range(len(selector)) for selector in selection)
+    return _pieces(node, tuple(selection), place, tuple(range(len(place))), lambda values: values)
+
+
+def _pieces(
+    node: Node,
+    selection: tuple[Selector, ...],
+    place: tuple[Selector, ...],
+    axes: tuple[int, ...],
+    fit: Callable[[Values], Values],
+) -> Iterator[Piece]:
+    """Yield the pieces of a node whose dimension ``i`` is dimension ``axes[i]`` of the result."""
+    match node:
+        case Leaf(array):
+            yield Piece(array, selection, place, fit)
+        case Cast(part, dtype):
+            yield from _pieces(
+                part, selection, place, axes, lambda values: fit(values.astype(dtype))
+            )
+        case Permuted(part, order):
+            before = np.argsort(order)
+            yield from _pieces(
+                part,
+                tuple(selection[axis] for axis in before),
+                place,
+                tuple(axes[axis] for axis in before),
+                lambda values: fit(values.transpose(order)),
+            )
+        case Repeated(part, sizes):
+            repeats = tuple(len(selector) for selector in selection[: len(sizes)])
+            yield from _pieces(
+                part,
+                selection[len(sizes) :],
+                place,
+                axes[len(sizes) :],
+                lambda values: fit(np.broadcast_to(values, repeats + values.shape)),
+            )
+        case Joined(parts, axis):
+            start = 0
+            for part in parts:
+                size = part.shape[axis]
+                inside, at = _overlap(selection[axis], start, size)
+                start += size
+                if len(inside) == 0:
+                    continue
+                target = axes[axis]
+                yield from _pieces(
+                    part,
+                    (*selection[:axis], inside, *selection[axis + 1 :]),
+                    (*place[:target], _take(place[target], at), *place[target + 1 :]),
+                    axes,
+                    fit,
+                )
+
+
+def _overlap(selector: Selector, start: int, size: int) -> tuple[Selector, Selector]:
+    """Return what of ``selector`` lies in a part, counted from its start, and where in it."""
+    if isinstance(selector, range):
+        step = selector.step
+        first = max(0, -(-(start - selector.start) // step))
+        last = min(len(selector), -(-(start + size - selector.start) // step))
+        here = selector[first : max(first, last)]
+        return range(here.start - start, here.stop - start, step), range(first, max(first, last))
+    at = np.flatnonzero((selector >= start) & (selector < start + size))
+    return selector[at] - start, at
+
+
+def _take(selector: Selector, at: Selector) -> Selector:
+    if isinstance(selector, range) and isinstance(at, range):
+        return selector[at.start : at.stop]
+    taken: Selector = np.asarray(selector)[np.asarray(at)]
+    return taken
+
+
+def as_index(selectors: Sequence[Selector]) -> tuple[Any, ...]:
+    """Return what indexes a numpy array with ``selectors``, each along its own dimension."""
+    if all(isinstance(selector, range) for selector in selectors):
+        return tuple(_as_slice(selector) for selector in selectors)
+    return np.ix_(*(np.asarray(selector, dtype=np.int64) for selector in selectors))
+
+
+def _as_slice(selector: Selector) -> slice:
+    assert isinstance(selector, range)
+    return slice(selector.start, max(selector.start, selector.stop), selector.step)
+
+
+class JoinedArray(BackendArray):
+    """What xarray holds of a node: a backend's array, read where it is selected."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.shape = node.shape
+        self.dtype = node.dtype
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(shape={self.shape}, dtype={self.dtype})"
+
+    def __getitem__(self, key: ExplicitIndexer) -> Any:
+        return run_blocking(lambda: self.async_getitem(key))
+
+    async def async_getitem(self, key: ExplicitIndexer) -> Any:
+        return await self.read(key, _by_itself)
+
+    async def read(self, key: ExplicitIndexer, load: Callable[[Any], Any]) -> Any:
+        """Return what ``key`` selects, all parts side by side, each awaited by ``load``."""
+
+        async def outer(selectors: tuple[Any, ...]) -> Values:
+            sizes = zip(selectors, self.shape, strict=True)
+            selection = [_selector(selector, size) for selector, size in sizes]
+            out = np.empty([len(selector) for selector in selection], dtype=self.dtype)
+            jobs = [partial(_fill, out, piece, load) for piece in pieces(self.node, selection)]
+            await gather(jobs)
+            kept = [isinstance(each, slice | np.ndarray) for each in selectors]
+            return out[tuple(slice(None) if keep else 0 for keep in kept)]
+
+        return await async_explicit_indexing_adapter(key, self.shape, IndexingSupport.OUTER, outer)
+
+
+async def _by_itself(array: Any) -> Any:
+    return await array.async_get_duck_array()
+
+
+async def _fill(out: Values, piece: Piece, load: Callable[[Any], Any]) -> None:
+    if isinstance(piece.array, np.ndarray):
+        values = piece.array[as_index(piece.selection)]
+    else:
+        values = await load(_part(piece.array, piece.selection))
+    out[as_index(piece.place)] = piece.fit(values)
+
+
+def _part(array: Any, selection: Sequence[Selector]) -> Any:
+    """Return the part of a lazy array that ``selection`` selects, as lazily."""
+    if all(isinstance(selector, range) for selector in selection):
+        return array[BasicIndexer(tuple(_as_slice(selector) for selector in selection))]
+    keys = (
+        _as_slice(each) if isinstance(each, range) else np.asarray(each, dtype=np.int64)
+        for each in selection
+    )
+    return array.oindex[OuterIndexer(tuple(keys))]
+
+
+def _selector(key: Any, size: int) -> Selector:
+    if isinstance(key, slice):
+        return range(*key.indices(size))
+    if isinstance(key, np.ndarray):
+        return key.astype(np.int64)
+    position = int(key) + (size if key < 0 else 0)
+    return range(position, position + 1)

@@ -1,0 +1,101 @@
+"""Loads many lazy arrays at once: the engine behind every verb, and the budgets they share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from aioxarray._runtime.budget import Budget
+from aioxarray._runtime.tasks import gather
+from aioxarray._runtime.threads import Pool, usable_cores
+from aioxarray._xarray.chunked import compute_chunked
+from aioxarray._xarray.lazy import Lazy, load_data
+from aioxarray._zarr.reading import Reading
+from aioxarray.config import memory_limit, request_limit, thread_count
+from aioxarray.progress import Meter, Progress, check_progress, meter
+
+# One of each for the process: what limits means only something when everything counts.
+requests = Budget("requests")
+memory = Budget("bytes")
+decoders = Pool("aioxarray-decode", usable_cores())
+
+
+@dataclass(frozen=True)
+class Options:
+    """How one call loads; see `load_async`. ``dask`` is for ``dask.compute``."""
+
+    concurrency: int | None = None
+    timeout: float | None = None
+    progress: Progress = None
+    dask: Mapping[str, Any] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raise for what no load could do, before anything is requested."""
+        request_limit(self.concurrency)
+        check_progress(self.progress)
+        if self.timeout is None:
+            return
+        if isinstance(self.timeout, bool) or not isinstance(self.timeout, int | float):
+            raise TypeError(f"timeout must be a number of seconds or None, got {self.timeout!r}")
+        if not self.timeout >= 0:
+            raise ValueError(f"timeout must not be negative, got {self.timeout!r}")
+
+
+async def read_all(lazies: Sequence[Lazy], options: Options) -> list[Any]:
+    """Return the values of ``lazies``; on the I/O loop."""
+    threads = thread_count()
+    decoders.resize(threads)
+    total = sum(lazy.nbytes for lazy in lazies)
+    with (
+        meter(options.progress, total) as counter,
+        requests.share(request_limit(options.concurrency)) as places,
+        memory.share(memory_limit()) as room,
+    ):
+        reading = Reading(places, room, decoders, threads)
+        jobs = _jobs(lazies, reading, counter, options)
+        try:
+            async with asyncio.timeout(options.timeout) as limit:
+                parts = await gather(jobs)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise TimeoutError(
+                f"not loaded within the timeout of {options.timeout} s: "
+                f"{counter.done} of {total} bytes had arrived"
+            ) from error
+    values = {index: value for part in parts for index, value in part.items()}
+    return [values[index] for index in range(len(lazies))]
+
+
+def _jobs(
+    lazies: Sequence[Lazy], reading: Reading, counter: Meter, options: Options
+) -> list[Callable[[], Coroutine[Any, Any, dict[int, Any]]]]:
+    """Return what to await: a job for each lazy array, and one for all chunked ones together."""
+
+    def single(index: int, lazy: Lazy) -> Callable[[], Coroutine[Any, Any, dict[int, Any]]]:
+        async def job() -> dict[int, Any]:
+            try:
+                report = counter.part(lazy.nbytes)
+                return {index: await load_data(lazy, reading, decoders, report)}
+            except Exception as error:
+                error.add_note(f"while loading {lazy.label}")
+                raise
+
+        return job
+
+    async def all_chunked() -> dict[int, Any]:
+        arrays = [lazies[index].data for index in chunked]
+        try:
+            values = await compute_chunked(arrays, options.dask)
+        except Exception as error:
+            labels = ", ".join(lazies[index].label for index in chunked)
+            error.add_note(f"while computing chunked data: {labels}")
+            raise
+        counter.part(sum(lazies[index].nbytes for index in chunked))(1, 1)
+        return dict(zip(chunked, values, strict=True))
+
+    chunked = [index for index, lazy in enumerate(lazies) if lazy.chunked]
+    jobs = [single(index, lazy) for index, lazy in enumerate(lazies) if not lazy.chunked]
+    return [*jobs, all_chunked] if chunked else jobs

@@ -1,0 +1,123 @@
+"""What the metadata documents of a Zarr hierarchy say; plain functions without I/O."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+# Private: parses the document of an array, which knows the keys of its chunks. Public is only the
+# way over an array that is opened, with requests.
+from zarr.core.metadata import ArrayV2Metadata, ArrayV3Metadata
+
+ROOT_KEYS = ("zarr.json", ".zgroup", ".zattrs", ".zmetadata")
+"""What zarr asks for when it opens a group whose format it does not know."""
+
+V2_KEYS = (".zarray", ".zgroup", ".zattrs")
+"""What zarr asks for when it opens a member of a group of format 2."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """An array or group: its path below the root of the store, and what its documents say."""
+
+    path: str
+    document: Mapping[str, Any]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_array(self) -> bool:
+        """Whether it is an array; else it is a group."""
+        return "shape" in self.document
+
+    @property
+    def name(self) -> str:
+        return self.path.rpartition("/")[2]
+
+    @property
+    def parent(self) -> str:
+        return self.path.rpartition("/")[0]
+
+    def end_chunk_keys(self) -> Iterator[str]:
+        """Yield the keys of the chunks that hold the first and the last element."""
+        document = dict(self.document)
+        metadata: ArrayV2Metadata | ArrayV3Metadata
+        if document["zarr_format"] == 2:
+            chunks = document["chunks"]
+            metadata = ArrayV2Metadata.from_dict(document)
+        else:
+            grid = document["chunk_grid"]
+            if grid["name"] != "regular":
+                return
+            chunks = grid["configuration"]["chunk_shape"]
+            document.pop("consolidated_metadata", None)
+            metadata = ArrayV3Metadata.from_dict(document)
+        shape = document["shape"]
+        if 0 in shape:
+            return
+        first = (0,) * len(shape)
+        last = tuple((size - 1) // chunk for size, chunk in zip(shape, chunks, strict=True))
+        for coordinates in dict.fromkeys((first, last)):
+            yield f"{self.path}/{metadata.encode_chunk_key(coordinates)}".lstrip("/")
+
+
+def join(path: str, name: str) -> str:
+    """Return the path of ``name`` below ``path``."""
+    return f"{path}/{name}" if path else name
+
+
+def parse(data: bytes | None) -> dict[str, Any] | None:
+    """Return the JSON document in ``data``; None if there is none, or it is broken."""
+    if data is None:
+        return None
+    try:
+        document = json.loads(data)
+    except ValueError:
+        # zarr will say so when it reads the same document.
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def node_v3(path: str, document: Mapping[str, Any]) -> Node:
+    """Return the node of a ``zarr.json``."""
+    return Node(path, document, document.get("attributes") or {})
+
+
+def node_v2(path: str, documents: Mapping[str, Mapping[str, Any] | None]) -> Node | None:
+    """Return the node of the documents of format 2 below ``path``, if there is one."""
+    document = documents.get(".zarray") or documents.get(".zgroup")
+    if document is None:
+        return None
+    return Node(path, document, documents.get(".zattrs") or {})
+
+
+def consolidated_nodes(root: str, documents: Mapping[str, Mapping[str, Any]]) -> list[Node] | None:
+    """Return all nodes below ``root`` from its consolidated metadata; None if it has none.
+
+    ``documents`` are those of the group at ``root``, by name (`ROOT_KEYS`).
+    """
+    if (group := documents.get("zarr.json")) is not None:
+        inside = (group.get("consolidated_metadata") or {}).get("metadata")
+        if inside is None:
+            return None
+        return [node_v3(join(root, path), document) for path, document in inside.items()]
+    consolidated = documents.get(".zmetadata")
+    if consolidated is None:
+        return None
+    by_path: dict[str, dict[str, Any]] = {}
+    for key, document in consolidated.get("metadata", {}).items():
+        path, _, name = key.rpartition("/")
+        by_path.setdefault(path, {})[name] = document
+    nodes = [node_v2(join(root, path), parts) for path, parts in by_path.items() if path]
+    return [node for node in nodes if node is not None]
+
+
+def time_nodes(nodes: Iterable[Node]) -> list[Node]:
+    """Return the arrays whose first and last value xarray reads to decode their times."""
+    arrays = [node for node in nodes if node.is_array]
+    times = [node for node in arrays if " since " in str(node.attributes.get("units", ""))]
+    # Bounds of times have no units of their own.
+    named = [(node.parent, node.attributes.get("bounds")) for node in times]
+    bounds = {join(parent, name) for parent, name in named if isinstance(name, str)}
+    return times + [node for node in arrays if node.path in bounds and node not in times]

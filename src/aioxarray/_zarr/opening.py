@@ -1,0 +1,118 @@
+"""Opens what xarray calls a store: with all metadata fetched before xarray asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+# Private: how zarr makes a store of a path, a URL, a mapping or an object of another library.
+# ``zarr.open_group`` does the same and opens in one step, but a store has to be wrapped between.
+from zarr.storage import ObjectStore, StorePath
+from zarr.storage._common import make_store_path
+
+from aioxarray._runtime.budget import Budget
+from aioxarray._zarr.fork import usable_here
+from aioxarray._zarr.prefetch import prefetch
+from aioxarray._zarr.prefetched import PrefetchedStore
+from aioxarray._zarr.store import LimitedStore
+from aioxarray.config import request_limit
+
+if TYPE_CHECKING:
+    import zarr
+    from zarr.abc.store import Store
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A store, and a stand-in for it that already knows what opening it takes.
+
+    Attributes
+    ----------
+    store
+        The store itself.
+    stand_in
+        What xarray's own code opens instead.
+    consolidated
+        What to tell that code of consolidated metadata.
+    """
+
+    store: Store
+    stand_in: StorePath
+    consolidated: bool | None
+
+
+async def open_store(
+    source: Any,
+    *,
+    group: str | None,
+    mode: Any,
+    consolidated: bool | None,
+    zarr_format: int | None,
+    storage_options: dict[str, Any] | None,
+    deep: bool,
+    times: bool,
+    drop: Iterable[str],
+    requests: Budget,
+) -> Opened:
+    """Make a store of ``source`` and fetch what opening ``group`` takes; on the I/O loop.
+
+    The errors of a source that is no store, or is not there, are zarr's.
+    """
+    try:
+        place = await make_store_path(source, mode=mode, storage_options=storage_options)
+    except ImportError:
+        # The filesystem of the URL's scheme is not installed for fsspec, by which xarray goes.
+        by_obstore = _obstore(source, storage_options)
+        if by_obstore is None:
+            raise
+        place = StorePath(by_obstore)
+    store = usable_here(place.store)
+    if not store.supports_consolidated_metadata:
+        consolidated = False
+    path = f"{place.path}/{(group or '').strip('/')}".strip("/")
+    with requests.share(request_limit()) as share:
+        answers = await prefetch(
+            LimitedStore(store, share),
+            place.path,
+            path,
+            consolidated=consolidated,
+            zarr_format=zarr_format,
+            deep=deep,
+            times=times,
+            drop=drop,
+        )
+    # xarray closes a store with the dataset unless the store is the caller's own.
+    stand_in = PrefetchedStore(store, answers, closes=store is not source)
+    return Opened(store, StorePath(stand_in, place.path), consolidated)
+
+
+# The schemes of obstore's own stores.
+_OBSTORE_SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "azure", "abfs", "abfss", "http", "https")
+
+
+def _obstore(url: Any, storage_options: dict[str, Any] | None) -> Store | None:
+    """Return a store of obstore's for ``url``, if it is installed and has one.
+
+    ``storage_options`` are fsspec's words; obstore takes its settings from the environment.
+    """
+    scheme = url.partition("://")[0] if isinstance(url, str) else ""
+    if storage_options or scheme not in _OBSTORE_SCHEMES:
+        return None
+    try:
+        from obstore.store import from_url
+    except ImportError:
+        return None
+    allowed: dict[str, Any] = {"client_options": {"allow_http": True}} if scheme == "http" else {}
+    return ObjectStore(from_url(url, **allowed), read_only=True)
+
+
+def give_back(array: zarr.Array[Any], store: Store) -> None:
+    """Make ``array``, opened through a stand-in, read from ``store`` itself.
+
+    What the stand-in knows was for opening; it would go stale.
+    """
+    # Private, as in `aioxarray._zarr.arrays`: an array cannot be given another store.
+    inner = array._async_array
+    path = inner.store_path
+    object.__setattr__(inner, "store_path", StorePath(store, path.path))

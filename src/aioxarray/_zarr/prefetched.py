@@ -1,0 +1,116 @@
+"""A store that has some answers already: what zarr will ask while xarray opens a dataset."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from zarr.abc.store import OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
+from zarr.storage import WrapperStore
+
+if TYPE_CHECKING:
+    from zarr.abc.store import ByteRequest
+    from zarr.core.buffer import Buffer, BufferPrototype
+
+
+@dataclass
+class Answers:
+    """What is known of a store.
+
+    Attributes
+    ----------
+    values
+        Of keys: the whole value, or None where the store has none.
+    listings
+        Of prefixes: the names directly below them.
+    """
+
+    values: dict[str, Buffer | None] = field(default_factory=dict)
+    listings: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+class PrefetchedStore(WrapperStore[Store]):
+    """Answers from ``answers`` what it can, and asks ``store`` for the rest.
+
+    Parameters
+    ----------
+    store
+        The store.
+    answers
+        What is known of it; shared by all copies that zarr makes of this wrapper.
+    closes
+        Whether closing this closes ``store``.
+    """
+
+    def __init__(self, store: Store, answers: Answers, *, closes: bool) -> None:
+        super().__init__(store)
+        self._answers = answers
+        self._closes = closes
+
+    def _with_store(self, store: Store) -> PrefetchedStore:
+        return type(self)(store, self._answers, closes=self._closes)
+
+    def __str__(self) -> str:
+        # It stands in for the store in the errors of xarray and zarr.
+        return str(self._store)
+
+    def __repr__(self) -> str:
+        return repr(self._store)
+
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        if key not in self._answers.values:
+            return await self._store.get(key, prototype, byte_range)
+        value = self._answers.values[key]
+        return None if value is None else _part(value, byte_range)
+
+    async def get_partial_values(
+        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
+    ) -> list[Buffer | None]:
+        return [await self.get(key, prototype, part) for key, part in key_ranges]
+
+    async def get_ranges(
+        self, key: str, byte_ranges: Sequence[ByteRequest | None], **options: Any
+    ) -> AsyncIterator[Sequence[tuple[int, Buffer | None]]]:
+        # The base class's method (zarr 3.3 and later) calls ``get``.
+        ranges: Any = Store.get_ranges  # type: ignore[attr-defined]
+        async for group in ranges(self, key, byte_ranges, **options):
+            yield group
+
+    async def exists(self, key: str) -> bool:
+        if key in self._answers.values:
+            return self._answers.values[key] is not None
+        return await self._store.exists(key)
+
+    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        known = self._answers.listings.get(prefix.strip("/"))
+        if known is not None:
+            for name in known:
+                yield name
+            return
+        async for name in self._store.list_dir(prefix):
+            yield name
+
+    @property
+    def _supports_sync_io(self) -> bool:
+        # zarr's path for stores that can be read without awaiting would go round ``get``.
+        return False
+
+    def close(self) -> None:
+        if self._closes:
+            self._store.close()
+
+
+def _part(value: Buffer, byte_range: ByteRequest | None) -> Buffer:
+    match byte_range:
+        case None:
+            return value
+        case RangeByteRequest(start=start, end=end):
+            return value[start:end]
+        case OffsetByteRequest(offset=offset):
+            return value[offset:]
+        case SuffixByteRequest(suffix=suffix):
+            return value[max(0, len(value) - suffix) :]
+    raise TypeError(f"unexpected byte range {byte_range!r}")

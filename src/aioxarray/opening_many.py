@@ -1,0 +1,209 @@
+"""Opens many files or stores at once as one dataset: `open_mfdataset`."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import xarray as xr
+
+from aioxarray._runtime.loops import blocking, io_loop, run_on
+from aioxarray._runtime.tasks import gather
+from aioxarray._runtime.workers import in_worker
+from aioxarray._xarray.many import find_paths
+from aioxarray._xarray.pending import as_lazy, as_pending
+from aioxarray.opening import close, open_dataset_async
+
+_COMBINING = ("compat", "data_vars", "coords", "join", "combine_attrs")
+
+
+async def open_mfdataset_async(
+    paths: Any,
+    chunks: Any = "engine",
+    concat_dim: Any = None,
+    *,
+    preprocess: Callable[[xr.Dataset], Any] | None = None,
+    engine: Any = None,
+    combine: str = "by_coords",
+    attrs_file: str | os.PathLike[str] | None = None,
+    errors: str = "raise",
+    **options: Any,
+) -> xr.Dataset:
+    """Open many files or stores, all at once, as a single dataset.
+
+    Parameters
+    ----------
+    paths, concat_dim, engine, combine, attrs_file, errors
+        As in `xarray.open_mfdataset`. ``paths`` may also be a (nested) list of Zarr stores.
+    chunks
+        As in xarray: by default, dask arrays with the chunks of the files. None: lazy arrays
+        without dask; variables joined along a dimension become one lazy array, of which loading
+        reads only the parts that are selected, side by side.
+    preprocess
+        Called with each dataset before they are combined: a plain function, called in a worker
+        thread, or a coroutine function, awaited on the I/O loop; for many files at once.
+    **options
+        ``compat``, ``data_vars``, ``coords``, ``join``, ``combine_attrs``: as in xarray. All
+        others are for `open_dataset_async`. ``parallel`` changes nothing: it is.
+
+    Returns
+    -------
+    xarray.Dataset
+        What `xarray.open_mfdataset` would return. Closing it closes all files.
+
+    Raises
+    ------
+    OSError
+        If there is nothing to open.
+    ValueError
+        If the datasets do not combine; with ``chunks=None`` also if combining them needs values
+        that are not loaded. The message says what to do.
+    Exception
+        What opening a file raised, with a note that names the file, if ``errors="raise"``.
+
+    Notes
+    -----
+    *Requests:* those of `open_dataset_async` for each file, up to 32 files side by side.
+
+    *Cancelling:* requests in flight are cancelled, and all files that were opened are closed.
+    """
+    if errors not in ("raise", "warn", "ignore"):
+        raise ValueError(f"'errors' must be 'raise', 'warn' or 'ignore', got {errors!r}")
+    if combine not in ("by_coords", "nested"):
+        raise ValueError(f"{combine} is an invalid option for the keyword argument ``combine``")
+    if combine == "by_coords" and concat_dim is not None:
+        raise ValueError(
+            "When combine='by_coords', passing a value for `concat_dim` has no effect. To "
+            "manually combine along a specific dimension you should instead specify "
+            "combine='nested' along with a value for `concat_dim`."
+        )
+    options.pop("parallel", None)
+    combining = {name: options.pop(name) for name in _COMBINING if name in options}
+    combining.setdefault("combine_attrs", "override")
+    lazy = chunks is None
+    options |= {"engine": engine, "chunks": {} if chunks == "engine" else chunks}
+    nested = await in_worker(partial(find_paths, paths, options), lambda _: None)
+    files = [_File(path) for path in _flat(nested)]
+    try:
+        await run_on(io_loop(), lambda: _open_all(files, preprocess, errors, options))
+        how = _Combining(combine, concat_dim, combining, lazy=lazy)
+        combined: xr.Dataset = await in_worker(lambda: how.combine(nested, files), close)
+        if attrs_file is not None:
+            combined.attrs = _attributes(files, os.fspath(attrs_file))
+    except BaseException:
+        await in_worker(partial(_close_all, files), lambda _: None)
+        raise
+    combined.set_close(partial(_close_all, files))
+    return combined
+
+
+open_mfdataset = blocking(open_mfdataset_async)
+
+
+@dataclass
+class _File:
+    """A path and what it holds: as it was opened, and as it was preprocessed."""
+
+    path: Any
+    opened: xr.Dataset | None = None
+    dataset: xr.Dataset | None = None
+
+
+async def _open_all(
+    files: list[_File], preprocess: Callable[..., Any] | None, errors: str, options: Any
+) -> None:
+    """Open and preprocess ``files``, side by side; on the I/O loop."""
+
+    async def open_one(file: _File) -> None:
+        try:
+            file.opened = await open_dataset_async(file.path, **options)
+        except Exception as error:
+            if errors == "raise":
+                error.add_note(f"while opening {file.path!r}")
+                raise
+            if errors == "warn":
+                warnings.warn(f"Could not open {file.path} due to {error}. Ignoring.", stacklevel=2)
+            return
+        try:
+            file.dataset = await _preprocessed(file.opened, preprocess)
+        except Exception as error:
+            error.add_note(f"while preprocessing {file.path!r}")
+            raise
+
+    await gather([partial(open_one, file) for file in files])
+
+
+async def _preprocessed(
+    dataset: xr.Dataset, preprocess: Callable[[xr.Dataset], Any] | None
+) -> xr.Dataset:
+    if preprocess is None:
+        return dataset
+    if inspect.iscoroutinefunction(preprocess):
+        result = await preprocess(dataset)
+    else:
+        result = await in_worker(partial(preprocess, dataset), lambda _: None)
+    if not isinstance(result, xr.Dataset):
+        raise TypeError(f"preprocess must return a Dataset, got {type(result).__name__}")
+    return result
+
+
+@dataclass(frozen=True)
+class _Combining:
+    """How the datasets become one."""
+
+    combine_as: str
+    concat_dim: Any
+    options: Mapping[str, Any]
+    lazy: bool
+
+    def combine(self, nested: Any, files: list[_File]) -> xr.Dataset:
+        """Combine what was opened; in a worker thread."""
+        opened = (file for file in files)
+        datasets = _prune(_nest(nested, lambda: self._of(next(opened))))
+        if self.combine_as == "nested":
+            combined = xr.combine_nested(datasets, concat_dim=self.concat_dim, **self.options)
+        else:
+            combined = xr.combine_by_coords(list(_flat(datasets)), **self.options)
+        return as_lazy(combined) if self.lazy else combined
+
+    def _of(self, file: _File) -> xr.Dataset | None:
+        if file.dataset is None:
+            return None
+        return as_pending(file.dataset) if self.lazy else file.dataset
+
+
+def _flat(nested: Any) -> Iterator[Any]:
+    for item in nested:
+        if isinstance(item, list):
+            yield from _flat(item)
+        else:
+            yield item
+
+
+def _nest(nested: Any, following: Callable[[], Any]) -> list[Any]:
+    """Return the next items in the same nest of lists as ``nested``."""
+    return [_nest(item, following) if isinstance(item, list) else following() for item in nested]
+
+
+def _prune(nested: list[Any]) -> list[Any]:
+    """Return ``nested`` without None and lists that hold nothing else."""
+    pruned = [_prune(item) if isinstance(item, list) else item for item in nested]
+    return [item for item in pruned if not (item is None or (isinstance(item, list) and not item))]
+
+
+def _attributes(files: list[_File], path: str) -> dict[Any, Any]:
+    for file in files:
+        if file.path == path and file.dataset is not None:
+            return dict(file.dataset.attrs)
+    raise ValueError(f"attrs_file {path!r} is not among the files that were opened")
+
+
+def _close_all(files: list[_File]) -> None:
+    for file in files:
+        if file.opened is not None:
+            close(file.opened)
