@@ -11,7 +11,7 @@ from time import perf_counter
 
 from benchmarks import budget, cancelling, latency, rows, stalls, throughput
 from benchmarks.data import Files, quiet
-from benchmarks.measuring import Options
+from benchmarks.measuring import Neighbours, Options
 
 GROUPS = {
     "latency": latency,
@@ -20,6 +20,9 @@ GROUPS = {
     "cancelling": cancelling,
     "throughput": throughput,
 }
+
+
+BUSY = ": too much for the stalls to be trusted."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,12 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     options = Options(quick=True, runs=1) if arguments.quick else Options()
 
-    begun = perf_counter()
+    begun, neighbours = perf_counter(), Neighbours()
     found: list[tuple[str, list[rows.Row]]] = []
     print(rows.machine())
-    if busy := rows.busy():
-        print(busy)
-    print("load and load_async: plain xarray's. ratio: plain over aioxarray. Medians.\n")
+    print("load and load_async: plain xarray's. ratio: load over aioxarray. Medians.\n")
     print(rows.line(rows.HEADER))
     with tempfile.TemporaryDirectory(prefix="aioxarray-benchmarks-") as folder, quiet():
         files = Files(Path(folder), options)
@@ -55,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(rows.line(row.cells()), flush=True)
     goals = [row.met for _, group_rows in found for row in group_rows if row.met is not None]
     print(f"\n{sum(goals)} of {len(goals)} goals met; {perf_counter() - begun:.0f} s in all")
+    share = neighbours.share()
+    print(f"Other processes took {share:.0%} of the cores meanwhile{BUSY if share > 0.1 else '.'}")
     if arguments.quick:
         print("These are no measurements: a quick run has little data, and loads it once.")
     if arguments.markdown:

@@ -10,6 +10,8 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
+import numpy as np
+import psutil
 import xarray as xr
 
 from aioxarray.testing import StallMonitor
@@ -76,6 +78,45 @@ async def _run(way: Callable[[Any], Any], obj: Objects) -> tuple[Taken, Any]:
             result = await result
         seconds = perf_counter() - start
     return Taken(seconds, stalls.worst_s * 1000), result
+
+
+def noise_ms(options: Options) -> float:
+    """Return the worst stall while nothing loads and two threads compute without Python's lock.
+
+    It is what the operating system and the machine's other work take from an event loop, and
+    the least that can be measured for a load that uses both cores.
+    """
+    values = np.ones(1 << 20)
+
+    def busy() -> None:
+        until = perf_counter() + (0.1 if options.quick else 1.0)
+        while perf_counter() < until:
+            values.sum()
+
+    async def wait(_: object) -> None:
+        await asyncio.gather(asyncio.to_thread(busy), asyncio.to_thread(busy))
+
+    return measure(wait, [], None, options).stall_ms
+
+
+class Neighbours:
+    """Tells how much of the machine other processes took since it was made."""
+
+    def __init__(self) -> None:
+        self._before = self._now()
+
+    def share(self) -> float:
+        """Return their part of all cores, from 0 to 1."""
+        everyone, own, at = (b - a for a, b in zip(self._before, self._now(), strict=True))
+        return max(0.0, (everyone - own) / (at * (psutil.cpu_count() or 1)))
+
+    @staticmethod
+    def _now() -> tuple[float, float, float]:
+        times, own = psutil.cpu_times(), psutil.Process().cpu_times()
+        # By name: which of these there are depends on the operating system.
+        names = ("user", "nice", "system", "irq", "softirq", "steal")
+        everyone = sum(getattr(times, name, 0.0) for name in names)
+        return everyone, own.user + own.system, perf_counter()
 
 
 def copies(lazy: Objects) -> Objects:

@@ -13,9 +13,6 @@ import psutil
 
 PACKAGES = ("aioxarray", "xarray", "zarr", "numpy", "dask", "netCDF4", "fsspec")
 
-# A load average, before anything was run.
-BUSY = 0.7
-
 # A number, or why there is none.
 Cell = float | str | None
 
@@ -47,14 +44,10 @@ class Row:
 
     @property
     def ratio(self) -> float | None:
-        """Plain ``load`` over ours, or ``load_async`` where there is no number for ``load``.
-
-        None for counts, and where ours is nothing.
-        """
-        plain = next((x for x in (self.load, self.load_async) if isinstance(x, int | float)), None)
-        if plain is None or self.unit == "" or self.ours < 1e-3:
+        """Plain ``load`` over ours; None for counts, and where ours is nothing."""
+        if not isinstance(self.load, int | float) or self.unit == "" or self.ours < 1e-3:
             return None
-        return plain / self.ours
+        return self.load / self.ours
 
     @property
     def met(self) -> bool | None:
@@ -110,16 +103,6 @@ def machine() -> str:
     return (
         f"{_processor()}, {cores} cores, {memory:.0f} GiB of memory, {platform.system()}; "
         f"Python {platform.python_version()}, {versions}"
-    )
-
-
-def busy() -> str | None:
-    """Say so if other work on this machine spoils the numbers."""
-    if not hasattr(os, "getloadavg") or os.getloadavg()[0] < BUSY:
-        return None
-    return (
-        f"The load average is {os.getloadavg()[0]:.1f}: other work takes the cores, and above all "
-        "the stalls are not to be trusted."
     )
 
 
