@@ -17,6 +17,7 @@ from xarray.core.indexing import (
     ExplicitIndexer,
     ExplicitlyIndexedNDArrayMixin,
     OuterIndexer,
+    VectorizedIndexer,
 )
 
 from aioxarray._runtime.threads import BLOCKING_THREADS, Lane, Pool
@@ -40,6 +41,8 @@ async def read(
     ``source`` is made of, if it is.
     """
     array: Any = source.array
+    if isinstance(source, Read):
+        source = Read(array, _sound(source.key, array.shape))
     if isinstance(source, Opaque):
         if type(array).async_get_duck_array is not _no_async_array:
             try:
@@ -61,6 +64,20 @@ async def read(
             # It has the method, but not for this key or in this state.
             pass
     return await _read_in_thread(lambda: array[source.key], array)
+
+
+def _sound(key: ExplicitIndexer, shape: tuple[int, ...]) -> ExplicitIndexer:
+    """Return ``key`` with empty slices that go forward.
+
+    xarray takes slices apart for backends, and fails on empty ones that go backward.
+    """
+    parts = zip(key.tuple, shape, strict=False)
+    empty = [isinstance(p, slice) and not range(*p.indices(size)) for p, size in parts]
+    if isinstance(key, VectorizedIndexer) or not any(empty):
+        return key
+    return type(key)(
+        tuple(slice(0, 0) if is_empty else p for p, is_empty in zip(key.tuple, empty, strict=True))
+    )
 
 
 def _without_scalars(key: ExplicitIndexer) -> ExplicitIndexer:
