@@ -155,7 +155,7 @@ def test_selections_are_views_that_load_alone() -> None:
     assert "['cube']" in lazy(whole)
 
 
-@pytest.mark.parametrize("way", WAYS, ids=str)
+@every_way
 def test_an_empty_slice_that_goes_backward(way: Way) -> None:
     """xarray itself fails on such a slice of lazy data."""
     part = {"time": slice(0, 0, -1), "x": slice(2, 5, -1)}
