@@ -22,6 +22,7 @@ from aioxarray._runtime.batches import Batches
 from aioxarray._runtime.tasks import gather
 from aioxarray._zarr.inline import run_inline
 from aioxarray._zarr.reading import Reading
+from aioxarray._zarr.shard_parts import with_parts
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteGetter
@@ -84,7 +85,10 @@ class ReadPipeline(BatchedCodecPipeline):
                     async with reading.memory.hold(size):
                         if self.supports_partial_decode:
                             # A shard: zarr's own code reads its index and the ranges.
-                            (part,) = await self.decode_partial_batch([(getter, selection, spec)])
+                            parts = await with_parts(
+                                self.array_bytes_codec, getter, selection, spec
+                            )
+                            (part,) = await self.decode_partial_batch([(parts, selection, spec)])
                             _put(out, out_selection, part, spec, drop_axes)
                             present[index] = part is not None
                         else:
