@@ -139,8 +139,13 @@ class _Remote:
         self._loop.call_soon_threadsafe(self._cancel)
 
     def _start(self) -> None:
-        self._task = self._loop.create_task(self._function())
+        self._task = self._loop.create_task(self._run())
         self._task.add_done_callback(self._end)
+
+    async def _run(self) -> Any:
+        # Called in the task, so that wrong arguments are its error: nobody else would hear it,
+        # and the caller would wait for ever.
+        return await self._function()
 
     def _cancel(self) -> None:
         if self._task is not None:

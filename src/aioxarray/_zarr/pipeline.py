@@ -21,6 +21,7 @@ from zarr.core.codec_pipeline import BatchedCodecPipeline, fill_value_or_default
 from aioxarray._runtime.batches import Batches
 from aioxarray._runtime.tasks import gather
 from aioxarray._zarr.inline import run_inline
+from aioxarray._zarr.local import file_reader
 from aioxarray._zarr.reading import Reading
 from aioxarray._zarr.shard_parts import with_parts
 
@@ -66,7 +67,7 @@ class ReadPipeline(BatchedCodecPipeline):
         chunks = list(batch_info)
         present = [False] * len(chunks)
         done = 0
-        batches: Batches[_Fetched] = Batches(
+        batches: Batches[_Encoded] = Batches(
             reading.decoders,
             reading.decoder_count,
             _BATCH_BYTES,
@@ -76,27 +77,39 @@ class ReadPipeline(BatchedCodecPipeline):
         # waits costs memory too.
         todo = iter(enumerate(chunks))
 
+        async def from_chunk(chunk: ChunkRequest, size: int) -> bool:
+            getter, spec, selection, out_selection, _ = chunk
+            encoded = _Encoded(spec, selection, out_selection)
+            if (read := file_reader(getter, spec.prototype)) is not None:
+                encoded.read = read
+                async with reading.requests.hold():
+                    await batches.add(encoded, size)
+            else:
+                encoded.data = await getter.get(spec.prototype)
+                await batches.add(encoded, size)
+            return encoded.data is not None
+
+        async def from_shard(chunk: ChunkRequest) -> bool:
+            # zarr's own code reads its index and the ranges.
+            getter, spec, selection, out_selection, _ = chunk
+            parts = await with_parts(self.array_bytes_codec, getter, selection, spec)
+            (part,) = await self.decode_partial_batch([(parts, selection, spec)])
+            _put(out, out_selection, part, spec, drop_axes)
+            return part is not None
+
         async def work() -> None:
             nonlocal done
             for index, chunk in todo:
-                getter, spec, selection, out_selection, _ = chunk
-                size = _byte_count(spec)
+                size = _byte_count(chunk[1])
                 try:
                     async with reading.memory.hold(size):
-                        if self.supports_partial_decode:
-                            # A shard: zarr's own code reads its index and the ranges.
-                            parts = await with_parts(
-                                self.array_bytes_codec, getter, selection, spec
-                            )
-                            (part,) = await self.decode_partial_batch([(parts, selection, spec)])
-                            _put(out, out_selection, part, spec, drop_axes)
-                            present[index] = part is not None
-                        else:
-                            data = await getter.get(spec.prototype)
-                            present[index] = data is not None
-                            await batches.add(_Fetched(data, spec, selection, out_selection), size)
+                        present[index] = await (
+                            from_shard(chunk)
+                            if self.supports_partial_decode
+                            else from_chunk(chunk, size)
+                        )
                 except Exception as error:
-                    error.add_note(f"in chunk {_name(getter)}")
+                    error.add_note(f"in chunk {_name(chunk[0])}")
                     raise
                 done += 1
                 if self.report is not None:
@@ -107,21 +120,28 @@ class ReadPipeline(BatchedCodecPipeline):
         return tuple({"status": "present" if there else "missing"} for there in present)
 
 
-@dataclass(frozen=True, slots=True)
-class _Fetched:
-    """A chunk as it came from the store, None if it is missing, and where it belongs."""
+@dataclass(slots=True)
+class _Encoded:
+    """A chunk to be decoded: where it belongs, and its bytes or what reads them.
 
-    data: Buffer | None
+    ``data`` is None if the chunk is missing.
+    """
+
     spec: ArraySpec
     selection: SelectorTuple
     out_selection: SelectorTuple
+    data: Buffer | None = None
+    read: Callable[[], Buffer | None] | None = None
 
 
 def _decode_into(
-    pipeline: ReadPipeline, out: NDBuffer, drop_axes: tuple[int, ...], batch: Sequence[_Fetched]
+    pipeline: ReadPipeline, out: NDBuffer, drop_axes: tuple[int, ...], batch: Sequence[_Encoded]
 ) -> Sequence[Exception | None]:
     """Decode ``batch`` and put it into ``out``; in a worker thread."""
     try:
+        for chunk in batch:
+            if chunk.read is not None:
+                chunk.data = chunk.read()
         arrays = run_inline(pipeline.decode_batch([(chunk.data, chunk.spec) for chunk in batch]))
         for chunk, array in zip(batch, arrays, strict=True):
             part = None if array is None else array[chunk.selection]

@@ -31,6 +31,11 @@ class LimitedStore(WrapperStore[Store]):
     def _with_store(self, store: Store) -> LimitedStore:
         return type(self)(store, self._requests)
 
+    @property
+    def inner(self) -> Store:
+        """The store that is limited."""
+        return self._store
+
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
