@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import numpy as np
 import xarray as xr
+from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
 X, Y, T = 8, 6, 5
@@ -123,3 +125,17 @@ def opened_tree(store: Any, **options: Any) -> xr.DataTree:
     """Open a tree with lazy data."""
     tree: xr.DataTree = xr.open_datatree(store, **{"engine": "zarr", **options})
     return tree
+
+
+def contents(store: MemoryStore) -> dict[str, bytes]:
+    """Return the objects in ``store``."""
+
+    async def read() -> dict[str, bytes]:
+        values = {}
+        async for key in store.list():
+            value = await store.get(key, default_buffer_prototype())
+            assert value is not None
+            values[key] = value.to_bytes()
+        return values
+
+    return asyncio.run(read())

@@ -14,7 +14,6 @@ import xarray as xr
 import zarr
 from xarray.backends import BackendArray, BackendEntrypoint
 from xarray.core.indexing import ExplicitIndexer, IndexingSupport, explicit_indexing_adapter
-from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import LocalStore, MemoryStore, ObjectStore, ZipStore
 
 import aioxarray
@@ -22,26 +21,12 @@ from aioxarray.testing import ObjectServer, RecordingStore
 from tests import samples
 from tests.loops import every_loop
 from tests.oracle import Way, assert_same, check, every_way, lazy
-from tests.samples import opened, opened_tree, stored
+from tests.samples import contents, opened, opened_tree, stored
 
 CHUNKS = {"cube": {"chunks": (2, 4, 3)}, "plane": {"chunks": (4, 3)}}
 SHARDS = {"cube": {"chunks": (1, 2, 2), "shards": (2, 4, 4)}}
 
 Opener = Callable[[], xr.Dataset]
-
-
-def contents(store: MemoryStore) -> dict[str, bytes]:
-    """Return the objects in ``store``."""
-
-    async def read() -> dict[str, bytes]:
-        values = {}
-        async for key in store.list():
-            value = await store.get(key, default_buffer_prototype())
-            assert value is not None
-            values[key] = value.to_bytes()
-        return values
-
-    return asyncio.run(read())
 
 
 def check_copies(ds: xr.Dataset, way: Way) -> None:
