@@ -43,7 +43,10 @@ _COMMON = """
 
 def _as(
     function: Callable[P, R],
-) -> Callable[[Callable[..., Coroutine[Any, Any, R]]], Callable[P, Coroutine[Any, Any, R]]]:
+) -> Callable[
+    [Callable[..., Coroutine[Any, Any, R]]],
+    Callable[P, Coroutine[Any, Any, R]],
+]:
     """Give a coroutine function the signature of xarray's function, and the common notes."""
 
     def decorate(

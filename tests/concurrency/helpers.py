@@ -10,8 +10,8 @@ import numpy as np
 import xarray as xr
 from zarr.storage import MemoryStore
 
-from aioxarray._xarray import loader
 from aioxarray._runtime.loops import io_loop, run_blocking
+from aioxarray._xarray import loader
 from aioxarray.testing import RecordingStore, Request
 from aioxarray.testing._gate import Gate
 from tests.samples import opened

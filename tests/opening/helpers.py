@@ -102,7 +102,7 @@ def datasets(obj: Any) -> dict[str, xr.Dataset]:
         own = {node.path: node.to_dataset(inherit=False) for node in obj.subtree}
         return own | {f"{node.path} inheriting": node.to_dataset() for node in obj.subtree}
     if isinstance(obj, xr.DataArray):
-        return {"array": obj.to_dataset(name=obj.name or "without a name")}
+        return {"array": obj.to_dataset(name="without a name" if obj.name is None else obj.name)}
     return dict(obj) if isinstance(obj, dict) else {"dataset": obj}
 
 

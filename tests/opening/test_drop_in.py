@@ -418,6 +418,7 @@ def test_the_signatures_are_those_of_xarray(name: str) -> None:
 
 @own_ways
 def test_what_xarray_does_not_know_is_refused(way: Way) -> None:
-    for options in ({"nonsense": 1}, {"chunk": {}}):
+    wrong: list[dict[str, Any]] = [{"nonsense": 1}, {"chunk": {}}]
+    for options in wrong:
         with pytest.raises(TypeError, match="unexpected keyword"):
             way("open_dataset", sample("climate", 3), **options)

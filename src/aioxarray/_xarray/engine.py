@@ -25,7 +25,6 @@ from xarray.backends.zarr import ZarrArrayWrapper
 from xarray.core.indexing import ExplicitlyIndexed
 
 from aioxarray._runtime.loops import run_blocking
-from aioxarray._runtime.threads import Lane
 from aioxarray._xarray import loader
 from aioxarray._xarray.aio_array import AioArray, OpenFile, ReadTogether
 from aioxarray._xarray.read import lane_of_hdf5
@@ -102,14 +101,14 @@ def _open_in_lane(call: Callable[[], Any]) -> Any:
         closer = dataset._close
         if closer is not None:
             file = OpenFile(getattr(closer, "__self__", None), lane)
-            dataset.set_close(partial(_close_in_lane, closer, lane))
+            dataset.set_close(partial(_close_in_lane, closer))
             _equip(dataset, file=file)
     return result
 
 
-def _close_in_lane(closer: Callable[[], None], lane: Lane) -> None:
+def _close_in_lane(closer: Callable[[], None]) -> None:
     async def close() -> None:
-        await lane.run(closer)
+        await lane_of_hdf5().run(closer)
 
     run_blocking(close)
 
