@@ -145,7 +145,7 @@ def inner_engine(source: Any, *, default: str | None = "zarr") -> str | type[Bac
 
     Raises
     ------
-    ValueError
+    ValueError, FileNotFoundError
         If ``source`` is a path, xarray knows no engine for it, and there is no ``default``.
     """
     if isinstance(source, os.PathLike):
@@ -156,7 +156,7 @@ def inner_engine(source: Any, *, default: str | None = "zarr") -> str | type[Bac
         return "zarr"
     try:
         return plugins.guess_engine(source)
-    except ValueError:
+    except (ValueError, FileNotFoundError):
         if isinstance(source, str) and "://" in source:
             # A URL without a known suffix is most likely the root of a store.
             return "zarr"
