@@ -45,7 +45,7 @@ class Row:
     @property
     def ratio(self) -> float | None:
         """Plain ``load`` over ours; None for counts, and where ours is nothing."""
-        if not isinstance(self.load, int | float) or self.unit == "" or self.ours < 1e-3:
+        if not isinstance(self.load, int | float) or self.unit == "" or self.ours < 0.01:
             return None
         return self.load / self.ours
 
