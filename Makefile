@@ -28,7 +28,7 @@ demo: venv-demo ## load from a server with latency, beside plain xarray
 	@$(RUN) aioxarray demo $(ARGS)
 
 test: venv-test ## run the tests
-	$(RUN) pytest $(ARGS)
+	$(RUN) pytest -n auto $(ARGS)
 
 check: venv-test ## ruff and mypy
 	$(RUN) ruff check .
