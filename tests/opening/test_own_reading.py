@@ -248,11 +248,9 @@ def test_xarrays_own_load_async_is_one_round_trip() -> None:
     xr.testing.assert_identical(ds, plain(40, 1))
 
 
-class Threads:
+class ThreadNoting(RecordingStore):
     """A store that notes the threads its requests come from."""
 
-
-class _ThreadNoting(RecordingStore):
     def __init__(self, store: Store) -> None:
         super().__init__(store)
         self.threads: set[str] = set()
@@ -264,7 +262,7 @@ class _ThreadNoting(RecordingStore):
 
 @every_loop
 async def test_requests_are_off_the_callers_loop() -> None:
-    store = _ThreadNoting(written(3, 4))
+    store = ThreadNoting(written(3, 4))
     ds = await aioxarray.open_dataset_async(store, engine="zarr", consolidated=False)
     await aioxarray.load_async(ds)
     assert threading.current_thread().name not in store.threads

@@ -5,7 +5,7 @@ Each request takes one second, so the time is the number of round trips.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,6 +40,13 @@ def thirteen_nodes(variables: int = 3) -> xr.DataTree:
     tops = {f"/{top}": ds for top in "abc"}
     below = {f"/{top}/{name}": ds for top in "abc" for name in "xyz"}
     return xr.DataTree.from_dict({"/": ds, **tops, **below})
+
+
+@pytest.fixture(autouse=True)
+def unlimited() -> Iterator[None]:
+    """Count what depends on what; a limit makes further round trips."""
+    with aioxarray.config.set(concurrency=0):
+        yield
 
 
 class Opening:

@@ -139,6 +139,9 @@ class _Remote:
         self._loop.call_soon_threadsafe(self._cancel)
 
     def _start(self) -> None:
+        if self.outcome.done():
+            # Cancelled, by a leash, just before the start was sent.
+            return
         self._task = self._loop.create_task(self._run())
         self._task.add_done_callback(self._end)
 
@@ -185,12 +188,16 @@ class Leash:
         finally:
             _leash.reset(token)
 
-    def pull(self) -> None:
-        """Cancel the blocking calls of the thread, this one and those to come."""
+    def pull(self) -> list[concurrent.futures.Future[Any]]:
+        """Cancel the blocking calls of the thread, this one and those to come.
+
+        Returns the outcomes of those under way, which are there when the calls have ended.
+        """
         with self._lock:
             self.pulled = True
             for call in self._calls:
                 call.cancel()
+            return [call.outcome for call in self._calls]
 
     @contextlib.contextmanager
     def holding(self, call: _Remote) -> Iterator[None]:

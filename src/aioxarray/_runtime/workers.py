@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Callable
-from typing import TypeVar
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
 from aioxarray._runtime.loops import Leash, io_loop, run_on
 from aioxarray._runtime.threads import Pool
@@ -24,8 +25,8 @@ _pools: dict[int, Pool] = {}
 async def in_worker(function: Callable[[], T], discard: Callable[[T], object]) -> T:
     """Await ``function()`` in a worker thread, from any event loop.
 
-    Cancelling cancels the requests that ``function`` waits for and returns at once; what
-    ``function`` still returns then is handed to ``discard``.
+    Cancelling cancels the requests that ``function`` waits for and returns when they have ended;
+    what ``function`` still returns then is handed to ``discard``.
     """
     leash = Leash()
     depth = _depth.get()
@@ -43,7 +44,16 @@ async def in_worker(function: Callable[[], T], discard: Callable[[T], object]) -
         try:
             return await pool.run(work)
         except asyncio.CancelledError:
-            leash.pull()
+            for outcome in leash.pull():
+                await _end_of(outcome)
             raise
 
     return await run_on(io_loop(), wait)
+
+
+async def _end_of(outcome: Future[Any]) -> None:
+    """Wait for ``outcome``; unlike `asyncio.wrap_future`, without a hold on it."""
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    outcome.add_done_callback(lambda _: loop.call_soon_threadsafe(ended.set))
+    await ended.wait()
