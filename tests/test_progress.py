@@ -1,0 +1,87 @@
+"""``progress=``: a bar, or a callable that is told bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from typing import TYPE_CHECKING
+
+import xarray as xr
+from zarr.storage import MemoryStore
+
+import aioxarray
+
+if TYPE_CHECKING:
+    import pytest
+
+
+def lazily() -> xr.Dataset:
+    memory = MemoryStore()
+    ds = xr.Dataset({f"v{n}": ("x", list(range(8))) for n in range(3)})
+    ds.to_zarr(memory, encoding={name: {"chunks": (2,)} for name in ds}, consolidated=True)
+    lazy: xr.Dataset = xr.open_zarr(memory, chunks=None)
+    return lazy
+
+
+TOTAL = 3 * 8 * 8
+
+
+def check(told: list[tuple[int, int]]) -> None:
+    assert [total for _, total in told] == [TOTAL] * len(told)
+    done = [done for done, _ in told]
+    assert done == sorted(done)
+    assert done[-1] == TOTAL
+
+
+def test_a_callable_is_told_in_the_thread_that_waits() -> None:
+    told: list[tuple[int, int]] = []
+    threads: set[int] = set()
+
+    def progress(done: int, total: int) -> None:
+        told.append((done, total))
+        threads.add(threading.get_ident())
+
+    aioxarray.load(lazily(), progress=progress)
+    check(told)
+    assert threads == {threading.get_ident()}
+
+
+def test_a_callable_is_told_on_the_callers_loop() -> None:
+    told: list[tuple[int, int]] = []
+
+    async def main() -> None:
+        here = asyncio.get_running_loop()
+
+        def progress(done: int, total: int) -> None:
+            assert asyncio.get_running_loop() is here
+            told.append((done, total))
+
+        await aioxarray.load_async(lazily(), progress=progress)
+        check(told)
+
+    asyncio.run(main())
+
+
+def test_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    aioxarray.load(lazily(), progress=True)
+    shown = capsys.readouterr().err
+    assert "100%" in shown
+    assert f"{TOTAL}" in shown
+
+
+def test_an_error_is_logged_once_and_breaks_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    ds = lazily()
+    with caplog.at_level(logging.ERROR, "aioxarray"):
+        aioxarray.load(ds, progress=lambda done, total: 1 / 0)
+    assert [record.message for record in caplog.records] == [
+        "the progress callback failed; the load goes on without it"
+    ]
+    assert all(variable._in_memory for variable in ds.variables.values())
+
+
+def test_what_is_in_memory_tells_nothing() -> None:
+    told: list[tuple[int, int]] = []
+    ds = lazily().load()
+    aioxarray.load(ds, progress=lambda done, total: told.append((done, total)))
+    assert told == []
