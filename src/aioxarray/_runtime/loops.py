@@ -13,6 +13,7 @@ import concurrent.futures
 import contextlib
 import contextvars
 import functools
+import inspect
 import os
 import queue
 import threading
@@ -327,6 +328,6 @@ def blocking(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
     call.__qualname__ = function.__qualname__.removesuffix("_async")
     call.__doc__ = (
         f"Blocking call of `{function.__name__}`: plain code, any thread, also while an event\n"
-        f"    loop is running in this thread (a notebook).\n\n    {function.__doc__}"
+        f"loop is running in this thread (a notebook).\n\n{inspect.getdoc(function)}"
     )
     return call
