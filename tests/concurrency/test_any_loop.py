@@ -48,11 +48,11 @@ def s3_options() -> Iterator[dict[str, Any]]:
         "key": "test",
         "secret": "test",
         "client_kwargs": {"endpoint_url": f"http://127.0.0.1:{port}"},
+        # A filesystem of the test's own, and not one that another test has bound to a loop.
+        "skip_instance_cache": True,
     }
     import s3fs
 
-    # fsspec keeps its instances: a filesystem of S3 cannot be dropped without a warning of an
-    # open session.
     filesystem = s3fs.S3FileSystem(**options)
     filesystem.mkdir("data")
     for key, data in files().items():
