@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 
 from benchmarks import budget, cancelling, latency, rows, stalls, throughput
 from benchmarks.data import Files, quiet
@@ -24,6 +26,22 @@ GROUPS = {
 
 
 BUSY = ": too much for the stalls to be trusted."
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Make a folder, and remove it however the run ends."""
+    folder = Path(tempfile.mkdtemp(prefix="aioxarray-benchmarks-"))
+    try:
+        yield folder
+    except BaseException:
+        # What was interrupted while it stored goes on writing for a moment, on zarr's loop.
+        until = perf_counter() + 10
+        while folder.exists() and perf_counter() < until:
+            shutil.rmtree(folder, ignore_errors=True)
+            sleep(1)
+        raise
+    shutil.rmtree(folder)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,8 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(rows.machine())
     print("load and load_async: plain xarray's. ratio: load over aioxarray. Medians.\n")
     print(rows.line(rows.HEADER))
-    with tempfile.TemporaryDirectory(prefix="aioxarray-benchmarks-") as folder, quiet():
-        files = Files(Path(folder), options)
+    with temporary_folder() as folder, quiet():
+        files = Files(folder, options)
         for name in arguments.only or GROUPS:
             group = GROUPS[name]
             print(f"\n{group.TITLE}")
