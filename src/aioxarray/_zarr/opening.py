@@ -6,9 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from zarr.abc.store import Store
+from zarr.storage import ObjectStore, StorePath
+
 # Private: how zarr makes a store of a path, a URL, a mapping or an object of another library.
 # ``zarr.open_group`` does the same and opens in one step, but a store has to be wrapped between.
-from zarr.storage import ObjectStore, StorePath
 from zarr.storage._common import make_store_path
 
 from aioxarray._runtime.budget import Budget
@@ -20,7 +22,6 @@ from aioxarray.config import request_limit
 
 if TYPE_CHECKING:
     import zarr
-    from zarr.abc.store import Store
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,11 @@ async def open_store(
 
     The errors of a source that is no store, or is not there, are zarr's.
     """
+    theirs = _store_of_library(source)
     try:
-        place = await make_store_path(source, mode=mode, storage_options=storage_options)
+        place = await make_store_path(
+            source if theirs is None else theirs, mode=mode, storage_options=storage_options
+        )
     except ImportError:
         # The filesystem of the URL's scheme is not installed for fsspec, by which xarray goes.
         by_obstore = _obstore(source, storage_options)
@@ -83,8 +87,22 @@ async def open_store(
             drop=drop,
         )
     # xarray closes a store with the dataset unless the store is the caller's own.
-    stand_in = PrefetchedStore(store, answers, closes=store is not source)
+    stand_in = PrefetchedStore(store, answers, closes=theirs is None and store is not source)
     return Opened(store, StorePath(stand_in, place.path), consolidated)
+
+
+def _store_of_library(source: Any) -> Store | None:
+    """Return the Zarr store of an obstore store or an icechunk session, which zarr does not take.
+
+    None for anything else. Told by the names of modules: neither library has to be installed.
+    """
+    libraries = {kind.__module__.partition(".")[0].lstrip("_") for kind in type(source).__mro__}
+    if "obstore" in libraries:
+        return ObjectStore(source, read_only=True)
+    if "icechunk" in libraries and not isinstance(source, Store) and hasattr(source, "store"):
+        store: Store = source.store
+        return store
+    return None
 
 
 # The schemes of obstore's own stores.
