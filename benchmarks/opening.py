@@ -105,7 +105,8 @@ def _many_files(options: Options, folder: Path) -> Row:
             f"open_mfdataset of {count} netCDF files",
             [
                 lambda: xr.open_mfdataset(urls, engine="h5netcdf", parallel=False),
-                lambda: xr.open_mfdataset(urls, engine="aio"),
+                # Which would ask xarray, and xarray takes such URLs for OPeNDAP's.
+                None,
                 lambda: _awaited("open_mfdataset")(urls, engine="h5netcdf"),
             ],
             options,
@@ -213,7 +214,7 @@ def _medians_ms(ways: Sequence[_Way], options: Options) -> list[float]:
     warm: list[list[float]] = [[] for _ in ways]
     for _ in range(0 if options.quick else options.runs * 3):
         for way, first, times in zip(ways, taken, warm, strict=True):
-            if not times or sum(times) + first[0] < options.seconds:
+            if sum(times) + first[0] < options.seconds:
                 _timed(way, times).close()
     return [1000 * median(times or first) for times, first in zip(warm, taken, strict=True)]
 

@@ -97,7 +97,11 @@ def test_mappers_and_stores_of_fsspec(way: Way, folder: Path, url: str) -> None:
 @every_way
 def test_urls(way: Way, url: str) -> None:
     check(way, f"{url}/a.zarr", consolidated=True)
-    with way("open_dataset", f"{url}/a.nc") as got:
+
+
+@own_ways
+def test_a_url_of_netcdf4(way: Way, url: str) -> None:
+    with way("open_dataset", f"{url}/a.nc", engine="h5netcdf") as got:
         xr.testing.assert_identical(got.load(), netcdf())
 
 
