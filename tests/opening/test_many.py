@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import pickle
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import xarray as xr
 from zarr.storage import MemoryStore
 
 import aioxarray
+from aioxarray._runtime.loops import run_blocking
+from aioxarray._xarray.read import lane_of_hdf5
 from aioxarray.testing import RecordingStore
 from tests.opening.helpers import BLOCKING, OWN, Way, every_way, own_ways
 from tests.oracle import assert_same, lazy
@@ -158,6 +161,8 @@ def with_a_bad_one(folder: Path, tmp_path: Path) -> list[str]:
 
 
 def open_files() -> set[str]:
+    """Return the netCDF files that are open when the library has done what it had begun."""
+    run_blocking(lambda: lane_of_hdf5().run(gc.collect))
     return {each.path for each in psutil.Process().open_files() if each.path.endswith(".nc")}
 
 
