@@ -9,6 +9,7 @@ The full suite, without and with aioxarray, from the root of this repository::
 
 With ``--through-aioxarray`` xarray's ``load``, ``load_async`` and ``compute`` are aioxarray's
 (`aioxarray.install`), and the suite's comparisons get their objects loaded by `aioxarray.compute`.
+A test in which aioxarray blocks the caller's loop fails.
 Coroutine tests, which xarray marks ``asyncio``, run here without a further plugin.
 """
 
@@ -19,7 +20,7 @@ import functools
 import importlib
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +85,12 @@ class ThroughAioxarray:
     """Loads every object of the suite through aioxarray."""
 
     def __init__(self) -> None:
+        # Not above: the plain run is one without aioxarray.
         import aioxarray
+        from tests.blocking import blocking_calls
 
         self._compute = aioxarray.compute
+        self._watching = blocking_calls
         self._loaded = 0
         aioxarray.install()
 
@@ -94,6 +98,13 @@ class ThroughAioxarray:
         suite = importlib.import_module(SUITE)
         for name in COMPARISONS:
             setattr(suite, name, self._of_loaded(getattr(suite, name)))
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self) -> Generator[None, Any, Any]:
+        with self._watching() as found:
+            result = yield
+        assert not found, found[0]
+        return result
 
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_teardown(self, item: pytest.Item) -> None:
