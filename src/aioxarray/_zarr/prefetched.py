@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
+from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import WrapperStore
 
 if TYPE_CHECKING:
@@ -59,8 +60,14 @@ class PrefetchedStore(WrapperStore[Store]):
         return repr(self._store)
 
     async def get(
-        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+        self,
+        key: str,
+        prototype: BufferPrototype | None = None,
+        byte_range: ByteRequest | None = None,
     ) -> Buffer | None:
+        # Without a prototype, as zarr's own stores allow: xarray asks so for the dimensions of
+        # a NCZarr array.
+        prototype = prototype or default_buffer_prototype()
         if key not in self._answers.values:
             return await self._store.get(key, prototype, byte_range)
         value = self._answers.values[key]
