@@ -21,6 +21,10 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, ParamSpec, TypeVar, cast
 
 import anyio
+
+# Private, and imported for its effect alone: anyio imports it when it is first used, which would
+# hold up the event loop of the first caller in a process for some 35 ms.
+import anyio._backends._asyncio  # noqa: F401
 from anyio.lowlevel import current_token
 
 T = TypeVar("T")
