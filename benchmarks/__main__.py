@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter, sleep
+from types import ModuleType
 
-from benchmarks import budget, cancelling, latency, rows, stalls, throughput
+from benchmarks import budget, cancelling, latency, opening, rows, stalls, throughput
 from benchmarks.data import Files, quiet
 from benchmarks.measuring import Neighbours, Options
 
@@ -22,7 +23,14 @@ GROUPS = {
     "stalls": stalls,
     "cancelling": cancelling,
     "throughput": throughput,
+    "opening": opening,
 }
+
+
+def _header(group: ModuleType) -> list[str]:
+    """Return what a group's columns are called, if not as in `rows.COLUMNS`."""
+    columns: list[str] = getattr(group, "COLUMNS", rows.COLUMNS)
+    return columns
 
 
 BUSY = ": too much for the stalls to be trusted."
@@ -62,20 +70,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Else a time limit set from outside would leave a gigabyte of temporary files.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     begun, neighbours = perf_counter(), Neighbours()
-    found: list[tuple[str, list[rows.Row]]] = []
+    found: list[rows.Group] = []
     print(rows.machine())
-    print("load and load_async: plain xarray's. ratio: load over aioxarray. Medians.\n")
-    print(rows.line(rows.HEADER))
+    print("load and load_async: plain xarray's. ratio: plain over aioxarray. Medians.")
     with temporary_folder() as folder, quiet():
         files = Files(folder, options)
         for name in arguments.only or GROUPS:
             group = GROUPS[name]
-            print(f"\n{group.TITLE}")
-            found.append((group.TITLE, []))
+            print(f"\n{rows.line([group.TITLE, *_header(group)])}")
+            found.append(rows.Group(group.TITLE, _header(group), []))
             for row in group.run(options, files):
-                found[-1][1].append(row)
+                found[-1].rows.append(row)
                 print(rows.line(row.cells()), flush=True)
-    goals = [row.met for _, group_rows in found for row in group_rows if row.met is not None]
+    goals = [row.met for group in found for row in group.rows if row.met is not None]
     print(f"\n{sum(goals)} of {len(goals)} goals met; {perf_counter() - begun:.0f} s in all")
     share = neighbours.share()
     print(f"Other processes took {share:.0%} of the cores meanwhile{BUSY if share > 0.1 else '.'}")

@@ -105,6 +105,12 @@ class Files:
         self._root = root
         self._options = options
 
+    def folder(self, name: str) -> Path:
+        """Return an empty folder for a group's own files."""
+        path = self._root / name
+        path.mkdir()
+        return path
+
     def large_chunks(self) -> Path:
         """1 GB: 4 variables of 128 chunks of 2 MB, zstd."""
         path = self._root / "large_chunks.zarr"

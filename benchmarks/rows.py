@@ -28,7 +28,8 @@ class Row:
     unit
         Of all numbers: "s", "ms" or "" (a count).
     load, load_async
-        Plain xarray's; a text where it raises or has no such function, None if not measured.
+        Plain xarray's, or what a group's own header says; a text where it raises or has no such
+        function, None if not measured.
     ours
         aioxarray's.
     goal
@@ -74,7 +75,7 @@ class Row:
         return f"{value:.0f}"
 
 
-HEADER = ["", "load", "load_async", "aioxarray", "ratio", "goal", ""]
+COLUMNS = ["load", "load_async", "aioxarray", "ratio", "goal", ""]
 WIDTHS = (48, 9, 10, 10, 7, 9, 6)
 
 
@@ -85,13 +86,22 @@ def line(cells: Sequence[str]) -> str:
     return f"{first:<{WIDTHS[0]}} {numbers}".rstrip()
 
 
-def markdown(groups: Iterable[tuple[str, Sequence[Row]]]) -> str:
-    """Return all rows as a table in Markdown, under what machine they were measured on."""
-    lines = [machine(), "", "| | plain `load` | plain `load_async` | aioxarray | ratio | goal | |"]
-    lines.append("|---|--:|--:|--:|--:|--:|---|")
-    for title, rows in groups:
-        lines.append(f"| **{title}** | | | | | | |")
-        lines += [f"| {' | '.join(row.cells())} |" for row in rows]
+@dataclass(frozen=True)
+class Group:
+    """The rows of one module of benchmarks, and what their columns are called."""
+
+    title: str
+    columns: Sequence[str]
+    rows: list[Row]
+
+
+def markdown(groups: Iterable[Group]) -> str:
+    """Return a table in Markdown for each group, under what machine they were measured on."""
+    lines = [machine()]
+    for group in groups:
+        lines += ["", f"| {' | '.join([f'**{group.title}**', *group.columns])} |"]
+        lines.append("|---|--:|--:|--:|--:|--:|---|")
+        lines += [f"| {' | '.join(row.cells())} |" for row in group.rows]
     return "\n".join(lines) + "\n"
 
 
