@@ -9,10 +9,11 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter, sleep
 
-from benchmarks import budget, cancelling, latency, rows, stalls, throughput
+from benchmarks import budget, cancelling, latency, memory, rows, sharing, stalls, throughput
 from benchmarks.data import Files, quiet
 from benchmarks.measuring import Neighbours, Options
 
@@ -22,6 +23,8 @@ GROUPS = {
     "stalls": stalls,
     "cancelling": cancelling,
     "throughput": throughput,
+    "memory": memory,
+    "sharing": sharing,
 }
 
 
@@ -54,10 +57,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="NAME",
         help=f"one of {', '.join(GROUPS)}; may be repeated",
     )
+    parser.add_argument(
+        "--case",
+        default="",
+        metavar="TEXT",
+        help="of throughput, only the rows with this text in their name",
+    )
     parser.add_argument("--quick", action="store_true", help="little data, one run each")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there too")
     arguments = parser.parse_args(argv)
-    options = Options(quick=True, runs=1) if arguments.quick else Options()
+    options = Options(case=arguments.case)
+    if arguments.quick:
+        options = replace(options, quick=True, runs=1)
 
     # Else a time limit set from outside would leave a gigabyte of temporary files.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

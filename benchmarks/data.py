@@ -117,7 +117,7 @@ class Files:
     """
 
     def __init__(self, root: Path, options: Options) -> None:
-        self._root = root
+        self.root = root
         self._options = options
 
     def large_chunks(self, name: str = "zstd") -> Path:
@@ -134,7 +134,7 @@ class Files:
     def _four(
         self, name: str, values: Callable[[], NDArray[Any]], encoding: dict[str, Any]
     ) -> Path:
-        path = self._root / f"{name}.zarr"
+        path = self.root / f"{name}.zarr"
         if not path.exists():
             self._write(path, values(), encoding)
             # Compressing takes the time: one variable is, the others are its copies.
@@ -146,7 +146,7 @@ class Files:
 
     def shards(self) -> Path:
         """512 MB: one variable in 16 shards of 32 MB, each of 128 inner chunks of 256 KB, zstd."""
-        path = self._root / "shards.zarr"
+        path = self.root / "shards.zarr"
         if not path.exists():
             values = smooth(self._options.scaled(16), *SHARD[1:])
             self._write(path, values, {"chunks": SHARD_INNER, "shards": SHARD})
@@ -154,7 +154,7 @@ class Files:
 
     def many_chunks(self, count: int) -> Path:
         """One variable of ``count`` chunks of 1 KB, zstd: a hundred, over and over."""
-        path = self._root / "many_chunks.zarr"
+        path = self.root / "many_chunks.zarr"
         if not path.exists():
             values = smooth(100, 256, dtype="float32").ravel()
             self._write(path, values, {"chunks": (256,)})
@@ -175,7 +175,7 @@ class Files:
 
     def packed(self) -> Path:
         """One variable of 33 MB, in memory 132 MB: int16 with scale, offset and fill value."""
-        path = self._root / "packed.zarr"
+        path = self.root / "packed.zarr"
         if not path.exists():
             count = self._options.scaled(16)
             values = smooth(count, 1024, 1024)
@@ -190,7 +190,7 @@ class Files:
 
     def netcdf(self) -> Path:
         """200 MB: 4 variables in a netCDF4 file, compressed."""
-        path = self._root / "data.nc"
+        path = self.root / "data.nc"
         if not path.exists():
             values = smooth(self._options.scaled(48), 512, 512, dtype="float32")
             encoding = {"zlib": True, "complevel": 1, "chunksizes": (1, 512, 512)}

@@ -31,11 +31,18 @@ class Options:
         How often each way is tried, at most.
     seconds
         A way that has taken so long is not tried again.
+    case
+        Of the tables beside all peers, only rows with this text in their name are wanted.
     """
 
     quick: bool = False
     runs: int = 5
     seconds: float = 4.0
+    case: str = ""
+
+    def wants(self, what: str) -> bool:
+        """Say whether a row of this name was asked for."""
+        return self.case.lower() in what.lower()
 
     def scaled(self, count: int) -> int:
         """Return ``count``, or a small part of it for a quick run."""

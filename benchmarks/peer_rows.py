@@ -107,8 +107,14 @@ class PeerRow:
 
     def below(self) -> list[str]:
         """Return what is said below the row: the goals, and why a peer has no number."""
-        missing = [f"{name}: {why}" for name, why in self.cells.items() if isinstance(why, str)]
-        return [*map(str, self.verdicts), *missing]
+        missing: dict[str, list[str]] = {}
+        for name, why in self.cells.items():
+            if isinstance(why, str):
+                missing.setdefault(why, []).append(name)
+        return [
+            *map(str, self.verdicts),
+            *(f"{', '.join(names)}: {why}" for why, names in missing.items()),
+        ]
 
     def met(self) -> list[bool]:
         """Return for each goal whether it was reached."""

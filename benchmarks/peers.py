@@ -90,24 +90,26 @@ def _awaiting(load: Callable[[xr.Dataset], Awaitable[xr.Dataset]]) -> Callable[[
     return opened
 
 
+def pipeline(path: str, **more: Any) -> AbstractContextManager[Any]:
+    """Have zarr use another codec pipeline for arrays that are opened meanwhile."""
+    module, _, name = path.rpartition(".")
+    if not hasattr(importlib.import_module(module), name):
+        raise Unavailable(f"this version of {module.partition('.')[0]} has no {name}")
+    settings: AbstractContextManager[Any] = zarr.config.set(
+        {f"codec_pipeline.{key}": value for key, value in {"path": path, **more}.items()}
+    )
+    return settings
+
+
 def _with_pipeline(path: str, **more: Any) -> Callable[[Source], Read]:
     """Load with plain xarray, and zarr told to use another pipeline."""
 
-    def configured() -> AbstractContextManager[Any]:
-        settings: AbstractContextManager[Any] = zarr.config.set(
-            {"codec_pipeline": {"path": path, **more}}
-        )
-        return settings
-
     def opened(source: Source) -> Read:
-        module, _, name = path.rpartition(".")
-        if not hasattr(importlib.import_module(module), name):
-            raise Unavailable(f"this version of {module.partition('.')[0]} has no {name}")
-        with configured():
+        with pipeline(path, **more):
             lazy = source.opened()
 
         def read() -> Values:
-            with configured():
+            with pipeline(path, **more):
                 return _values(plain_load(lazy.copy(deep=False)))
 
         return read
@@ -156,7 +158,8 @@ class Unavailable(Exception):
 OURS = Peer("aioxarray", _awaiting(aioxarray.load_async))
 LOAD = Peer("load", _blocking(plain_load))
 LOAD_ASYNC = Peer("load_async", _awaiting(plain_load_async))
-FUSED = Peer("fused", _with_pipeline("zarr.core.codec_pipeline.FusedCodecPipeline"))
+FUSED_PATH = "zarr.core.codec_pipeline.FusedCodecPipeline"
+FUSED = Peer("fused", _with_pipeline(FUSED_PATH))
 # Strict: else it hands what it cannot read to zarr's own pipeline, with a warning at most.
 ZARRS = Peer("zarrs", _with_pipeline("zarrs.ZarrsCodecPipeline", strict=True))
 TENSORSTORE = Peer("TensorStore", _tensorstore)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -42,91 +43,102 @@ class Case:
     ----------
     what
         The case's name in the table.
-    source
-        The data.
+    path
+        Makes the store and returns where it is.
     goals
-        Bounds on aioxarray's time, each relative to the fastest of some peers.
+        Bounds on aioxarray's time.
+    part
+        What is selected along each dimension.
     skipped
         Why a peer is left out, by its name.
     """
 
     what: str
-    source: Source
+    path: Callable[[], Path]
     goals: tuple[Goal, ...] = ()
+    part: Mapping[str, slice] = field(default_factory=dict)
     skipped: Mapping[str, str] = field(default_factory=dict)
 
 
 def run(options: Options, files: Files) -> Iterator[PeerRow]:
     """Yield the rows."""
-    small = Case(
+    for case in _local(files):
+        if options.wants(case.what):
+            yield _row(case, options)
+    remote = [case for case in _remote(files) if options.wants(case.what)]
+    if remote:
+        # In a process of its own, so that it does not hold this one's interpreter lock.
+        with ObjectServer(root=files.root, process=True) as server:
+            for case in remote:
+                yield _row(case, options, server.url)
+    yield from _many_chunks(options, files)
+
+
+def _local(files: Files) -> Iterator[Case]:
+    yield Case(
         "local, 4 x 2048 chunks of 4 KB, zstd",
-        Source(files.small_chunks()),
+        files.small_chunks,
         (Relative(XARRAY, 1 / 8), Relative((TENSORSTORE,), 2.5)),
     )
-    large = Case(
+    yield Case(
         "local, 4 x 128 chunks of 2 MB, zstd",
-        Source(files.large_chunks()),
+        files.large_chunks,
         (Relative(XARRAY, 1 / 1.4), Relative((TENSORSTORE,), 0.85)),
     )
-    yield _row(small, options)
-    yield _row(large, options)
-    # In a process of its own, so that it does not hold this one's interpreter lock.
-    with ObjectServer(root=small.source.path.parent, process=True) as server:
-        for case, goal in (
-            (small, Relative(XARRAY, 1 / 5)),
-            (large, Relative((TENSORSTORE,), 0.75)),
-        ):
-            url = f"{server.url}/{case.source.path.name}"
-            what = case.what.replace("local", "HTTP")
-            yield _row(Case(what, replace(case.source, url=url), (goal,)), options)
-    shards = Source(files.shards())
-    yield _row(
-        Case("local, 16 shards of 32 MB, inner 256 KB", shards, (Relative((TENSORSTORE,), 1.0),)),
-        options,
-    )
-    yield _row(
-        Case(
-            "one corner of each of these shards",
-            replace(shards, part=data.CORNERS),
-            (Relative((TENSORSTORE,), 1.5),),
-        ),
-        options,
-    )
     for name in ("blosc", "gzip", "none"):
-        source = Source(files.large_chunks(name))
+        path = partial(files.large_chunks, name)
         goal = Relative((*XARRAY, FUSED, ZARRS), 1.1)
-        yield _row(Case(f"local, 4 x 128 chunks of 2 MB, {name}", source, (goal,)), options)
-    yield from _many_chunks(options, files)
+        yield Case(f"local, 4 x 128 chunks of 2 MB, {name}", path, (goal,))
+    shards = Case(
+        "local, 16 shards of 32 MB, inner 256 KB", files.shards, (Relative((TENSORSTORE,), 1.0),)
+    )
+    yield shards
+    yield replace(
+        shards,
+        what="local, one corner of each of 16 shards",
+        part=data.CORNERS,
+        goals=(Relative((TENSORSTORE,), 1.5),),
+    )
+
+
+def _remote(files: Files) -> Iterator[Case]:
+    yield Case(
+        "HTTP, 4 x 2048 chunks of 4 KB, zstd", files.small_chunks, (Relative(XARRAY, 1 / 5),)
+    )
+    yield Case(
+        "HTTP, 4 x 128 chunks of 2 MB, zstd", files.large_chunks, (Relative((TENSORSTORE,), 0.75),)
+    )
 
 
 def _many_chunks(options: Options, files: Files) -> Iterator[PeerRow]:
     """Time a chunk must not grow with the number of chunks."""
     few, many = options.scaled(10_000), options.scaled(100_000)
-    source = Source(files.many_chunks(many))
-    less = replace(source, part={"t": slice(0, 256 * few)})
-    row = _row(Case(f"local, {few} chunks of 1 KB", less), options)
+    path = partial(files.many_chunks, many)
+    less = Case(f"local, {few} chunks of 1 KB", path, part={"t": slice(0, 256 * few)})
+    if not options.wants(less.what):
+        return
+    row = _row(less, options)
     yield row
-    skipped = {
-        peer.name: SLOW
-        for peer in PEERS
-        if peer not in (OURS, TENSORSTORE, ZARRS) and not options.quick
-    }
     # A tenth more is chance.
     goal = Bound(1.1 * row.ours * many / few, f"{many // few} times that of {few}, and a tenth")
-    yield _row(Case(f"local, {many} chunks of 1 KB", source, (goal,), skipped), options)
+    tried = PEERS if options.quick else (OURS, TENSORSTORE, ZARRS)
+    skipped = {peer.name: SLOW for peer in PEERS if peer not in tried}
+    yield _row(Case(f"local, {many} chunks of 1 KB", path, (goal,), skipped=skipped), options)
 
 
-def _row(case: Case, options: Options) -> PeerRow:
+def _row(case: Case, options: Options, server: str | None = None) -> PeerRow:
+    local = Source(case.path(), part=case.part)
+    source = replace(local, url=server and f"{server}/{local.path.name}")
     cells: dict[str, float | str] = dict(case.skipped)
     reads: dict[str, Read] = {}
     for peer in PEERS:
         if peer.name not in cells:
             try:
-                reads[peer.name] = peers.opened(peer, case.source)
+                reads[peer.name] = peers.opened(peer, source)
             except Unavailable as error:
                 cells[peer.name] = str(error)
     # What zarr itself reads from the files is the oracle for all, also over HTTP.
-    expected = cast(Values, peers.opened(ORACLE, replace(case.source, url=None))())
+    expected = cast(Values, peers.opened(ORACLE, local)())
     stall_ms = None
     for name, taken in in_turn(reads, partial(_check, expected), options).items():
         if isinstance(taken, Taken):
