@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from aioxarray._runtime.loops import run_blocking
-from aioxarray._xarray import loader
+from aioxarray._zarr import reading
 from tests.blocking import blocking_calls
 from tests.concurrency.helpers import tasks_on_io_loop
 
@@ -17,7 +17,7 @@ def nothing_left() -> Iterator[None]:
     """Fail a test after which places are taken, or tasks run on the I/O loop."""
     before = tasks_on_io_loop()
     yield
-    for budget in (loader.requests, loader.memory):
+    for budget in (reading.requests, reading.memory, reading.threads):
         assert budget.in_use == 0
         assert not budget._shares
     assert tasks_on_io_loop() <= before
