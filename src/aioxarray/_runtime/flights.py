@@ -150,6 +150,9 @@ class Party(Generic[K, V]):
         with flights._lock:
             self._left = True
             for key in self._led:
+                # A child after a fork knows nothing of it.
+                if flights._leaders.get(key) is not self:
+                    continue
                 del flights._leaders[key]
                 for other in flights._followers.pop(key, ()):
                     other._awaited.discard(key)
