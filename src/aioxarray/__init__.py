@@ -14,6 +14,7 @@ The layers, each importing only from those below it::
 
 from __future__ import annotations
 
+from aioxarray._zarr.pipeline import CodecPipeline
 from aioxarray.accessors import Installation, install, register
 from aioxarray.config import config
 from aioxarray.errors import ForkError
@@ -41,6 +42,7 @@ from aioxarray.opening_many import open_mfdataset, open_mfdataset_async
 __version__ = "0.1.0"
 
 __all__ = [
+    "CodecPipeline",
     "ForkError",
     "Installation",
     "compute",

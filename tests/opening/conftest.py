@@ -17,7 +17,7 @@ def nothing_left() -> Iterator[None]:
     """Fail a test after which places are taken, or tasks run on the I/O loop."""
     before = tasks_on_io_loop()
     yield
-    for budget in (reading.requests, reading.memory, reading.threads):
+    for budget in (reading.requests, reading.memory, reading.threads, reading.fetching):
         assert budget.in_use == 0
         assert not budget._shares
     assert tasks_on_io_loop() <= before

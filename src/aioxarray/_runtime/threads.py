@@ -67,23 +67,25 @@ class Pool:
         context = contextvars.copy_context()
         return await self.start(lambda: context.run(function))
 
-    async def run_to_end(self, function: Callable[[], T], stop: Callable[[], object]) -> T:
-        """Await ``function()`` on one of the threads, for what must not outlive the waiting.
+    async def run_to_end(
+        self, function: Callable[[], T], stop: Callable[[], object], *, wait: bool = True
+    ) -> T:
+        """Await ``function()`` on one of the threads, where it runs to its end in any case.
 
         Cancelling calls ``stop``, which should make ``function`` return soon, and waits until it
-        has.
+        has, unless told not to ``wait``.
         """
         future = self.start(function)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
             stop()
-            while not future.done():
+            while wait and not future.done():
                 # Cancelled again meanwhile: by a timeout and the group around it, say.
                 with contextlib.suppress(asyncio.CancelledError):
                     await asyncio.wait([future])
             # Its error, if any, is no longer of interest, and must not be logged as unheard.
-            future.exception()
+            future.add_done_callback(lambda ended: ended.exception())
             raise
 
     def start(self, function: Callable[[], T]) -> asyncio.Future[T]:

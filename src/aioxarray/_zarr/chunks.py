@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     # Tuples, since at thousands of chunks objects cost more than decoding.
     Chunk = tuple[str, ArraySpec, tuple[Any, ...], tuple[Any, ...]]
 
+    # The first byte and the one after the last, and the same of each chunk that is in them.
+    Range = tuple[int, int, list[tuple[int, int, Any]]]
+
 # A hop to a thread and back costs as much as decoding some 64 KB.
 _RUN_BYTES = 1 << 20
 # Nobody waits longer than for this many to be told of progress, or to have a thread.
@@ -30,6 +33,25 @@ def in_runs(chunks: Iterable[Chunk], chunk_bytes: int) -> Iterator[list[Chunk]]:
     remaining = iter(chunks)
     while run := list(itertools.islice(remaining, count)):
         yield run
+
+
+def merged(parts: Iterable[tuple[int, int, Any]], max_gap: int, max_bytes: int) -> list[Range]:
+    """Return ranges that hold ``parts``, those that lie close together as one.
+
+    ``max_gap`` is how many unwanted bytes may lie between two, ``max_bytes`` how long a range of
+    several may be.
+    """
+    ranges: list[Range] = []
+    for part in sorted(parts, key=lambda part: part[:2]):
+        start, stop, _ = part
+        if ranges:
+            first, last, members = ranges[-1]
+            if start - last <= max_gap and max(stop, last) - first <= max_bytes:
+                members.append(part)
+                ranges[-1] = (first, max(stop, last), members)
+                continue
+        ranges.append((start, stop, [part]))
+    return ranges
 
 
 class Block:
@@ -67,7 +89,7 @@ class Block:
         for axis in self._axes:
             self.count *= len(axis)
 
-    def chunks(self, key: Callable[[tuple[int, ...]], str], spec: ArraySpec) -> Iterator[Chunk]:
+    def chunks(self, key: Callable[[tuple[int, ...]], Any], spec: ArraySpec) -> Iterator[Chunk]:
         """Return the chunks in C order, lazily."""
         kept = self._kept
         if all(kept):

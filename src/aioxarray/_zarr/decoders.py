@@ -32,6 +32,7 @@ from zarr.codecs import (
     BytesCodec,
     Crc32cCodec,
     GzipCodec,
+    ShardingCodec,
     TransposeCodec,
     ZstdCodec,
     _v2,
@@ -145,7 +146,7 @@ def _crc32c(data: Any) -> Any:
         raise ValueError("the chunk is too short for its checksum")
     content = data[:-4]
     stored = int.from_bytes(data[-4:], "little")
-    computed = google_crc32c.value(content)
+    computed = google_crc32c.value(np.frombuffer(content, np.uint8))
     if stored != computed:
         raise ValueError(f"the checksum is {computed:#010x}, the stored one {stored:#010x}")
     return content
@@ -310,6 +311,12 @@ class Prepared:
     transposed: tuple[tuple[int, ...], ...] = ()
     fortran: bool = False
 
+    @property
+    def longer_by(self) -> int | None:
+        """By how many bytes encoded chunks are longer; None if that varies."""
+        each = [step.longer_by for step in self.steps]
+        return None if None in each else sum(extra or 0 for extra in each)
+
     def decoder(self, shape: tuple[int, ...]) -> Decoder:
         """Return what decodes chunks of ``shape``."""
         order = self.order(len(shape))
@@ -357,6 +364,25 @@ def prepare(pipeline: CodecPipeline, spec: ArraySpec) -> Prepared | None:
         dtype if endian is None else dtype.newbyteorder(endian),
         tuple(codec.order for codec in transposes),
     )
+
+
+def describe(pipeline: CodecPipeline) -> str:
+    """Say which codecs a pipeline has, and what decodes them."""
+    codecs: Any = pipeline
+    serializer = codecs.array_bytes_codec
+    if type(serializer) is _v2.V2Codec:
+        chain = (*(serializer.filters or ()), *filter(None, [serializer.compressor]))
+        plain = _steps(chain) is not None
+    else:
+        chain = tuple(codecs)
+        plain = (
+            type(serializer) in (BytesCodec, ShardingCodec)
+            and all(type(codec) is TransposeCodec for codec in codecs.array_array_codecs)
+            and _steps(codecs.bytes_bytes_codecs) is not None
+        )
+    names = ", ".join(type(codec).__name__ for codec in chain) or "no codecs"
+    how = "plain functions, where the type allows" if plain else "zarr's own codecs"
+    return f"{names}; decoded by {how}"
 
 
 def _prepare_v2(codec: Any, dtype: np.dtype[Any], order: str) -> Prepared | None:

@@ -48,8 +48,10 @@ class Placer:
         basic: bool,
     ) -> None:
         self._pipeline = pipeline
-        self._out = out
+        self.out = out
         self._drop_axes = drop_axes
+        # Whether each chunk's place in the result is a view of it.
+        self.views = basic and not drop_axes
         self._decoders: dict[tuple[int, ...], Decoder] = {}
         in_memory = type(out) is cpu.NDBuffer and isinstance(out.as_ndarray_like(), np.ndarray)
         self._prepared = prepared if in_memory else None
@@ -83,7 +85,7 @@ class Placer:
         if decoder.copies and (dest := self._dest(decoder, outside)) is not None:
             count = source.read_into(key, dest)
             if count is None:
-                self._out[outside] = fill_value_or_default(spec)
+                self.out[outside] = fill_value_or_default(spec)
                 return False
             if count != decoder.size:
                 raise wrong_size(count, decoder.size)
@@ -94,7 +96,7 @@ class Placer:
         """Decode ``data`` and put it in its place; say whether there was any."""
         _, spec, inside, outside = chunk
         if data is None:
-            self._out[outside] = fill_value_or_default(spec)
+            self.out[outside] = fill_value_or_default(spec)
             return False
         if self._prepared is None:
             self._put_by_zarr(data, spec, inside, outside)
@@ -112,9 +114,9 @@ class Placer:
         """Put what was selected of a chunk, None if that is missing, in its place."""
         _, spec, _, outside = chunk
         if part is None:
-            self._out[outside] = fill_value_or_default(spec)
+            self.out[outside] = fill_value_or_default(spec)
         else:
-            self._out[outside] = part.squeeze(axis=self._drop_axes) if self._drop_axes else part
+            self.out[outside] = part.squeeze(axis=self._drop_axes) if self._drop_axes else part
 
     def _decoder(self, shape: tuple[int, ...]) -> Decoder:
         decoder = self._decoders.get(shape)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Semaphore
 from typing import TypeVar
 
 from aioxarray._runtime.budget import Budget, Share
@@ -17,7 +18,11 @@ T = TypeVar("T")
 requests = Budget("requests")
 memory = Budget("bytes")
 threads = Budget("threads")
+fetching = Budget("fetchers")
 decoders = Pool("aioxarray-decode", usable_cores())
+# For plain calls that wait for a server close by. More do not carry more requests.
+FETCHERS = 8
+fetchers = Pool("aioxarray-fetch", FETCHERS)
 
 
 @dataclass(frozen=True)
@@ -30,31 +35,55 @@ class Reading:
         Places for store requests in flight.
     memory
         Places for bytes of chunks that are fetched or decoded.
-    threads
-        Places in ``decoders``: whoever takes one there without waiting in its queue, so that
-        the turns are fair among loads.
+    threads, fetching
+        Places in ``decoders`` and ``fetchers``: whoever has one need not wait in their queues,
+        so that the turns are fair among loads.
     decoders
         The threads that decode.
     thread_count
         How many they are.
+    decoding
+        Taken by those who decode in other threads, so that no more than ``thread_count`` do.
     """
 
     requests: Share
     memory: Share
     threads: Share
+    fetching: Share
     decoders: Pool
     thread_count: int
+    decoding: Semaphore
 
     async def in_thread(
-        self, function: Callable[[], T], size: int, stop: Callable[[], object]
+        self, function: Callable[[], T], size: int, stop: Callable[[], object], remote: bool
     ) -> T:
         """Await ``function()`` in a thread, with one request and ``size`` bytes in flight.
 
-        Cancelling calls ``stop`` and waits for the end of ``function``.
+        Cancelling calls ``stop`` and waits for the end of ``function``; if it waits for a server
+        (``remote``), which may take long, its places stay taken until then, but nobody waits.
         """
-        # The thread first: places that are held while waiting for one would be wasted.
-        async with self.threads.hold(), self.memory.hold(size), self.requests.hold():
-            return await self.decoders.run_to_end(function, stop)
+        turns, pool = (self.fetching, fetchers) if remote else (self.threads, decoders)
+        held: list[tuple[Share, int]] = []
+
+        def let_go() -> None:
+            for share, amount in reversed(held):
+                share.release(amount)
+
+        def work() -> T:
+            try:
+                return function()
+            finally:
+                let_go()
+
+        try:
+            # The thread first: places that are held while waiting for one would be wasted.
+            for share, amount in ((turns, 1), (self.memory, size), (self.requests, 1)):
+                await share.acquire(amount)
+                held.append((share, amount))
+        except BaseException:
+            let_go()
+            raise
+        return await pool.run_to_end(work, stop, wait=not remote)
 
 
 @contextmanager
@@ -69,5 +98,6 @@ def reading(concurrency: int | None = None) -> Iterator[Reading]:
         requests.share(request_limit(concurrency)) as places,
         memory.share(memory_limit()) as room,
         threads.share(count) as turns,
+        fetching.share(FETCHERS) as fetching_turns,
     ):
-        yield Reading(places, room, turns, decoders, count)
+        yield Reading(places, room, turns, fetching_turns, decoders, count, Semaphore(count))
