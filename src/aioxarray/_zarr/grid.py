@@ -1,0 +1,21 @@
+"""Where the chunks of an array end."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import zarr
+
+
+def write_edges(array: zarr.Array[Any]) -> list[list[int]]:
+    """Return, for each axis, where the objects end that a write replaces as a whole: shards, chunks."""
+    try:
+        sizes = array.shards or array.chunks
+    except NotImplementedError:
+        # Chunks of unequal sizes, from zarr 3.2 on.
+        unequal: Any = array
+        return [list(itertools.accumulate(axis)) for axis in unequal.write_chunk_sizes]
+    return [
+        list(range(size, length, size)) for size, length in zip(sizes, array.shape, strict=True)
+    ]
