@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+import xarray as xr
 
 from aioxarray._runtime.loops import blocking, io_loop, run_on
 from aioxarray._xarray.loader import Options
@@ -14,21 +17,109 @@ __all__ = ["to_zarr", "to_zarr_async"]
 
 
 async def to_zarr_async(
-    obj: Any,
+    obj: xr.Dataset | xr.DataArray | xr.DataTree,
     store: Any = None,
     mode: Any = None,
-    group: str | None = None,
-    encoding: Any = None,
     *,
+    group: str | None = None,
+    encoding: Mapping[Any, Any] | None = None,
+    compute: bool = True,
+    consolidated: bool | None = None,
+    append_dim: Any = None,
+    region: Any = None,
+    safe_chunks: bool = True,
+    align_chunks: bool = False,
+    storage_options: dict[str, Any] | None = None,
+    zarr_format: int | None = None,
+    write_empty_chunks: bool | None = None,
+    write_inherited_coords: bool = False,
+    chunkmanager_store_kwargs: Mapping[str, Any] | None = None,
     concurrency: int | None = None,
     timeout: float | None = None,
     progress: Progress = None,
-    **options: Any,
 ) -> Any:
+    """Save ``obj`` to a Zarr store, as ``obj.to_zarr`` does, concurrently.
+
+    The stored keys and bytes are those of xarray's own ``to_zarr``.
+
+    Parameters
+    ----------
+    obj
+        What is saved. Its data may be in memory, lazy (of any backend: it is read, encoded and
+        written block by block, and ``obj`` stays lazy) or chunked (dask): that is computed in a
+        worker thread and written as it is computed or, with a distributed client, written by
+        the workers.
+    store, mode, group, encoding, compute, consolidated, append_dim, region, safe_chunks, \
+    align_chunks, storage_options, zarr_format, write_empty_chunks, chunkmanager_store_kwargs
+        As in `xarray.Dataset.to_zarr`; for a DataTree as in `xarray.DataTree.to_zarr`.
+    write_inherited_coords
+        As in `xarray.DataTree.to_zarr`; for a DataTree only.
+    concurrency
+        Most store requests in flight for this call, reads of lazy data included, instead of the
+        setting of that name. Zero or below: no limit.
+    timeout
+        Seconds after which the call gives up, waiting for its turn included.
+    progress
+        True for a tqdm bar in bytes, or a callable that gets (done, total): bytes of the arrays
+        as they are stored, before compression. See `load_async`.
+
+    Returns
+    -------
+    xarray.backends.ZarrStore or dask.delayed.Delayed
+        What xarray's function returns: with ``compute=False`` the chunked data is still to be
+        computed and written, all else is in the store.
+
+    Raises
+    ------
+    TypeError, ValueError, NotImplementedError, FileExistsError, zarr.errors.ContainsGroupError
+        As xarray's function does, for what cannot be saved so: before the first request that
+        writes. Names with a slash are refused too: xarray would not find them again.
+    TimeoutError
+        If ``timeout`` has passed.
+    Exception
+        The first error of a store, codec or backend, as it was raised, with notes that name the
+        variable and the chunk.
+
+    Notes
+    -----
+    *Requests:* to a new store a listing, and one for each chunk and each document of metadata,
+    in six dependent round trips at most in format 3 and eight in format 2. To an existing one,
+    before these, its metadata, and a read of each chunk that is written in part.
+
+    *Order:* all chunk data; arrays; groups; the outermost group with consolidated metadata. A
+    save that dies leaves what was there before, or whole arrays; see the page on saving for what
+    that means when data is replaced.
+
+    *Memory:* chunks that are encoded or on their way, as many bytes as the setting ``memory``
+    allows, and an eighth of it for blocks of lazy or computed data. Lazy data of times, texts
+    and objects is loaded as a whole: its encoding depends on all values.
+
+    *Cancelling:* requests in flight are cancelled and awaited. What was written stays.
+
+    *Event loops:* any, asyncio's or Trio's; encoding, compression and requests happen elsewhere.
+    """
     how = Options(concurrency, timeout, progress)
     how.check()
-    chosen = ZarrOptions(mode=mode, group=group, encoding=encoding, **options)
-    return await run_on(io_loop(), lambda: save(obj, store, chosen, how))
+    if consolidated is None and isinstance(obj, xr.DataTree):
+        # The default of its method.
+        consolidated = True
+    options = ZarrOptions(
+        mode=mode,
+        group=group,
+        encoding=encoding,
+        write_inherited_coords=write_inherited_coords,
+        compute=compute,
+        consolidated=consolidated,
+        append_dim=append_dim,
+        region=region,
+        safe_chunks=safe_chunks,
+        align_chunks=align_chunks,
+        storage_options=storage_options,
+        zarr_format=zarr_format,
+        write_empty_chunks=write_empty_chunks,
+        chunkmanager_store_kwargs=chunkmanager_store_kwargs,
+    )
+    return await run_on(io_loop(), lambda: save(obj, store, options, how))
 
 
 to_zarr = blocking(to_zarr_async)

@@ -8,7 +8,8 @@ The full suite, without and with aioxarray, from the root of this repository::
         --pyargs xarray.tests.test_backends -k Zarr --through-aioxarray
 
 With ``--through-aioxarray`` xarray's ``load``, ``load_async`` and ``compute`` are aioxarray's
-(`aioxarray.install`), and the suite's comparisons get their objects loaded by `aioxarray.compute`.
+(`aioxarray.install`), ``to_zarr`` is `aioxarray.to_zarr`, and the suite's comparisons get their
+objects loaded by `aioxarray.compute`.
 Coroutine tests, which xarray marks ``asyncio``, run here without a further plugin.
 """
 
@@ -35,7 +36,7 @@ XARRAY = (xr.Variable, xr.DataArray, xr.Dataset, xr.DataTree)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("aioxarray")
-    group.addoption("--through-aioxarray", action="store_true", help="load through aioxarray")
+    group.addoption("--through-aioxarray", action="store_true", help="load and save through aioxarray")
     group.addoption("--outcomes", type=Path, help="write a JSON file of outcomes by test")
 
 
@@ -57,12 +58,12 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 
 class Outcomes:
-    """Writes how each test ended, and how many lazy variables were loaded through aioxarray."""
+    """Writes how each test ended, how many lazy variables were loaded and how often was saved."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._outcomes: dict[str, str] = {}
-        self._loaded = 0
+        self._counts = {"loaded": 0, "saved": 0}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         name = report.nodeid.partition("::")[2]
@@ -72,23 +73,39 @@ class Outcomes:
             # An error in the tear-down counts, and follows a call that passed.
             self._outcomes[name] = "failed" if before == "failed" else outcome
         if report.when == "teardown":
-            self._loaded += sum(int(str(n)) for key, n in report.user_properties if key == "loaded")
+            for key, number in report.user_properties:
+                self._counts[key] += int(str(number))
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if self._path is not None and not hasattr(session.config, "workerinput"):
-            found = {"outcomes": self._outcomes, "loaded": self._loaded}
+            found = {"outcomes": self._outcomes, **self._counts}
             self._path.write_text(json.dumps(found), encoding="utf-8")
 
 
 class ThroughAioxarray:
-    """Loads every object of the suite through aioxarray."""
+    """Loads and saves every object of the suite through aioxarray."""
 
     def __init__(self) -> None:
         import aioxarray
 
         self._compute = aioxarray.compute
         self._loaded = 0
+        self._saved = 0
         aioxarray.install()
+        for cls in (xr.Dataset, xr.DataArray, xr.DataTree):
+            setattr(cls, "to_zarr", self._saving(cls.to_zarr, aioxarray.to_zarr))
+
+    def _saving(self, theirs: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(theirs)
+
+        @functools.wraps(theirs)
+        def to_zarr(*args: Any, **kwargs: Any) -> Any:
+            # By name: the classes of xarray differ in the order of their arguments.
+            given = signature.bind(*args, **kwargs).arguments
+            self._saved += 1
+            return ours(given.pop("self"), **given.pop("kwargs", {}), **given)
+
+        return to_zarr
 
     def pytest_collection_finish(self) -> None:
         suite = importlib.import_module(SUITE)
@@ -98,7 +115,8 @@ class ThroughAioxarray:
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_teardown(self, item: pytest.Item) -> None:
         item.user_properties.append(("loaded", self._loaded))
-        self._loaded = 0
+        item.user_properties.append(("saved", self._saved))
+        self._loaded = self._saved = 0
 
     def _of_loaded(self, comparison: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(comparison)

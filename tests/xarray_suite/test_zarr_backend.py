@@ -37,6 +37,7 @@ class Run:
 
     outcomes: dict[str, str]
     loaded: int
+    saved: int
 
     def ended(self, outcome: str) -> set[str]:
         return {
@@ -102,9 +103,10 @@ def test_what_passes_plainly_passes_through_aioxarray(runs: tuple[Run, Run]) -> 
     assert sorted(ours.ended("failed") - plain.ended("failed")) == []
 
 
-def test_the_suite_ran_and_its_data_was_loaded_by_aioxarray(runs: tuple[Run, Run]) -> None:
+def test_the_suite_ran_and_its_data_was_saved_and_loaded_by_aioxarray(runs: tuple[Run, Run]) -> None:
     plain, ours = runs
     assert len(ours.ended("passed")) > 350
     assert len(ours.ended("failed")) < 30
     assert ours.loaded > 800
-    assert plain.loaded == 0
+    assert ours.saved > 800
+    assert (plain.loaded, plain.saved) == (0, 0)

@@ -9,18 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 import zarr
 
 # Private: what ``to_zarr`` consists of. Public is only the whole, which writes one variable after
 # the other (pydata/xarray#9455). Can go when xarray takes a writer of the caller's.
-from xarray.backends.api import DATAARRAY_NAME, DATAARRAY_VARIABLE
+from xarray.backends.api import DATAARRAY_NAME, DATAARRAY_VARIABLE, delayed_close_after_writes
 from xarray.backends.writers import _validate_dataset_names, dump_to_store
 from xarray.backends.zarr import ZarrStore, _choose_default_mode, _get_mappers
 
 from aioxarray._xarray.deferred import encoded_or_deferred
+from aioxarray._zarr.opening import give_back, give_back_group
+
+if TYPE_CHECKING:
+    from zarr.abc.store import Store
 
 
 @dataclass(frozen=True)
@@ -179,6 +183,21 @@ class Recorded:
 
     store: RecordingZarrStore
     jobs: Sequence[Job]
+
+    def give_back_to(self, store: Store) -> None:
+        """Make ``self.store`` use ``store`` itself, instead of the stand-in for it."""
+        group = self.store.zarr_group
+        give_back_group(group, store)
+        for member in self.store._members.values():
+            if isinstance(member, zarr.Group):
+                give_back_group(member, store)
+            else:
+                give_back(member, store)
+
+
+def closed_after(later: Any, store: ZarrStore) -> Any:
+    """Return a ``Delayed`` that closes ``store`` when ``later`` has been computed."""
+    return delayed_close_after_writes(later, store)
 
 
 def record(nodes: Sequence[Node], place: Any, options: ZarrOptions) -> Recorded:

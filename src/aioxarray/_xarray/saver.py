@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import itertools
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,12 +14,11 @@ import xarray as xr
 from zarr.storage import StorePath
 
 from aioxarray._runtime.budget import Budget, Share
-from aioxarray._runtime.tasks import gather
-from aioxarray._runtime.threads import usable_cores
+from aioxarray._runtime.tasks import first_error, gather
 from aioxarray._runtime.workers import in_worker
 from aioxarray._xarray import loader
 from aioxarray._xarray.blocks import Block, blocks
-from aioxarray._xarray.chunked import is_chunked_array
+from aioxarray._xarray.chunked import is_chunked_array, store_chunked, store_later
 from aioxarray._xarray.deferred import Deferred, defers
 from aioxarray._xarray.find import find_variables
 from aioxarray._xarray.lazy import Lazy, assign, lazy_data, load_data
@@ -28,13 +29,15 @@ from aioxarray._xarray.recorder import (
     Recorded,
     ZarrOptions,
     as_nodes,
+    closed_after,
     normalized_store,
     record,
 )
+from aioxarray._xarray.targets import Intake, Target, ThreadTarget
 from aioxarray._zarr import flushing
 from aioxarray._zarr.fork import usable_here
 from aioxarray._zarr.grid import write_edges
-from aioxarray._zarr.opening import give_back, give_back_group, store_path
+from aioxarray._zarr.opening import give_back, store_path
 from aioxarray._zarr.prefetched import Answers
 from aioxarray._zarr.reading import Reading
 from aioxarray._zarr.surveying import survey
@@ -56,6 +59,8 @@ staging = Budget("bytes")
 _STAGED_PART = 8
 # A block is a read, a hop to a thread and a call of zarr's, whose cost it should outweigh.
 _BLOCK_BYTES = 8 << 20
+# More pieces at once than this would only wait for places.
+_MOST_PIECES = 256
 
 
 async def save(obj: Any, store: Any, options: ZarrOptions, how: Options) -> Any:
@@ -117,10 +122,15 @@ class _Saving:
             lambda _: None,
         )
         await flushing.delete_emptied(self._limited, changes, answers)
-        await self._write_jobs(recorded.jobs, changes, answers)
+        jobs = [
+            _FreshJob(job, changes.has_emptied(path) or answers.lacks(path))
+            for job in recorded.jobs
+            for path in [job.target.path]
+        ]
+        await self._write_values(jobs)
         for wave in flushing.waves(changes, answers):
             await flushing.write(self._limited, wave)
-        return self._result(recorded)
+        return self._result(recorded, jobs)
 
     async def _load_small(self, nodes: Sequence[Node]) -> None:
         """Load what xarray has to see as a whole."""
@@ -152,55 +162,116 @@ class _Saving:
 
     # --- values ----------------------------------------------------------------------------
 
-    async def _write_jobs(
-        self, jobs: Sequence[Job], changes: Changes, answers: Answers
-    ) -> None:
-        total = sum(job.nbytes for job in jobs)
-        with meter(self._how.progress, total, what="save") as counter:
-            pieces = iter([
-                piece for job in jobs for piece in self._pieces(job, changes, answers, counter)
-            ])
+    async def _write_values(self, jobs: Sequence[_FreshJob]) -> None:
+        here = [each for each in jobs if not is_chunked_array(each.job.source)]
+        chunked = [each for each in jobs if is_chunked_array(each.job.source)]
+        if not self._options.compute:
+            chunked = []
+        total = sum(each.job.nbytes for each in (*here, *chunked))
+        with meter(self._how.progress, total, "save") as counter:
+            steps = [self._write_here(here, counter)] if here else []
+            if chunked:
+                steps.append(self._write_chunked(chunked, counter))
+            await gather([partial(_awaited, step) for step in steps])
 
-            async def work() -> None:
-                for piece in pieces:
-                    await piece()
+    async def _write_here(self, jobs: Sequence[_FreshJob], counter: Meter) -> None:
+        """Write what is in memory or lazy."""
+        pieces = itertools.chain.from_iterable(self._pieces(each, counter) for each in jobs)
 
-            await gather([work] * 64)
+        async def work() -> None:
+            for piece in pieces:
+                await piece()
 
-    def _pieces(
-        self, job: Job, changes: Changes, answers: Answers, counter: Meter
-    ) -> Iterator[Callable[[], Any]]:
-        source = job.source
-        path = job.target.path
-        fresh = changes.has_emptied(path) or answers.lacks(path)
-        report = counter.part(job.nbytes)
-        target = writable(job.target, self._store, self._grants, lambda _: None, fresh=fresh)
-        if isinstance(source, Deferred):
-            edges = write_edges(job.target)
-            for block in blocks(job.region, edges, source.dtype.itemsize, _BLOCK_BYTES):
-                yield partial(self._write_block, source, target, block, job.region)
-        else:
-            region: Any = job.region or ...
-            yield partial(target.setitem, region, source)
+        await gather([work] * int(min(self._grants.requests.bound, _MOST_PIECES)))
 
-    async def _write_block(self, source: Deferred, target: Any, block: Block, region: Block) -> None:
-        own = [
-            slice(part.start - whole.start, part.stop - whole.start)
-            for part, whole in zip(block, region, strict=True)
-        ]
-        part = source.part(own)
-        async with self._staged.hold(int(part.nbytes)):
-            value = await load_data(
-                Lazy(part._data, [], "", int(part.nbytes)),
-                self._grants,
-                loader.decoders,
-                lambda done, total: None,
-            )
-            loaded = xr.Variable(part.dims, value, part.attrs, part.encoding)
-            values = await loader.decoders.run(lambda: source.encoded(loaded))
-            await target.setitem(tuple(block), values)
+    def _pieces(self, each: _FreshJob, counter: Meter) -> Iterator[Callable[[], Awaitable[None]]]:
+        """Yield what to await, in any order, until the values of a job are written."""
+        source, region = each.job.source, each.job.region
+        array = writable(each.job.target, self._store, self._grants, fresh=each.fresh)
+        if not isinstance(source, Deferred):
+            yield partial(self._write_whole, each.job, array, counter)
+            return
+        edges = write_edges(each.job.target)
+        for block in blocks(region, edges, source.dtype.itemsize, _BLOCK_BYTES):
+            yield partial(self._write_block, each.job, array, block, counter)
 
-    def _result(self, recorded: Recorded) -> Any:
-        store = recorded.store
-        give_back_group(store.zarr_group, self._place.store)
-        return store
+    async def _write_whole(self, job: Job, array: Any, counter: Meter) -> None:
+        with _noting(job):
+            await array.setitem(job.region or ..., job.source)
+        counter.part(job.nbytes)(1, 1)
+
+    async def _write_block(self, job: Job, array: Any, block: Block, counter: Meter) -> None:
+        source: Deferred = job.source
+        starts = [whole.start for whole in job.region]
+        part = source.part(
+            [slice(each.start - at, each.stop - at) for each, at in zip(block, starts, strict=True)]
+        )
+        nbytes = int(part.nbytes)
+        with _noting(job):
+            async with self._staged.hold(nbytes):
+                values = await self._encoded(source, part)
+                await array.setitem(block, values)
+        counter.part(nbytes)(1, 1)
+
+    async def _encoded(self, source: Deferred, part: xr.Variable) -> Any:
+        """Return the encoded values of a part of the variable behind ``source``."""
+        lazy = Lazy(part._data, [], "", int(part.nbytes))
+        value = await load_data(lazy, self._grants, loader.decoders, lambda done, total: None)
+        loaded = xr.Variable(part.dims, value, part.attrs, part.encoding)
+        return await loader.decoders.run(lambda: source.encoded(loaded))
+
+    async def _write_chunked(self, jobs: Sequence[_FreshJob], counter: Meter) -> None:
+        """Compute what is chunked and write it as it is computed."""
+        sources = [each.job.source for each in jobs]
+        regions = [each.job.region for each in jobs]
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                intake = Intake(tasks, self._staged, counter)
+                targets = [
+                    ThreadTarget(self._array(each.job), each.fresh, self._grants, intake)
+                    for each in jobs
+                ]
+                options = self._options.chunkmanager_store_kwargs or {}
+                await store_chunked(sources, targets, regions, options)
+        except BaseExceptionGroup as errors:
+            raise first_error(errors) from None
+
+    def _array(self, job: Job) -> zarr.Array[Any]:
+        """Return the array of a job, out of the stand-in's hands."""
+        give_back(job.target, self._store)
+        return job.target
+
+    def _result(self, recorded: Recorded, jobs: Sequence[_FreshJob]) -> Any:
+        """Return what xarray's function returns."""
+        recorded.give_back_to(self._place.store)
+        if self._options.compute:
+            return recorded.store
+        chunked = [each for each in jobs if is_chunked_array(each.job.source)]
+        if not chunked:
+            return closed_after(None, recorded.store)
+        sources = [each.job.source for each in chunked]
+        targets = [Target(self._array(each.job), each.fresh) for each in chunked]
+        regions = [each.job.region for each in chunked]
+        options = self._options.chunkmanager_store_kwargs or {}
+        return closed_after(store_later(sources, targets, regions, options), recorded.store)
+
+
+async def _awaited(awaitable: Awaitable[None]) -> None:
+    await awaitable
+
+
+@contextlib.contextmanager
+def _noting(job: Job) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"while saving variable {job.target.path!r}")
+        raise
+
+
+@dataclass(frozen=True)
+class _FreshJob:
+    """A job, and whether the store has no chunk of its array."""
+
+    job: Job
+    fresh: bool

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import zarr
@@ -19,3 +20,13 @@ def write_edges(array: zarr.Array[Any]) -> list[list[int]]:
     return [
         list(range(size, length, size)) for size, length in zip(sizes, array.shape, strict=True)
     ]
+
+
+def is_aligned(region: Any, shape: tuple[int, ...], edges: Sequence[Sequence[int]]) -> bool:
+    """Say whether each chunk of an array is in ``region`` as a whole or not at all."""
+    for part, length, inner in zip(region, shape, edges, strict=True):
+        start, stop, _ = part.indices(length)
+        ends = {0, length, *inner}
+        if start not in ends or stop not in ends:
+            return False
+    return True

@@ -30,16 +30,14 @@ class Answers:
     listings: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def lacks(self, key: str) -> bool:
-        """Say whether a listing shows that there is no ``key``, and nothing below it."""
-        if not self.listings:
-            return False
+        """Say whether listings show that there is no ``key``, or nothing below it if it is a path."""
         path = ""
-        for name in key.split("/"):
+        for name in key.split("/") if key else ():
             names = self.listings.get(path)
             if names is not None and name not in names:
                 return True
             path = f"{path}/{name}" if path else name
-        return False
+        return self.listings.get(path) == ()
 
 
 class PrefetchedStore(WrapperStore[Store]):

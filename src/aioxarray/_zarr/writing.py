@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +65,6 @@ def writable(
     array: zarr.Array[Any],
     store: Any,
     writing: Reading,
-    report: Callable[[int], None],
     *,
     fresh: bool,
 ) -> Any:
@@ -79,10 +78,8 @@ def writable(
         Where its chunks go.
     writing
         What the save grants.
-    report
-        Told after each chunk how many bytes of the array it holds.
     fresh
-        Whether the store has no chunk of it.
+        Whether the store has no chunk of it: then none is read, and none deleted.
     """
     # Private, as in `aioxarray._zarr.arrays`.
     inner = array._async_array
@@ -97,7 +94,6 @@ def writable(
         bytes_bytes_codecs=plain.bytes_bytes_codecs,
         batch_size=plain.batch_size,
         writing=writing,
-        report=report,
         fresh=fresh,
     )
     object.__setattr__(ours, "codec_pipeline", pipeline)
@@ -112,14 +108,11 @@ class WritePipeline(BatchedCodecPipeline):
     ----------
     writing
         What the save grants. None only while zarr builds the pipeline.
-    report
-        Told after each chunk how many bytes of the array it held.
     fresh
-        Whether the store has no chunk of the array: then none is read, and none deleted.
+        As in `writable`.
     """
 
     writing: Reading | None = None
-    report: Callable[[int], None] | None = None
     fresh: bool = False
 
     async def write(
@@ -160,8 +153,6 @@ class WritePipeline(BatchedCodecPipeline):
                 except Exception as error:
                     error.add_note(f"in chunk {request[0]}")
                     raise
-                if self.report is not None:
-                    self.report(size)
 
         workers = int(min(len(chunks), writing.requests.bound))
         await gather([work] * workers)
