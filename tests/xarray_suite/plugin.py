@@ -36,7 +36,9 @@ XARRAY = (xr.Variable, xr.DataArray, xr.Dataset, xr.DataTree)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("aioxarray")
-    group.addoption("--through-aioxarray", action="store_true", help="load and save through aioxarray")
+    group.addoption(
+        "--through-aioxarray", action="store_true", help="load and save through aioxarray"
+    )
     group.addoption("--outcomes", type=Path, help="write a JSON file of outcomes by test")
 
 
@@ -93,7 +95,7 @@ class ThroughAioxarray:
         self._saved = 0
         aioxarray.install()
         for cls in (xr.Dataset, xr.DataArray, xr.DataTree):
-            setattr(cls, "to_zarr", self._saving(cls.to_zarr, aioxarray.to_zarr))
+            cls.to_zarr = self._saving(cls.to_zarr, aioxarray.to_zarr)
 
     def _saving(self, theirs: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
         signature = inspect.signature(theirs)

@@ -33,7 +33,10 @@ async def compute_chunked(arrays: Sequence[Any], options: Mapping[str, Any]) -> 
 
 
 async def store_chunked(
-    sources: Sequence[Any], targets: Sequence[Any], regions: Sequence[Any], options: Mapping[str, Any]
+    sources: Sequence[Any],
+    targets: Sequence[Any],
+    regions: Sequence[Any],
+    options: Mapping[str, Any],
 ) -> None:
     """Compute ``sources`` and set ``regions`` of ``targets`` to them, as `compute_chunked` does.
 
@@ -54,7 +57,10 @@ async def store_chunked(
 
 
 def store_later(
-    sources: Sequence[Any], targets: Sequence[Any], regions: Sequence[Any], options: Mapping[str, Any]
+    sources: Sequence[Any],
+    targets: Sequence[Any],
+    regions: Sequence[Any],
+    options: Mapping[str, Any],
 ) -> Any:
     """Return what does the same when it is computed."""
     manager: Any = get_chunked_array_type(*sources)
@@ -64,7 +70,7 @@ def store_later(
 
 
 async def _compute_with_dask(arrays: Sequence[Any], options: Mapping[str, Any]) -> list[Any]:
-    import dask
+    import dask.base
 
     client = _distributed_client(options)
     if client is not None:
@@ -72,7 +78,7 @@ async def _compute_with_dask(arrays: Sequence[Any], options: Mapping[str, Any]) 
     stop = threading.Event()
     with_stop = {**_stoppable(arrays, options, stop), **options}
     try:
-        return list(await blocking_pool.run(lambda: dask.compute(*arrays, **with_stop)))
+        return list(await blocking_pool.run(lambda: dask.base.compute(*arrays, **with_stop)))
     except asyncio.CancelledError:
         stop.set()
         raise
@@ -84,7 +90,7 @@ def _is_dask(manager: Any) -> bool:
 
 def _distributed_client(options: Mapping[str, Any]) -> Any | None:
     """Return the client that dask would use now, if any."""
-    import dask
+    import dask.base
 
     distributed = sys.modules.get("distributed")
     scheduler = options.get("scheduler", dask.config.get("scheduler", None))

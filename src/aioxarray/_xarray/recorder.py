@@ -49,9 +49,7 @@ class ZarrOptions:
     @property
     def chosen_mode(self) -> Any:
         """The mode: the given one, or the one that xarray chooses."""
-        return _choose_default_mode(
-            mode=self.mode, append_dim=self.append_dim, region=self.region
-        )
+        return _choose_default_mode(mode=self.mode, append_dim=self.append_dim, region=self.region)
 
     @property
     def consolidates(self) -> bool:

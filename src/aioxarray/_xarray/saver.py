@@ -136,9 +136,7 @@ class _Saving:
         """Load what xarray has to see as a whole."""
         found = find_variables([node.dataset for node in nodes])
         lazies = [
-            each
-            for each in lazy_data(found)
-            if not each.chunked and not defers(each.holders[0][0])
+            each for each in lazy_data(found) if not each.chunked and not defers(each.holders[0][0])
         ]
         if lazies:
             assign(lazies, await read_all(lazies, Options(self._how.concurrency)), share=False)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Awaitable, Callable
-from typing import Any
-
-import zarr
+from typing import TYPE_CHECKING, Any
 
 from aioxarray._runtime.budget import Share
 from aioxarray._runtime.loops import run_blocking
@@ -17,6 +15,9 @@ from aioxarray._zarr.reading import Reading
 from aioxarray._zarr.writing import writable
 from aioxarray.config import memory_limit, request_limit, thread_count
 from aioxarray.progress import Meter
+
+if TYPE_CHECKING:
+    import zarr
 
 
 class Target:
@@ -86,9 +87,7 @@ class ThreadTarget(Target):
 
     async def _write(self, region: Any, values: Any) -> None:
         aligned = self.is_aligned(region)
-        ours = writable(
-            self.array, self.array.store, self._grants, fresh=self.fresh and aligned
-        )
+        ours = writable(self.array, self.array.store, self._grants, fresh=self.fresh and aligned)
         if aligned:
             await ours.setitem(region, values)
         else:

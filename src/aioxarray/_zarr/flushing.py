@@ -176,7 +176,9 @@ def _without(
         named = [
             node
             for node in nodes or ()
-            if any(below(join(path, node), prefix) or join(path, node) == prefix for prefix in inside)
+            if any(
+                below(join(path, node), prefix) or join(path, node) == prefix for prefix in inside
+            )
         ]
         if nodes is None or not named:
             continue

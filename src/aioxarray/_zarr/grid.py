@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import zarr
+if TYPE_CHECKING:
+    import zarr
 
 
 def write_edges(array: zarr.Array[Any]) -> list[list[int]]:
-    """Return, for each axis, where the objects end that a write replaces as a whole: shards, chunks."""
+    """Return, for each axis, where what a write replaces as a whole ends: shards, or chunks."""
     try:
         sizes = array.shards or array.chunks
     except NotImplementedError:
@@ -18,7 +19,8 @@ def write_edges(array: zarr.Array[Any]) -> list[list[int]]:
         unequal: Any = array
         return [list(itertools.accumulate(axis)) for axis in unequal.write_chunk_sizes]
     return [
-        list(range(size, length, size)) for size, length in zip(sizes, array.shape, strict=True)
+        list(range(size, length, max(1, size)))
+        for size, length in zip(sizes, array.shape, strict=True)
     ]
 
 

@@ -98,9 +98,7 @@ async def store_path(
 _OBSTORE_SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "azure", "abfs", "abfss", "http", "https")
 
 
-def _obstore(
-    url: Any, storage_options: dict[str, Any] | None, *, read_only: bool
-) -> Store | None:
+def _obstore(url: Any, storage_options: dict[str, Any] | None, *, read_only: bool) -> Store | None:
     """Return a store of obstore's for ``url``, if it is installed and has one.
 
     ``storage_options`` are fsspec's words; obstore takes its settings from the environment.

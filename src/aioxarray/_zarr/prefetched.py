@@ -30,7 +30,7 @@ class Answers:
     listings: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def lacks(self, key: str) -> bool:
-        """Say whether listings show that there is no ``key``, or nothing below it if it is a path."""
+        """Say whether listings show that there is no ``key``, and nothing below it."""
         path = ""
         for name in key.split("/") if key else ():
             names = self.listings.get(path)

@@ -55,9 +55,7 @@ async def survey(
     async def metadata() -> None:
         rest = {"zarr_format": zarr_format, "times": mode not in ("w", "w-")}
         if mode == "r+":
-            found = await prefetch(
-                store, "", path, consolidated=consolidated, deep=deep, **rest
-            )
+            found = await prefetch(store, "", path, consolidated=consolidated, deep=deep, **rest)
         elif consolidated:
             found = await prefetch(store, "", "", consolidated=False, deep=True, **rest)
         else:

@@ -13,8 +13,6 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import zarr
-
 # Private, as in `aioxarray._zarr.pipeline`: the default pipeline, whose encoding this one uses.
 from zarr.core.codec_pipeline import BatchedCodecPipeline
 from zarr.storage import StorePath
@@ -28,6 +26,7 @@ from aioxarray._zarr.reading import Reading
 from aioxarray._zarr.store import LimitedStore
 
 if TYPE_CHECKING:
+    import zarr
     from zarr.abc.store import ByteRequest, ByteSetter
     from zarr.core.array_spec import ArraySpec
     from zarr.core.buffer import Buffer, BufferPrototype, NDBuffer
