@@ -357,7 +357,7 @@ import pytest
 suite = '''
 import asyncio, time
 import aioxarray
-from tests.concurrency.conftest import caller_stays_free, nothing_left
+from tests.conftest import caller_stays_free
 from tests.concurrency.helpers import lazily, written
 
 def test_that_blocks():

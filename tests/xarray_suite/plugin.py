@@ -8,8 +8,13 @@ The full suite, without and with aioxarray, from the root of this repository::
         --pyargs xarray.tests.test_backends -k Zarr --through-aioxarray
 
 With ``--through-aioxarray`` xarray's ``load``, ``load_async`` and ``compute`` are aioxarray's
+<<<<<<< HEAD
 (`aioxarray.install`), ``to_zarr`` is `aioxarray.to_zarr`, and the suite's comparisons get their
 objects loaded by `aioxarray.compute`.
+=======
+(`aioxarray.install`), and the suite's comparisons get their objects loaded by `aioxarray.compute`.
+A test in which aioxarray blocks the caller's loop fails.
+>>>>>>> main
 Coroutine tests, which xarray marks ``asyncio``, run here without a further plugin.
 """
 
@@ -20,7 +25,7 @@ import functools
 import importlib
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +93,12 @@ class ThroughAioxarray:
     """Loads and saves every object of the suite through aioxarray."""
 
     def __init__(self) -> None:
+        # Not above: the plain run is one without aioxarray.
         import aioxarray
+        from tests.blocking import blocking_calls
 
         self._compute = aioxarray.compute
+        self._watching = blocking_calls
         self._loaded = 0
         self._saved = 0
         aioxarray.install()
@@ -113,6 +121,13 @@ class ThroughAioxarray:
         suite = importlib.import_module(SUITE)
         for name in COMPARISONS:
             setattr(suite, name, self._of_loaded(getattr(suite, name)))
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self) -> Generator[None, Any, Any]:
+        with self._watching() as found:
+            result = yield
+        assert not found, found[0]
+        return result
 
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_teardown(self, item: pytest.Item) -> None:

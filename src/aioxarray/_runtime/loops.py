@@ -328,6 +328,7 @@ def blocking(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
     call.__qualname__ = function.__qualname__.removesuffix("_async")
     call.__doc__ = (
         f"Blocking call of `{function.__name__}`: plain code, any thread, also while an event\n"
-        f"loop is running in this thread (a notebook).\n\n{inspect.getdoc(function)}"
+        f"loop is running in this thread (a notebook). An interrupt (Ctrl-C) cancels it.\n\n"
+        f"{inspect.getdoc(function)}"
     )
     return call

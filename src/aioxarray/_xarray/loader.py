@@ -34,6 +34,8 @@ class Options:
     def check(self) -> None:
         """Raise for what no load could do, before anything is requested."""
         request_limit(self.concurrency)
+        memory_limit()
+        thread_count()
         check_progress(self.progress)
         if self.timeout is None:
             return
