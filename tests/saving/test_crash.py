@@ -67,7 +67,7 @@ def test_to_a_new_store(zarr_format: int) -> None:
     left = failed_saves(
         MemoryStore(), lambda store: aioxarray.to_zarr(tree(), store, zarr_format=zarr_format)
     )
-    assert len(left) > 30
+    assert len(left) > 20
     for _, store in left:
         found = seen(store)
         assert found is None
@@ -99,7 +99,7 @@ def test_a_replaced_group_is_the_old_one_or_none_or_whole(
     before = MemoryStore()
     plain(sample(3), before, zarr_format=zarr_format)
     plain(sample(3), before, zarr_format=zarr_format, group=group, mode="w")
-    new = sample() + 1 if False else sample().assign_attrs(title="new")
+    new = sample().assign_attrs(title="new")
     left = failed_saves(
         before,
         lambda store: aioxarray.to_zarr(

@@ -8,13 +8,8 @@ The full suite, without and with aioxarray, from the root of this repository::
         --pyargs xarray.tests.test_backends -k Zarr --through-aioxarray
 
 With ``--through-aioxarray`` xarray's ``load``, ``load_async`` and ``compute`` are aioxarray's
-<<<<<<< HEAD
 (`aioxarray.install`), ``to_zarr`` is `aioxarray.to_zarr`, and the suite's comparisons get their
-objects loaded by `aioxarray.compute`.
-=======
-(`aioxarray.install`), and the suite's comparisons get their objects loaded by `aioxarray.compute`.
-A test in which aioxarray blocks the caller's loop fails.
->>>>>>> main
+objects loaded by `aioxarray.compute`. A test in which aioxarray blocks the caller's loop fails.
 Coroutine tests, which xarray marks ``asyncio``, run here without a further plugin.
 """
 

@@ -117,8 +117,11 @@ class _Saving:
         answers = await self._survey()
         changes = Changes()
         stand_in = WriteBehindStore(self._limited, answers, changes)
+        path = self._place.path
+        # As the user gave it: zarr looks at modes for a store, and not for a path in one.
+        place = StorePath(stand_in, path) if path else stand_in
         recorded = await in_worker(
-            lambda: record(nodes, StorePath(stand_in, self._place.path), options),
+            lambda: record(nodes, place, options),
             lambda _: None,
         )
         await flushing.delete_emptied(self._limited, changes, answers)
