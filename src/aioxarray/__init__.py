@@ -37,7 +37,7 @@ from aioxarray.opening import (
     open_zarr_async,
 )
 from aioxarray.opening_many import open_mfdataset, open_mfdataset_async
-from aioxarray.saving import to_zarr, to_zarr_async
+from aioxarray.saving import to_netcdf, to_netcdf_async, to_zarr, to_zarr_async
 
 __version__ = "0.1.0"
 
@@ -68,6 +68,8 @@ __all__ = [
     "open_mfdataset_async",
     "open_zarr",
     "open_zarr_async",
+    "to_netcdf",
+    "to_netcdf_async",
     "to_zarr",
     "to_zarr_async",
 ]

@@ -1,4 +1,4 @@
-"""Saves xarray objects: `to_zarr` and its coroutine."""
+"""Saves xarray objects: `to_zarr`, `to_netcdf` and their coroutines."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import xarray as xr
 
 from aioxarray._runtime.loops import blocking, io_loop, run_on
 from aioxarray._xarray.loader import Options
+from aioxarray._xarray.netcdf import save_netcdf
 from aioxarray._xarray.recorder import ZarrOptions
 from aioxarray._xarray.saver import save
 from aioxarray.progress import Progress
 
-__all__ = ["to_zarr", "to_zarr_async"]
+__all__ = ["to_netcdf", "to_netcdf_async", "to_zarr", "to_zarr_async"]
 
 
 async def to_zarr_async(
@@ -122,4 +123,63 @@ async def to_zarr_async(
     return await run_on(io_loop(), lambda: save(obj, store, options, how))
 
 
+async def to_netcdf_async(
+    obj: xr.Dataset | xr.DataArray | xr.DataTree,
+    path: Any = None,
+    mode: str = "w",
+    *,
+    concurrency: int | None = None,
+    timeout: float | None = None,
+    progress: Progress = None,
+    **options: Any,
+) -> Any:
+    """Save ``obj`` to a netCDF file, as ``obj.to_netcdf`` does, off the caller's loop.
+
+    Parameters
+    ----------
+    obj
+        What is saved. Lazy data is loaded, concurrently, and stays lazy in ``obj``; chunked
+        (dask) data is computed while the file is written.
+    path, mode, **options
+        As in `xarray.Dataset.to_netcdf`; for a DataTree as in `xarray.DataTree.to_netcdf`.
+    concurrency, timeout, progress
+        As in `load_async`; progress is that of loading the lazy data.
+
+    Returns
+    -------
+    memoryview, dask.delayed.Delayed or None
+        What xarray's method returns.
+
+    Raises
+    ------
+    TypeError
+        If ``obj`` is something else, or an argument is of a wrong type.
+    TimeoutError
+        If ``timeout`` has passed.
+    Exception
+        The errors of xarray's method, and those of loading.
+
+    Notes
+    -----
+    *Requests:* those of loading what is lazy.
+
+    *Order:* a local file that is written anew appears under its name when it is whole: until
+    then, and if the save fails, what was there stays. With mode "a", with ``compute=False``, or
+    in a file object, it changes in place.
+
+    *Memory:* all lazy data of ``obj``, since HDF5 cannot be read while it writes.
+
+    *Cancelling:* returns at once; a worker thread that is in the middle of writing finishes
+    unheard, and its file is removed.
+
+    *Event loops:* any, asyncio's or Trio's. HDF5 and netCDF-C bear one caller at a time: reads
+    of such files wait for the save, and the save for them. (Not if ``obj`` has chunked data,
+    which may itself be read from such a file; then xarray's own locks do what they can.)
+    """
+    how = Options(concurrency, timeout, progress)
+    how.check()
+    return await run_on(io_loop(), lambda: save_netcdf(obj, path, mode, options, how))
+
+
 to_zarr = blocking(to_zarr_async)
+to_netcdf = blocking(to_netcdf_async)

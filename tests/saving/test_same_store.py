@@ -82,7 +82,7 @@ saving = st.fixed_dictionaries(
         "compute": st.booleans(),
         "zarr_format": st.sampled_from([2, 3, None]),
         "encoding": st.sampled_from(
-            [None, {"a": {"chunks": (4, 2)}}, {"a": {"chunks": (0, 2)}}, {"a": {"colour": 1}}]
+            [None, {"a": {"chunks": (4, 2)}}, {"a": {"chunks": (4,)}}, {"a": {"colour": 1}}]
         ),
     },
 )
@@ -112,7 +112,8 @@ def test_any_arguments(
     ds = sample().isel(time=part)
     if drops:
         ds = ds[["a"]] + 1
-    if chunked is not None:
+    # Without safe_chunks plain xarray writes parts of one chunk from several threads.
+    if chunked is not None and options.get("safe_chunks", True):
         ds = ds.chunk(time=chunked)
     assert_saves_same(ds, before, **options)
 
