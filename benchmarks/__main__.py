@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter, sleep
 
-from benchmarks import budget, cancelling, latency, rows, stalls, throughput
+from benchmarks import budget, cancelling, latency, rows, saving, stalls, throughput
 from benchmarks.data import Files, quiet
 from benchmarks.measuring import Neighbours, Options
 
@@ -22,6 +22,7 @@ GROUPS = {
     "stalls": stalls,
     "cancelling": cancelling,
     "throughput": throughput,
+    "saving": saving,
 }
 
 

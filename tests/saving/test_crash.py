@@ -102,14 +102,12 @@ def test_a_replaced_group_is_the_old_one_or_none_or_whole(
     new = sample().assign_attrs(title="new")
     left = failed_saves(
         before,
-        lambda store: aioxarray.to_zarr(
-            new, store, mode="w", group=group, zarr_format=zarr_format
-        ),
+        lambda store: aioxarray.to_zarr(new, store, mode="w", group=group, zarr_format=zarr_format),
     )
     path = group or "/"
     for _, store in left:
         found = seen(store)
-        if found is None or path not in found.groups and f"/{path}" not in found.groups:
+        if found is None or (path not in found.groups and f"/{path}" not in found.groups):
             continue
         part = found[path].to_dataset()
         whole = sample(3) if part.sizes.get("time") == 3 else new

@@ -74,12 +74,11 @@ def test_requests_keep_to_the_limit() -> None:
     assert store.log.most_in_flight == 3
 
 
+@pytest.mark.anyio
 async def test_a_slow_store_slows_the_reading() -> None:
     size = 1 << 17
     values = np.arange(64 * size, dtype="f8").reshape(64, size)
-    source = RecordingStore(
-        samples.stored(xr.Dataset({"a": (("t", "x"), values)}).chunk(t=1), 3)
-    )
+    source = RecordingStore(samples.stored(xr.Dataset({"a": (("t", "x"), values)}).chunk(t=1), 3))
     lazy = xr.open_zarr(source, chunks=None)
     source.log.clear()
     target = GatedStore(MemoryStore(), keys="*/c/*", methods=("set",))
@@ -97,6 +96,7 @@ async def test_a_slow_store_slows_the_reading() -> None:
     np.testing.assert_array_equal(found.a[::9], values[::9])
 
 
+@pytest.mark.anyio
 @pytest.mark.parametrize("chunked", [False, True])
 async def test_a_cancelled_save_leaves_nothing_in_flight(chunked: bool) -> None:
     inner = MemoryStore()

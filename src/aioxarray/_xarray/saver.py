@@ -35,7 +35,7 @@ from aioxarray._xarray.recorder import (
 )
 from aioxarray._xarray.targets import Intake, Target, ThreadTarget
 from aioxarray._zarr import flushing
-from aioxarray._zarr.fork import usable_here
+from aioxarray._zarr.fork import is_transaction, usable_here
 from aioxarray._zarr.grid import write_edges
 from aioxarray._zarr.opening import give_back, store_path
 from aioxarray._zarr.prefetched import Answers
@@ -130,9 +130,15 @@ class _Saving:
             for job in recorded.jobs
             for path in [job.target.path]
         ]
-        await self._write_values(jobs)
-        for wave in flushing.waves(changes, answers):
-            await flushing.write(self._limited, wave)
+        waves = flushing.waves(changes, answers)
+        if is_transaction(self._store):
+            # Who reads sees all or nothing; the store wants to know of groups before arrays, and
+            # of arrays before chunks.
+            await flushing.write_all(self._limited, reversed(waves))
+            await self._write_values(jobs)
+        else:
+            await self._write_values(jobs)
+            await flushing.write_all(self._limited, waves)
         return self._result(recorded, jobs)
 
     async def _load_small(self, nodes: Sequence[Node]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import uuid
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
@@ -113,6 +114,8 @@ class Intake:
         self._tasks = tasks
         self._staged = staged
         self._counter = counter
+        # Of the save: its progress is told to who waits for it, not to the threads that compute.
+        self._context = contextvars.copy_context()
 
     async def take(self, write: Callable[[], Awaitable[None]], nbytes: int) -> None:
         """Wait until there is a place, and have ``write()`` awaited; on the I/O loop."""
@@ -128,7 +131,7 @@ class Intake:
                 admitted.set()
 
         try:
-            self._tasks.create_task(run())
+            self._tasks.create_task(run(), context=self._context.copy())
         except RuntimeError as error:
             # The save has ended, by an error or a cancellation.
             raise asyncio.CancelledError from error

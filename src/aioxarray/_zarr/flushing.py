@@ -9,7 +9,7 @@ consolidated metadata that names them all. Each wave starts when the one before 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,6 @@ from aioxarray._zarr.write_behind import Changes, below
 if TYPE_CHECKING:
     from zarr.core.buffer import Buffer
 
-_GROUP_V3, _ARRAY_V3 = "zarr.json", "zarr.json"
 DOCUMENTS = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
 """The names of all keys that hold metadata."""
 
@@ -91,6 +90,12 @@ def _has_consolidated(name: str, value: Buffer) -> bool:
 
 def _bytes(value: Buffer | None) -> bytes | None:
     return None if value is None else value.to_bytes()
+
+
+async def write_all(store: Store, listed: Iterable[Mapping[str, Buffer | None]]) -> None:
+    """Write waves one after the other."""
+    for wave in listed:
+        await write(store, wave)
 
 
 async def write(store: Store, wave: Mapping[str, Buffer | None]) -> None:
@@ -193,6 +198,3 @@ def _consolidated(document: dict[str, Any], name: str) -> dict[str, Any] | None:
     holder = document.get("consolidated_metadata") if name == "zarr.json" else document
     nodes = (holder or {}).get("metadata")
     return nodes if isinstance(nodes, dict) else None
-
-
-Step = Callable[[], Coroutine[Any, Any, None]]
