@@ -20,6 +20,7 @@ from benchmarks import (
     memory,
     opening,
     rows,
+    saving,
     sharing,
     stalls,
     throughput,
@@ -36,6 +37,7 @@ GROUPS = {
     "throughput": throughput,
     "memory": memory,
     "sharing": sharing,
+    "saving": saving,
 }
 
 
