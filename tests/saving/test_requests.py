@@ -110,7 +110,7 @@ async def test_a_cancelled_save_leaves_nothing_in_flight(chunked: bool) -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert store.log.in_flight == 0
-    assert store.log.cancelled >= 2
+    assert store.log.cancelled >= 1
     assert not [key for key in content(inner) if key.endswith("zarr.json")]
     assert saver.staging.in_use == reading.requests.in_use == reading.memory.in_use == 0
 

@@ -48,7 +48,7 @@ async def _save(obj: Any, path: Any, mode: str, options: Mapping[str, Any], how:
     final = os.fspath(path) if isinstance(path, str | os.PathLike) else None
     if final is None or "://" in final or mode != "w" or options.get("compute", True) is False:
         return await _call(lambda: loaded.to_netcdf(path, mode, **options), alone=not chunked)
-    file = _Replaced(os.path.abspath(os.path.expanduser(final)))
+    file = _Replaced(final)
     try:
         return await _call(
             lambda: file.write(lambda part: loaded.to_netcdf(part, mode, **options)),
@@ -69,7 +69,8 @@ class _Replaced:
     """A file that is written under another name beside its own, and then takes its place."""
 
     def __init__(self, path: str) -> None:
-        self._path = path
+        # As xarray takes a path.
+        self._path = path = os.path.abspath(os.path.expanduser(path))
         folder, name = os.path.split(path)
         # The end of the name says something to libraries.
         self._part = os.path.join(folder, f".{uuid.uuid4().hex}.{name}")

@@ -22,10 +22,13 @@ from aioxarray._runtime.tasks import gather
 from aioxarray._zarr.arrays import codecs_of
 from aioxarray._zarr.fork import usable_here
 from aioxarray._zarr.inline import run_inline
+from aioxarray._zarr.local_writes import local_path, read_file, write_file
 from aioxarray._zarr.reading import Reading
 from aioxarray._zarr.store import LimitedStore
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import zarr
     from zarr.abc.store import ByteRequest, ByteSetter
     from zarr.core.array_spec import ArraySpec
@@ -134,8 +137,13 @@ class WritePipeline(BatchedCodecPipeline):
 
         async def write_chunk(request: ChunkWrite, size: int) -> None:
             setter, spec, _, _, is_complete = request
-            chunk = _Chunk(request)
-            if not (is_complete or self.fresh):
+            reads = not (is_complete or self.fresh)
+            chunk = _Chunk(request, local_path(setter), reads, deletes=not self.fresh)
+            if chunk.path is not None:
+                async with writing.requests.hold():
+                    await batches.add(chunk, size)
+                return
+            if reads:
                 chunk.data = await setter.get(spec.prototype)
             await batches.add(chunk, size)
             if chunk.data is not None:
@@ -161,12 +169,28 @@ class _Chunk:
     """A chunk to be encoded, in the place of its key in the store.
 
     ``data`` is first what the store has of it, as far as that matters, and then what it shall
-    have; None for nothing.
+    have; None for nothing. With a ``path`` it is read from that file, and written to it, where
+    it is encoded.
     """
 
-    def __init__(self, request: ChunkWrite) -> None:
+    def __init__(
+        self, request: ChunkWrite, path: Path | None, reads: bool, *, deletes: bool
+    ) -> None:
         self.request = request
         self.data: Buffer | None = None
+        self.path = path
+        self._reads = reads
+        self._deletes = deletes
+
+    def read_file(self) -> None:
+        """Read what the file has, if it is one and that matters."""
+        if self.path is not None and self._reads:
+            self.data = read_file(self.path, self.request[1].prototype)
+
+    def write_file(self) -> None:
+        """Write what the file shall have, if it is one."""
+        if self.path is not None and (self.data is not None or self._deletes):
+            write_file(self.path, self.data)
 
     async def get(
         self, prototype: BufferPrototype, byte_range: ByteRequest | None = None
@@ -186,10 +210,14 @@ def _encode(
 ) -> Sequence[Exception | None]:
     """Make of each chunk of ``batch`` what the store shall have of it; in a worker thread."""
     try:
+        for chunk in batch:
+            chunk.read_file()
         requests: Any = [(chunk, *chunk.request[1:]) for chunk in batch]
         run_inline(pipeline.write_batch(requests, value, drop_axes))
+        for chunk in batch:
+            chunk.write_file()
     except Exception as error:  # noqa: BLE001 - raised by the chunk's own worker
-        # Which of them it was, a batch does not say; none of them has been written.
+        # Which of them it was, a batch does not say; the save fails with all of them.
         return [error] * len(batch)
     return [None] * len(batch)
 
