@@ -191,7 +191,7 @@ class SavedByAioxarray:
 
         self._saved = 0
         for cls in (xr.Dataset, xr.DataArray, xr.DataTree):
-            cls.to_zarr = self._saving(cls.to_zarr, aioxarray.to_zarr)
+            cls.to_zarr = self._saving(cls.to_zarr, aioxarray.to_zarr)  # type: ignore[method-assign]
 
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_teardown(self, item: pytest.Item) -> None:

@@ -75,7 +75,10 @@ class WriteBehindStore(PrefetchedStore):
     # --- reading ---------------------------------------------------------------------------
 
     async def get(
-        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+        self,
+        key: str,
+        prototype: BufferPrototype | None = None,
+        byte_range: ByteRequest | None = None,
     ) -> Buffer | None:
         value: Buffer | None
         if key in self._changes.values:
