@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -21,15 +22,23 @@ from benchmarks.measuring import Objects, Options, check_same
 from benchmarks.rows import Row
 
 TITLE = "Time to open, 50 ms a request; then from local disk"
-COLUMNS = ["plain", "engine aio", "aioxarray", "ratio", "goal", ""]
 LATENCY_S = 0.05
+
+
+class OpeningRow(Row):
+    """Plain xarray's opening, the same with ``engine="aio"``, and aioxarray's."""
+
+    HEADER = ("", "plain", "engine aio", "aioxarray", "ratio", "goal", "")
+
+
+TABLE = OpeningRow
 # How many times faster than plain xarray, and how much slower at most.
 MANY, LOCAL = 10, 1.1
 
 _Way = Callable[[], Objects]
 
 
-def run(options: Options, files: Files) -> Iterator[Row]:
+def run(options: Options, files: Files) -> Iterator[OpeningRow]:
     """Yield the rows."""
     variables, indexes, nodes = (10, 4, 3) if options.quick else (70, 30, 13)
     wide = _wide(variables, indexes)
@@ -46,13 +55,13 @@ def run(options: Options, files: Files) -> Iterator[Row]:
     for what, obj, function, consolidated, goal in cases:
         store = LatencyStore(_stored(MemoryStore(), obj, consolidated), LATENCY_S)
         ways = _ways(function, store, consolidated=consolidated)
-        yield _row(what, ways, options, lambda _, goal=goal: goal)
+        yield _row(what, ways, options, partial(_fixed, goal))
     yield _icechunk(options, files.folder("icechunk"))
     yield _many_files(options, files.folder("many"))
     yield from _local(options, files, wide, tree)
 
 
-def _icechunk(options: Options, folder: Path) -> Row:
+def _icechunk(options: Options, folder: Path) -> OpeningRow:
     """Open a tree of many groups in an icechunk repository, as behind S3."""
     import icechunk
 
@@ -94,7 +103,7 @@ def _icechunk(options: Options, folder: Path) -> Row:
         return _row(what, ways, options, lambda plain: plain / MANY)
 
 
-def _many_files(options: Options, folder: Path) -> Row:
+def _many_files(options: Options, folder: Path) -> OpeningRow:
     """Open many netCDF files behind an HTTP server as one dataset."""
     count = 10 if options.quick else 200
     for path, part in _parts(count, folder):
@@ -114,7 +123,9 @@ def _many_files(options: Options, folder: Path) -> Row:
         )
 
 
-def _local(options: Options, files: Files, wide: xr.Dataset, tree: xr.DataTree) -> Iterator[Row]:
+def _local(
+    options: Options, files: Files, wide: xr.Dataset, tree: xr.DataTree
+) -> Iterator[OpeningRow]:
     """Open from a local disk, where nothing is to be gained."""
     folder = files.folder("local")
     for consolidated in (True, False):
@@ -126,12 +137,13 @@ def _local(options: Options, files: Files, wide: xr.Dataset, tree: xr.DataTree) 
             yield _row(f"local: Zarr {kind}, {said}", ways, options, lambda plain: plain * LOCAL)
     wide.to_netcdf(folder / "wide.nc", engine="h5netcdf")
     for engine in ("h5netcdf", "netcdf4"):
-        ways = [
-            lambda engine=engine: xr.open_dataset(folder / "wide.nc", engine=engine),
+        path, opening = folder / "wide.nc", _awaited("open_dataset")
+        both: list[_Way | None] = [
+            partial(xr.open_dataset, path, engine=engine),
             None,
-            lambda engine=engine: _awaited("open_dataset")(folder / "wide.nc", engine=engine),
+            partial(opening, path, engine=engine),
         ]
-        yield _row(f"local: {engine}", ways, options, lambda plain: plain * LOCAL)
+        yield _row(f"local: {engine}", both, options, lambda plain: plain * LOCAL)
     paths = []
     for path, part in _parts(5 if options.quick else 40, folder):
         part.to_netcdf(path, engine="h5netcdf")
@@ -146,6 +158,10 @@ def _local(options: Options, files: Files, wide: xr.Dataset, tree: xr.DataTree) 
         options,
         lambda plain: plain * LOCAL,
     )
+
+
+def _fixed(goal: float, plain: float) -> float:
+    return goal
 
 
 def _wide(variables: int, indexes: int) -> xr.Dataset:
@@ -193,13 +209,13 @@ def _ways(function: str, source: Any, **options: Any) -> list[_Way]:
 
 def _row(
     what: str, ways: Sequence[_Way | None], options: Options, goal: Callable[[float], float]
-) -> Row:
+) -> OpeningRow:
     """Return a row: plain xarray's way, its with our engine (None: not measured), and ours."""
     medians = iter(_medians_ms([way for way in ways if way is not None], options))
     plain, engine, ours = (None if way is None else next(medians) for way in ways)
     assert plain is not None
     assert ours is not None
-    return Row(what, "ms", plain, engine, ours, goal(plain))
+    return OpeningRow(what, "ms", plain, engine, ours, goal(plain))
 
 
 def _medians_ms(ways: Sequence[_Way], options: Options) -> list[float]:

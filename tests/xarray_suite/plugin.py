@@ -3,13 +3,15 @@
 A full suite, plainly and in the ways of aioxarray, from the root of this repository::
 
     python -m pytest -p tests.xarray_suite.plugin -c tests/xarray_suite/suite.ini --rootdir . \
-        --pyargs xarray.tests.test_backends -k Zarr [--loaded-by-aioxarray|--opened-by-aioxarray]
+        --pyargs xarray.tests.test_backends -k Zarr [--loaded-by-aioxarray|…]
 
 With ``--loaded-by-aioxarray`` xarray's ``load``, ``load_async`` and ``compute`` are aioxarray's
 (`aioxarray.install`), and the suite's comparisons get their objects loaded by `aioxarray.compute`.
 With ``--opened-by-aioxarray`` xarray's engines for Zarr and netCDF4 are those that aioxarray opens
-with, under the names that the suite asks for. Coroutine tests, which xarray marks ``asyncio``, run
-here without a further plugin.
+with, under the names that the suite asks for. With ``--saved-by-aioxarray`` ``to_zarr`` is
+`aioxarray.to_zarr`. A test in which a load by aioxarray blocks the
+caller's loop fails. Coroutine tests, which xarray marks ``asyncio``, run here without a further
+plugin.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import functools
 import importlib
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("aioxarray")
     group.addoption("--loaded-by-aioxarray", action="store_true", help="load through aioxarray")
     group.addoption("--opened-by-aioxarray", action="store_true", help="open with engine 'aio'")
+    group.addoption("--saved-by-aioxarray", action="store_true", help="save through aioxarray")
     group.addoption("--outcomes", type=Path, help="write a JSON file of outcomes by test")
     group.addoption("--only", type=Path, help="run the tests that this JSON file lists")
 
@@ -50,6 +53,8 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(LoadedByAioxarray())
     if config.getoption("opened_by_aioxarray"):
         config.pluginmanager.register(OpenedByAioxarray())
+    if config.getoption("saved_by_aioxarray"):
+        config.pluginmanager.register(SavedByAioxarray())
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -100,9 +105,12 @@ class LoadedByAioxarray:
     """Loads every object of the suite through aioxarray."""
 
     def __init__(self) -> None:
+        # Not above: the plain run is one without aioxarray.
         import aioxarray
+        from tests.blocking import blocking_calls
 
         self._compute = aioxarray.compute
+        self._watching = blocking_calls
         self._loaded = 0
         aioxarray.install()
 
@@ -110,6 +118,13 @@ class LoadedByAioxarray:
         suite = importlib.import_module(SUITE)
         for name in COMPARISONS:
             setattr(suite, name, self._of_loaded(getattr(suite, name)))
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self) -> Generator[None, Any, Any]:
+        with self._watching() as found:
+            result = yield
+        assert not found, found[0]
+        return result
 
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_teardown(self, item: pytest.Item) -> None:
@@ -166,6 +181,35 @@ class OpenedByAioxarray:
                 return bool(self.inner.guess_can_open(filename_or_obj))
 
         return Counting
+
+
+class SavedByAioxarray:
+    """Saves every object of the suite through aioxarray."""
+
+    def __init__(self) -> None:
+        import aioxarray
+
+        self._saved = 0
+        for cls in (xr.Dataset, xr.DataArray, xr.DataTree):
+            cls.to_zarr = self._saving(cls.to_zarr, aioxarray.to_zarr)  # type: ignore[method-assign]
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_teardown(self, item: pytest.Item) -> None:
+        # Datasets, arrays and trees that were saved.
+        item.user_properties.append(("done", self._saved))
+        self._saved = 0
+
+    def _saving(self, theirs: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(theirs)
+
+        @functools.wraps(theirs)
+        def to_zarr(*args: Any, **kwargs: Any) -> Any:
+            # By name: the classes of xarray differ in the order of their arguments.
+            given = signature.bind(*args, **kwargs).arguments
+            self._saved += 1
+            return ours(given.pop("self"), **given.pop("kwargs", {}), **given)
+
+        return to_zarr
 
 
 def _lazy_count(obj: Any) -> int:

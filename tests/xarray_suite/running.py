@@ -39,7 +39,7 @@ class Suite:
     selected
         pytest's expression (``-k``) for what of it runs.
     option
-        What the plugin does with it: ``--loaded-by-aioxarray`` or ``--opened-by-aioxarray``.
+        What the plugin does with it: ``--loaded-by-aioxarray``, say.
     left_out
         Parts of the names of tests that do not count; whoever leaves one out says why.
     """

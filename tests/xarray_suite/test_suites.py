@@ -19,6 +19,7 @@ from tests.xarray_suite.running import FULL, TIMEOUT_S, Suite
 
 ZARR = "Zarr" if FULL else "Zarr and not (Directory or WriteEmpty or NoConsol or manyfiles)"
 LOADED, OPENED = "--loaded-by-aioxarray", "--opened-by-aioxarray"
+SAVED = "--saved-by-aioxarray"
 
 # It loads one object five times at once and wants five reads of each variable. aioxarray reads
 # elsewhere than on the caller's loop, so the first may have ended before the last begins, which
@@ -28,6 +29,8 @@ FIVE_READS = "test_concurrent_load_multiple_objects"
 # is lazy afterwards: plain xarray reads index coordinates by a blocking call, which is no call of
 # that method. Reading indexes side by side is what aioxarray is for, and makes those calls.
 BLOCKING_INDEXES = "test_async_load_multiple_variables"
+# It counts what xarray itself requests, request for request. Ours are in tests/saving.
+REQUESTS = "TestInstrumentedZarrStore"
 
 # A suite, and again without aioxarray what did not pass.
 pytestmark = pytest.mark.timeout(2 * TIMEOUT_S + 60)
@@ -60,3 +63,13 @@ def test_trees_opened_by_aioxarray(tmp_path: Path) -> None:
     assert sorted(failed_with_ours) == []
     assert len(run.ended("passed")) > 150
     assert run.done > 200
+
+
+def test_zarr_data_saved_by_aioxarray(tmp_path: Path) -> None:
+    suite = Suite("xarray.tests.test_backends", ZARR, SAVED, (REQUESTS,))
+    run, failed_with_ours = suite.run(tmp_path)
+    assert sorted(failed_with_ours) == []
+    assert len(run.ended("passed")) > 350
+    assert len(run.ended("failed")) < 40
+    # Datasets, arrays and trees.
+    assert run.done > 800

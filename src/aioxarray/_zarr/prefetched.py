@@ -30,6 +30,16 @@ class Answers:
     values: dict[str, Buffer | None] = field(default_factory=dict)
     listings: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
+    def lacks(self, key: str) -> bool:
+        """Say whether listings show that there is no ``key``, and nothing below it."""
+        path = ""
+        for name in key.split("/") if key else ():
+            names = self.listings.get(path)
+            if names is not None and name not in names:
+                return True
+            path = f"{path}/{name}" if path else name
+        return self.listings.get(path) == ()
+
 
 class PrefetchedStore(WrapperStore[Store]):
     """Answers from ``answers`` what it can, and asks ``store`` for the rest.
@@ -71,7 +81,7 @@ class PrefetchedStore(WrapperStore[Store]):
         if key not in self._answers.values:
             return await self._store.get(key, prototype, byte_range)
         value = self._answers.values[key]
-        return None if value is None else _part(value, byte_range)
+        return None if value is None else part(value, byte_range)
 
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
@@ -110,7 +120,8 @@ class PrefetchedStore(WrapperStore[Store]):
             self._store.close()
 
 
-def _part(value: Buffer, byte_range: ByteRequest | None) -> Buffer:
+def part(value: Buffer, byte_range: ByteRequest | None) -> Buffer:
+    """Return the part of ``value`` that ``byte_range`` asks for."""
     match byte_range:
         case None:
             return value
