@@ -11,7 +11,7 @@ import xarray as xr
 from zarr.storage import MemoryStore
 
 from aioxarray._runtime.loops import io_loop, run_blocking
-from aioxarray._xarray import loader
+from aioxarray._zarr import reading
 from aioxarray.testing import RecordingStore, Request
 from aioxarray.testing._gate import Gate
 from tests.samples import opened
@@ -91,7 +91,7 @@ def tasks_on_io_loop() -> set[asyncio.Task[Any]]:
 
 def assert_idle(tasks_before: set[asyncio.Task[Any]]) -> None:
     """Assert that no load has left anything behind: places taken, shares open, tasks."""
-    for budget in (loader.requests, loader.memory):
+    for budget in (reading.requests, reading.memory, reading.threads, reading.fetching):
         assert budget.in_use == 0
         assert not budget._shares
     assert tasks_on_io_loop() <= tasks_before

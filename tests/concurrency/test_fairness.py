@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import aioxarray
-from aioxarray._xarray import loader
+from aioxarray._zarr import reading
 from aioxarray.testing import GatedStore, LatencyStore, RecordingStore, VirtualClock
 from tests.concurrency.helpers import PATIENCE_S, lazily, same, written
 
@@ -170,7 +170,7 @@ def _wait_until_both_wait(count: int) -> None:
     """Wait until two loads wait for places, the smaller one with ``count`` requests."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
-        waiting = sorted(len(share.waiting) for share in loader.requests._shares)
+        waiting = sorted(len(share.waiting) for share in reading.requests._shares)
         if len(waiting) == 2 and count == waiting[0] < waiting[1]:
             return
         assert time.monotonic() < deadline

@@ -122,7 +122,7 @@ class Share:
 
     def _grant(self, amount: int, place: asyncio.Future[None]) -> None:
         if place.cancelled():
-            self._give_back(amount)
+            self.release(amount)
         else:
             place.set_result(None)
 
@@ -130,7 +130,8 @@ class Share:
         self.in_use += amount
         self._budget.in_use += amount
 
-    def _give_back(self, amount: int) -> None:
+    def release(self, amount: int = 1) -> None:
+        """Let go of ``amount``; from any thread."""
         budget = self._budget
         with budget._lock:
             self._take(-amount)
@@ -139,13 +140,17 @@ class Share:
     @contextlib.asynccontextmanager
     async def hold(self, amount: int = 1) -> AsyncIterator[None]:
         """Wait until ``amount`` is free, and hold it for the duration of the context."""
-        await self._acquire(amount)
+        await self.acquire(amount)
         try:
             yield
         finally:
-            self._give_back(amount)
+            self.release(amount)
 
-    async def _acquire(self, amount: int) -> None:
+    async def acquire(self, amount: int = 1) -> None:
+        """Wait until ``amount`` is free, and hold it until `release`.
+
+        For those who let go elsewhere than they took hold; everybody else uses `hold`.
+        """
         budget = self._budget
         with budget._lock:
             at_once = not self.waiting and not budget._kept
@@ -163,5 +168,5 @@ class Share:
                 with budget._lock:
                     budget._let_in()
             else:
-                self._give_back(amount)
+                self.release(amount)
             raise

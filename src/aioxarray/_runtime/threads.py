@@ -67,6 +67,27 @@ class Pool:
         context = contextvars.copy_context()
         return await self.start(lambda: context.run(function))
 
+    async def run_to_end(
+        self, function: Callable[[], T], stop: Callable[[], object], *, wait: bool = True
+    ) -> T:
+        """Await ``function()`` on one of the threads, where it runs to its end in any case.
+
+        Cancelling calls ``stop``, which should make ``function`` return soon, and waits until it
+        has, unless told not to ``wait``.
+        """
+        future = self.start(function)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            stop()
+            while wait and not future.done():
+                # Cancelled again meanwhile: by a timeout and the group around it, say.
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([future])
+            # Its error, if any, is no longer of interest, and must not be logged as unheard.
+            future.add_done_callback(lambda ended: ended.exception())
+            raise
+
     def start(self, function: Callable[[], T]) -> asyncio.Future[T]:
         """Start ``function()`` on one of the threads; its future belongs to the running loop."""
         with self._lock:

@@ -25,10 +25,10 @@ from xarray.backends.zarr import ZarrArrayWrapper
 from xarray.core.indexing import ExplicitlyIndexed
 
 from aioxarray._runtime.loops import run_blocking
-from aioxarray._xarray import loader
 from aioxarray._xarray.aio_array import AioArray, OpenFile, ReadTogether
 from aioxarray._xarray.read import lane_of_hdf5
 from aioxarray._xarray.remote_files import prefetched_file
+from aioxarray._zarr import reading
 from aioxarray._zarr.opening import Opened, give_back, open_store
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def _open_store(source: Any, options: Mapping[str, Any], *, deep: bool) -> Opene
             deep=deep,
             times=options.get("decode_times", True) is not False,
             drop=[drop] if isinstance(drop, str) else drop,
-            requests=loader.requests,
+            requests=reading.requests,
         )
     )
 

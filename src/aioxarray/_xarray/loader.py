@@ -7,19 +7,12 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from aioxarray._runtime.budget import Budget
 from aioxarray._runtime.tasks import gather
-from aioxarray._runtime.threads import Pool, usable_cores
 from aioxarray._xarray.chunked import compute_chunked
 from aioxarray._xarray.lazy import Lazy, load_data
-from aioxarray._zarr.reading import Reading
+from aioxarray._zarr.reading import Reading, decoders, reading
 from aioxarray.config import memory_limit, request_limit, thread_count
 from aioxarray.progress import Meter, Progress, check_progress, meter
-
-# One of each for the process: what limits means only something when everything counts.
-requests = Budget("requests")
-memory = Budget("bytes")
-decoders = Pool("aioxarray-decode", usable_cores())
 
 
 @dataclass(frozen=True)
@@ -47,16 +40,9 @@ class Options:
 
 async def read_all(lazies: Sequence[Lazy], options: Options) -> list[Any]:
     """Return the values of ``lazies``; on the I/O loop."""
-    threads = thread_count()
-    decoders.resize(threads)
     total = sum(lazy.nbytes for lazy in lazies)
-    with (
-        meter(options.progress, total) as counter,
-        requests.share(request_limit(options.concurrency)) as places,
-        memory.share(memory_limit()) as room,
-    ):
-        reading = Reading(places, room, decoders, threads)
-        jobs = _jobs(lazies, reading, counter, options)
+    with meter(options.progress, total) as counter, reading(options.concurrency) as granted:
+        jobs = _jobs(lazies, granted, counter, options)
         try:
             async with asyncio.timeout(options.timeout) as limit:
                 parts = await gather(jobs)

@@ -23,7 +23,8 @@ from xarray.core.indexing import (
 from aioxarray._runtime.threads import BLOCKING_THREADS, Lane, Pool
 from aioxarray._xarray.joined import JoinedArray
 from aioxarray._xarray.plan import Opaque, Read
-from aioxarray._zarr.arrays import readable
+from aioxarray._zarr.arrays import read_block, readable
+from aioxarray._zarr.chunks import is_basic
 from aioxarray._zarr.reading import Reading
 
 blocking_pool = Pool("aioxarray-blocking", BLOCKING_THREADS)
@@ -54,6 +55,10 @@ async def read(
     if type(array) is ZarrArrayWrapper:
         array = copy.copy(array)
         array._array = readable(array._array, reading, report)
+        if not isinstance(source.key, VectorizedIndexer) and is_basic(source.key.tuple):
+            block = await read_block(array._array, source.key.tuple)
+            if block is not None:
+                return block
         return await array.async_getitem(_without_scalars(source.key))
     if type(array) is JoinedArray:
         return await array.read(source.key, load)

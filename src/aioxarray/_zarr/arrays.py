@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import zarr
@@ -17,12 +18,15 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.metadata import ArrayV2Metadata
 from zarr.storage import StorePath
 
+from aioxarray._zarr.chunks import Block
+from aioxarray._zarr.decoders import prepare
 from aioxarray._zarr.fork import usable_here
-from aioxarray._zarr.pipeline import ReadPipeline
+from aioxarray._zarr.pipeline import CodecPipeline
+from aioxarray._zarr.placing import Placer
 from aioxarray._zarr.reading import Reading
-from aioxarray._zarr.store import LimitedStore
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from zarr.abc.codec import Codec
 
 
@@ -38,7 +42,7 @@ def readable(
     # (pydata/xarray#11259). Can go with support for zarr 3.1.
     inner = array._async_array
     path = inner.store_path
-    store = LimitedStore(usable_here(path.store), reading.requests)
+    store = usable_here(path.store)
     ours = copy.copy(inner)
     # A frozen dataclass without a public way to replace these two.
     object.__setattr__(ours, "store_path", StorePath(store, path.path))
@@ -46,9 +50,77 @@ def readable(
     return zarr.Array(ours)
 
 
+async def read_block(
+    array: zarr.Array[Any], selection: Sequence[int | slice]
+) -> NDArray[Any] | None:
+    """Read a block of ``array``, which is `readable`, without zarr's own indexing.
+
+    That costs as much for each chunk as fetching and decoding a small one. Returns None, and
+    requests nothing, where zarr's indexing is needed: no block of a regular grid, or missing
+    chunks are errors.
+    """
+    inner = array._async_array
+    metadata = inner.metadata
+    chunk_shape = _chunk_shape(metadata)
+    forward = all(
+        part.step is None or part.step > 0 for part in selection if isinstance(part, slice)
+    )
+    if chunk_shape is None or not forward:
+        return None
+    config = inner.config
+    # From zarr 3.2 on.
+    if getattr(config, "read_missing_chunks", True) is False:
+        return None
+    if isinstance(metadata, ArrayV2Metadata):
+        config = replace(config, order=metadata.order)
+    prototype = default_buffer_prototype()
+    block = Block(selection, metadata.shape, chunk_shape)
+    dtype = metadata.dtype.to_native_dtype()
+    out = prototype.nd_buffer.empty(shape=block.shape, dtype=dtype, order=config.order)
+    if block.count:
+        spec = ArraySpec(
+            shape=chunk_shape,
+            dtype=metadata.dtype,
+            fill_value=metadata.fill_value,
+            config=config,
+            prototype=prototype,
+        )
+        path = inner.store_path.path
+        prefix = f"{path}/" if path else ""
+        encode = metadata.encode_chunk_key
+        chunks = block.chunks(lambda at: prefix + encode(at), spec)
+        pipeline: Any = inner.codec_pipeline
+        placer = Placer(pipeline, prepare(pipeline, spec), out, (), basic=True)
+        await pipeline.read_chunks(inner.store_path.store, chunks, block.count, spec, placer)
+    return out.as_numpy_array()
+
+
+def _chunk_shape(metadata: Any) -> tuple[int, ...] | None:
+    """Return the shape of all chunks, or of shards if there are; None if it varies."""
+    if isinstance(metadata, ArrayV2Metadata):
+        return metadata.chunks
+    # A class of its own name in each line of zarr, and others for other grids.
+    grid = metadata.chunk_grid
+    regular = type(grid).__name__ in ("RegularChunkGrid", "RegularChunkGridMetadata")
+    return tuple(grid.chunk_shape) if regular else None
+
+
 def _pipeline(
     array: zarr.Array[Any], reading: Reading, report: Callable[[int, int], None]
-) -> ReadPipeline:
+) -> CodecPipeline:
+    plain = CodecPipeline.from_codecs(codecs_of(array))
+    return CodecPipeline(
+        array_array_codecs=plain.array_array_codecs,
+        array_bytes_codec=plain.array_bytes_codec,
+        bytes_bytes_codecs=plain.bytes_bytes_codecs,
+        batch_size=plain.batch_size,
+        granted=reading,
+        report=report,
+    )
+
+
+def codecs_of(array: zarr.Array[Any]) -> tuple[Codec, ...]:
+    """Return the codecs of ``array``, each knowing the type of what it works on."""
     metadata = array.metadata
     codecs: tuple[Codec, ...]
     if isinstance(metadata, ArrayV2Metadata):
@@ -65,13 +137,4 @@ def _pipeline(
         config=config,
         prototype=default_buffer_prototype(),
     )
-    evolved = tuple(codec.evolve_from_array_spec(spec) for codec in codecs)
-    plain = ReadPipeline.from_codecs(evolved)
-    return ReadPipeline(
-        array_array_codecs=plain.array_array_codecs,
-        array_bytes_codec=plain.array_bytes_codec,
-        bytes_bytes_codecs=plain.bytes_bytes_codecs,
-        batch_size=plain.batch_size,
-        reading=reading,
-        report=report,
-    )
+    return tuple(codec.evolve_from_array_spec(spec) for codec in codecs)

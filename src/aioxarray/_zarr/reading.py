@@ -1,11 +1,28 @@
-"""What one load grants to the reads of its arrays: places, threads, a way to report."""
+"""What reads may use: places for requests, bytes and threads, shared by all of the process."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Semaphore
+from typing import TypeVar
 
-from aioxarray._runtime.budget import Share
-from aioxarray._runtime.threads import Pool
+from aioxarray._runtime.budget import Budget, Share
+from aioxarray._runtime.threads import Pool, usable_cores
+from aioxarray.config import memory_limit, request_limit, thread_count
+
+T = TypeVar("T")
+
+# One of each for the process: what limits means only something when everything counts.
+requests = Budget("requests")
+memory = Budget("bytes")
+threads = Budget("threads")
+fetching = Budget("fetchers")
+decoders = Pool("aioxarray-decode", usable_cores())
+# For plain calls that wait for a server close by. More do not carry more requests.
+FETCHERS = 8
+fetchers = Pool("aioxarray-fetch", FETCHERS)
 
 
 @dataclass(frozen=True)
@@ -18,13 +35,69 @@ class Reading:
         Places for store requests in flight.
     memory
         Places for bytes of chunks that are fetched or decoded.
+    threads, fetching
+        Places in ``decoders`` and ``fetchers``: whoever has one need not wait in their queues,
+        so that the turns are fair among loads.
     decoders
         The threads that decode.
-    decoder_count
-        How many of them one array may use at once.
+    thread_count
+        How many they are.
+    decoding
+        Taken by those who decode in other threads, so that no more than ``thread_count`` do.
     """
 
     requests: Share
     memory: Share
+    threads: Share
+    fetching: Share
     decoders: Pool
-    decoder_count: int
+    thread_count: int
+    decoding: Semaphore
+
+    async def in_thread(
+        self, function: Callable[[], T], size: int, stop: Callable[[], object], remote: bool
+    ) -> T:
+        """Await ``function()`` in a thread, with one request and ``size`` bytes in flight.
+
+        Cancelling calls ``stop`` and waits for the end of ``function``; if it waits for a server
+        (``remote``), which may take long, its places stay taken until then, but nobody waits.
+        """
+        turns, pool = (self.fetching, fetchers) if remote else (self.threads, decoders)
+        held: list[tuple[Share, int]] = []
+
+        def let_go() -> None:
+            for share, amount in reversed(held):
+                share.release(amount)
+
+        def work() -> T:
+            try:
+                return function()
+            finally:
+                let_go()
+
+        try:
+            # The thread first: places that are held while waiting for one would be wasted.
+            for share, amount in ((turns, 1), (self.memory, size), (self.requests, 1)):
+                await share.acquire(amount)
+                held.append((share, amount))
+        except BaseException:
+            let_go()
+            raise
+        return await pool.run_to_end(work, stop, wait=not remote)
+
+
+@contextmanager
+def reading(concurrency: int | None = None) -> Iterator[Reading]:
+    """Open the shares of one load, by the settings of this moment.
+
+    ``concurrency`` is its own limit on requests in flight; None for the setting.
+    """
+    count = thread_count()
+    decoders.resize(count)
+    with (
+        requests.share(request_limit(concurrency)) as places,
+        memory.share(memory_limit()) as room,
+        threads.share(count) as turns,
+        fetching.share(FETCHERS) as fetching_turns,
+    ):
+        yield Reading(places, room, turns, fetching_turns, decoders, count, Semaphore(count))

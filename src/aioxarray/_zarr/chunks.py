@@ -1,0 +1,124 @@
+"""Which chunks a selection touches, and in which runs they are read: plain functions, no I/O."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zarr.core.array_spec import ArraySpec
+
+    # The key, what the chunk is like, what of it is wanted, and where in the result that goes.
+    # Tuples, since at thousands of chunks objects cost more than decoding.
+    Chunk = tuple[str, ArraySpec, tuple[Any, ...], tuple[Any, ...]]
+
+    # The first byte and the one after the last, and the same of each chunk that is in them.
+    Range = tuple[int, int, list[tuple[int, int, Any]]]
+
+# A hop to a thread and back costs as much as decoding some 64 KB.
+_RUN_BYTES = 1 << 20
+# Nobody waits longer than for this many to be told of progress, or to have a thread.
+_RUN_CHUNKS = 128
+
+
+def is_basic(selection: Iterable[Any]) -> bool:
+    """Say whether ``selection`` is of slices and integers: what it selects is a view."""
+    return all(type(part) is slice or isinstance(part, int) for part in selection)
+
+
+def in_runs(chunks: Iterable[Chunk], chunk_bytes: int) -> Iterator[list[Chunk]]:
+    """Return ``chunks`` in runs, each of which one thread reads one after the other."""
+    count = max(1, min(_RUN_CHUNKS, _RUN_BYTES // max(1, chunk_bytes)))
+    remaining = iter(chunks)
+    while run := list(itertools.islice(remaining, count)):
+        yield run
+
+
+def merged(parts: Iterable[tuple[int, int, Any]], max_gap: int, max_bytes: int) -> list[Range]:
+    """Return ranges that hold ``parts``, those that lie close together as one.
+
+    ``max_gap`` is how many unwanted bytes may lie between two, ``max_bytes`` how long a range of
+    several may be.
+    """
+    ranges: list[Range] = []
+    for part in sorted(parts, key=lambda part: part[:2]):
+        start, stop, _ = part
+        if ranges:
+            first, last, members = ranges[-1]
+            if start - last <= max_gap and max(stop, last) - first <= max_bytes:
+                members.append(part)
+                ranges[-1] = (first, max(stop, last), members)
+                continue
+        ranges.append((start, stop, [part]))
+    return ranges
+
+
+class Block:
+    """The chunks of a regular grid that a block touches.
+
+    Parameters
+    ----------
+    selection
+        For each axis an integer or a slice with a positive step.
+    shape, chunk_shape
+        Of the array and its chunks.
+
+    Attributes
+    ----------
+    shape
+        Of what is selected; integers drop their axis.
+    count
+        How many chunks.
+    """
+
+    def __init__(
+        self,
+        selection: Sequence[int | slice],
+        shape: Sequence[int],
+        chunk_shape: Sequence[int],
+    ) -> None:
+        self._axes = [_axis(*each) for each in zip(selection, shape, chunk_shape, strict=True)]
+        self.shape = tuple(
+            len(range(*part.indices(size)))
+            for part, size in zip(selection, shape, strict=True)
+            if isinstance(part, slice)
+        )
+        self._kept = [isinstance(part, slice) for part in selection]
+        self.count = 1
+        for axis in self._axes:
+            self.count *= len(axis)
+
+    def chunks(self, key: Callable[[tuple[int, ...]], Any], spec: ArraySpec) -> Iterator[Chunk]:
+        """Return the chunks in C order, lazily."""
+        kept = self._kept
+        if all(kept):
+            for parts in itertools.product(*self._axes):
+                at, inside, outside = zip(*parts, strict=True) if parts else ((), (), ())
+                yield key(at), spec, inside, outside
+        else:
+            for parts in itertools.product(*self._axes):
+                at, inside, outside = zip(*parts, strict=True)
+                yield key(at), spec, inside, tuple(itertools.compress(outside, kept))
+
+
+def _axis(part: int | slice, size: int, length: int) -> list[tuple[int, int | slice, slice]]:
+    """Return, for one axis, which chunks there are, what of each, and where it goes."""
+    if not isinstance(part, slice):
+        part = part + size if part < 0 else part
+        if not 0 <= part < size:
+            raise IndexError(f"index {part} is out of bounds for an axis of {size}")
+        return [(part // length, part % length, slice(0, 1))]
+    start, stop, step = part.indices(size)
+    if step < 1:
+        raise ValueError(f"a block has slices with positive steps, not {part}")
+    found: list[tuple[int, int | slice, slice]] = []
+    done = 0
+    while start < stop:
+        at, first = divmod(start, length)
+        end = min(stop - at * length, length)
+        count = len(range(first, end, step))
+        found.append((at, slice(first, end, step), slice(done, done + count)))
+        done += count
+        start += count * step
+    return found

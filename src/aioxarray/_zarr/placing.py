@@ -1,0 +1,159 @@
+"""Decodes chunks and puts them where they belong in the result of a selection."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+# Private: the classes of buffers in the processor's own memory, and zarr's helper that knows the
+# fill value of old arrays without one. The public base classes do not say where memory is.
+from zarr.core.buffer import Buffer, cpu
+from zarr.core.codec_pipeline import fill_value_or_default
+
+from aioxarray._zarr.decoders import Decoder, Prepared, wrong_size
+from aioxarray._zarr.inline import run_inline
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from zarr.core.array_spec import ArraySpec
+    from zarr.core.buffer import NDBuffer
+
+    from aioxarray._zarr.sources import Source
+
+
+class Placer:
+    """Puts chunks into ``out``.
+
+    Parameters
+    ----------
+    pipeline
+        zarr's pipeline of the array, with zarr's own codecs.
+    prepared
+        What decodes by plain functions, if that can be.
+    out
+        The result.
+    drop_axes
+        Of the chunks: the result has them not.
+    basic
+        Whether all chunks are selected by slices and integers only.
+    """
+
+    def __init__(
+        self,
+        pipeline: Any,
+        prepared: Prepared | None,
+        out: NDBuffer,
+        drop_axes: tuple[int, ...],
+        basic: bool,
+    ) -> None:
+        self._pipeline = pipeline
+        self.out = out
+        self._drop_axes = drop_axes
+        # Whether each chunk's place in the result is a view of it.
+        self.views = basic and not drop_axes
+        self._decoders: dict[tuple[int, ...], Decoder] = {}
+        in_memory = type(out) is cpu.NDBuffer and isinstance(out.as_ndarray_like(), np.ndarray)
+        self._prepared = prepared if in_memory else None
+        # The result as bytes, if chunks can be decoded straight into it.
+        self._bytes: NDArray[np.uint8] | None = None
+        self._order: tuple[int, ...] | None = None
+        if self._prepared is not None:
+            self._array: NDArray[Any] = out.as_numpy_array()
+            if basic and not drop_axes and self._prepared.dtype == self._array.dtype:
+                self._bytes, self._order = _as_bytes(self._array, self._prepared)
+
+    @property
+    def by_zarr(self) -> bool:
+        """Whether zarr's own codecs decode: they take zarr's buffers."""
+        return self._prepared is None
+
+    @property
+    def held_chunks(self) -> int:
+        """How many chunks' bytes are held for each in work: encoded and, maybe, decoded."""
+        return 2 if self._bytes is None else 1
+
+    def read(self, source: Source, chunk: Any) -> bool:
+        """Read a chunk and put it in its place; say whether it was there.
+
+        In a thread: it takes the time of decoding.
+        """
+        key, spec, _, outside = chunk
+        if self._prepared is None:
+            return self.put(source.read(key), chunk)
+        decoder = self._decoder(spec.shape)
+        if decoder.copies and (dest := self._dest(decoder, outside)) is not None:
+            count = source.read_into(key, dest)
+            if count is None:
+                self.out[outside] = fill_value_or_default(spec)
+                return False
+            if count != decoder.size:
+                raise wrong_size(count, decoder.size)
+            return True
+        return self.put(source.read(key), chunk)
+
+    def put(self, data: Any | None, chunk: Any) -> bool:
+        """Decode ``data`` and put it in its place; say whether there was any."""
+        _, spec, inside, outside = chunk
+        if data is None:
+            self.out[outside] = fill_value_or_default(spec)
+            return False
+        if self._prepared is None:
+            self._put_by_zarr(data, spec, inside, outside)
+            return True
+        decoder = self._decoder(spec.shape)
+        dest = self._dest(decoder, outside)
+        if dest is not None:
+            decoder.fill(data, dest)
+            return True
+        part = decoder.array(data)[inside]
+        self._array[outside] = part.squeeze(self._drop_axes) if self._drop_axes else part
+        return True
+
+    def put_part(self, part: NDBuffer | None, chunk: Any) -> None:
+        """Put what was selected of a chunk, None if that is missing, in its place."""
+        _, spec, _, outside = chunk
+        if part is None:
+            self.out[outside] = fill_value_or_default(spec)
+        else:
+            self.out[outside] = part.squeeze(axis=self._drop_axes) if self._drop_axes else part
+
+    def _decoder(self, shape: tuple[int, ...]) -> Decoder:
+        decoder = self._decoders.get(shape)
+        if decoder is None:
+            assert self._prepared is not None
+            decoder = self._decoders[shape] = self._prepared.decoder(shape)
+        return decoder
+
+    def _dest(self, decoder: Decoder, outside: tuple[Any, ...]) -> NDArray[np.uint8] | None:
+        """Return the chunk's place in the result, if the chunk fills it as it is stored."""
+        if self._bytes is None:
+            return None
+        if self._order is not None:
+            outside = tuple([outside[axis] for axis in self._order])
+        place = self._bytes[outside]
+        return place if place.nbytes == decoder.size and place.flags.c_contiguous else None
+
+    def _put_by_zarr(
+        self, data: Any, spec: ArraySpec, inside: tuple[Any, ...], outside: tuple[Any, ...]
+    ) -> None:
+        buffer = data if isinstance(data, Buffer) else spec.prototype.buffer.from_bytes(data)
+        (array,) = run_inline(self._pipeline.decode_batch([(buffer, spec)]))
+        self.put_part(array[inside], ("", spec, inside, outside))
+
+
+def _as_bytes(
+    array: NDArray[Any], prepared: Prepared
+) -> tuple[NDArray[np.uint8] | None, tuple[int, ...] | None]:
+    """Return ``array`` as bytes, its axes as chunks have them stored, and the order of those.
+
+    None for the bytes if the memory of ``array`` is in another order.
+    """
+    order = prepared.order(array.ndim)
+    if order is None:
+        return None, None
+    turned = array.transpose(order)
+    if not turned.flags.c_contiguous:
+        return None, None
+    by_byte = turned.reshape(-1).view(np.uint8).reshape(*turned.shape, array.dtype.itemsize)
+    return by_byte, None if order == tuple(range(array.ndim)) else order

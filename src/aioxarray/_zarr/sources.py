@@ -1,0 +1,219 @@
+"""Reads of stores by plain calls, in the threads that decode."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import TYPE_CHECKING, Any, Protocol
+
+from zarr.storage import LocalStore, MemoryStore, ObjectStore
+
+from aioxarray._zarr.decoders import scratch
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from zarr.abc.store import Store
+
+# Chunks are longer than this at times; then it takes a second read.
+_FIRST_READ = 64 << 10
+
+
+class Source(Protocol):
+    """A store that is read best by plain calls."""
+
+    # Reading from it is no more than looking it up.
+    instant: bool
+    # Reading from it is waiting for a server: more threads than processors are of use.
+    remote: bool
+
+    def read(self, key: str) -> Any | None:
+        """Return the bytes at ``key``, to be used before the next call in this thread.
+
+        None if there are none.
+        """
+
+    def read_into(self, key: str, dest: NDArray[np.uint8]) -> int | None:
+        """Read the bytes at ``key`` into ``dest``, and return how many there are.
+
+        None if there are none. Where there are more than fit, any larger number.
+        """
+
+    def read_part(self, key: str, start: int, stop: int | None) -> Any | None:
+        """Return a part of the bytes at ``key``, to be used before the next call in this thread.
+
+        A negative ``start`` counts from the end, and ``stop`` is None then. Less bytes where they
+        end before ``stop``; None if there are none at ``key``.
+        """
+
+
+def source_of(store: Store) -> Source | None:
+    """Return how ``store`` is read by plain calls, or None if its coroutines serve it better.
+
+    By exact type: a class derived from one of these, or a wrapper around one, may change what
+    ``get`` returns.
+    """
+    if type(store) is LocalStore:
+        return FileSource(store)
+    if type(store) is MemoryStore:
+        return MemorySource(store)
+    if type(store) is ObjectStore:
+        return ObjectSource(store)
+    return None
+
+
+class MemorySource:
+    """Buffers in a dictionary."""
+
+    instant = True
+    remote = False
+
+    def __init__(self, store: MemoryStore) -> None:
+        # Private, as zarr 3.1 has no plain function to read one (zarr 3.2 has ``get_sync``).
+        self._buffers = store._store_dict
+
+    def read(self, key: str) -> Any | None:
+        buffer = self._buffers.get(key)
+        return None if buffer is None else buffer.as_numpy_array()
+
+    def read_into(self, key: str, dest: NDArray[np.uint8]) -> int | None:
+        data = self.read(key)
+        if data is None:
+            return None
+        if len(data) == dest.size:
+            dest.reshape(-1)[...] = data
+        return len(data)
+
+    def read_part(self, key: str, start: int, stop: int | None) -> Any | None:
+        data = self.read(key)
+        return None if data is None else data[start:stop]
+
+
+class FileSource:
+    """Files in a directory.
+
+    They come from the page cache, mostly, so that reading is work for a processor like decoding:
+    more threads than processors would only get in each other's way.
+    """
+
+    instant = False
+    remote = False
+
+    def __init__(self, store: LocalStore) -> None:
+        self._root = os.path.join(store.root, "")
+
+    def read(self, key: str) -> Any | None:
+        file = _open(self._root + key)
+        if file is None:
+            return None
+        try:
+            # Most chunks are read by one call.
+            buffer = scratch("file", _FIRST_READ)
+            count = _fill(file, buffer)
+            if count == len(buffer):
+                size = max(os.fstat(file).st_size, count) + 1
+                larger = scratch("large file", size)
+                larger[:count] = buffer
+                count += _fill(file, larger[count:])
+                buffer = larger
+            return buffer[:count].data
+        except IsADirectoryError:
+            return None
+        finally:
+            os.close(file)
+
+    def read_into(self, key: str, dest: NDArray[np.uint8]) -> int | None:
+        file = _open(self._root + key)
+        if file is None:
+            return None
+        try:
+            count = _fill(file, dest.reshape(-1))
+            return count + len(os.read(file, 1)) if count == dest.size else count
+        except IsADirectoryError:
+            return None
+        finally:
+            os.close(file)
+
+    def read_part(self, key: str, start: int, stop: int | None) -> Any | None:
+        file = _open(self._root + key)
+        if file is None:
+            return None
+        try:
+            size = os.fstat(file).st_size
+            first = max(0, size + start) if start < 0 else start
+            last = size if stop is None else min(stop, size)
+            buffer = scratch("part", max(0, last - first))
+            os.lseek(file, first, os.SEEK_SET)
+            return buffer[: _fill(file, buffer)].data
+        except IsADirectoryError:
+            return None
+        finally:
+            os.close(file)
+
+
+class ObjectSource:
+    """Objects read through obstore's plain calls.
+
+    In a few threads those carry four times as many requests a second as its coroutines, as long
+    as the server answers at once; from a distant one hundreds of coroutines are faster.
+    """
+
+    instant = False
+    remote = True
+
+    def __init__(self, store: ObjectStore[Any]) -> None:
+        self._client = store.store
+
+    def read(self, key: str) -> Any | None:
+        try:
+            return memoryview(obstore().get(self._client, key).bytes())
+        except _MISSING:
+            return None
+
+    def read_into(self, key: str, dest: NDArray[np.uint8]) -> int | None:
+        data = self.read(key)
+        if data is None:
+            return None
+        if len(data) == dest.size:
+            dest.reshape(-1).data[:] = data
+        return len(data)
+
+    def read_part(self, key: str, start: int, stop: int | None) -> Any | None:
+        try:
+            if stop is None:
+                options: Any = {"range": {"suffix": -start}}
+                return memoryview(obstore().get(self._client, key, options=options).bytes())
+            return memoryview(obstore().get_range(self._client, key, start=start, end=stop))
+        except _MISSING:
+            return None
+
+
+# What zarr takes for a missing chunk.
+_MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+
+
+def obstore() -> Any:
+    """Return the package, which only those who have such a store have installed."""
+    return importlib.import_module("obstore")
+
+
+_FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+
+
+def _open(path: str) -> int | None:
+    try:
+        return os.open(path, _FLAGS)
+    except _MISSING:
+        return None
+
+
+def _fill(file: int, buffer: NDArray[np.uint8]) -> int:
+    """Read until ``buffer`` is full or the file ends; return how many bytes that were."""
+    view = buffer.data
+    done = 0
+    while done < len(view):
+        count = os.readv(file, [view[done:]])
+        if count == 0:
+            break
+        done += count
+    return done

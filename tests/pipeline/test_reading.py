@@ -1,0 +1,230 @@
+"""`aioxarray.CodecPipeline` on its own, beside zarr's: values, requests, wrappers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numcodecs
+import numpy as np
+import obstore.store
+import pytest
+import zarr
+from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, TransposeCodec, ZstdCodec
+from zarr.storage import LocalStore, MemoryStore, ObjectStore, WrapperStore
+
+import aioxarray
+from aioxarray.testing import RecordingStore
+
+if TYPE_CHECKING:
+    from zarr.abc.store import Store
+    from zarr.core.buffer import Buffer
+
+OURS = {"codec_pipeline.path": "aioxarray.CodecPipeline"}
+
+STORES: dict[str, Callable[[Path], Store]] = {
+    "memory": lambda path: MemoryStore(),
+    "local": LocalStore,
+    "obstore": lambda path: ObjectStore(obstore.store.MemoryStore()),
+    "coroutines": lambda path: RecordingStore(MemoryStore()),
+}
+
+ARRAYS: dict[str, dict[str, Any]] = {
+    "zstd": {},
+    "none": {"compressors": None},
+    "gzip": {"compressors": GzipCodec()},
+    "blosc": {"compressors": BloscCodec(cname="lz4")},
+    "checksums": {"compressors": [ZstdCodec(), Crc32cCodec()]},
+    "checksum below": {"compressors": [Crc32cCodec(), ZstdCodec()]},
+    "transposed": {"filters": [TransposeCodec(order=(1, 0))]},
+    "big endian": {"serializer": zarr.codecs.BytesCodec(endian="big")},
+    "shards": {"shards": (40, 30)},
+    "uncompressed shards": {"shards": (20, 60), "compressors": None},
+    "index first": {
+        "chunks": (40, 30),
+        "compressors": None,
+        "serializer": zarr.codecs.ShardingCodec(chunk_shape=(10, 10), index_location="start"),
+    },
+    "nested shards": {
+        "chunks": (40, 60),
+        "compressors": None,
+        "serializer": zarr.codecs.ShardingCodec(
+            chunk_shape=(20, 20), codecs=[zarr.codecs.ShardingCodec(chunk_shape=(10, 10))]
+        ),
+    },
+    "v2": {"zarr_format": 2},
+    "v2, order F": {"zarr_format": 2, "order": "F"},
+    "v2, zlib": {"zarr_format": 2, "compressors": numcodecs.Zlib()},
+    "v2, lz4": {"zarr_format": 2, "compressors": numcodecs.LZ4()},
+    "v2, shuffle": {
+        "zarr_format": 2,
+        "filters": [numcodecs.Shuffle(4)],
+        "compressors": numcodecs.Zstd(),
+    },
+    "v2, delta": {"zarr_format": 2, "filters": [numcodecs.Delta("i4")]},
+}
+
+SHAPE = (85, 64)
+VALUES = np.random.default_rng(0).integers(0, 1000, SHAPE).astype("i4")
+EXPECTED = np.where(np.arange(SHAPE[0])[:, None] < 50, VALUES, 7).astype("i4")
+
+SELECTIONS: dict[str, Callable[[Any], Any]] = {
+    "all": lambda a: a[:],
+    "block": lambda a: a[3:61:4, 11:12],
+    "integers": lambda a: a[5, 60],
+    "a row": lambda a: a[49],
+    "nothing": lambda a: a[5:5],
+    "orthogonal": lambda a: getattr(a, "oindex", Outer(a))[[1, 50, 3], [61, 2]],
+    "points": lambda a: getattr(a, "vindex", a)[[1, 50, 3], [61, 2, 5]],
+    "a mask": lambda a: getattr(a, "vindex", a)[EXPECTED > 900],
+}
+
+
+class Outer:
+    """Orthogonal indexing of a numpy array."""
+
+    def __init__(self, array: Any) -> None:
+        self._array = array
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._array[np.ix_(*key)]
+
+
+def made(store: Store, **options: Any) -> None:
+    """Store the values up to row 50; the chunks below are missing, or in part the fill value."""
+    options = {"chunks": (10, 10), "fill_value": 7, "dtype": "i4", **options}
+    array = zarr.create_array(store, shape=SHAPE, **options)
+    array[:50] = VALUES[:50]
+
+
+@pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr version 3")
+@pytest.mark.parametrize("kind", ARRAYS)
+@pytest.mark.parametrize("make", STORES)
+def test_values_are_those_of_numpy(make: str, kind: str, tmp_path: Path) -> None:
+    store = STORES[make](tmp_path)
+    made(store, **ARRAYS[kind])
+    with zarr.config.set(OURS):
+        array = zarr.open_array(store, mode="r")
+        for name, select in SELECTIONS.items():
+            np.testing.assert_array_equal(select(array), select(EXPECTED), err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    ["bool", "u1", ">f8", "c8", "S5", "U4", "M8[s]", "m8[ms]", "f2", [("a", "i4"), ("b", "f8")]],
+)
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_types(dtype: Any, zarr_format: int) -> None:
+    values = np.arange(40).astype("i8").astype(dtype)
+    store = RecordingStore(MemoryStore())
+    array = zarr.create_array(
+        store,
+        shape=values.shape,
+        dtype=values.dtype,
+        chunks=(16,),
+        zarr_format=zarr_format,  # type: ignore[arg-type]
+    )
+    array[:] = values
+    expected = zarr.open_array(store, mode="r")[:]
+    with zarr.config.set(OURS):
+        found = zarr.open_array(store, mode="r")[:]
+    np.testing.assert_array_equal(found, expected)
+    assert np.asarray(found).dtype == np.asarray(expected).dtype
+
+
+@pytest.mark.parametrize("kind", ARRAYS)
+def test_writes_the_same_keys_and_bytes(kind: str) -> None:
+    theirs, ours = MemoryStore(), MemoryStore()
+    made(theirs, **ARRAYS[kind])
+    with zarr.config.set(OURS):
+        made(ours, **ARRAYS[kind])
+    contents = [
+        {key: buffer.to_bytes() for key, buffer in store._store_dict.items()}
+        for store in (theirs, ours)
+    ]
+    assert contents[0] == contents[1]
+
+
+def test_asynchronous_zarr() -> None:
+    store = MemoryStore()
+    made(store)
+
+    async def read() -> Any:
+        array = await zarr.api.asynchronous.open_array(store=store, mode="r")
+        return await array.getitem((slice(None), slice(None)))
+
+    with zarr.config.set(OURS):
+        np.testing.assert_array_equal(asyncio.run(read()), EXPECTED)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [("zstd", "plain functions"), ("v2, delta", "zarr's own codecs")]
+)
+def test_says_what_decodes(kind: str, said: str) -> None:
+    store = MemoryStore()
+    made(store, **ARRAYS[kind])
+    with zarr.config.set(OURS):
+        array = zarr.open_array(store)._async_array
+    assert said in repr(array.codec_pipeline)
+
+
+@pytest.mark.parametrize("part", [np.s_[0:10, 0:10], np.s_[0:10, 0:20], np.s_[5:35, 25:29]])
+def test_at_most_two_requests_a_shard(part: Any) -> None:
+    inner = MemoryStore()
+    made(inner, shards=(40, 30))
+    store = RecordingStore(inner)
+    with zarr.config.set(OURS):
+        array = zarr.open_array(store, mode="r")
+        store.log.clear()
+        np.testing.assert_array_equal(array[part], EXPECTED[part])
+    assert len(store.log.requests) == 2
+    ranges = [request.byte_range for request in store.log.requests]
+    assert len(set(map(repr, ranges))) == 2
+    assert None not in ranges
+
+
+def test_a_whole_shard_is_one_request() -> None:
+    inner = MemoryStore()
+    made(inner, shards=(40, 30))
+    store = RecordingStore(inner)
+    with zarr.config.set(OURS):
+        array = zarr.open_array(store, mode="r")
+        store.log.clear()
+        np.testing.assert_array_equal(array[:40, :30], EXPECTED[:40, :30])
+    assert [request.byte_range for request in store.log.requests] == [None]
+
+
+class Ciphered(WrapperStore[Any]):
+    """Keeps chunks with every bit turned over."""
+
+    async def get(self, key: str, *args: Any, **kwargs: Any) -> Buffer | None:
+        buffer: Buffer | None = await super().get(key, *args, **kwargs)
+        if buffer is None or "zarr.json" in key:
+            return buffer
+        return buffer.from_bytes((~buffer.as_numpy_array()).tobytes())
+
+
+@pytest.mark.parametrize("make", STORES)
+def test_nothing_goes_round_a_wrapper(make: str, tmp_path: Path) -> None:
+    store = STORES[make](tmp_path)
+    made(store, compressors=None, fill_value=-8)
+    with zarr.config.set(OURS):
+        array = zarr.open_array(Ciphered(store), mode="r")
+        np.testing.assert_array_equal(array[:50], ~VALUES[:50])
+
+
+def test_subclasses_of_stores_are_read_by_their_own_get(tmp_path: Path) -> None:
+    class Local(LocalStore):
+        async def get(self, key: str, *args: Any, **kwargs: Any) -> Buffer | None:
+            return await super().get(key.replace("c/0", "c/1"), *args, **kwargs)
+
+    made(LocalStore(tmp_path))
+    with zarr.config.set(OURS):
+        array = zarr.open_array(Local(tmp_path), mode="r")
+        np.testing.assert_array_equal(array[:10], VALUES[10:20])
+
+
+def test_public() -> None:
+    assert aioxarray.CodecPipeline.__module__ == "aioxarray"
