@@ -98,7 +98,8 @@ class ThroughAioxarray:
         self._saved = 0
         aioxarray.install()
         for cls in (xr.Dataset, xr.DataArray, xr.DataTree):
-            cls.to_zarr = self._saving(cls.to_zarr, aioxarray.to_zarr)
+            saving = self._saving(cls.to_zarr, aioxarray.to_zarr)
+            setattr(cls, "to_zarr", saving)  # noqa: B010 - mypy knows methods as fixed
 
     def _saving(self, theirs: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
         signature = inspect.signature(theirs)

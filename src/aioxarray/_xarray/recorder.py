@@ -89,7 +89,8 @@ class RecordingZarrStore(ZarrStore):
     __slots__ = ()
 
     def encode_variable(self, variable: xr.Variable, name: Any = None) -> xr.Variable:
-        encode = super().encode_variable
+        # xarray's method has no types.
+        encode: Any = super().encode_variable
         return encoded_or_deferred(variable, lambda part: encode(part, name=name))
 
 
