@@ -24,7 +24,7 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
-demo: venv-demo ## load from a server with latency, beside plain xarray
+demo: venv-demo ## open and load from a server with latency, beside plain xarray
 	@$(RUN) aioxarray demo $(ARGS)
 
 test: venv-test ## run the tests

@@ -9,19 +9,35 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter, sleep
 
-from benchmarks import budget, cancelling, latency, rows, stalls, throughput
+from benchmarks import (
+    budget,
+    cancelling,
+    latency,
+    memory,
+    opening,
+    rows,
+    saving,
+    sharing,
+    stalls,
+    throughput,
+)
 from benchmarks.data import Files, quiet
 from benchmarks.measuring import Neighbours, Options
 
 GROUPS = {
+    "opening": opening,
     "latency": latency,
     "budget": budget,
     "stalls": stalls,
     "cancelling": cancelling,
     "throughput": throughput,
+    "memory": memory,
+    "sharing": sharing,
+    "saving": saving,
 }
 
 
@@ -54,28 +70,41 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="NAME",
         help=f"one of {', '.join(GROUPS)}; may be repeated",
     )
+    parser.add_argument(
+        "--case",
+        default="",
+        metavar="TEXT",
+        help="of throughput, only the rows with this text in their name",
+    )
     parser.add_argument("--quick", action="store_true", help="little data, one run each")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there too")
     arguments = parser.parse_args(argv)
-    options = Options(quick=True, runs=1) if arguments.quick else Options()
+    options = Options(case=arguments.case)
+    if arguments.quick:
+        options = replace(options, quick=True, runs=1)
 
     # Else a time limit set from outside would leave a gigabyte of temporary files.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     begun, neighbours = perf_counter(), Neighbours()
-    found: list[tuple[str, list[rows.Row]]] = []
+    found: list[tuple[str, type[rows.AnyRow], list[rows.AnyRow]]] = []
     print(rows.machine())
-    print("load and load_async: plain xarray's. ratio: load over aioxarray. Medians.\n")
-    print(rows.line(rows.HEADER))
+    print("load and load_async: plain xarray's. ratio: load over aioxarray. Medians.")
+    table: type[rows.AnyRow] | None = None
     with temporary_folder() as folder, quiet():
         files = Files(folder, options)
         for name in arguments.only or GROUPS:
             group = GROUPS[name]
+            if group.TABLE is not table:
+                table = group.TABLE
+                print(f"\n{rows.line(table, table.HEADER)}")
             print(f"\n{group.TITLE}")
-            found.append((group.TITLE, []))
+            found.append((group.TITLE, group.TABLE, []))
             for row in group.run(options, files):
-                found[-1][1].append(row)
-                print(rows.line(row.cells()), flush=True)
-    goals = [row.met for _, group_rows in found for row in group_rows if row.met is not None]
+                found[-1][2].append(row)
+                print(rows.line(group.TABLE, row.texts()), flush=True)
+                for text in row.below():
+                    print(f"    {text}", flush=True)
+    goals = [met for _, _, group_rows in found for row in group_rows for met in row.met()]
     print(f"\n{sum(goals)} of {len(goals)} goals met; {perf_counter() - begun:.0f} s in all")
     share = neighbours.share()
     print(f"Other processes took {share:.0%} of the cores meanwhile{BUSY if share > 0.1 else '.'}")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from zarr.storage import MemoryStore
 
 TITLE = "Most requests in flight, concurrency=20"
+TABLE = Row
 LIMIT = 20
 # Enough for requests to pile up where nothing holds them back.
 LATENCY_S = 0.005

@@ -17,6 +17,7 @@ from benchmarks.measuring import Options, check_same
 from benchmarks.rows import Cell, Row
 
 TITLE = "Requests go on after a load has ended early"
+TABLE = Row
 LATENCY_S = 0.05
 # When to cancel: in the middle of the load.
 AFTER_S = 0.07

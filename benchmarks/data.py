@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
+import zarr
+from zarr.codecs import BloscCodec, GzipCodec
 from zarr.storage import MemoryStore
 
 from benchmarks.measuring import Options
@@ -19,6 +24,16 @@ if TYPE_CHECKING:
     from zarr.abc.store import Store
 
 MISSING = -32768
+
+COMPRESSORS: dict[str, dict[str, Any]] = {
+    "zstd": {},  # what xarray and zarr do unless told otherwise
+    "blosc": {"compressors": BloscCodec(cname="lz4", shuffle="shuffle")},
+    "gzip": {"compressors": GzipCodec(level=1)},
+    "none": {"compressors": None},
+}
+SHARD, SHARD_INNER = (1, 2048, 2048), (1, 128, 256)
+# What of each shard is its first inner chunk.
+CORNERS = {"y": slice(0, 128), "x": slice(0, 256)}
 
 
 @contextmanager
@@ -102,33 +117,71 @@ class Files:
     """
 
     def __init__(self, root: Path, options: Options) -> None:
-        self._root = root
+        self.root = root
         self._options = options
 
-    def large_chunks(self) -> Path:
-        """1 GB: 4 variables of 128 chunks of 2 MB, zstd."""
-        path = self._root / "large_chunks.zarr"
-        if not path.exists():
-            count = self._options.scaled(128)
-            self._write(path, smooth(count, 512, 512), (1, 512, 512))
+    def folder(self, name: str) -> Path:
+        """Return an empty folder for a group's own files."""
+        path = self.root / name
+        path.mkdir()
         return path
+
+    def large_chunks(self, name: str = "zstd") -> Path:
+        """1 GB: 4 variables of 128 chunks of 2 MB, compressed by one of `COMPRESSORS`."""
+        values = partial(smooth, self._options.scaled(128), 512, 512)
+        encoding = {"chunks": (1, 512, 512), **COMPRESSORS[name]}
+        return self._four(f"large_chunks_{name}", values, encoding)
 
     def small_chunks(self) -> Path:
         """4 variables of 2048 chunks of 4 KB, zstd."""
-        path = self._root / "small_chunks.zarr"
+        values = partial(smooth, self._options.scaled(2048), 32, 32, dtype="float32")
+        return self._four("small_chunks", values, {"chunks": (1, 32, 32)})
+
+    def _four(
+        self, name: str, values: Callable[[], NDArray[Any]], encoding: dict[str, Any]
+    ) -> Path:
+        path = self.root / f"{name}.zarr"
         if not path.exists():
-            count = self._options.scaled(2048)
-            self._write(path, smooth(count, 32, 32, dtype="float32"), (1, 32, 32))
+            self._write(path, values(), encoding)
+            # Compressing takes the time: one variable is, the others are its copies.
+            for i in range(1, 4):
+                shutil.copytree(path / "v0", path / f"v{i}")
+            with quiet():
+                zarr.consolidate_metadata(path)
         return path
 
-    def _write(self, path: Path, values: NDArray[Any], chunks: tuple[int, ...]) -> None:
-        data = xr.Dataset({f"v{i}": (("t", "y", "x"), values) for i in range(4)})
+    def shards(self) -> Path:
+        """512 MB: one variable in 16 shards of 32 MB, each of 128 inner chunks of 256 KB, zstd."""
+        path = self.root / "shards.zarr"
+        if not path.exists():
+            values = smooth(self._options.scaled(16), *SHARD[1:])
+            self._write(path, values, {"chunks": SHARD_INNER, "shards": SHARD})
+        return path
+
+    def many_chunks(self, count: int) -> Path:
+        """One variable of ``count`` chunks of 1 KB, zstd: a hundred, over and over."""
+        path = self.root / "many_chunks.zarr"
+        if not path.exists():
+            values = smooth(100, 256, dtype="float32").ravel()
+            self._write(path, values, {"chunks": (256,)})
+            document = json.loads((path / "v0" / "zarr.json").read_text())
+            document["shape"] = [256 * count]
+            (path / "v0" / "zarr.json").write_text(json.dumps(document))
+            chunks = [(path / "v0" / "c" / str(i)).read_bytes() for i in range(100)]
+            for i in range(100, count):
+                (path / "v0" / "c" / str(i)).write_bytes(chunks[i % 100])
+            with quiet():
+                zarr.consolidate_metadata(path)
+        return path
+
+    def _write(self, path: Path, values: NDArray[Any], encoding: dict[str, Any]) -> None:
+        data = xr.Dataset({"v0": (("t", "y", "x")[: values.ndim], values)})
         with quiet():
-            data.to_zarr(path, encoding=_all(data, {"chunks": chunks}))
+            data.to_zarr(path, encoding=_all(data, encoding))
 
     def packed(self) -> Path:
         """One variable of 33 MB, in memory 132 MB: int16 with scale, offset and fill value."""
-        path = self._root / "packed.zarr"
+        path = self.root / "packed.zarr"
         if not path.exists():
             count = self._options.scaled(16)
             values = smooth(count, 1024, 1024)
@@ -143,7 +196,7 @@ class Files:
 
     def netcdf(self) -> Path:
         """200 MB: 4 variables in a netCDF4 file, compressed."""
-        path = self._root / "data.nc"
+        path = self.root / "data.nc"
         if not path.exists():
             values = smooth(self._options.scaled(48), 512, 512, dtype="float32")
             encoding = {"zlib": True, "complevel": 1, "chunksizes": (1, 512, 512)}

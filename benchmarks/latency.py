@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 TITLE = "Time to load, 50 ms a request"
+TABLE = Row
 LATENCY_S = 0.05
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
@@ -31,11 +31,18 @@ class Options:
         How often each way is tried, at most.
     seconds
         A way that has taken so long is not tried again.
+    case
+        Of the tables beside all peers, only rows with this text in their name are wanted.
     """
 
     quick: bool = False
     runs: int = 5
     seconds: float = 4.0
+    case: str = ""
+
+    def wants(self, what: str) -> bool:
+        """Say whether a row of this name was asked for."""
+        return self.case.lower() in what.lower()
 
     def scaled(self, count: int) -> int:
         """Return ``count``, or a small part of it for a quick run."""
@@ -58,22 +65,55 @@ def measure(
     Each run is on an event loop of its own, as in a server that calls it: a blocking way stalls
     it. What comes of the first run must be identical to ``expected``.
     """
-    runs: list[Taken] = []
-    begun = perf_counter()
-    while len(runs) < options.runs and (not runs or perf_counter() - begun < options.seconds):
-        taken, result = asyncio.run(_run(way, copies(lazy)))
-        if not runs and expected is not None:
+
+    def check(result: Any) -> None:
+        if expected is not None:
             check_same(result, expected)
-        # A gigabyte must be gone before there is another.
-        del result
-        runs.append(taken)
+
+    (taken,) = in_turn({"": lambda: way(copies(lazy))}, check, options).values()
+    if isinstance(taken, Exception):
+        raise taken
+    return taken
+
+
+def in_turn(
+    ways: Mapping[str, Callable[[], Any]], check: Callable[[Any], None], options: Options
+) -> dict[str, Taken | Exception]:
+    """Measure ``ways``, by turns, so that a change of the machine's speed meets them all.
+
+    Each way returns its result, or an awaitable of it; the first one of each is checked. A way
+    that raises is tried no more, and its error stands for what it took.
+    """
+    runs: dict[str, list[Taken]] = {name: [] for name in ways}
+    spent = dict.fromkeys(ways, 0.0)
+    errors: dict[str, Exception] = {}
+    for _ in range(options.runs):
+        for name, way in ways.items():
+            if name in errors or spent[name] >= options.seconds:
+                continue
+            begun = perf_counter()
+            try:
+                taken, result = asyncio.run(_run(way))
+            except Exception as error:  # noqa: BLE001 - handed to who asked for the measurement
+                errors[name] = error
+                continue
+            spent[name] += perf_counter() - begun
+            if not runs[name]:
+                check(result)
+            # A gigabyte must be gone before there is another.
+            del result
+            runs[name].append(taken)
+    return {name: errors.get(name) or _medians(runs[name]) for name in ways}
+
+
+def _medians(runs: Sequence[Taken]) -> Taken:
     return Taken(median(run.seconds for run in runs), median(run.stall_ms for run in runs))
 
 
-async def _run(way: Callable[[Any], Any], obj: Objects) -> tuple[Taken, Any]:
+async def _run(way: Callable[[], Any]) -> tuple[Taken, Any]:
     async with StallMonitor() as stalls:
         start = perf_counter()
-        result = way(obj)
+        result = way()
         if inspect.isawaitable(result):
             result = await result
         seconds = perf_counter() - start

@@ -8,10 +8,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import ClassVar, Protocol
 
 import psutil
 
-PACKAGES = ("aioxarray", "xarray", "zarr", "numpy", "dask", "netCDF4", "fsspec")
+PACKAGES = (
+    *("aioxarray", "xarray", "zarr", "numpy", "dask", "netCDF4", "fsspec", "obstore"),
+    *("zarrs", "tensorstore", "xarray-tensorstore"),
+)
 
 # A number, or why there is none.
 Cell = float | str | None
@@ -28,12 +32,16 @@ class Row:
     unit
         Of all numbers: "s", "ms" or "" (a count).
     load, load_async
-        Plain xarray's; a text where it raises or has no such function, None if not measured.
+        Plain xarray's, or what a group's own header says; a text where it raises or has no such
+        function, None if not measured.
     ours
         aioxarray's.
     goal
         What ours must not exceed; None where there is no goal yet.
     """
+
+    HEADER: ClassVar[Sequence[str]] = ["", "load", "load_async", "aioxarray", "ratio", "goal", ""]
+    WIDTHS: ClassVar[Sequence[int]] = (48, 9, 10, 10, 7, 9, 6)
 
     what: str
     unit: str
@@ -49,49 +57,68 @@ class Row:
             return None
         return self.load / self.ours
 
-    @property
-    def met(self) -> bool | None:
-        """Whether the goal was reached; None without one."""
-        return None if self.goal is None else self.ours <= self.goal
+    def met(self) -> list[bool]:
+        """Return whether the goal was reached, if there is one."""
+        return [] if self.goal is None else [self.ours <= self.goal]
 
-    def cells(self) -> list[str]:
+    def texts(self) -> list[str]:
         """Return the row as texts, for any table."""
         ratio = "" if self.ratio is None else f"{self.ratio:.{1 if self.ratio < 100 else 0}f}x"
         goal = "" if self.goal is None else f"<= {self._text(self.goal)}"
-        met = {None: "", True: "met", False: "MISSED"}[self.met]
+        met = "".join("met" if met else "MISSED" for met in self.met())
         numbers = map(self._text, (self.load, self.load_async, self.ours))
         return [self.what, *numbers, ratio, goal, met]
+
+    def below(self) -> list[str]:
+        """Return what is said below the row: nothing."""
+        return []
 
     def _text(self, value: Cell) -> str:
         if value is None:
             return ""
-        if isinstance(value, str):
-            return value
-        if self.unit == "s":
-            return f"{value:.2f} s"
-        if self.unit == "ms":
-            return f"{value:.1f} ms" if value < 10 else f"{value:.0f} ms"
-        return f"{value:.0f}"
+        return value if isinstance(value, str) else number(value, self.unit)
 
 
-HEADER = ["", "load", "load_async", "aioxarray", "ratio", "goal", ""]
-WIDTHS = (48, 9, 10, 10, 7, 9, 6)
+class AnyRow(Protocol):
+    """A row of some table."""
+
+    HEADER: ClassVar[Sequence[str]]
+    WIDTHS: ClassVar[Sequence[int]]
+
+    def texts(self) -> list[str]: ...
+
+    def below(self) -> list[str]: ...
+
+    def met(self) -> list[bool]: ...
 
 
-def line(cells: Sequence[str]) -> str:
-    """Return a line of the table for terminals."""
-    first, *rest = cells
-    numbers = " ".join(f"{cell:>{width}}" for cell, width in zip(rest, WIDTHS[1:], strict=True))
-    return f"{first:<{WIDTHS[0]}} {numbers}".rstrip()
+def number(value: float, unit: str) -> str:
+    """Return a number with its unit, as precise as it is of interest."""
+    if unit == "s":
+        return f"{value:.2f} s" if value >= 0.2 else f"{value:.3f} s"
+    if unit == "ms":
+        return f"{value:.1f} ms" if value < 10 else f"{value:.0f} ms"
+    return f"{value:.0f} {unit}".rstrip()
 
 
-def markdown(groups: Iterable[tuple[str, Sequence[Row]]]) -> str:
-    """Return all rows as a table in Markdown, under what machine they were measured on."""
-    lines = [machine(), "", "| | plain `load` | plain `load_async` | aioxarray | ratio | goal | |"]
-    lines.append("|---|--:|--:|--:|--:|--:|---|")
-    for title, rows in groups:
-        lines.append(f"| **{title}** | | | | | | |")
-        lines += [f"| {' | '.join(row.cells())} |" for row in rows]
+def line(table: type[AnyRow], texts: Sequence[str]) -> str:
+    """Return a line of a table for terminals."""
+    first, *rest = texts
+    numbers = " ".join(f"{t:>{width}}" for t, width in zip(rest, table.WIDTHS[1:], strict=True))
+    return f"{first:<{table.WIDTHS[0]}} {numbers}".rstrip()
+
+
+def markdown(groups: Iterable[tuple[str, type[AnyRow], Sequence[AnyRow]]]) -> str:
+    """Return all rows as tables in Markdown, under what machine they were measured on."""
+    lines = [machine()]
+    last: type[AnyRow] | None = None
+    for title, table, rows in groups:
+        if table is not last:
+            head = [*table.HEADER, ""]
+            lines += ["", f"| {' | '.join(head)} |", "|---" + "|--:" * (len(head) - 2) + "|---|"]
+            last = table
+        lines.append(f"| **{title}** {'| ' * len(table.HEADER)}|")
+        lines += [f"| {' | '.join([*row.texts(), '; '.join(row.below())])} |" for row in rows]
     return "\n".join(lines) + "\n"
 
 

@@ -15,6 +15,7 @@ from benchmarks.measuring import Options, measure, noise_ms, plain_load, plain_l
 from benchmarks.rows import Cell, Row
 
 TITLE = "Worst stall of the caller's loop"
+TABLE = Row
 GOAL_MS = 20.0
 
 

@@ -44,10 +44,14 @@ def test_demo_prints_every_way_of_loading_every_object_and_how_to_go_on(
     plain, ours = _rows(output, "xarray"), _rows(output, "aioxarray")
     assert [row[1] for row in plain].count("open_zarr(url,") == 2
     assert [row[1] for row in plain].count("open_datatree(url,") == 1
-    assert [row[1] for row in ours] == ["load(ds)", "await"] * 2 + ["load(tree)", "await"]
-    # Seconds, requests, most in flight, worst stall, ratio; requests as many as chunks.
+    assert [row[1] for row in ours] == [
+        *["await", "load(ds)", "await"] * 2,
+        *["await", "load(tree)", "await"],
+    ]
+    # Seconds, requests, most in flight, worst stall, ratio; loading takes as many as chunks.
     numbers = [row[-5:] for row in ours]
-    assert [int(requests) for _, requests, *_ in numbers] == [16, 16, 32, 32, 8, 8]
+    counts = [int(requests) for _, requests, *_ in numbers]
+    assert [counts[i : i + 3][1:] for i in (0, 3, 6)] == [[16, 16], [32, 32], [8, 8]]
     assert all(1 <= int(in_flight) <= int(n) for _, n, in_flight, *_ in numbers)
     assert all(float(row[0]) >= 0 and row[-1].endswith("x") for row in numbers)
     assert "identical to plain xarray's" in output
@@ -62,7 +66,8 @@ def test_demo_on_a_url_opens_a_dataset(
     output = capsys.readouterr().out
     assert "(concurrency=3)" in output
     assert "Dataset: 4 variables, 16 chunks" in output
-    assert [row[1] for row in _rows(output, "aioxarray")] == ["load(ds)", "await"]
+    ours = [row[1] for row in _rows(output, "aioxarray")]
+    assert ours == ["await", "load(ds)", "await"]
     assert output.splitlines()[-1].startswith(LAST_LINE)
 
 

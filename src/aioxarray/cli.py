@@ -51,9 +51,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     demo = commands.add_parser(
         "demo",
-        help="load from a server with latency, beside plain xarray",
-        description="Loads Zarr with plain xarray and with aioxarray, checks that both give the "
-        "same values, and prints what each took. It needs: pip install 'aioxarray[demo]'.",
+        help="open and load from a server with latency, beside plain xarray",
+        description="Opens and loads Zarr with plain xarray and with aioxarray, checks that both "
+        "give the same values, and prints what each took. It needs: pip install 'aioxarray[demo]'.",
     )
     demo.add_argument(
         "url",

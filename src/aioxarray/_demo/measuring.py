@@ -1,4 +1,4 @@
-"""Measures ways of loading the same object, and compares what they give."""
+"""Measures ways of opening and loading the same object, and compares what they give."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from typing import Any
 
 import xarray as xr
 
+import aioxarray
 from aioxarray.loading import load, load_async
 from aioxarray.testing import RequestLog, StallMonitor
 
 
 @dataclass(frozen=True)
 class Way:
-    """A way to load an object: by which library, how it is written, and how it is done.
+    """A way to open or load an object: by which library, how it is written, and how it is done.
 
-    ``run`` returns the loaded object, or an awaitable of it; it is called on an event loop
+    ``run`` returns the object, or an awaitable of it; it is called on an event loop
     either way, as in a notebook or a server.
     """
 
@@ -52,15 +53,21 @@ class Measured:
     error: Exception | None = None
 
 
-def opening(url: str, function: Callable[..., Any], **options: Any) -> Way:
-    """Return plain xarray's way of opening ``url``; its ``run`` ignores its argument."""
-    # What a scheme needs to be told is left out, as too long for a table.
+def opening(url: str, function: Callable[..., Any], **options: Any) -> list[Way]:
+    """Return the ways to open ``url``, plain xarray's first; their ``run`` ignores its argument.
+
+    ``function`` is xarray's, with its ``options``. Of these, aioxarray needs to be told only what
+    the URL's scheme needs.
+    """
+    # What a scheme needs to be told is left out of the table, as too long.
     given = "".join(f", {n}={v!r}" for n, v in options.items() if n != "storage_options")
-    return Way(
-        "xarray",
-        f"{function.__name__}(url{given})",
-        lambda _: function(url, **options),
-    )
+    name = f"{function.__name__}_async"
+    for_scheme = {n: v for n, v in options.items() if n == "storage_options"}
+    ours = getattr(aioxarray, name)
+    return [
+        Way("xarray", f"{function.__name__}(url{given})", lambda _: function(url, **options)),
+        Way("aioxarray", f"await {name}(url)", lambda _: ours(url, **for_scheme)),
+    ]
 
 
 def loading(obj: xr.Dataset | xr.DataTree, concurrency: int | None) -> list[Way]:

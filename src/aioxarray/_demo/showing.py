@@ -94,8 +94,8 @@ def _on_own_server(options: Options) -> None:
             _print_loading(opened, server.log, options)
     print(
         "\nRequests, and the most in flight at once, are counted at the server. Stall: how long "
-        "the caller's\nevent loop could do nothing else, at worst. Ratio: plain load's seconds "
-        "over the row's.\nAll loaded values are identical to plain xarray's."
+        "the caller's\nevent loop could do nothing else, at worst. Ratio: plain xarray's "
+        "seconds over the row's.\nAll values are identical to plain xarray's."
     )
 
 
@@ -110,43 +110,54 @@ def _on_url(url: str, options: Options) -> None:
         raise DemoError(f"cannot open {url} as a Zarr group: {_told(error)}") from error
     _print_header(counted=False)
     opened = _print_opening(opening(url, function, **given), None)
-    part = remote.sample(opened)
-    if part.text:
-        print(f"Read of it is {part.text}, and nothing else:\n{describe(part.obj)}")
-    _print_loading(part.obj, None, options)
+    parts = [remote.sample(one) for one in opened]
+    if parts[0].text:
+        print(f"Read of it is {parts[0].text}, and nothing else:\n{describe(parts[0].obj)}")
+    _print_loading([part.obj for part in parts], None, options)
     print(
         "\nStall: how long the caller's event loop could do nothing else, at worst. Ratio: plain "
-        "load's\nseconds over the row's. The first reader may also warm a server's caches: repeat "
-        "to be sure.\nAll loaded values are identical to plain xarray's."
+        "xarray's\nseconds over the row's. The first reader may also warm a server's caches: "
+        "repeat to be sure.\nAll values are identical to plain xarray's."
     )
 
 
-def _print_opening(way: Way, log: RequestLog | None) -> Any:
-    measured, opened = best(way, None, log, runs=1)
-    if measured.error is not None:
-        remote.end_requests()
-        raise DemoError(f"{way.call} failed: {_told(measured.error)}") from measured.error
-    if not extents(opened):
-        raise DemoError(f"there is no data in what {way.call} opened")
-    print(f"\n{describe(opened)}")
-    _print_row(way, measured, None)
+def _print_opening(ways: list[Way], log: RequestLog | None) -> list[Any]:
+    """Return what each way opened; all of them have to."""
+    plain, opened = None, []
+    for way in ways:
+        measured, result = best(way, None, log, runs=1)
+        if measured.error is not None:
+            remote.end_requests()
+            raise DemoError(f"{way.call} failed: {_told(measured.error)}") from measured.error
+        if plain is None:
+            if not extents(result):
+                raise DemoError(f"there is no data in what {way.call} opened")
+            plain = measured
+            print(f"\n{describe(result)}")
+        opened.append(result)
+        _print_row(way, measured, plain)
     return opened
 
 
-def _print_loading(
-    opened: xr.Dataset | xr.DataTree, log: RequestLog | None, options: Options
-) -> None:
+def _print_loading(opened: list[Any], log: RequestLog | None, options: Options) -> None:
+    """Load what plain xarray opened in each way, and compare what aioxarray opened with it."""
     plain, expected = None, None
-    for way in loading(opened, options.concurrency):
-        measured, result = best(way, opened, log, runs=1 if options.quick else 2)
+    for way in loading(opened[0], options.concurrency):
+        measured, result = best(way, opened[0], log, runs=1 if options.quick else 2)
         if plain is None:
             plain, expected = measured, result
         elif measured.error is None and expected is not None:
-            try:
-                check_same(result, expected)
-            except AssertionError as error:
-                raise DemoError(f"{way.call} gave other values: {error}") from error
+            _check(way.call, result, expected)
         _print_row(way, measured, plain)
+    for ours in opened[1:] if expected is not None else ():
+        _check("aioxarray's opening", aioxarray.load(ours), expected)
+
+
+def _check(call: str, result: Any, expected: Any) -> None:
+    try:
+        check_same(result, expected)
+    except AssertionError as error:
+        raise DemoError(f"{call} gave other values: {error}") from error
 
 
 def _print_header(counted: bool) -> None:

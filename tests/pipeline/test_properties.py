@@ -1,0 +1,122 @@
+"""The codec pipeline beside zarr's own: the same values, the same keys and bytes in the store."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from zarr.storage import LocalStore, MemoryStore
+
+from aioxarray.testing import RecordingStore
+from tests.pipeline.arrays import OURS, ZARRS, Access, Recipe, accesses, get, put, recipes, using
+from tests.samples import contents
+
+# zarr warns of what is in no specification yet or is slow; here it is the values that count.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr version 3"),
+    pytest.mark.filterwarnings("ignore:Combining a `sharding_indexed` codec"),
+]
+
+Writes = list[tuple[Access, int]]
+
+
+@st.composite
+def histories(draw: Any) -> tuple[Recipe, Writes, list[Access]]:
+    """A recipe, what is written to its array, and what is read of it then."""
+    recipe = draw(recipes())
+    access = accesses(recipe)
+    writes = draw(st.lists(st.tuples(access, st.integers(0, 99)), max_size=3))
+    return recipe, writes, draw(st.lists(access, min_size=1, max_size=3))
+
+
+def written(store: Any, recipe: Recipe, writes: Writes, pipeline: str) -> None:
+    """Make the array of ``recipe`` in ``store`` and write to it through ``pipeline``."""
+    with using(pipeline):
+        array = recipe.create(store)
+        for access, seed in writes:
+            # What zarr selects says which shape the values must have.
+            shape = np.shape(get(np_like(recipe), access))
+            put(array, access, recipe.values(shape, seed))
+
+
+def np_like(recipe: Recipe) -> zarr.Array[Any]:
+    """Return an empty array with the same chunks, for shapes of selections."""
+    chunks = recipe.options["chunks"]
+    shards = (recipe.options.get("shards") or {}).get("shape", chunks)
+    with using(ZARRS):
+        return zarr.create_array(MemoryStore(), shape=recipe.shape, chunks=shards, dtype="i1")
+
+
+def copied(store: MemoryStore, kind: str, folder: Path) -> Any:
+    """Return a store of another kind with the same content."""
+    objects = contents(store)
+    if kind == "memory":
+        return store
+    if kind == "wrapped":
+        return RecordingStore(store)
+    if kind == "obstore":
+        return obstore_of(objects)
+    for key, data in objects.items():
+        (folder / key).parent.mkdir(parents=True, exist_ok=True)
+        (folder / key).write_bytes(data)
+    return LocalStore(folder)
+
+
+def obstore_of(objects: dict[str, bytes]) -> Any:
+    import obstore
+    from zarr.storage import ObjectStore
+
+    inner = obstore.store.MemoryStore()
+    for key, data in objects.items():
+        inner.put(key, data)
+    return ObjectStore(inner)
+
+
+def assert_same(got: Any, expected: Any) -> None:
+    """Assert that both are the same, type for type and bit for bit."""
+    assert type(got) is type(expected)
+    got, expected = np.asarray(got), np.asarray(expected)
+    assert got.dtype == expected.dtype
+    assert got.shape == expected.shape
+    if got.dtype.hasobject or got.dtype.kind == "T":
+        assert got.tolist() == expected.tolist()
+    else:
+        assert got.tobytes() == expected.tobytes()
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow])
+@given(history=histories())
+def test_stored_keys_and_bytes(history: tuple[Recipe, Writes, list[Access]]) -> None:
+    recipe, writes, reads = history
+    ours, zarrs = MemoryStore(), MemoryStore()
+    written(zarrs, recipe, writes, ZARRS)
+    written(ours, recipe, writes, OURS)
+    assert contents(ours) == contents(zarrs)
+    for access in reads:
+        with using(ZARRS):
+            assert_same(
+                get(zarr.open_array(ours, path="a"), access),
+                get(zarr.open_array(zarrs, path="a"), access),
+            )
+
+
+@pytest.mark.parametrize("kind", ["memory", "local", "wrapped", "obstore"])
+@settings(suppress_health_check=[HealthCheck.too_slow])
+@given(history=histories())
+def test_values(kind: str, history: tuple[Recipe, Writes, list[Access]]) -> None:
+    recipe, writes, reads = history
+    store = MemoryStore()
+    written(store, recipe, writes, ZARRS)
+    with tempfile.TemporaryDirectory() as folder:
+        with using(ZARRS):
+            zarrs = zarr.open_array(store, path="a")
+        with using(OURS):
+            ours = zarr.open_array(copied(store, kind, Path(folder)), path="a", mode="r")
+        for access in reads:
+            assert_same(get(ours, access), get(zarrs, access))
