@@ -13,11 +13,23 @@ from dataclasses import replace
 from pathlib import Path
 from time import perf_counter, sleep
 
-from benchmarks import budget, cancelling, latency, memory, rows, sharing, stalls, throughput
+from benchmarks import (
+    budget,
+    cancelling,
+    latency,
+    memory,
+    opening,
+    rows,
+    saving,
+    sharing,
+    stalls,
+    throughput,
+)
 from benchmarks.data import Files, quiet
 from benchmarks.measuring import Neighbours, Options
 
 GROUPS = {
+    "opening": opening,
     "latency": latency,
     "budget": budget,
     "stalls": stalls,
@@ -25,6 +37,7 @@ GROUPS = {
     "throughput": throughput,
     "memory": memory,
     "sharing": sharing,
+    "saving": saving,
 }
 
 

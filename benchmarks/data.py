@@ -120,6 +120,12 @@ class Files:
         self.root = root
         self._options = options
 
+    def folder(self, name: str) -> Path:
+        """Return an empty folder for a group's own files."""
+        path = self.root / name
+        path.mkdir()
+        return path
+
     def large_chunks(self, name: str = "zstd") -> Path:
         """1 GB: 4 variables of 128 chunks of 2 MB, compressed by one of `COMPRESSORS`."""
         values = partial(smooth, self._options.scaled(128), 512, 512)

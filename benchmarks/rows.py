@@ -32,7 +32,8 @@ class Row:
     unit
         Of all numbers: "s", "ms" or "" (a count).
     load, load_async
-        Plain xarray's; a text where it raises or has no such function, None if not measured.
+        Plain xarray's, or what a group's own header says; a text where it raises or has no such
+        function, None if not measured.
     ours
         aioxarray's.
     goal

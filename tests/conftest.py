@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import hypothesis
 import pytest
 
+from tests.blocking import blocking_calls
 from tests.loops import LOOPS
 
 # Without a deadline: machines of CI stall now and then. In CI the same examples each time, so
@@ -24,3 +26,12 @@ hypothesis.settings.load_profile(
 def anyio_backend() -> tuple[str, dict[str, Any]]:
     """The loop of a test marked ``anyio``; `tests.loops.every_loop` runs it on each loop."""
     return LOOPS["asyncio"]
+
+
+@pytest.fixture(autouse=True)
+def caller_stays_free() -> Iterator[None]:
+    """Fail a test in which aioxarray blocked the caller's loop."""
+    with blocking_calls() as found:
+        yield
+    if found:
+        pytest.fail(f"{len(found)} blocking calls; the first: {found[0]}")

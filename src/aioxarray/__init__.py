@@ -4,10 +4,10 @@ The layers, each importing only from those below it::
 
     cli, demo                     the command line
     accessors                     .aio, DataTree.load_async, install()
-    loading, opening              the public verbs
+    loading, opening, saving      the public verbs
     config, errors, progress      settings, errors, progress
-    _xarray                       finding and reading lazy variables: xarray's internals
-    _zarr                         codec pipeline, store wrapper, zarr's loop: zarr's internals
+    _xarray                       finding, reading and recording variables: xarray's internals
+    _zarr                         codec pipelines, store wrappers, zarr's loop: zarr's internals
     _runtime                      loops, threads, budgets; knows nothing of arrays
     testing                       the test kit, public
 """
@@ -38,6 +38,7 @@ from aioxarray.opening import (
     open_zarr_async,
 )
 from aioxarray.opening_many import open_mfdataset, open_mfdataset_async
+from aioxarray.saving import to_netcdf, to_netcdf_async, to_zarr, to_zarr_async
 
 __version__ = "0.1.0"
 
@@ -69,6 +70,10 @@ __all__ = [
     "open_mfdataset_async",
     "open_zarr",
     "open_zarr_async",
+    "to_netcdf",
+    "to_netcdf_async",
+    "to_zarr",
+    "to_zarr_async",
 ]
 
 register()

@@ -21,6 +21,7 @@ from aioxarray.loading import (
     load_into,
 )
 from aioxarray.progress import Progress
+from aioxarray.saving import to_netcdf, to_netcdf_async, to_zarr, to_zarr_async
 
 
 class AioAccessor:
@@ -76,6 +77,22 @@ class AioAccessor:
         return await compute_async(
             self._obj, concurrency=concurrency, timeout=timeout, progress=progress
         )
+
+    def to_zarr(self, store: Any = None, mode: Any = None, **options: Any) -> Any:
+        """See `aioxarray.to_zarr`."""
+        return to_zarr(self._obj, store, mode, **options)
+
+    async def to_zarr_async(self, store: Any = None, mode: Any = None, **options: Any) -> Any:
+        """See `aioxarray.to_zarr_async`."""
+        return await to_zarr_async(self._obj, store, mode, **options)
+
+    def to_netcdf(self, path: Any = None, mode: str = "w", **options: Any) -> Any:
+        """See `aioxarray.to_netcdf`."""
+        return to_netcdf(self._obj, path, mode, **options)
+
+    async def to_netcdf_async(self, path: Any = None, mode: str = "w", **options: Any) -> Any:
+        """See `aioxarray.to_netcdf_async`."""
+        return await to_netcdf_async(self._obj, path, mode, **options)
 
 
 async def _load_async(self: Any, **kwargs: Any) -> Any:

@@ -44,14 +44,24 @@ def request_limit(concurrency: int | None = None) -> float:
 
 
 def memory_limit() -> float:
-    """Return the limit on bytes in flight; ``math.inf`` stands for no limit."""
+    """Return the limit on bytes in flight; ``math.inf`` stands for no limit.
+
+    Raises TypeError for what is neither an integer nor a text, ValueError for other texts.
+    """
     value = config.get("memory")
-    limit = _byte_count(value) if isinstance(value, str) else _integer("memory", value)
+    limit = (
+        _byte_count(value)
+        if isinstance(value, str)
+        else _integer("memory", value, "a number of bytes or a text like '1GiB'")
+    )
     return limit if limit > 0 else math.inf
 
 
 def thread_count() -> int:
-    """Return how many threads decode."""
+    """Return how many threads decode.
+
+    Raises TypeError for what is not an integer, ValueError for fewer than one.
+    """
     value = config.get("threads")
     if value is None:
         return usable_cores()
@@ -61,14 +71,14 @@ def thread_count() -> int:
     return count
 
 
-def _integer(name: str, value: Any) -> int:
+def _integer(name: str, value: Any, kind: str = "an integer") -> int:
     # True is an integer to Python, and never what was meant.
     if not isinstance(value, bool):
         try:
             return operator.index(value)
         except TypeError:
             pass
-    raise TypeError(f"{name} must be an integer, got {value!r} ({type(value).__name__})")
+    raise TypeError(f"{name} must be {kind}, got {value!r} ({type(value).__name__})")
 
 
 def _byte_count(text: str) -> int:

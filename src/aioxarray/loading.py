@@ -64,6 +64,9 @@ async def load_async(
     *Requests:* one a chunk; for shards, one for the index and one a range of inner chunks. A
     missing chunk is the fill value.
 
+    *Order:* requests begin in the order of the variables, as places become free, and end in any;
+    all values are put in place together, at the end.
+
     *Memory:* the result, and as many bytes of chunks in flight as the setting ``memory`` allows.
 
     *Cancelling:* on an error, a timeout or a cancellation ``obj`` is as lazy as before; the
@@ -89,7 +92,7 @@ async def compute_async(
 ) -> T:
     """Return ``obj`` with its data loaded into memory; ``obj`` itself stays lazy.
 
-    Parameters, errors, requests, memory and cancelling are those of `load_async`.
+    Parameters, errors, requests, order, memory and cancelling are those of `load_async`.
 
     Returns
     -------

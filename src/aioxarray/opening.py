@@ -31,6 +31,8 @@ _COMMON = """
     ``concurrency``. Consolidated metadata takes one round trip, other metadata two for each
     level of groups.
 
+    *Order:* of variables and groups, that of xarray's function, whichever answer comes first.
+
     *Memory:* the metadata and the index coordinates. Data stays lazy, and carries asynchronous
     reading in itself: xarray's own ``load`` and ``load_async`` on it go through aioxarray.
 

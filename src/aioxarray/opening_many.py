@@ -70,6 +70,10 @@ async def open_mfdataset_async(
     -----
     *Requests:* those of `open_dataset_async` for each file, up to 32 files side by side.
 
+    *Order:* files are combined in the order of ``paths``, whichever is open first.
+
+    *Memory:* the metadata and the index coordinates of all files.
+
     *Cancelling:* requests in flight are cancelled, and all files that were opened are closed.
     """
     if errors not in ("raise", "warn", "ignore"):

@@ -81,10 +81,13 @@ def check_progress(progress: Progress) -> None:
 
 
 @contextmanager
-def meter(progress: Progress, total: int) -> Iterator[Meter]:
-    """Open a `Meter` for ``total`` bytes that shows what ``progress`` asks for."""
+def meter(progress: Progress, total: int, what: str = "load") -> Iterator[Meter]:
+    """Open a `Meter` for ``total`` bytes that shows what ``progress`` asks for.
+
+    ``what`` is the name of a bar.
+    """
     if progress is True:
-        bar = _tqdm()(total=total, unit="B", unit_scale=True, unit_divisor=1024, desc="load")
+        bar = _tqdm()(total=total, unit="B", unit_scale=True, unit_divisor=1024, desc=what)
         try:
             yield Meter(lambda done, _: bar.update(done - bar.n), total)
         finally:

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of concurrency: after each test nothing is left, and nothing blocked."""
+"""Fixtures of the tests of concurrency: after each test nothing is left."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.blocking import blocking_calls
 from tests.concurrency.helpers import assert_idle, tasks_on_io_loop
 
 
@@ -16,12 +15,3 @@ def nothing_left() -> Iterator[None]:
     before = tasks_on_io_loop()
     yield
     assert_idle(before)
-
-
-@pytest.fixture(autouse=True)
-def caller_stays_free(nothing_left: None) -> Iterator[None]:
-    """Fail a test in which aioxarray blocked the caller's loop."""
-    with blocking_calls() as found:
-        yield
-    if found:
-        pytest.fail(f"{len(found)} blocking calls; the first: {found[0]}")

@@ -287,6 +287,36 @@ def test_the_io_loop_has_a_thread_of_its_own() -> None:
     assert io_thread() != threading.get_ident()
 
 
+FIRST_LOAD = """
+import asyncio, sys, threading
+import xarray as xr
+import aioxarray
+from tests.concurrency.helpers import lazily, written
+
+class Watch:
+    def __init__(self):
+        self.found = []
+
+    def find_spec(self, name, path=None, target=None):
+        if threading.current_thread() is threading.main_thread():
+            self.found.append(name)
+
+async def main(ds):
+    sys.meta_path.insert(0, watch)
+    await aioxarray.load_async(ds)
+    sys.meta_path.remove(watch)
+
+watch = Watch()
+asyncio.run(main(lazily(written(2, 2))))
+print("imported:", *watch.found)
+"""
+
+
+def test_the_first_load_of_a_process_imports_nothing_on_the_callers_loop() -> None:
+    """The detector lets imports pass; the first caller's loop would wait for them all the same."""
+    assert run_script(FIRST_LOAD).splitlines()[-1] == "imported:"
+
+
 # --- the detector --------------------------------------------------------------------------------
 
 
@@ -357,7 +387,7 @@ import pytest
 suite = '''
 import asyncio, time
 import aioxarray
-from tests.concurrency.conftest import caller_stays_free, nothing_left
+from tests.conftest import caller_stays_free
 from tests.concurrency.helpers import lazily, written
 
 def test_that_blocks():

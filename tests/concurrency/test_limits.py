@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
+import dask
 import pytest
 import xarray as xr
 import zarr
@@ -178,6 +179,24 @@ def test_all_calls_together_keep_to_the_largest_of_their_limits() -> None:
     release.join()
     # Not seventeen. (It may happen that the largest ends first; then fewer are let through.)
     assert opener.counter.log.most_in_flight == 9
+
+
+def test_what_dask_reads_counts_if_aioxarray_opened_it() -> None:
+    gate, counter = gated(written(4, 20))
+    ds = aioxarray.open_zarr(counter, chunks={}, consolidated=False)
+    counter.log.clear()
+
+    def release_when_full() -> None:
+        gate.wait_requested("*/c/*", PATIENCE_S, count=3)
+        gate.release_all()
+
+    release = threading.Thread(target=release_when_full)
+    release.start()
+    with aioxarray.config.set(concurrency=3), dask.config.set(scheduler="threads", num_workers=8):
+        aioxarray.load(ds)
+    release.join()
+    assert counter.log.most_in_flight == 3
+    same(ds, 4, 20)
 
 
 def test_the_environment_sets_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:

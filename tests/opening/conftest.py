@@ -1,4 +1,4 @@
-"""Fixtures of the tests of opening: after each test nothing is left, and nothing blocked."""
+"""Fixtures of the tests of opening: after each test nothing is left."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from aioxarray._runtime.loops import run_blocking
-from aioxarray._zarr import reading
-from tests.blocking import blocking_calls
-from tests.concurrency.helpers import tasks_on_io_loop
+from tests.concurrency.helpers import assert_idle, tasks_on_io_loop
 
 
 @pytest.fixture(autouse=True)
@@ -17,19 +15,7 @@ def nothing_left() -> Iterator[None]:
     """Fail a test after which places are taken, or tasks run on the I/O loop."""
     before = tasks_on_io_loop()
     yield
-    for budget in (reading.requests, reading.memory, reading.threads, reading.fetching):
-        assert budget.in_use == 0
-        assert not budget._shares
-    assert tasks_on_io_loop() <= before
-
-
-@pytest.fixture(autouse=True)
-def caller_stays_free(nothing_left: None) -> Iterator[None]:
-    """Fail a test in which aioxarray blocked the caller's loop."""
-    with blocking_calls() as found:
-        yield
-    if found:
-        pytest.fail(f"{len(found)} blocking calls; the first: {found[0]}")
+    assert_idle(before)
 
 
 async def _nothing() -> None:

@@ -65,7 +65,9 @@ class Sample:
         group = zarr.create_group(self.store, zarr_format=CODECS[kind].get("zarr_format", 3))
         options = {key: value for key, value in CODECS[kind].items() if key != "zarr_format"}
         values = np.random.default_rng(0).integers(0, 50, COUNT).astype("i8")
-        names = {"dimension_names": ["x"]} if "zarr_format" not in CODECS[kind] else {}
+        names: dict[str, Any] = (
+            {"dimension_names": ["x"]} if "zarr_format" not in CODECS[kind] else {}
+        )
         array = group.create_array(
             "v", shape=COUNT, dtype="i8", chunks=(COUNT,), **options, **names
         )

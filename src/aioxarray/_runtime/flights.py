@@ -18,7 +18,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -170,7 +170,7 @@ class Party(Generic[K, V]):
             other._wake()
 
 
-_all: weakref.WeakSet[Flights[Hashable, object]] = weakref.WeakSet()
+_all: weakref.WeakSet[Flights[Any, Any]] = weakref.WeakSet()
 
 
 def _reset_after_fork() -> None:

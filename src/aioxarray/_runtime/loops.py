@@ -21,6 +21,10 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, ParamSpec, TypeVar, cast
 
 import anyio
+
+# Private, and imported for its effect alone: anyio imports it when it is first used, which would
+# hold up the event loop of the first caller in a process for some 35 ms.
+import anyio._backends._asyncio  # noqa: F401
 from anyio.lowlevel import current_token
 
 T = TypeVar("T")
@@ -328,6 +332,7 @@ def blocking(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
     call.__qualname__ = function.__qualname__.removesuffix("_async")
     call.__doc__ = (
         f"Blocking call of `{function.__name__}`: plain code, any thread, also while an event\n"
-        f"loop is running in this thread (a notebook).\n\n{inspect.getdoc(function)}"
+        f"loop is running in this thread (a notebook). An interrupt (Ctrl-C) cancels it.\n\n"
+        f"{inspect.getdoc(function)}"
     )
     return call

@@ -7,7 +7,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -92,7 +92,7 @@ class Lru(Generic[K, V]):
             self.bytes_held -= size
 
 
-_all: weakref.WeakSet[Lru[Hashable, object]] = weakref.WeakSet()
+_all: weakref.WeakSet[Lru[Any, Any]] = weakref.WeakSet()
 
 
 def _reset_after_fork() -> None:

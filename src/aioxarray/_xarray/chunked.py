@@ -1,4 +1,4 @@
-"""Computes chunked (dask) arrays without blocking anybody's event loop."""
+"""Computes and stores chunked (dask) arrays without blocking anybody's event loop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from xarray.namedarray.pycompat import is_chunked_array
 from aioxarray._runtime.loops import run_on
 from aioxarray._xarray.read import blocking_pool
 
-__all__ = ["compute_chunked", "is_chunked_array"]
+__all__ = ["compute_chunked", "is_chunked_array", "store_chunked", "store_later"]
 
 
 async def compute_chunked(arrays: Sequence[Any], options: Mapping[str, Any]) -> list[Any]:
@@ -29,13 +29,56 @@ async def compute_chunked(arrays: Sequence[Any], options: Mapping[str, Any]) -> 
     manager: Any = get_chunked_array_type(*arrays)
     if not _is_dask(manager):
         return list(await blocking_pool.run(lambda: manager.compute(*arrays, **options)))
+    return await _compute_with_dask(arrays, options)
+
+
+async def store_chunked(
+    sources: Sequence[Any],
+    targets: Sequence[Any],
+    regions: Sequence[Any],
+    options: Mapping[str, Any],
+) -> None:
+    """Compute ``sources`` and set ``regions`` of ``targets`` to them, as `compute_chunked` does.
+
+    ``options`` are xarray's ``chunkmanager_store_kwargs``. With a distributed client the targets
+    are sent to its workers, which write.
+    """
+    manager: Any = get_chunked_array_type(*sources)
+    if _is_dask(manager):
+        later = await blocking_pool.run(lambda: store_later(sources, targets, regions, options))
+        # An array for each source, whose blocks are stored when they are computed.
+        await _compute_with_dask(list(later) if isinstance(later, tuple) else [later], options)
+        return
+    await blocking_pool.run(
+        lambda: manager.store(
+            sources, targets, lock=None, compute=True, flush=True, regions=regions, **options
+        )
+    )
+
+
+def store_later(
+    sources: Sequence[Any],
+    targets: Sequence[Any],
+    regions: Sequence[Any],
+    options: Mapping[str, Any],
+) -> Any:
+    """Return what does the same when it is computed."""
+    manager: Any = get_chunked_array_type(*sources)
+    return manager.store(
+        sources, targets, lock=None, compute=False, flush=True, regions=regions, **options
+    )
+
+
+async def _compute_with_dask(arrays: Sequence[Any], options: Mapping[str, Any]) -> list[Any]:
+    import dask.base
+
     client = _distributed_client(options)
     if client is not None:
         return await _compute_on_client(client, arrays, options)
     stop = threading.Event()
     with_stop = {**_stoppable(arrays, options, stop), **options}
     try:
-        return list(await blocking_pool.run(lambda: manager.compute(*arrays, **with_stop)))
+        return list(await blocking_pool.run(lambda: dask.base.compute(*arrays, **with_stop)))
     except asyncio.CancelledError:
         stop.set()
         raise
@@ -47,7 +90,7 @@ def _is_dask(manager: Any) -> bool:
 
 def _distributed_client(options: Mapping[str, Any]) -> Any | None:
     """Return the client that dask would use now, if any."""
-    import dask
+    import dask.base
 
     distributed = sys.modules.get("distributed")
     scheduler = options.get("scheduler", dask.config.get("scheduler", None))

@@ -68,7 +68,9 @@ def lazy_data(found: Sequence[Found]) -> list[Lazy]:
         ):
             continue
         source = data.array if type(data) is MemoryCachedArray else data
-        lazy = lazies.setdefault(id(source), Lazy(data, [], each.label, int(variable.nbytes)))
+        # Not ``variable.nbytes``, which imports a module when it is first asked.
+        nbytes = int(variable.size) * variable.dtype.itemsize
+        lazy = lazies.setdefault(id(source), Lazy(data, [], each.label, nbytes))
         lazy.holders.append((variable, data))
     return list(lazies.values())
 

@@ -108,6 +108,19 @@ def _chunk_shape(metadata: Any) -> tuple[int, ...] | None:
 def _pipeline(
     array: zarr.Array[Any], reading: Reading, report: Callable[[int, int], None]
 ) -> CodecPipeline:
+    plain = CodecPipeline.from_codecs(codecs_of(array))
+    return CodecPipeline(
+        array_array_codecs=plain.array_array_codecs,
+        array_bytes_codec=plain.array_bytes_codec,
+        bytes_bytes_codecs=plain.bytes_bytes_codecs,
+        batch_size=plain.batch_size,
+        granted=reading,
+        report=report,
+    )
+
+
+def codecs_of(array: zarr.Array[Any]) -> tuple[Codec, ...]:
+    """Return the codecs of ``array``, each knowing the type of what it works on."""
     metadata = array.metadata
     codecs: tuple[Codec, ...]
     if isinstance(metadata, ArrayV2Metadata):
@@ -124,13 +137,4 @@ def _pipeline(
         config=config,
         prototype=default_buffer_prototype(),
     )
-    evolved = tuple(codec.evolve_from_array_spec(spec) for codec in codecs)
-    plain = CodecPipeline.from_codecs(evolved)
-    return CodecPipeline(
-        array_array_codecs=plain.array_array_codecs,
-        array_bytes_codec=plain.array_bytes_codec,
-        bytes_bytes_codecs=plain.bytes_bytes_codecs,
-        batch_size=plain.batch_size,
-        granted=reading,
-        report=report,
-    )
+    return tuple(codec.evolve_from_array_spec(spec) for codec in codecs)

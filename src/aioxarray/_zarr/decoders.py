@@ -22,6 +22,7 @@ import numcodecs.blosc
 import numcodecs.lz4
 import numcodecs.zstd
 import numpy as np
+import zstandard
 from numcodecs.shuffle import Shuffle
 
 # Private: ``_v2`` has how zarr decodes format 2, and says with public attributes by which codecs
@@ -59,7 +60,8 @@ def _copy(data: Any, dest: NDArray[np.uint8]) -> None:
     source = np.frombuffer(data, np.uint8)
     if source.size != dest.size:
         raise wrong_size(source.size, dest.size)
-    dest.reshape(-1)[...] = source
+    # A buffer's own copy is a quarter of the cost of numpy's assignment, for small ones.
+    dest.reshape(-1).data[:] = source.data
 
 
 # Where the size of the content is in the header of a zstd frame, by the frame's descriptor byte:
@@ -81,7 +83,30 @@ def _zstd(data: Any, dest: NDArray[np.uint8]) -> None:
         size = int.from_bytes(data[offset : offset + length], "little") + base
         if size != dest.size:
             raise wrong_size(size, dest.size)
-    numcodecs.zstd.decompress(data, dest)
+    if dest.size > _ZSTD_SMALL:
+        numcodecs.zstd.decompress(data, dest)
+        return
+    try:
+        content = _zstd_contexts.own.decompress(data, dest.size, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        # What numcodecs, and so zarr, raises.
+        raise RuntimeError(str(error)) from None
+    _copy(content, dest)
+
+
+# numcodecs makes a context for each call, which costs more than decoding some KB. zstandard uses
+# one again, but cannot decode into memory that is there: for larger chunks that is dearer.
+_ZSTD_SMALL = 64 << 10
+
+
+class _ZstdContexts(threading.local):
+    """A context for each thread."""
+
+    def __init__(self) -> None:
+        self.own = zstandard.ZstdDecompressor()
+
+
+_zstd_contexts = _ZstdContexts()
 
 
 def _blosc(data: Any, dest: NDArray[np.uint8]) -> None:

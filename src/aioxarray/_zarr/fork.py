@@ -85,6 +85,13 @@ def usable_here(store: Store) -> Store:
     return store
 
 
+def is_transaction(store: Any) -> bool:
+    """Say whether what is written to ``store`` is seen by nobody until it is committed."""
+    while isinstance(store, WrapperStore):
+        store = store._store
+    return _library(store) == "icechunk"
+
+
 def _library(store: Any) -> str:
     # zarr's ObjectStore holds an obstore client; icechunk brings a store class of its own.
     client = getattr(store, "store", store)

@@ -59,14 +59,7 @@ async def open_store(
 
     The errors of a source that is no store, or is not there, are zarr's.
     """
-    try:
-        place = await make_store_path(source, mode=mode, storage_options=storage_options)
-    except ImportError:
-        # The filesystem of the URL's scheme is not installed for fsspec, by which xarray goes.
-        by_obstore = _obstore(source, storage_options)
-        if by_obstore is None:
-            raise
-        place = StorePath(by_obstore)
+    place = await store_path(source, mode=mode, storage_options=storage_options)
     store = usable_here(place.store)
     if not store.supports_consolidated_metadata:
         consolidated = False
@@ -87,11 +80,25 @@ async def open_store(
     return Opened(store, StorePath(stand_in, place.path), consolidated)
 
 
+async def store_path(
+    source: Any, *, mode: Any, storage_options: dict[str, Any] | None
+) -> StorePath:
+    """Return the place that ``source`` stands for; with mode "r" it can only be read."""
+    try:
+        return await make_store_path(source, mode=mode, storage_options=storage_options)
+    except ImportError:
+        # The filesystem of the URL's scheme is not installed for fsspec, by which xarray goes.
+        by_obstore = _obstore(source, storage_options, read_only=mode == "r")
+        if by_obstore is None:
+            raise
+        return StorePath(by_obstore)
+
+
 # The schemes of obstore's own stores.
 _OBSTORE_SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "azure", "abfs", "abfss", "http", "https")
 
 
-def _obstore(url: Any, storage_options: dict[str, Any] | None) -> Store | None:
+def _obstore(url: Any, storage_options: dict[str, Any] | None, *, read_only: bool) -> Store | None:
     """Return a store of obstore's for ``url``, if it is installed and has one.
 
     ``storage_options`` are fsspec's words; obstore takes its settings from the environment.
@@ -104,15 +111,21 @@ def _obstore(url: Any, storage_options: dict[str, Any] | None) -> Store | None:
     except ImportError:
         return None
     allowed: dict[str, Any] = {"client_options": {"allow_http": True}} if scheme == "http" else {}
-    return ObjectStore(from_url(url, **allowed), read_only=True)
+    return ObjectStore(from_url(url, **allowed), read_only=read_only)
 
 
 def give_back(array: zarr.Array[Any], store: Store) -> None:
-    """Make ``array``, opened through a stand-in, read from ``store`` itself.
+    """Make ``array``, opened through a stand-in, use ``store`` itself.
 
     What the stand-in knows was for opening; it would go stale.
     """
     # Private, as in `aioxarray._zarr.arrays`: an array cannot be given another store.
     inner = array._async_array
-    path = inner.store_path
-    object.__setattr__(inner, "store_path", StorePath(store, path.path))
+    object.__setattr__(inner, "store_path", StorePath(store, inner.store_path.path))
+
+
+def give_back_group(group: zarr.Group, store: Store) -> None:
+    """Make ``group``, opened through a stand-in, use ``store`` itself."""
+    # Private, as with arrays.
+    inner = group._async_group
+    object.__setattr__(inner, "store_path", StorePath(store, inner.store_path.path))

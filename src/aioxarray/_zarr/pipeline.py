@@ -174,9 +174,11 @@ class CodecPipeline(BatchedCodecPipeline):
         self, requests: Sequence[ChunkRequest], out: NDBuffer, drop_axes: tuple[int, ...]
     ) -> tuple[Status, ...]:
         """Decode chunks that are in memory already: inner ones, of a shard that zarr reads."""
-        data = [await getter.get(spec.prototype) for getter, spec, *_ in requests]
+        data: list[Any] = [await getter.get(spec.prototype) for getter, spec, *_ in requests]
         chunks = _chunks(itertools.repeat(""), requests)
         placer = self._placer(chunks, out, drop_axes)
+        if not placer.by_zarr:
+            data = [None if each is None else each.as_numpy_array() for each in data]
 
         def put() -> list[bool]:
             return [placer.put(*each) for each in zip(data, chunks, strict=True)]

@@ -29,6 +29,7 @@ from aioxarray._zarr.prefetched import Answers
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
+    from zarr.core.buffer import Buffer
 
 _logger = logging.getLogger("aioxarray")
 
@@ -77,6 +78,14 @@ async def prefetch(
     return reader.answers
 
 
+async def fetch(store: Store, keys: Iterable[str]) -> dict[str, Buffer | None]:
+    """Return the values of ``keys``, fetched side by side."""
+    prototype = default_buffer_prototype()
+    listed = list(dict.fromkeys(keys))
+    values = await gather([partial(store.get, key, prototype) for key in listed])
+    return dict(zip(listed, values, strict=True))
+
+
 class _Prefetch:
     """The answers gathered so far."""
 
@@ -86,10 +95,8 @@ class _Prefetch:
 
     async def fetch(self, keys: Iterable[str]) -> None:
         """Fetch the values of ``keys``, all side by side, those that are known excepted."""
-        prototype = default_buffer_prototype()
-        missing = [key for key in dict.fromkeys(keys) if key not in self.answers.values]
-        values = await gather([partial(self._store.get, key, prototype) for key in missing])
-        self.answers.values.update(zip(missing, values, strict=True))
+        missing = [key for key in keys if key not in self.answers.values]
+        self.answers.values.update(await fetch(self._store, missing))
 
     def document(self, key: str) -> dict[str, Any] | None:
         value = self.answers.values.get(key)

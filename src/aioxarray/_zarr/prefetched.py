@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
+from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import WrapperStore
 
 if TYPE_CHECKING:
@@ -28,6 +29,16 @@ class Answers:
 
     values: dict[str, Buffer | None] = field(default_factory=dict)
     listings: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def lacks(self, key: str) -> bool:
+        """Say whether listings show that there is no ``key``, and nothing below it."""
+        path = ""
+        for name in key.split("/") if key else ():
+            names = self.listings.get(path)
+            if names is not None and name not in names:
+                return True
+            path = f"{path}/{name}" if path else name
+        return self.listings.get(path) == ()
 
 
 class PrefetchedStore(WrapperStore[Store]):
@@ -59,12 +70,18 @@ class PrefetchedStore(WrapperStore[Store]):
         return repr(self._store)
 
     async def get(
-        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+        self,
+        key: str,
+        prototype: BufferPrototype | None = None,
+        byte_range: ByteRequest | None = None,
     ) -> Buffer | None:
+        # Without a prototype, as zarr's own stores allow: xarray asks so for the dimensions of
+        # a NCZarr array.
+        prototype = prototype or default_buffer_prototype()
         if key not in self._answers.values:
             return await self._store.get(key, prototype, byte_range)
         value = self._answers.values[key]
-        return None if value is None else _part(value, byte_range)
+        return None if value is None else part(value, byte_range)
 
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
@@ -103,7 +120,8 @@ class PrefetchedStore(WrapperStore[Store]):
             self._store.close()
 
 
-def _part(value: Buffer, byte_range: ByteRequest | None) -> Buffer:
+def part(value: Buffer, byte_range: ByteRequest | None) -> Buffer:
+    """Return the part of ``value`` that ``byte_range`` asks for."""
     match byte_range:
         case None:
             return value

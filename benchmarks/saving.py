@@ -1,0 +1,156 @@
+"""Saving: to a store that takes 50 ms for each request, to a local disk, from server to server.
+
+The stored keys are compared with those of plain xarray, the values too where there is time.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from zarr.storage import MemoryStore
+
+import aioxarray
+from aioxarray.testing import LatencyStore
+from benchmarks import data
+from benchmarks.measuring import Options
+from benchmarks.rows import Row
+
+if TYPE_CHECKING:
+    from benchmarks.data import Files
+
+TITLE = "Time to save (`to_zarr`); to a store with 50 ms a request, and to a disk"
+TABLE = Row
+LATENCY_S = 0.05
+
+
+def run(options: Options, files: Files) -> Iterator[Row]:
+    """Yield the rows."""
+    quick = options.quick
+    nodes, many, steps = (3, 8, 5) if quick else (13, 70, 50)
+    yield _remote(f"a tree of {nodes} nodes, 4 variables each", data.tree(nodes, 4), 8, 0.35)
+    yield _remote(f"{many} variables", data.many_variables(many), 8, 0.3)
+    yield _append(steps)
+    folder = files.large_chunks().parent
+    for what, path, factor, side in (
+        ("1 GB in chunks of 2 MB, local", files.large_chunks(), 1.0, (1, 512, 512)),
+        ("8192 chunks of 4 KB, local", files.small_chunks(), 3.0, (1, 32, 32)),
+    ):
+        with data.quiet():
+            ds = data.opened(path).load()
+        yield _local(what, ds, folder, factor, side, options)
+        del ds
+    yield from _lazy(files, folder)
+
+
+def _seconds(function: Callable[[], object]) -> float:
+    start = perf_counter()
+    function()
+    return perf_counter() - start
+
+
+def _content(store: MemoryStore) -> dict[str, bytes]:
+    return {key: value.to_bytes() for key, value in store._store_dict.items()}
+
+
+def _remote(what: str, obj: Any, trips: int, rest: float) -> Row:
+    return _compared(what, MemoryStore(), lambda save, store: save(obj, store), trips, rest)
+
+
+def _append(steps: int) -> Row:
+    field = data.smooth(steps, 50, dtype="float32")
+    ds = xr.Dataset(
+        {f"v{i}": (("t", "x"), field + i) for i in range(50)}, {"t": np.arange(float(steps))}
+    )
+    before = MemoryStore()
+    ds.to_zarr(before)
+    more = ds[[f"v{i}" for i in range(10)]].assign_coords(t=ds.t + steps)
+
+    def append(save: Any, store: Any) -> None:
+        save(more, store, append_dim="t")
+
+    return _compared(f"append {steps} steps of 10 variables to 50", before, append, 14, 0.6)
+
+
+def _compared(
+    what: str, before: MemoryStore, save: Callable[[Any, Any], object], trips: int, rest: float
+) -> Row:
+    ours, theirs = (MemoryStore(dict(before._store_dict)) for _ in range(2))
+
+    def plain(obj: Any, store: Any, **kwargs: Any) -> None:
+        obj.to_zarr(store, **kwargs)
+
+    theirs_s = _seconds(lambda: save(plain, LatencyStore(theirs, LATENCY_S)))
+    runs = []
+    for _ in range(3):
+        ours = MemoryStore(dict(before._store_dict))
+        store = LatencyStore(ours, LATENCY_S)
+        runs.append(_seconds(lambda: save(aioxarray.to_zarr, store)))  # noqa: B023
+    assert _content(ours) == _content(theirs)
+    return Row(what, "s", theirs_s, None, median(runs), trips * LATENCY_S + rest)
+
+
+def _local(
+    what: str, ds: xr.Dataset, folder: Path, factor: float, chunks: Any, options: Options
+) -> Row:
+    encoding: dict[str, Any] = {str(name): {"chunks": chunks} for name in ds.data_vars}
+    for variable in ds.variables.values():
+        variable.encoding.clear()
+    times: dict[str, list[float]] = {"plain": [], "ours": []}
+    keys = {}
+    for _ in range(options.runs):
+        for way in times:
+            path = folder / f"saved-{way}.zarr"
+            shutil.rmtree(path, ignore_errors=True)
+            if way == "plain":
+                times[way].append(_seconds(lambda: ds.to_zarr(path, encoding=encoding)))  # noqa: B023
+            else:
+                times[way].append(
+                    _seconds(lambda: aioxarray.to_zarr(ds, path, encoding=encoding))  # noqa: B023
+                )
+            files = (each for each in path.rglob("*") if each.is_file())
+            keys[way] = {str(each.relative_to(path)): each.stat().st_size for each in files}
+    assert keys["plain"] == keys["ours"]
+    plain, ours = median(times["plain"]), median(times["ours"])
+    for way in times:
+        shutil.rmtree(folder / f"saved-{way}.zarr")
+    return Row(what, "s", plain, None, ours, plain / factor)
+
+
+_PEAK = """
+import resource, sys, warnings
+warnings.simplefilter("ignore")
+import xarray as xr
+way, source, target = sys.argv[1:]
+if way == "ours":
+    import aioxarray
+ds = xr.open_zarr(source, chunks=None)
+if way == "ours":
+    for i in range(2):
+        aioxarray.to_zarr(ds, target, mode="w")
+else:
+    ds.to_zarr(target, mode="w")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+def _lazy(files: Files, folder: Path) -> Iterator[Row]:
+    """Yield the peak memory of copying a gigabyte, twice by ours: two gigabytes."""
+    peaks = {}
+    for way in ("plain", "ours"):
+        target = folder / "peak.zarr"
+        command = [sys.executable, "-c", _PEAK, way, str(files.large_chunks()), str(target)]
+        found = subprocess.run(command, check=True, capture_output=True, text=True)
+        peaks[way] = float(found.stdout)
+        shutil.rmtree(target)
+    yield Row(
+        "peak MiB, a lazy copy of 1 GB (ours: twice)", "", peaks["plain"], None, peaks["ours"], 512
+    )

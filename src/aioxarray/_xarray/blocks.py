@@ -1,0 +1,58 @@
+"""How the values of an array are cut for reading, encoding and writing them piece by piece."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+
+Block = tuple[slice, ...]
+
+
+def blocks(
+    region: Sequence[slice],
+    edges: Sequence[Sequence[int]],
+    itemsize: int,
+    wanted_bytes: int,
+) -> Iterator[Block]:
+    """Yield the blocks of ``region``, each of whole chunks as far as ``region`` is.
+
+    Parameters
+    ----------
+    region
+        What is written of an array, in its indices.
+    edges
+        For each axis, the places between its chunks, in ascending order.
+    itemsize
+        Bytes of an element.
+    wanted_bytes
+        A block is made of as many chunks as fit into this many bytes, along the last axis
+        first; of one at least.
+    """
+    cuts = [_cuts(each, at) for each, at in zip(region, edges, strict=True)]
+    # How many chunks a block has along each axis.
+    counts = [1] * len(cuts)
+    for axis in reversed(range(len(cuts))):
+        others = math.prod(_longest(cuts[i], counts[i]) for i in range(len(cuts)) if i != axis)
+        while counts[axis] < len(cuts[axis]) - 1:
+            longer = _longest(cuts[axis], counts[axis] * 2)
+            if others * longer * itemsize > wanted_bytes:
+                break
+            counts[axis] *= 2
+        if counts[axis] < len(cuts[axis]) - 1:
+            break
+    pieces = [
+        [slice(a, b) for a, b in itertools.pairwise([*at[:-1:count], at[-1]])]
+        for at, count in zip(cuts, counts, strict=True)
+    ]
+    yield from itertools.product(*pieces)
+
+
+def _cuts(region: slice, edges: Sequence[int]) -> list[int]:
+    inside = [edge for edge in edges if region.start < edge < region.stop]
+    return [region.start, *inside, region.stop] if region.stop > region.start else [region.start]
+
+
+def _longest(cuts: Sequence[int], count: int) -> int:
+    ends = [*cuts[count::count], cuts[-1]]
+    return max((b - a for a, b in zip(cuts[::count], ends, strict=False)), default=0)

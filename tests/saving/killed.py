@@ -1,0 +1,55 @@
+"""Forks processes that append to a store in a directory and die at their k-th write."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import sys
+from pathlib import Path
+
+root = Path(__file__).parents[2]
+sys.path.insert(0, str(root))
+
+from zarr.storage import LocalStore  # noqa: E402
+
+import aioxarray  # noqa: E402
+from aioxarray.testing import FaultyStore, Request  # noqa: E402
+from tests.saving.helpers import sample  # noqa: E402
+
+
+def save(directory: Path, k: int) -> None:
+    """Append to the store in ``directory``; end this process at write ``k``, if there is one."""
+    writes = itertools.count()
+
+    def die(index: int, request: Request) -> BaseException | None:
+        if request.method == "set" and next(writes) == k:
+            os._exit(9)
+        return None
+
+    store = FaultyStore(LocalStore(directory), die)
+    aioxarray.to_zarr(sample(), store, append_dim="time")
+
+
+def in_child(work: object) -> int:
+    """Call ``work`` in a fork, which has no threads yet, and return how it ended."""
+    child = os.fork()
+    if child == 0:
+        work()  # type: ignore[operator]
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def main(folder: Path) -> None:
+    """Make a store for each k."""
+    before = folder / "before"
+    encoding = {"a": {"chunks": (4, 5)}}
+    assert in_child(lambda: sample().to_zarr(before, encoding=encoding)) == 0
+    for k in range(100):
+        directory = folder / f"{k:02}.zarr"
+        shutil.copytree(before, directory)
+        if in_child(lambda: save(directory, k)) == 0:  # noqa: B023
+            return
+
+
+main(Path(sys.argv[1]))

@@ -1,0 +1,275 @@
+"""The settings: where they come from, what they may be, and when a bad one is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import aioxarray
+from aioxarray._runtime.threads import usable_cores
+from aioxarray.config import config, memory_limit, request_limit, thread_count
+from aioxarray.testing import GatedStore, RecordingStore
+from tests import samples
+from tests.oracle import lazy
+from tests.samples import opened, stored
+
+if TYPE_CHECKING:
+    from zarr.storage import MemoryStore
+
+
+@contextmanager
+def environment(monkeypatch: pytest.MonkeyPatch, values: Mapping[str, str]) -> Iterator[None]:
+    """Read the settings as a process with these variables in its environment does."""
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    config.refresh()
+    try:
+        yield
+    finally:
+        monkeypatch.undo()
+        config.refresh()
+
+
+# --- values --------------------------------------------------------------------------------------
+
+
+def test_the_defaults() -> None:
+    assert request_limit() == 128
+    assert memory_limit() == 2**30
+    assert thread_count() == usable_cores()
+
+
+@pytest.mark.parametrize(
+    ("value", "limit"),
+    [(1, 1), (128, 128), (np.int32(7), 7), (0, math.inf), (-1, math.inf), (-(10**9), math.inf)],
+)
+def test_concurrency(value: Any, limit: float) -> None:
+    with config.set(concurrency=value):
+        assert request_limit() == limit
+        # What a call brings goes before the setting.
+        assert request_limit(5) == 5
+        assert request_limit(0) == math.inf
+    assert request_limit(value) == limit
+    assert request_limit() == 128
+
+
+@pytest.mark.parametrize(
+    ("value", "limit"),
+    [
+        (1, 1),
+        (np.int64(4096), 4096),
+        (0, math.inf),
+        (-5, math.inf),
+        ("0", math.inf),
+        ("-1GiB", math.inf),
+        ("100", 100),
+        ("100B", 100),
+        ("2k", 2000),
+        ("2kB", 2000),
+        ("2 kB", 2000),
+        (" 2KB ", 2000),
+        ("3MB", 3 * 10**6),
+        ("4G", 4 * 10**9),
+        ("1KiB", 1024),
+        ("512 MiB", 512 * 2**20),
+        ("1.5GiB", 3 * 2**29),
+        ("2gib", 2**31),
+    ],
+)
+def test_memory(value: Any, limit: float) -> None:
+    with config.set(memory=value):
+        assert memory_limit() == limit
+    assert memory_limit() == 2**30
+
+
+@pytest.mark.parametrize("value", [1, 3, np.int8(2)])
+def test_threads(value: Any) -> None:
+    with config.set(threads=value):
+        assert thread_count() == value
+
+
+BAD: list[tuple[str, Any, type[Exception], str]] = [
+    ("concurrency", "32", TypeError, r"concurrency must be an integer, got '32' \(str\)"),
+    ("concurrency", 1.0, TypeError, r"concurrency must be an integer, got 1\.0 \(float\)"),
+    ("concurrency", True, TypeError, r"concurrency must be an integer, got True \(bool\)"),
+    ("concurrency", None, TypeError, r"concurrency must be an integer, got None"),
+    ("concurrency", [4], TypeError, r"concurrency must be an integer, got \[4\] \(list\)"),
+    ("memory", 1e9, TypeError, r"number of bytes or a text like '1GiB', got 1000000000\.0 \(float"),
+    (
+        "memory",
+        None,
+        TypeError,
+        r"memory must be a number of bytes or a text like '1GiB', got None",
+    ),
+    ("memory", False, TypeError, r"memory must be a number of bytes .*, got False \(bool\)"),
+    ("memory", "", ValueError, r"memory must be a number of bytes .*, got ''"),
+    ("memory", "much", ValueError, r"memory must be a number of bytes .*, got 'much'"),
+    ("memory", "1 TiB", ValueError, r"memory must be .*, got '1 TiB'"),
+    ("memory", "1GiB/s", ValueError, r"memory must be .*, got '1GiB/s'"),
+    ("memory", "inf", ValueError, r"memory must be .*, got 'inf'"),
+    ("threads", 0, ValueError, r"threads must be at least 1, or None for one a core; got 0"),
+    ("threads", -2, ValueError, r"threads must be at least 1, .* got -2"),
+    ("threads", "2", TypeError, r"threads must be an integer, got '2' \(str\)"),
+    ("threads", 1.5, TypeError, r"threads must be an integer, got 1\.5 \(float\)"),
+    ("threads", True, TypeError, r"threads must be an integer, got True \(bool\)"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "kind", "words"), BAD)
+def test_a_bad_setting_is_refused_before_the_first_request(
+    name: str, value: Any, kind: type[Exception], words: str
+) -> None:
+    store = RecordingStore(stored(samples.numbers()))
+    objects: list[Any] = [opened(store), samples.numbers(), []]
+    store.log.clear()
+    was = lazy(objects[0])
+    with config.set({name: value}):
+        for obj in objects:
+            for method in (aioxarray.load, aioxarray.compute):
+                with pytest.raises(kind, match=words):
+                    method(obj)
+            with pytest.raises(kind, match=words):
+                asyncio.run(aioxarray.load_async(obj))
+    assert store.log.requests == ()
+    assert lazy(objects[0]) == was
+    aioxarray.load(objects[0])
+    xr.testing.assert_identical(objects[0], samples.numbers())
+
+
+def test_a_bad_limit_is_refused_by_opening_too() -> None:
+    store = RecordingStore(stored(samples.numbers()))
+    with config.set(concurrency="8"):
+        with pytest.raises(TypeError, match="concurrency must be an integer, got '8'"):
+            aioxarray.open_zarr(store)
+    assert store.log.requests == ()
+
+
+# --- where they come from ------------------------------------------------------------------------
+
+
+def test_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {
+        "AIOXARRAY_CONCURRENCY": "7",
+        "AIOXARRAY_MEMORY": "64MiB",
+        "AIOXARRAY_THREADS": "3",
+    }
+    with environment(monkeypatch, values):
+        assert (request_limit(), memory_limit(), thread_count()) == (7, 64 * 2**20, 3)
+        # Code goes before the environment.
+        with config.set(concurrency=9, memory=1000, threads=None):
+            assert (request_limit(), memory_limit(), thread_count()) == (9, 1000, usable_cores())
+        assert request_limit() == 7
+    assert request_limit() == 128
+
+
+def test_limits_of_the_environment_may_be_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {
+        "AIOXARRAY_CONCURRENCY": "0",
+        "AIOXARRAY_MEMORY": "-1",
+        "AIOXARRAY_THREADS": "None",
+    }
+    with environment(monkeypatch, values):
+        assert (request_limit(), memory_limit()) == (math.inf, math.inf)
+        assert thread_count() == usable_cores()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kind"),
+    [
+        ("CONCURRENCY", "many", TypeError),
+        ("MEMORY", "1e9", TypeError),
+        ("THREADS", "0", ValueError),
+    ],
+)
+def test_a_bad_environment(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, kind: type[Exception]
+) -> None:
+    with environment(monkeypatch, {f"AIOXARRAY_{name}": value}):
+        with pytest.raises(kind, match=name.lower()):
+            aioxarray.load(samples.numbers())
+
+
+SHOW = (
+    "import aioxarray as a; c = a.config; print(*map(c.get, ['concurrency', 'memory', 'threads']))"
+)
+
+
+def test_a_new_process_reads_files_and_its_environment(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("concurrency: 5\nmemory: 2GiB\nthreads: 2\n")
+    variables = {
+        "AIOXARRAY_CONFIG": str(tmp_path),
+        "AIOXARRAY_MEMORY": "3GiB",
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
+    shown = subprocess.run(
+        [sys.executable, "-c", SHOW],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=100,
+    )
+    # The environment goes before the file.
+    assert shown.stdout.split() == ["5", "3GiB", "2"]
+
+
+# --- what they do --------------------------------------------------------------------------------
+
+
+def chunked(size: int) -> MemoryStore:
+    """Sixteen chunks of so many numbers, a variable."""
+    ds = xr.Dataset({name: ("x", np.arange(16 * size)) for name in ("a", "b")})
+    return stored(ds, encoding={name: {"chunks": (size,)} for name in ds})
+
+
+def assert_most_at_once(store: MemoryStore, count: int) -> None:
+    """Assert that a load has ``count`` requests in flight when it can get no further."""
+    gate = GatedStore(store, keys="*/c/*")
+    counter = RecordingStore(gate)
+    ds = opened(counter)
+    counter.log.clear()
+
+    async def main() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(aioxarray.load_async(ds))
+            await gate.requested("*/c/*", count)
+            gate.release_all()
+
+    asyncio.run(main())
+    assert counter.log.most_in_flight == count
+    assert len(counter.log.requests) == 32
+
+
+@pytest.mark.parametrize(
+    ("memory", "count"), [("1KiB", 2), (5 * 512, 5), (1, 1), ("512B", 1), (0, 32), (-1, 32)]
+)
+def test_memory_bounds_the_bytes_of_chunks_in_flight(memory: int | str, count: int) -> None:
+    # Of a chunk larger than all memory there is one at a time.
+    with config.set(memory=memory):
+        assert_most_at_once(chunked(64), count)
+
+
+def test_settings_are_read_when_a_call_begins() -> None:
+    with config.set(concurrency=3):
+        assert_most_at_once(chunked(4), 3)
+        with config.set(concurrency=11):
+            assert_most_at_once(chunked(4), 11)
+        assert_most_at_once(chunked(4), 3)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_change_with_the_setting(threads: int) -> None:
+    with config.set(threads=threads):
+        ds = aioxarray.load(opened(chunked(4096)))
+    assert ds.a.values.tolist() == list(range(16 * 4096))
