@@ -337,6 +337,9 @@ def accesses(draw: Any, recipe: Recipe) -> Access:
     way = draw(st.sampled_from(ways))
     if way == "all":
         return "basic", ...
+    if isinstance(recipe.options.get("serializer"), zc.ShardingCodec):
+        # zarr itself reads shards in shards by slices only.
+        return "basic", tuple(draw(_range(size)) for size in shape)
     if way == "basic":
         return "basic", tuple(draw(_basic(size)) for size in shape)
     if way == "orthogonal":
@@ -362,6 +365,12 @@ def _basic(size: int) -> st.SearchStrategy[Any]:
         lambda s: slice(*sorted(s.indices(size)[:2]), max(1, abs(s.indices(size)[2])))
     )
     return st.one_of(st.integers(0, size - 1), slices, st.just(slice(None)))
+
+
+def _range(size: int) -> st.SearchStrategy[slice]:
+    return st.tuples(st.integers(0, size - 1), st.integers(1, size)).map(
+        lambda pair: slice(pair[0], pair[0] + pair[1])
+    )
 
 
 def _list(size: int) -> st.SearchStrategy[Any]:
