@@ -15,7 +15,7 @@ import xarray as xr
 from aioxarray._runtime.loops import blocking, io_loop, run_on
 from aioxarray._runtime.tasks import gather
 from aioxarray._runtime.workers import in_worker
-from aioxarray._xarray.many import find_paths
+from aioxarray._xarray.many import closing_all, find_paths
 from aioxarray._xarray.pending import as_lazy, as_pending
 from aioxarray.opening import close, open_dataset_async
 
@@ -102,7 +102,7 @@ async def open_mfdataset_async(
     except BaseException:
         await in_worker(partial(_close_all, files), lambda _: None)
         raise
-    combined.set_close(partial(_close_all, files))
+    combined.set_close(closing_all(each.opened for each in files if each.opened is not None))
     return combined
 
 

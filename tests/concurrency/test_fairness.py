@@ -82,8 +82,8 @@ def test_each_round_trip_of_a_small_load_in_a_shard_is_in_the_next_wave() -> Non
     small.ds = small.ds.isel(x=slice(0, 8))
     with aioxarray.config.set(concurrency=LIMIT):
         run_beside(large, functools.partial(_load_part, small))
-    # The index of the shard from 1 to 2, and the chunk in it from 3 to 4.
-    assert small.ended_s == 4
+    # The index of the shard from 1 to 2, and the chunk in it at once or in the wave after that.
+    assert small.ended_s in (3, 4)
 
 
 async def _load_part(small: Slow, clock: VirtualClock) -> None:

@@ -89,6 +89,7 @@ class RecordingZarrStore(ZarrStore):
     __slots__ = ()
 
     def encode_variable(self, variable: xr.Variable, name: Any = None) -> xr.Variable:
+        # xarray's method has no types.
         encode: Any = super().encode_variable
         return encoded_or_deferred(variable, lambda part: encode(part, name=name))
 

@@ -6,9 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from zarr.abc.store import Store
+from zarr.storage import ObjectStore, StorePath
+
 # Private: how zarr makes a store of a path, a URL, a mapping or an object of another library.
 # ``zarr.open_group`` does the same and opens in one step, but a store has to be wrapped between.
-from zarr.storage import ObjectStore, StorePath
 from zarr.storage._common import make_store_path
 
 from aioxarray._runtime.budget import Budget
@@ -20,7 +22,6 @@ from aioxarray.config import request_limit
 
 if TYPE_CHECKING:
     import zarr
-    from zarr.abc.store import Store
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ async def open_store(
             drop=drop,
         )
     # xarray closes a store with the dataset unless the store is the caller's own.
-    stand_in = PrefetchedStore(store, answers, closes=store is not source)
+    closes = store is not source and _store_of_library(source, read_only=True) is None
+    stand_in = PrefetchedStore(store, answers, closes=closes)
     return Opened(store, StorePath(stand_in, place.path), consolidated)
 
 
@@ -84,14 +86,31 @@ async def store_path(
     source: Any, *, mode: Any, storage_options: dict[str, Any] | None
 ) -> StorePath:
     """Return the place that ``source`` stands for; with mode "r" it can only be read."""
+    theirs = _store_of_library(source, read_only=mode == "r")
     try:
-        return await make_store_path(source, mode=mode, storage_options=storage_options)
+        return await make_store_path(
+            source if theirs is None else theirs, mode=mode, storage_options=storage_options
+        )
     except ImportError:
         # The filesystem of the URL's scheme is not installed for fsspec, by which xarray goes.
         by_obstore = _obstore(source, storage_options, read_only=mode == "r")
         if by_obstore is None:
             raise
         return StorePath(by_obstore)
+
+
+def _store_of_library(source: Any, *, read_only: bool) -> Store | None:
+    """Return the Zarr store of an obstore store or an icechunk session, which zarr does not take.
+
+    None for anything else. Told by the names of modules: neither library has to be installed.
+    """
+    libraries = {kind.__module__.partition(".")[0].lstrip("_") for kind in type(source).__mro__}
+    if "obstore" in libraries:
+        return ObjectStore(source, read_only=read_only)
+    if "icechunk" in libraries and not isinstance(source, Store) and hasattr(source, "store"):
+        store: Store = source.store
+        return store
+    return None
 
 
 # The schemes of obstore's own stores.
