@@ -17,8 +17,6 @@ from zarr.abc.codec import ArrayArrayCodec, BytesBytesCodec
 from zarr.dtype import VariableLengthBytes
 from zarr.registry import register_codec
 
-import aioxarray
-
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from zarr.abc.store import Store
@@ -26,8 +24,7 @@ if TYPE_CHECKING:
     from zarr.core.buffer import Buffer, NDBuffer
 
 ZARRS = "zarr.core.codec_pipeline.BatchedCodecPipeline"
-# Until there is one of ours, zarr's stands in for it, so that the judge itself is tested.
-OURS = "aioxarray.CodecPipeline" if hasattr(aioxarray, "CodecPipeline") else ZARRS
+OURS = "aioxarray.CodecPipeline"
 
 RECTILINEAR = tuple(map(int, zarr.__version__.split(".")[:2])) >= (3, 3)
 
@@ -182,6 +179,8 @@ KINDS: dict[str, Kind] = {
 VARIABLE = ("any text", "any bytes")
 # zarr 3.1 itself mixes up the byte orders of these in format 3.
 ONLY_V2 = ("big structured",)
+# zarr 3.1 itself fails on shards of these: their fill values are unhashable.
+NO_SHARDS = ("raw", "structured")
 
 BLOSC = [
     {"cname": cname, "shuffle": shuffle, "clevel": 3}
@@ -300,7 +299,7 @@ def recipes(draw: Any) -> Recipe:
     if kind in NUMBERS and draw(st.booleans()):
         options["serializer"] = zc.BytesCodec(endian=draw(st.sampled_from(["little", "big"])))
     grid = draw(st.sampled_from(["regular", "regular", "sharded", "nested", "rectilinear"]))
-    if grid == "sharded":
+    if grid == "sharded" and kind not in NO_SHARDS:
         options["shards"] = {
             "shape": tuple(length * draw(st.integers(1, 3)) for length in chunks),
             "index_location": draw(st.sampled_from(["start", "end"])),
@@ -338,6 +337,9 @@ def accesses(draw: Any, recipe: Recipe) -> Access:
     way = draw(st.sampled_from(ways))
     if way == "all":
         return "basic", ...
+    if isinstance(recipe.options.get("serializer"), zc.ShardingCodec):
+        # zarr itself reads shards in shards by slices only.
+        return "basic", tuple(draw(_range(size)) for size in shape)
     if way == "basic":
         return "basic", tuple(draw(_basic(size)) for size in shape)
     if way == "orthogonal":
@@ -363,6 +365,12 @@ def _basic(size: int) -> st.SearchStrategy[Any]:
         lambda s: slice(*sorted(s.indices(size)[:2]), max(1, abs(s.indices(size)[2])))
     )
     return st.one_of(st.integers(0, size - 1), slices, st.just(slice(None)))
+
+
+def _range(size: int) -> st.SearchStrategy[slice]:
+    return st.tuples(st.integers(0, size - 1), st.integers(1, size)).map(
+        lambda pair: slice(pair[0], pair[0] + pair[1])
+    )
 
 
 def _list(size: int) -> st.SearchStrategy[Any]:

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from zarr.storage import LocalStore, MemoryStore
 
+import aioxarray  # noqa: F401 - registers the pipeline
 from aioxarray.testing import RecordingStore
 from tests.pipeline.arrays import OURS, ZARRS, Access, Recipe, accesses, get, put, recipes, using
 from tests.samples import contents
@@ -22,6 +23,12 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr version 3"),
     pytest.mark.filterwarnings("ignore:Combining a `sharding_indexed` codec"),
 ]
+
+# Each example makes arrays, writes and reads them: enough of them take their time.
+few_examples = settings(
+    max_examples=max(15, settings.default.max_examples // 4),
+    suppress_health_check=[HealthCheck.too_slow],
+)
 
 Writes = list[tuple[Access, int]]
 
@@ -42,7 +49,9 @@ def written(store: Any, recipe: Recipe, writes: Writes, pipeline: str) -> None:
         for access, seed in writes:
             # What zarr selects says which shape the values must have.
             shape = np.shape(get(np_like(recipe), access))
-            put(array, access, recipe.values(shape, seed))
+            # zarr itself fails to write a single value of these.
+            if shape != () or recipe.kind != "any bytes":
+                put(array, access, recipe.values(shape, seed))
 
 
 def np_like(recipe: Recipe) -> zarr.Array[Any]:
@@ -90,7 +99,7 @@ def assert_same(got: Any, expected: Any) -> None:
         assert got.tobytes() == expected.tobytes()
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow])
+@few_examples
 @given(history=histories())
 def test_stored_keys_and_bytes(history: tuple[Recipe, Writes, list[Access]]) -> None:
     recipe, writes, reads = history
@@ -107,7 +116,7 @@ def test_stored_keys_and_bytes(history: tuple[Recipe, Writes, list[Access]]) -> 
 
 
 @pytest.mark.parametrize("kind", ["memory", "local", "wrapped", "obstore"])
-@settings(suppress_health_check=[HealthCheck.too_slow])
+@few_examples
 @given(history=histories())
 def test_values(kind: str, history: tuple[Recipe, Writes, list[Access]]) -> None:
     recipe, writes, reads = history
