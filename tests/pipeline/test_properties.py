@@ -26,7 +26,7 @@ pytestmark = [
 
 # Each example makes arrays, writes and reads them: enough of them take their time.
 few_examples = settings(
-    max_examples=max(15, settings.default.max_examples // 4),
+    max_examples=max(15, settings().max_examples // 4),
     suppress_health_check=[HealthCheck.too_slow],
 )
 
