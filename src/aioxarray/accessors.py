@@ -24,7 +24,6 @@ from aioxarray.loading import (
 from aioxarray.progress import Progress
 from aioxarray.saving import to_netcdf, to_netcdf_async, to_zarr, to_zarr_async
 
-
 M = TypeVar("M", bound=Callable[..., Any])
 
 
