@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import xarray as xr
 
@@ -22,6 +23,20 @@ from aioxarray.loading import (
 )
 from aioxarray.progress import Progress
 from aioxarray.saving import to_netcdf, to_netcdf_async, to_zarr, to_zarr_async
+
+M = TypeVar("M", bound=Callable[..., Any])
+
+
+def _as(function: Callable[..., Any]) -> Callable[[M], M]:
+    """Give a method the signature of ``function``, whose many arguments it passes on."""
+
+    def decorate(method: M) -> M:
+        first, *rest = inspect.signature(function).parameters.values()
+        own = [first.replace(name="self", annotation=first.empty), *rest]
+        method.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
+        return method
+
+    return decorate
 
 
 class AioAccessor:
@@ -78,18 +93,22 @@ class AioAccessor:
             self._obj, concurrency=concurrency, timeout=timeout, progress=progress
         )
 
+    @_as(to_zarr)
     def to_zarr(self, store: Any = None, mode: Any = None, **options: Any) -> Any:
         """See `aioxarray.to_zarr`."""
         return to_zarr(self._obj, store, mode, **options)
 
+    @_as(to_zarr_async)
     async def to_zarr_async(self, store: Any = None, mode: Any = None, **options: Any) -> Any:
         """See `aioxarray.to_zarr_async`."""
         return await to_zarr_async(self._obj, store, mode, **options)
 
+    @_as(to_netcdf)
     def to_netcdf(self, path: Any = None, mode: str = "w", **options: Any) -> Any:
         """See `aioxarray.to_netcdf`."""
         return to_netcdf(self._obj, path, mode, **options)
 
+    @_as(to_netcdf_async)
     async def to_netcdf_async(self, path: Any = None, mode: str = "w", **options: Any) -> Any:
         """See `aioxarray.to_netcdf_async`."""
         return await to_netcdf_async(self._obj, path, mode, **options)

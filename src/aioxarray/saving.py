@@ -50,9 +50,12 @@ async def to_zarr_async(
         written block by block, and ``obj`` stays lazy) or chunked (dask): that is computed in a
         worker thread and written as it is computed or, with a distributed client, written by
         the workers.
-    store, mode, group, encoding, compute, consolidated, append_dim, region, safe_chunks, \
-    align_chunks, storage_options, zarr_format, write_empty_chunks, chunkmanager_store_kwargs
+    store, mode, group, encoding, compute, consolidated, append_dim, region
         As in `xarray.Dataset.to_zarr`; for a DataTree as in `xarray.DataTree.to_zarr`.
+    safe_chunks, align_chunks, storage_options, zarr_format, write_empty_chunks
+        The same.
+    chunkmanager_store_kwargs
+        The same.
     write_inherited_coords
         As in `xarray.DataTree.to_zarr`; for a DataTree only.
     concurrency
