@@ -212,8 +212,21 @@ def _fill(file: int, buffer: NDArray[np.uint8]) -> int:
     view = buffer.data
     done = 0
     while done < len(view):
-        count = os.readv(file, [view[done:]])
+        count = _read(file, view[done:])
         if count == 0:
             break
         done += count
     return done
+
+
+if hasattr(os, "readv"):
+
+    def _read(file: int, view: memoryview) -> int:
+        return os.readv(file, [view])
+
+else:  # Windows
+
+    def _read(file: int, view: memoryview) -> int:
+        data = os.read(file, len(view))
+        view[: len(data)] = data
+        return len(data)
