@@ -273,3 +273,11 @@ def test_threads_change_with_the_setting(threads: int) -> None:
     with config.set(threads=threads):
         ds = aioxarray.load(opened(chunked(4096)))
     assert ds.a.values.tolist() == list(range(16 * 4096))
+
+
+def test_an_unknown_setting_is_refused() -> None:
+    with pytest.raises(ValueError, match="no setting 'concurency'; it has concurrency, memory"):
+        config.set(concurency=3)
+    with pytest.raises(ValueError, match="no setting 'requests'"):
+        config.set({"requests": 3})
+    assert "concurency" not in config

@@ -20,15 +20,30 @@ from __future__ import annotations
 import math
 import operator
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import donfig
 
 from aioxarray._runtime.threads import usable_cores
 
-config = donfig.Config(
-    "aioxarray", defaults=[{"concurrency": 128, "memory": "1GiB", "threads": None}]
-)
+_DEFAULTS = {"concurrency": 128, "memory": "1GiB", "threads": None}
+
+
+class _Settings(donfig.Config):  # type: ignore[misc]  # donfig has no types
+    """Settings that refuse a name which would change nothing."""
+
+    def set(self, arg: Mapping[str, Any] | None = None, **kwargs: Any) -> Any:
+        unknown = {**(arg or {}), **kwargs}.keys() - _DEFAULTS.keys()
+        if unknown:
+            raise ValueError(
+                f"aioxarray has no setting {', '.join(map(repr, sorted(unknown)))}; "
+                f"it has {', '.join(_DEFAULTS)}"
+            )
+        return super().set(arg, **kwargs)
+
+
+config = _Settings("aioxarray", defaults=[_DEFAULTS])
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 

@@ -33,14 +33,19 @@ _COMMON = """
 
     *Order:* of variables and groups, that of xarray's function, whichever answer comes first.
 
-    *Memory:* the metadata and the index coordinates. Data stays lazy, and carries asynchronous
-    reading in itself: xarray's own ``load`` and ``load_async`` on it go through aioxarray.
+    *Memory:* {memory}
 
     *Cancelling:* requests in flight are cancelled, and nothing stays open. A file format that
     reads in a worker thread (netCDF, GRIB) is closed as soon as that read ends.
 
     *Event loops:* any, asyncio's or Trio's; opening happens in a worker thread.
 """
+
+_LAZY = """\
+the metadata and the index coordinates. Data stays lazy, and carries asynchronous
+    reading in itself: xarray's own ``load`` and ``load_async`` on it go through aioxarray."""
+_IN_MEMORY = """\
+all data, and what `load_async` holds on the way."""
 
 
 def _as(
@@ -55,7 +60,10 @@ def _as(
         coroutine: Callable[..., Coroutine[Any, Any, R]],
     ) -> Callable[P, Coroutine[Any, Any, R]]:
         coroutine.__signature__ = _with_ours(function, coroutine)  # type: ignore[attr-defined]
-        coroutine.__doc__ = f"{coroutine.__doc__}" + _COMMON.format(name=function.__name__)
+        loads = function.__name__.startswith("load_")
+        coroutine.__doc__ = f"{coroutine.__doc__}" + _COMMON.format(
+            name=function.__name__, memory=_IN_MEMORY if loads else _LAZY
+        )
         return cast("Callable[P, Coroutine[Any, Any, R]]", coroutine)
 
     return decorate

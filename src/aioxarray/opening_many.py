@@ -19,18 +19,26 @@ from aioxarray._xarray.many import closing_all, find_paths
 from aioxarray._xarray.pending import as_lazy, as_pending
 from aioxarray.opening import close, open_dataset_async
 
-_COMBINING = ("compat", "data_vars", "coords", "join", "combine_attrs")
+# xarray tells what was not given by defaults of its own, which warn of those that will change.
+_DEFAULT = {
+    name: each.default for name, each in inspect.signature(xr.open_mfdataset).parameters.items()
+}
 
 
 async def open_mfdataset_async(
     paths: Any,
     chunks: Any = "engine",
     concat_dim: Any = None,
-    *,
+    compat: Any = _DEFAULT["compat"],
     preprocess: Callable[[xr.Dataset], Any] | None = None,
     engine: Any = None,
+    data_vars: Any = _DEFAULT["data_vars"],
+    coords: Any = _DEFAULT["coords"],
     combine: str = "by_coords",
+    parallel: bool = False,
+    join: Any = _DEFAULT["join"],
     attrs_file: str | os.PathLike[str] | None = None,
+    combine_attrs: Any = "override",
     errors: str = "raise",
     **options: Any,
 ) -> xr.Dataset:
@@ -38,7 +46,8 @@ async def open_mfdataset_async(
 
     Parameters
     ----------
-    paths, concat_dim, engine, combine, attrs_file, errors
+    paths, concat_dim, compat, engine, data_vars, coords, combine, join, attrs_file, \
+    combine_attrs, errors
         As in `xarray.open_mfdataset`. ``paths`` may also be a (nested) list of Zarr stores.
     chunks
         As in xarray: by default, dask arrays with the chunks of the files. None: lazy arrays
@@ -47,9 +56,10 @@ async def open_mfdataset_async(
     preprocess
         Called with each dataset before they are combined: a plain function, called in a worker
         thread, or a coroutine function, awaited on the I/O loop; for many files at once.
+    parallel
+        Changes nothing: files are opened side by side anyway, and not by dask.
     **options
-        ``compat``, ``data_vars``, ``coords``, ``join``, ``combine_attrs``: as in xarray. All
-        others are for `open_dataset_async`. ``parallel`` changes nothing: it is.
+        For `open_dataset_async`.
 
     Returns
     -------
@@ -86,9 +96,13 @@ async def open_mfdataset_async(
             "manually combine along a specific dimension you should instead specify "
             "combine='nested' along with a value for `concat_dim`."
         )
-    options.pop("parallel", None)
-    combining = {name: options.pop(name) for name in _COMBINING if name in options}
-    combining.setdefault("combine_attrs", "override")
+    combining = {
+        "compat": compat,
+        "data_vars": data_vars,
+        "coords": coords,
+        "join": join,
+        "combine_attrs": combine_attrs,
+    }
     lazy = chunks is None
     options |= {"engine": engine, "chunks": {} if chunks == "engine" else chunks}
     nested = await in_worker(partial(find_paths, paths, options), lambda _: None)
