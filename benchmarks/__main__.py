@@ -74,7 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--case",
         default="",
         metavar="TEXT",
-        help="of throughput, only the rows with this text in their name",
+        help="of opening and throughput, only the rows with this text in their name (of opening's "
+        "last three kinds: icechunk, open_mfdataset, local)",
     )
     parser.add_argument("--quick", action="store_true", help="little data, one run each")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there too")

@@ -32,7 +32,8 @@ class Options:
     seconds
         A way that has taken so long is not tried again.
     case
-        Of the tables beside all peers, only rows with this text in their name are wanted.
+        Of opening and of the tables beside all peers, only rows with this text in their name are
+        wanted.
     """
 
     quick: bool = False

@@ -53,18 +53,25 @@ def run(options: Options, files: Files) -> Iterator[OpeningRow]:
         (f"load_dataset of {variables} variables", wide, "load_dataset", True, 320),
     ]
     for what, obj, function, consolidated, goal in cases:
+        if not options.wants(what):
+            continue
         store = LatencyStore(_stored(MemoryStore(), obj, consolidated), LATENCY_S)
         ways = _ways(function, store, consolidated=consolidated)
         yield _row(what, ways, options, partial(_fixed, goal))
-    yield _icechunk(options, files.folder("icechunk"))
-    yield _many_files(options, files.folder("many"))
-    yield from _local(options, files, wide, tree)
+    if options.wants("icechunk"):
+        yield _icechunk(options, files.folder("icechunk"))
+    if options.wants("open_mfdataset"):
+        yield _many_files(options, files.folder("many"))
+    if options.wants("local"):
+        yield from _local(options, files, wide, tree)
 
 
 def _icechunk(options: Options, folder: Path) -> OpeningRow:
     """Open a tree of many groups in an icechunk repository, as behind S3."""
     import icechunk
 
+    # Its warnings, of the local storage, would come in between the rows.
+    icechunk.set_logs_filter("error")
     groups = 6 if options.quick else 107
     tree = xr.DataTree.from_dict({f"/g{i}": _wide(10, 2) for i in range(groups)})
     local = icechunk.local_filesystem_storage(str(folder / "bucket" / "repository"))

@@ -6,6 +6,7 @@ import functools
 import inspect
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -82,8 +83,13 @@ class AioBackendEntrypoint(BackendEntrypoint):
             _equip(result)
             return result
         opened = _open_store(source, options, deep=deep)
-        options = {**options, "consolidated": opened.consolidated, "storage_options": None}
-        result = call(opened.stand_in, **options)
+        options = {**options, "storage_options": None}
+        result = None
+        if opened.as_consolidated is not None:
+            with suppress(KeyError):
+                result = call(opened.as_consolidated, **{**options, "consolidated": True})
+        if result is None:
+            result = call(opened.stand_in, **{**options, "consolidated": opened.consolidated})
         _equip(result, give_back_to=opened.store)
         return result
 

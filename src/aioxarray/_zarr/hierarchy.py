@@ -7,10 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-# Private: parses the document of an array, which knows the keys of its chunks. Public is only the
-# way over an array that is opened, with requests.
-from zarr.core.metadata import ArrayV2Metadata, ArrayV3Metadata
-
 ROOT_KEYS = ("zarr.json", ".zgroup", ".zattrs", ".zmetadata")
 """What zarr asks for when it opens a group whose format it does not know."""
 
@@ -41,25 +37,25 @@ class Node:
 
     def end_chunk_keys(self) -> Iterator[str]:
         """Yield the keys of the chunks that hold the first and the last element."""
-        document = dict(self.document)
-        metadata: ArrayV2Metadata | ArrayV3Metadata
+        document = self.document
         if document["zarr_format"] == 2:
-            chunks = document["chunks"]
-            metadata = ArrayV2Metadata.from_dict(document)
+            chunks, start = document["chunks"], ""
+            separator = document.get("dimension_separator") or "."
         else:
-            grid = document["chunk_grid"]
-            if grid["name"] != "regular":
+            grid, encoding = document["chunk_grid"], document["chunk_key_encoding"]
+            if grid["name"] != "regular" or encoding["name"] not in ("default", "v2"):
                 return
             chunks = grid["configuration"]["chunk_shape"]
-            document.pop("consolidated_metadata", None)
-            metadata = ArrayV3Metadata.from_dict(document)
+            start, separator = ("c", "/") if encoding["name"] == "default" else ("", ".")
+            separator = (encoding.get("configuration") or {}).get("separator", separator)
         shape = document["shape"]
         if 0 in shape:
             return
         first = (0,) * len(shape)
         last = tuple((size - 1) // chunk for size, chunk in zip(shape, chunks, strict=True))
         for coordinates in dict.fromkeys((first, last)):
-            yield f"{self.path}/{metadata.encode_chunk_key(coordinates)}".lstrip("/")
+            parts = [start, *map(str, coordinates)] if start else list(map(str, coordinates))
+            yield join(self.path, separator.join(parts) or "0")
 
 
 def join(path: str, name: str) -> str:
@@ -111,6 +107,28 @@ def consolidated_nodes(root: str, documents: Mapping[str, Mapping[str, Any]]) ->
         by_path.setdefault(path, {})[name] = document
     nodes = [node_v2(join(root, path), parts) for path, parts in by_path.items() if path]
     return [node for node in nodes if node is not None]
+
+
+def consolidated_document(
+    root: str, group: Mapping[str, Any], nodes: Iterable[Node]
+) -> dict[str, Any] | None:
+    """Return the ``zarr.json`` of the group at ``root`` with ``nodes``, all below it, inside.
+
+    None if zarr, meeting these nodes one by one, would look at them in another way.
+    """
+    start = len(join(root, "")) if root else 0
+    inside: dict[str, Any] = {}
+    for node in nodes:
+        document = node.document
+        of_kind = document.get("node_type") == ("array" if node.is_array else "group")
+        if not of_kind or document.get("zarr_format") != 3:
+            return None
+        if document.get("consolidated_metadata") is not None:
+            # It would believe that rather than what is there.
+            return None
+        inside[node.path[start:]] = document
+    about = {"kind": "inline", "must_understand": False, "metadata": inside}
+    return {**group, "consolidated_metadata": about}
 
 
 def time_nodes(nodes: Iterable[Node]) -> list[Node]:

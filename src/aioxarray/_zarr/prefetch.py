@@ -18,6 +18,7 @@ from aioxarray._zarr.hierarchy import (
     ROOT_KEYS,
     V2_KEYS,
     Node,
+    consolidated_document,
     consolidated_nodes,
     join,
     node_v2,
@@ -92,6 +93,8 @@ class _Prefetch:
     def __init__(self, store: Store) -> None:
         self._store = store
         self.answers = Answers()
+        # Whether something was listed that is neither an array nor a group.
+        self._odd = False
 
     async def fetch(self, keys: Iterable[str]) -> None:
         """Fetch the values of ``keys``, all side by side, those that are known excepted."""
@@ -124,7 +127,10 @@ class _Prefetch:
         documents = await self._group_documents(group, zarr_format)
         if not documents or not self._store.supports_listing:
             return []
-        return await self._members(group, 3 if "zarr.json" in documents else 2, deep=deep)
+        nodes = await self._members(group, 3 if "zarr.json" in documents else 2, deep=deep)
+        if group == root and "zarr.json" in documents and not self._odd:
+            self.answers.consolidated = consolidated_document(root, documents["zarr.json"], nodes)
+        return nodes
 
     async def _group_documents(
         self, path: str, zarr_format: int | None
@@ -151,7 +157,9 @@ class _Prefetch:
                 node = None if document is None else node_v3(below, document)
             else:
                 node = node_v2(below, {file: self.document(join(below, file)) for file in files})
-            if node is not None:
+            if node is None:
+                self._odd = True
+            else:
                 nodes.append(node)
         if deep:
             groups = [node.path for node in nodes if not node.is_array]

@@ -25,10 +25,14 @@ class Answers:
         Of keys: the whole value, or None where the store has none.
     listings
         Of prefixes: the names directly below them.
+    consolidated
+        What the ``zarr.json`` of the group that is opened would be, were its metadata
+        consolidated. None: it is, or not all of it is known.
     """
 
     values: dict[str, Buffer | None] = field(default_factory=dict)
     listings: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    consolidated: dict[str, Any] | None = None
 
     def lacks(self, key: str) -> bool:
         """Say whether listings show that there is no ``key``, and nothing below it."""
