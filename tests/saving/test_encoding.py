@@ -87,7 +87,7 @@ def test_empty_chunks_are_those_of_zarr(fill: float, zarr_format: Any) -> None:
 
 
 def test_a_file_that_cannot_be_written_is_named_and_nothing_left(tmp_path: Path) -> None:
-    array = zarr.create_array(LocalStore(tmp_path), name="a", shape=8, chunks=2, dtype="i8")
+    array = zarr.create_array(LocalStore(tmp_path), name="a", shape=8, chunks=(2,), dtype="i8")
     in_the_way = tmp_path / "a" / "c" / "1" / "file"
     in_the_way.parent.mkdir(parents=True)
     in_the_way.touch()
