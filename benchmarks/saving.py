@@ -21,8 +21,9 @@ from zarr.storage import MemoryStore
 import aioxarray
 from aioxarray.testing import LatencyStore
 from benchmarks import data
-from benchmarks.measuring import Options
+from benchmarks.measuring import Options, Taken, in_turn
 from benchmarks.rows import Row
+from benchmarks.stalls import GOAL_MS
 
 if TYPE_CHECKING:
     from benchmarks.data import Files
@@ -46,7 +47,7 @@ def run(options: Options, files: Files) -> Iterator[Row]:
     ):
         with data.quiet():
             ds = data.opened(path).load()
-        yield _local(what, ds, folder, factor, side, options)
+        yield from _local(what, ds, folder, factor, side, options)
         del ds
     yield from _lazy(files, folder)
 
@@ -100,29 +101,35 @@ def _compared(
 
 def _local(
     what: str, ds: xr.Dataset, folder: Path, factor: float, chunks: Any, options: Options
-) -> Row:
+) -> Iterator[Row]:
+    """Yield the time, and the worst stall of an event loop that awaits ours."""
     encoding: dict[str, Any] = {str(name): {"chunks": chunks} for name in ds.data_vars}
     for variable in ds.variables.values():
         variable.encoding.clear()
-    times: dict[str, list[float]] = {"plain": [], "ours": []}
-    keys = {}
-    for _ in range(options.runs):
-        for way in times:
-            path = folder / f"saved-{way}.zarr"
-            shutil.rmtree(path, ignore_errors=True)
-            if way == "plain":
-                times[way].append(_seconds(lambda: ds.to_zarr(path, encoding=encoding)))  # noqa: B023
-            else:
-                times[way].append(
-                    _seconds(lambda: aioxarray.to_zarr(ds, path, encoding=encoding))  # noqa: B023
-                )
-            files = (each for each in path.rglob("*") if each.is_file())
-            keys[way] = {str(each.relative_to(path)): each.stat().st_size for each in files}
-    assert keys["plain"] == keys["ours"]
-    plain, ours = median(times["plain"]), median(times["ours"])
-    for way in times:
-        shutil.rmtree(folder / f"saved-{way}.zarr")
-    return Row(what, "s", plain, None, ours, plain / factor)
+    saved: dict[str, list[Path]] = {"plain": [], "ours": []}
+
+    def path(way: str) -> Path:
+        # A new one each time: deleting takes as long as saving.
+        saved[way].append(folder / f"saved-{way}-{len(saved[way])}.zarr")
+        return saved[way][-1]
+
+    ways: dict[str, Callable[[], Any]] = {
+        "plain": lambda: ds.to_zarr(path("plain"), encoding=encoding),
+        "ours": lambda: aioxarray.to_zarr_async(ds, path("ours"), encoding=encoding),
+    }
+    plain, ours = in_turn(ways, lambda _: None, options).values()
+    assert isinstance(plain, Taken), plain
+    assert isinstance(ours, Taken), ours
+    assert _sizes(saved["plain"][0]) == _sizes(saved["ours"][0])
+    for each in (*saved["plain"], *saved["ours"]):
+        shutil.rmtree(each)
+    yield Row(what, "s", plain.seconds, None, ours.seconds, plain.seconds / factor)
+    yield Row(f"{what}: stall", "ms", plain.stall_ms, None, ours.stall_ms, GOAL_MS)
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    files = (each for each in folder.rglob("*") if each.is_file())
+    return {str(each.relative_to(folder)): each.stat().st_size for each in files}
 
 
 _PEAK = """

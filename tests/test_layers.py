@@ -318,3 +318,16 @@ def test_import_is_light() -> None:
     required = _modules_after("import anyio, donfig, numpy, xarray, zarr")
     heavy = (_modules_after(f"import {PACKAGE}") - required) & optional
     assert not heavy, f"import these where they are used, not with aioxarray: {sorted(heavy)}"
+
+
+def test_works_without_the_extra_fast() -> None:
+    code = """
+import sys
+sys.modules["zstandard"] = None
+import numpy, xarray, aioxarray
+from zarr.storage import MemoryStore
+store = MemoryStore()
+xarray.Dataset({"a": ("x", numpy.arange(9))}).to_zarr(store)
+assert aioxarray.load(aioxarray.open_zarr(store)).a.sum() == 36
+"""
+    _modules_after(code)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from zarr.core.array_spec import ArraySpec
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     # The first byte and the one after the last, and the same of each chunk that is in them.
     Range = tuple[int, int, list[tuple[int, int, Any]]]
+
+T = TypeVar("T")
 
 # A hop to a thread and back costs as much as decoding some 64 KB.
 _RUN_BYTES = 1 << 20
@@ -27,8 +29,8 @@ def is_basic(selection: Iterable[Any]) -> bool:
     return all(type(part) is slice or isinstance(part, int) for part in selection)
 
 
-def in_runs(chunks: Iterable[Chunk], chunk_bytes: int) -> Iterator[list[Chunk]]:
-    """Return ``chunks`` in runs, each of which one thread reads one after the other."""
+def in_runs(chunks: Iterable[T], chunk_bytes: int) -> Iterator[list[T]]:
+    """Return ``chunks`` in runs, each of which one thread reads, or writes, one after the other."""
     count = max(1, min(_RUN_CHUNKS, _RUN_BYTES // max(1, chunk_bytes)))
     remaining = iter(chunks)
     while run := list(itertools.islice(remaining, count)):

@@ -9,6 +9,7 @@ code decodes those.
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 import zlib
@@ -106,8 +107,10 @@ def _zstd(data: Any, dest: NDArray[np.uint8]) -> None:
 class _ZstdContexts(threading.local):
     """A context for each thread."""
 
-    def __init__(self) -> None:
-        self.own = zstandard.ZstdDecompressor()
+    @functools.cached_property
+    def own(self) -> zstandard.ZstdDecompressor:
+        """Made on first use: without the extra "fast" there is none."""
+        return zstandard.ZstdDecompressor()
 
 
 _zstd_contexts = _ZstdContexts()

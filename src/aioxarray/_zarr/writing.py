@@ -1,7 +1,8 @@
 """The codec pipeline with which saves write: all chunks of a selection under one budget.
 
-What a chunk becomes is zarr's own code, run in worker threads; the requests around it are made
-here, as many side by side as the budget of the save lets it.
+What a chunk becomes is made in worker threads, by plain calls where they suffice and else by
+zarr's own code; the requests around it are made here, as many side by side as the budget of the
+save lets it. Local files are written by the thread that encodes.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,15 +21,15 @@ from zarr.storage import StorePath
 from aioxarray._runtime.batches import Batches
 from aioxarray._runtime.tasks import gather
 from aioxarray._zarr.arrays import codecs_of
+from aioxarray._zarr.chunks import in_runs
+from aioxarray._zarr.encoders import Encoder, prepare_encoder
 from aioxarray._zarr.fork import usable_here
 from aioxarray._zarr.inline import run_inline
-from aioxarray._zarr.local_writes import local_path, read_file, write_file
+from aioxarray._zarr.local_writes import local_root, read_file, write_file
 from aioxarray._zarr.reading import Reading
 from aioxarray._zarr.store import LimitedStore
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import zarr
     from zarr.abc.store import ByteRequest, ByteSetter
     from zarr.core.array_spec import ArraySpec
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
     from zarr.core.indexing import SelectorTuple
 
     ChunkWrite = tuple[ByteSetter, ArraySpec, SelectorTuple, SelectorTuple, bool]
+
+    # Makes of a request, and what the store has of its chunk, what it shall have.
+    Encode = Callable[[ChunkWrite, Buffer | None], Buffer | None]
 
 # A hop to a thread costs about as much as encoding this many bytes.
 _BATCH_BYTES = 1 << 20
@@ -125,25 +129,80 @@ class WritePipeline(BatchedCodecPipeline):
     ) -> None:
         """Encode the chunks of ``batch_info`` from ``value`` and write them."""
         assert self.writing is not None
+        requests = list(batch_info)
+        if not requests:
+            return
+        spec = requests[0][1]
+        plain = prepare_encoder(self, spec, value, drop_axes)
+        encode = functools.partial(_encode, self, plain, value, drop_axes)
+        if (root := local_root(requests[0][0])) is not None:
+            await self._write_files(requests, root, _byte_count(spec), encode)
+        else:
+            await self._write_objects(requests, encode)
+
+    async def _write_files(
+        self, requests: Sequence[ChunkWrite], root: str, size: int, encode: Encode
+    ) -> None:
+        """Write runs of chunks, each in a thread that encodes and writes one by one."""
+        assert self.writing is not None
+        stopped = False
+
+        def stop() -> None:
+            nonlocal stopped
+            stopped = True
+
+        def write_run(run: Sequence[ChunkWrite]) -> None:
+            for request in run:
+                if stopped:
+                    break
+                setter, spec, _, _, is_complete = request
+                try:
+                    path = f"{root}/{setter.path}"  # type: ignore[attr-defined]
+                    old = None
+                    if not (is_complete or self.fresh):
+                        old = read_file(path, spec.prototype)
+                    new = encode(request, old)
+                    if new is not None or not self.fresh:
+                        write_file(path, new)
+                except Exception as error:
+                    error.add_note(f"in chunk {setter}")
+                    raise
+
+        todo = in_runs(requests, size)
+
+        async def work() -> None:
+            assert self.writing is not None
+            for run in todo:
+                function = functools.partial(write_run, run)
+                await self.writing.in_thread(function, size, stop, remote=False)
+
+        await gather([work] * self.writing.thread_count)
+
+    async def _write_objects(self, requests: Sequence[ChunkWrite], encode: Encode) -> None:
+        """Encode in threads what has its turn, and write it by the store's coroutines."""
+        assert self.writing is not None
         writing = self.writing
-        chunks = list(batch_info)
+
+        def encode_all(batch: Sequence[_Chunk]) -> Sequence[Exception | None]:
+            errors: list[Exception | None] = []
+            for chunk in batch:
+                try:
+                    chunk.data = encode(chunk.request, chunk.data)
+                except Exception as error:  # noqa: BLE001 - raised by the chunk's own worker
+                    errors.append(error)
+                else:
+                    errors.append(None)
+            return errors
+
         batches: Batches[_Chunk] = Batches(
-            writing.decoders,
-            writing.thread_count,
-            _BATCH_BYTES,
-            functools.partial(_encode, self, value, drop_axes),
+            writing.decoders, writing.thread_count, _BATCH_BYTES, encode_all
         )
-        todo = iter(chunks)
+        todo = iter(requests)
 
         async def write_chunk(request: ChunkWrite, size: int) -> None:
             setter, spec, _, _, is_complete = request
-            reads = not (is_complete or self.fresh)
-            chunk = _Chunk(request, local_path(setter), reads, deletes=not self.fresh)
-            if chunk.path is not None:
-                async with writing.requests.hold():
-                    await batches.add(chunk, size)
-                return
-            if reads:
+            chunk = _Chunk(request)
+            if not (is_complete or self.fresh):
                 chunk.data = await setter.get(spec.prototype)
             await batches.add(chunk, size)
             if chunk.data is not None:
@@ -161,36 +220,26 @@ class WritePipeline(BatchedCodecPipeline):
                     error.add_note(f"in chunk {request[0]}")
                     raise
 
-        workers = int(min(len(chunks), writing.requests.bound))
-        await gather([work] * workers)
+        await gather([work] * int(min(len(requests), writing.requests.bound)))
 
 
 class _Chunk:
-    """A chunk to be encoded, in the place of its key in the store.
+    """A chunk to be encoded.
 
     ``data`` is first what the store has of it, as far as that matters, and then what it shall
-    have; None for nothing. With a ``path`` it is read from that file, and written to it, where
-    it is encoded.
+    have; None for nothing.
     """
 
-    def __init__(
-        self, request: ChunkWrite, path: Path | None, reads: bool, *, deletes: bool
-    ) -> None:
+    def __init__(self, request: ChunkWrite) -> None:
         self.request = request
         self.data: Buffer | None = None
-        self.path = path
-        self._reads = reads
-        self._deletes = deletes
 
-    def read_file(self) -> None:
-        """Read what the file has, if it is one and that matters."""
-        if self.path is not None and self._reads:
-            self.data = read_file(self.path, self.request[1].prototype)
 
-    def write_file(self) -> None:
-        """Write what the file shall have, if it is one."""
-        if self.path is not None and (self.data is not None or self._deletes):
-            write_file(self.path, self.data)
+class _Place:
+    """What zarr's code takes for the place of a chunk in a store: it reads and writes ``data``."""
+
+    def __init__(self, data: Buffer | None) -> None:
+        self.data = data
 
     async def get(
         self, prototype: BufferPrototype, byte_range: ByteRequest | None = None
@@ -206,20 +255,21 @@ class _Chunk:
 
 
 def _encode(
-    pipeline: WritePipeline, value: NDBuffer, drop_axes: tuple[int, ...], batch: Sequence[_Chunk]
-) -> Sequence[Exception | None]:
-    """Make of each chunk of ``batch`` what the store shall have of it; in a worker thread."""
-    try:
-        for chunk in batch:
-            chunk.read_file()
-        requests: Any = [(chunk, *chunk.request[1:]) for chunk in batch]
-        run_inline(pipeline.write_batch(requests, value, drop_axes))
-        for chunk in batch:
-            chunk.write_file()
-    except Exception as error:  # noqa: BLE001 - raised by the chunk's own worker
-        # Which of them it was, a batch does not say; the save fails with all of them.
-        return [error] * len(batch)
-    return [None] * len(batch)
+    pipeline: WritePipeline,
+    plain: Encoder | None,
+    value: NDBuffer,
+    drop_axes: tuple[int, ...],
+    request: ChunkWrite,
+    old: Buffer | None,
+) -> Buffer | None:
+    """Return what the store shall have of a chunk of which it has ``old``; in a worker thread."""
+    _, spec, inside, outside, _ = request
+    if plain is not None and old is None and plain.takes(inside, outside):
+        return plain.encode(spec, inside, outside)
+    place = _Place(old)
+    requests: Any = [(place, *request[1:])]
+    run_inline(pipeline.write_batch(requests, value, drop_axes))
+    return place.data
 
 
 def _byte_count(spec: ArraySpec) -> int:
