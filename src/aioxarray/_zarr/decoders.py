@@ -9,6 +9,7 @@ code decodes those.
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 import zlib
@@ -155,6 +156,8 @@ def _inflate(window_bits: int) -> Expand:
     return expand
 
 
+# One for each size, so that what is `Prepared` for two reads of an array is equal.
+@functools.cache
 def _unshuffle(element_size: int) -> Expand:
     codec = Shuffle(element_size)
 

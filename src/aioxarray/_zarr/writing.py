@@ -24,6 +24,7 @@ from aioxarray._zarr.fork import usable_here
 from aioxarray._zarr.inline import run_inline
 from aioxarray._zarr.local_writes import local_path, read_file, write_file
 from aioxarray._zarr.reading import Reading
+from aioxarray._zarr.sharing import forget
 from aioxarray._zarr.store import LimitedStore
 
 if TYPE_CHECKING:
@@ -162,7 +163,11 @@ class WritePipeline(BatchedCodecPipeline):
                     raise
 
         workers = int(min(len(chunks), writing.requests.bound))
-        await gather([work] * workers)
+        try:
+            await gather([work] * workers)
+        finally:
+            if chunks and isinstance(chunks[0][0], StorePath):
+                forget(chunks[0][0].store)
 
 
 class _Chunk:
