@@ -78,7 +78,8 @@ class CodecPipeline(BatchedCodecPipeline):
 
     Notes
     -----
-    *Requests:* one a chunk; for shards, one for the index and one a range of inner chunks.
+    *Requests:* one a chunk, none for one that another read in this process is fetching; for
+    shards, one for the index and one a range of inner chunks.
 
     *Memory:* as many bytes of chunks in flight as the setting ``memory`` allows.
 
