@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import anyio
 import numpy as np
 import xarray as xr
 from zarr.storage import MemoryStore
 
 from aioxarray._runtime.loops import io_loop, run_blocking
-from aioxarray._zarr import reading
+from aioxarray._zarr import reading, sharing
 from aioxarray.testing import RecordingStore, Request
 from aioxarray.testing._gate import Gate
 from tests.samples import opened
@@ -78,6 +79,19 @@ class CompletionStore(RecordingStore):
     async def completed(self, count: int, glob: str = "*/c/*") -> None:
         """Wait until ``count`` requests have completed since the store was made."""
         await self._completions.arrival(glob, count)
+
+
+async def followed(count: int) -> None:
+    """Wait until loads follow ``count`` chunks that others are reading."""
+
+    def following() -> int:
+        tables = list(sharing._tables.values())
+        flights = [flight for table in tables for flight in list(table._open.values())]
+        return sum(len(flight._followers) for flight in flights)
+
+    # No request tells of it: that is the point.
+    while following() < count:  # noqa: ASYNC110
+        await anyio.sleep(0.001)
 
 
 def tasks_on_io_loop() -> set[asyncio.Task[Any]]:

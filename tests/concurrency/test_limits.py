@@ -219,10 +219,13 @@ def test_the_limit_holds_at_an_http_server(way: str) -> None:
     memory = written(4, 20)
     # The latency only makes requests meet; how long it is does not matter.
     with ObjectServer(latency_s=0.005) as server:
-        for key, value in memory._store_dict.items():
-            server.put(f"data/{key}", value.to_bytes())
-        store = FsspecStore.from_url(f"{server.url}/data", read_only=True)
-        datasets = [lazily(store) for _ in range(3)]
+        datasets = []
+        # Equal requests would be made once.
+        for name in ("data/a", "data/b", "data/c"):
+            for key, value in memory._store_dict.items():
+                server.put(f"{name}/{key}", value.to_bytes())
+            store = FsspecStore.from_url(f"{server.url}/{name}", read_only=True)
+            datasets.append(lazily(store))
         server.log.clear()
         with aioxarray.config.set(concurrency=LIMIT):
             WAYS[way](datasets)

@@ -1,183 +1,178 @@
-"""Work on equal keys at the same time, done once: by whichever call comes to it first.
+"""Work on equal keys at the same time, done once: by whoever comes to it first.
 
-A call that wants many keys joins with a `Party` and asks to `~Party.lead` each of them when it
-comes to it. It leads a key that nobody else is at; it then does the work, calls `~Party.close`
-just before the last step, and hands what came of it to those who asked meanwhile. A key that
-somebody else leads is delivered to it: it goes on with its next one, and asks at its end for the
-`~Party.rest`.
-
-Nobody waits while it holds anything: who follows has no thread, no place and no lock. Any thread
-and any loop may take part.
+Who comes first gets a `Flight` and does the work; who comes while that is open gets a `Follower`
+and awaits it, on any loop. Who follows holds no place, no thread and no lock meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
+import copy
 import threading
-import weakref
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
+R = TypeVar("R")
 
 
 class Flights(Generic[K, V]):
-    """The keys that are being worked on in this process, and by whom."""
+    """The keys that are being worked on."""
 
     def __init__(self) -> None:
-        self._reset()
-        _all.add(self)
-
-    def _reset(self) -> None:
         self._lock = threading.Lock()
-        # The one who leads, and those who follow if there are any.
-        self._leaders: dict[K, Party[K, V]] = {}
-        self._followers: dict[K, list[Party[K, V]]] = {}
+        self._open: dict[K, Flight[K, V]] = {}
 
     def __repr__(self) -> str:
-        return f"<Flights: {len(self._leaders)} under way>"
+        return f"<{type(self).__name__}: {len(self._open)} under way>"
 
-    @contextlib.contextmanager
-    def party(self, deliver: Callable[[K, V], None]) -> Iterator[Party[K, V]]:
-        """Take part in the work as one call, from a running asyncio loop.
-
-        At the end of the context, however it comes, the keys that it still leads are given up:
-        one of those who follow goes on with each.
+    def join(self, key: K, take: Callable[[V], R]) -> Flight[K, V] | Follower[V, R]:
+        """Return a flight, which the caller has to end, or what follows the one under way.
 
         Parameters
         ----------
-        deliver
-            Takes a value that somebody else made; in their thread, so it must not wait. An
-            error of its own becomes that of the call.
+        key
+            What is to be worked on.
+        take
+            Takes the value where the caller follows. It is called in a thread of who leads, so
+            it must not wait.
         """
-        party: Party[K, V] = Party(self, deliver)
-        try:
-            yield party
-        finally:
-            party._leave()
+        with self._lock:
+            flight = self._open.get(key)
+            if flight is None:
+                flight = self._open[key] = Flight(self, key)
+                return flight
+            follower = Follower(take)
+            flight._followers.append(follower)
+            return follower
+
+    def close_all(self) -> None:
+        """Let nobody join what is under way; those who have, still get what comes of it."""
+        with self._lock:
+            for flight in self._open.values():
+                flight._is_open = False
+            self._open.clear()
 
 
-class Party(Generic[K, V]):
-    """One call's part in the work."""
+class Flight(Generic[K, V]):
+    """Work that its owner does, and others may wait for.
 
-    def __init__(self, flights: Flights[K, V], deliver: Callable[[K, V], None]) -> None:
+    It ends once, by what is first: `land`, `fail` or `give_up`; each from any thread. As a
+    context, it fails with an error that is raised in it.
+    """
+
+    __slots__ = ("_flights", "_followers", "_is_open", "_key")
+
+    def __init__(self, flights: Flights[K, V], key: K) -> None:
         self._flights = flights
-        self._deliver = deliver
-        self._loop = asyncio.get_running_loop()
-        self._changed = asyncio.Event()
-        self._led: set[K] = set()
-        self._awaited: set[K] = set()
-        self._given_up: list[K] = []
-        self._error: BaseException | None = None
-        self._left = False
+        self._key = key
+        self._is_open = True
+        self._followers: list[Follower[V, Any]] = []
 
-    def lead(self, key: K) -> bool:
-        """Say whether the work on ``key`` is this call's; else somebody else delivers."""
-        flights = self._flights
-        with flights._lock:
-            if flights._leaders.setdefault(key, self) is self:
-                self._led.add(key)
-                return True
-            flights._followers.setdefault(key, []).append(self)
-            self._awaited.add(key)
-            return False
-
-    def close(self, key: K) -> Sequence[Party[K, V]]:
-        """End the time in which others can follow; return those who do.
-
-        Each of them must then be given `hand` or `fail`, in the same thread without waiting:
-        nothing else would wake them.
-        """
-        flights = self._flights
-        with flights._lock:
-            # The call may have ended meanwhile, and somebody else leads.
-            if flights._leaders.get(key) is not self:
-                return ()
-            del flights._leaders[key]
-            self._led.discard(key)
-            # Most have none, and an attribute is looked up faster than a key.
-            return flights._followers.pop(key, ()) if flights._followers else ()
-
-    def hand(self, key: K, value: V) -> None:
-        """Give this call a value that another one made; in any thread."""
-        error: BaseException | None = None
-        try:
-            if not self._left:
-                self._deliver(key, value)
-        except Exception as caught:  # noqa: BLE001 - it belongs to this call, not to who works for it
-            error = caught
-        self._settle(key, error)
-
-    def fail(self, key: K, error: BaseException) -> None:
-        """Give this call the error that another one met; in any thread."""
-        self._settle(key, error)
-
-    def _settle(self, key: K, error: BaseException | None) -> None:
+    def close(self) -> bool:
+        """End the time in which others can follow; say whether some do."""
         with self._flights._lock:
-            self._awaited.discard(key)
-            self._error = self._error or error
-            ended = not self._awaited or error is not None
-        if ended:
-            self._wake()
+            self._close()
+            return bool(self._followers)
 
-    def _wake(self) -> None:
-        # Its loop may be gone, and with it whoever waited.
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._changed.set)
+    def _close(self) -> None:
+        if self._is_open:
+            self._is_open = False
+            del self._flights._open[self._key]
 
-    async def rest(self) -> list[K]:
-        """Wait until all that others lead is delivered; return what they gave up instead.
+    def _end(self) -> list[Follower[V, Any]]:
+        with self._flights._lock:
+            self._close()
+            followers, self._followers = self._followers, []
+            return followers
 
-        It is this call's turn to ask to `lead` those again. Raises the first error that another
-        call met on a key of this one.
+    def land(self, value: V) -> None:
+        """Have each of those who follow take ``value``."""
+        for follower in self._end():
+            follower._take_from(value)
+
+    def fail(self, error: Exception) -> None:
+        """Raise ``error``, a copy for each, in those who follow."""
+        for follower in self._end():
+            follower._fail(_copy_of(error))
+
+    def give_up(self) -> None:
+        """Leave the work to those who follow, if it has not ended."""
+        if self._is_open or self._followers:
+            for follower in self._end():
+                follower._lose()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, Exception):
+            self.fail(error)
+        else:
+            self.give_up()
+
+
+class Follower(Generic[V, R]):
+    """Somebody who waits for what another one works on."""
+
+    __slots__ = ("_outcome", "_take")
+
+    def __init__(self, take: Callable[[V], R]) -> None:
+        self._take = take
+        # None: the work was given up.
+        self._outcome: Future[tuple[R] | None] = Future()
+
+    async def outcome(self) -> tuple[R] | None:
+        """Wait; return what ``take`` returned, in a tuple, or None where the work was given up.
+
+        Raises the error that the one who leads has met, or that ``take`` raised. Cancelling
+        does not concern the work; `withdraw` must follow.
         """
-        while True:
-            with self._flights._lock:
-                if self._error is not None:
-                    raise self._error
-                if self._given_up or not self._awaited:
-                    again, self._given_up = self._given_up, []
-                    return again
-                self._changed.clear()
-            await self._changed.wait()
+        return await asyncio.wrap_future(self._outcome)
 
-    def _leave(self) -> None:
-        flights = self._flights
-        woken: list[Party[K, V]] = []
-        with flights._lock:
-            self._left = True
-            for key in self._led:
-                # A child after a fork knows nothing of it.
-                if flights._leaders.get(key) is not self:
-                    continue
-                del flights._leaders[key]
-                for other in flights._followers.pop(key, ()):
-                    other._awaited.discard(key)
-                    other._given_up.append(key)
-                    woken.append(other)
-            self._led.clear()
-            for key in self._awaited:
-                # Not there any more where it is just being delivered.
-                others = flights._followers.get(key, [])
-                if self in others:
-                    others.remove(self)
-                    if not others:
-                        del flights._followers[key]
-        for other in woken:
-            other._wake()
+    async def withdraw(self) -> None:
+        """Follow no longer; returns when ``take`` is not being called, and will not be."""
+        if self._outcome.cancel() or self._outcome.done():
+            return
+        ended = asyncio.wrap_future(self._outcome)
+        while not ended.done():
+            # Cancelled again meanwhile: who waits here is about to raise anyway.
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([ended])
+        if not ended.cancelled():
+            # Its error, if any, is no longer of interest, and must not be logged as unheard.
+            ended.exception()
+
+    def _take_from(self, value: V) -> None:
+        if self._outcome.set_running_or_notify_cancel():
+            try:
+                result = self._take(value)
+            except Exception as error:  # noqa: BLE001 - it belongs to who follows
+                self._outcome.set_exception(error)
+            else:
+                self._outcome.set_result((result,))
+
+    def _fail(self, error: Exception) -> None:
+        if self._outcome.set_running_or_notify_cancel():
+            self._outcome.set_exception(error)
+
+    def _lose(self) -> None:
+        if self._outcome.set_running_or_notify_cancel():
+            self._outcome.set_result(None)
 
 
-_all: weakref.WeakSet[Flights[Any, Any]] = weakref.WeakSet()
-
-
-def _reset_after_fork() -> None:
-    # What was under way belongs to the parent's threads.
-    for flights in _all:
-        flights._reset()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset_after_fork)
+def _copy_of(error: Exception) -> Exception:
+    """Return an error like ``error``, to which each who meets it adds notes of its own."""
+    try:
+        copied = copy.copy(error)
+    except Exception:  # noqa: BLE001 - whatever a class's constructor makes of it
+        return error
+    if type(copied) is not type(error):
+        return error
+    if hasattr(error, "__notes__"):
+        copied.__notes__ = list(error.__notes__)
+    copied.__cause__ = error.__cause__
+    return copied.with_traceback(error.__traceback__)

@@ -158,6 +158,8 @@ def _inflate(window_bits: int) -> Expand:
     return expand
 
 
+# One for each size, so that what is `Prepared` for two reads of an array is equal.
+@functools.cache
 def _unshuffle(element_size: int) -> Expand:
     codec = Shuffle(element_size)
 

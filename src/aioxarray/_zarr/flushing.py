@@ -20,6 +20,7 @@ from zarr.storage import WrapperStore
 from aioxarray._runtime.tasks import gather
 from aioxarray._zarr.hierarchy import join, parse
 from aioxarray._zarr.prefetched import Answers
+from aioxarray._zarr.sharing import forget
 from aioxarray._zarr.write_behind import Changes, below
 
 if TYPE_CHECKING:
@@ -100,7 +101,10 @@ async def write_all(store: Store, listed: Iterable[Mapping[str, Buffer | None]])
 
 async def write(store: Store, wave: Mapping[str, Buffer | None]) -> None:
     """Write one of `waves`, all keys side by side."""
-    await gather([partial(_write, store, key, value) for key, value in wave.items()])
+    try:
+        await gather([partial(_write, store, key, value) for key, value in wave.items()])
+    finally:
+        forget(store)
 
 
 async def _write(store: Store, key: str, value: Buffer | None) -> None:
@@ -132,7 +136,10 @@ async def delete_emptied(store: Store, changes: Changes, answers: Answers) -> No
     for wave in _document_waves(documents):
         await write(store, dict.fromkeys(wave))
     if _deletes_at_once(store):
-        await gather([partial(store.delete_dir, prefix) for prefix in prefixes])
+        try:
+            await gather([partial(store.delete_dir, prefix) for prefix in prefixes])
+        finally:
+            forget(store)
     else:
         rest = set(keys) - set(documents)
         await write(store, dict.fromkeys(key for key in keys if key in rest))

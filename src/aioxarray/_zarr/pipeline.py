@@ -32,6 +32,7 @@ from aioxarray._zarr.decoders import describe, prepare
 from aioxarray._zarr.placing import Placer
 from aioxarray._zarr.reading import FETCHERS, Reading, reading
 from aioxarray._zarr.shards import ShardReader, gaps
+from aioxarray._zarr.sharing import Sharing, forget
 from aioxarray._zarr.sources import Source, source_of
 from aioxarray._zarr.store import LimitedStore
 
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from zarr.core.indexing import SelectorTuple
 
     from aioxarray._zarr.chunks import Chunk
+    from aioxarray._zarr.sharing import Lead
 
     ChunkRequest = tuple[ByteGetter, ArraySpec, SelectorTuple, SelectorTuple, bool]
     Status = dict[str, Literal["present", "missing"]]
@@ -59,6 +61,8 @@ _BYTES_A_SECOND = 100e6
 _PAGE = 4 << 10
 # How much of a local shard is read at once.
 _RANGE_BYTES = 4 << 20
+# In place of a flight, for chunks that are not shared.
+_ALONE = nullcontext()
 
 
 @dataclass(frozen=True, repr=False)
@@ -74,7 +78,8 @@ class CodecPipeline(BatchedCodecPipeline):
 
     Notes
     -----
-    *Requests:* one a chunk; for shards, one for the index and one a range of inner chunks.
+    *Requests:* one a chunk, none for one that another read in this process is fetching; for
+    shards, one for the index and one a range of inner chunks.
 
     *Memory:* as many bytes of chunks in flight as the setting ``memory`` allows.
 
@@ -118,6 +123,20 @@ class CodecPipeline(BatchedCodecPipeline):
         spec = requests[0][1]
         return _statuses(await self.read_chunks(getter.store, chunks, len(chunks), spec, placer))
 
+    async def write(
+        self,
+        batch_info: Iterable[ChunkRequest],
+        value: NDBuffer,
+        drop_axes: tuple[int, ...] = (),
+    ) -> None:
+        """Encode the chunks of ``batch_info`` from ``value`` and write them, as zarr does."""
+        requests = list(batch_info)
+        try:
+            await super().write(requests, value, drop_axes)  # type: ignore[arg-type]
+        finally:
+            if requests and isinstance(requests[0][0], StorePath):
+                forget(requests[0][0].store)
+
     def _placer(self, chunks: Sequence[Chunk], out: NDBuffer, drop_axes: tuple[int, ...]) -> Placer:
         basic = all(is_basic(inside) and is_basic(outside) for _, _, inside, outside in chunks)
         return Placer(self, prepare(self, chunks[0][1]), out, drop_axes, basic)
@@ -138,8 +157,12 @@ class CodecPipeline(BatchedCodecPipeline):
                 if self.report is not None:
                     self.report(done, count)
 
-            job = _Job(store, chunks, count, _byte_count(spec), placer, granted, advance)
             source = source_of(store)
+            # What is close by is read again faster than it is shared.
+            shared = not self.supports_partial_decode and (source is None or source.remote)
+            sharing = Sharing(store, placer, shared)
+            size = _byte_count(spec)
+            job = _Job(store, chunks, count, size, placer, granted, sharing, advance)
             if self.supports_partial_decode:
                 shards = ShardReader.of(self, spec, placer, placer.views)
                 if shards is None:
@@ -212,6 +235,8 @@ class _Job:
     ----------
     size
         Bytes of a chunk, decoded.
+    sharing
+        Knows which chunks other jobs are reading at the moment.
     advance
         Told how many more chunks are done.
     """
@@ -222,6 +247,7 @@ class _Job:
     size: int
     placer: Placer
     granted: Reading
+    sharing: Sharing
     advance: Callable[[int], None]
 
     def at_once(self, source: Source) -> list[bool]:
@@ -243,31 +269,37 @@ class _Job:
             nonlocal stopped
             stopped = True
 
-        def read_one(chunk: Chunk) -> bool:
+        def read_one(lead: Lead) -> bool:
+            chunk = lead[0]
             if read is not None:
                 return read(chunk, lambda: stopped)
             if not source.remote:
                 return self.placer.read(source, chunk)
             data = source.read(chunk[0])
             with self.granted.decoding:
-                return self.placer.put(data, chunk)
+                return self.sharing.put(data, lead)
 
-        def read_run(run: Sequence[Chunk]) -> list[bool]:
+        def read_led(led: Sequence[Lead]) -> list[bool]:
             found = []
-            for chunk in run:
+            for lead in led:
                 if stopped:
                     break
-                with _noted(chunk, self.store):
-                    found.append(read_one(chunk))
+                chunk, flight = lead
+                with _noted(chunk, self.store), flight or _ALONE:
+                    found.append(read_one(lead))
             return found
 
-        todo = iter(enumerate(in_runs(self.chunks, self.size)))
         held = self.size * self.placer.held_chunks
+
+        async def in_thread(led: Sequence[Lead]) -> list[bool]:
+            function = functools.partial(read_led, led)
+            return await self.granted.in_thread(function, held, stop, source.remote)
+
+        todo = iter(enumerate(in_runs(self.chunks, self.size)))
 
         async def work() -> None:
             for number, run in todo:
-                function = functools.partial(read_run, run)
-                present[number] = await self.granted.in_thread(function, held, stop, source.remote)
+                present[number] = await self.sharing.read(run, in_thread)
                 self.advance(len(run))
 
         width = FETCHERS if source.remote else self.granted.thread_count
@@ -279,29 +311,36 @@ class _Job:
         placer, granted, store = self.placer, self.granted, self.store
         held = self.size * placer.held_chunks
 
-        def put(batch: Sequence[tuple[Any, Chunk]]) -> list[Exception | None]:
+        def put(batch: Sequence[tuple[Any, Lead]]) -> list[Exception | None]:
             errors: list[Exception | None] = []
-            for data, chunk in batch:
+            for data, lead in batch:
                 try:
-                    placer.put(data, chunk)
+                    self.sharing.put(data, lead)
                 except Exception as error:  # noqa: BLE001 - raised by the chunk's own worker
                     errors.append(error)
                 else:
                     errors.append(None)
             return errors
 
-        batches: Batches[tuple[Any, Chunk]] = Batches(
+        batches: Batches[tuple[Any, Lead]] = Batches(
             granted.decoders, granted.thread_count, _BATCH_BYTES, put
         )
 
+        async def fetch(led: Sequence[Lead]) -> list[bool]:
+            (lead,) = led
+            chunk, flight = lead
+            with flight or _ALONE:
+                async with granted.memory.hold(held):
+                    async with granted.requests.hold():
+                        data: Any = await store.get(chunk[0], chunk[1].prototype)
+                    there = data is not None
+                    if there and not placer.by_zarr:
+                        data = data.as_numpy_array()
+                    await batches.add((data, lead), self.size)
+            return [there]
+
         async def read(chunk: Chunk) -> bool:
-            async with granted.memory.hold(held):
-                async with granted.requests.hold():
-                    data: Any = await store.get(chunk[0], chunk[1].prototype)
-                there = data is not None
-                if there and not placer.by_zarr:
-                    data = data.as_numpy_array()
-                await batches.add((data, chunk), self.size)
+            (there,) = await self.sharing.read([chunk], fetch)
             self.advance(1)
             return there
 

@@ -37,6 +37,11 @@ class Placer:
         Of the chunks: the result has them not.
     basic
         Whether all chunks are selected by slices and integers only.
+
+    Attributes
+    ----------
+    prepared
+        What decodes by plain functions; None where zarr's own codecs do.
     """
 
     def __init__(
@@ -54,19 +59,19 @@ class Placer:
         self.views = basic and not drop_axes
         self._decoders: dict[tuple[int, ...], Decoder] = {}
         in_memory = type(out) is cpu.NDBuffer and isinstance(out.as_ndarray_like(), np.ndarray)
-        self._prepared = prepared if in_memory else None
+        self.prepared = prepared if in_memory else None
         # The result as bytes, if chunks can be decoded straight into it.
         self._bytes: NDArray[np.uint8] | None = None
         self._order: tuple[int, ...] | None = None
-        if self._prepared is not None:
+        if self.prepared is not None:
             self._array: NDArray[Any] = out.as_numpy_array()
-            if basic and not drop_axes and self._prepared.dtype == self._array.dtype:
-                self._bytes, self._order = _as_bytes(self._array, self._prepared)
+            if basic and not drop_axes and self.prepared.dtype == self._array.dtype:
+                self._bytes, self._order = _as_bytes(self._array, self.prepared)
 
     @property
     def by_zarr(self) -> bool:
         """Whether zarr's own codecs decode: they take zarr's buffers."""
-        return self._prepared is None
+        return self.prepared is None
 
     @property
     def held_chunks(self) -> int:
@@ -79,7 +84,7 @@ class Placer:
         In a thread: it takes the time of decoding.
         """
         key, spec, _, outside = chunk
-        if self._prepared is None:
+        if self.prepared is None:
             return self.put(source.read(key), chunk)
         decoder = self._decoder(spec.shape)
         if decoder.copies and (dest := self._dest(decoder, outside)) is not None:
@@ -96,9 +101,8 @@ class Placer:
         """Decode ``data`` and put it in its place; say whether there was any."""
         _, spec, inside, outside = chunk
         if data is None:
-            self.out[outside] = fill_value_or_default(spec)
-            return False
-        if self._prepared is None:
+            return self.put_decoded(None, chunk)
+        if self.prepared is None:
             self._put_by_zarr(data, spec, inside, outside)
             return True
         decoder = self._decoder(spec.shape)
@@ -106,7 +110,21 @@ class Placer:
         if dest is not None:
             decoder.fill(data, dest)
             return True
-        part = decoder.array(data)[inside]
+        return self.put_decoded(decoder.array(data), chunk)
+
+    def decoded(self, data: Any, chunk: Any) -> NDArray[Any]:
+        """Decode ``data`` into memory of its own, for several to take from."""
+        array = self._decoder(chunk[1].shape).array(data).copy()
+        array.flags.writeable = False
+        return array
+
+    def put_decoded(self, array: NDArray[Any] | None, chunk: Any) -> bool:
+        """Put what is wanted of a decoded chunk in its place; None is a missing one."""
+        _, spec, inside, outside = chunk
+        if array is None:
+            self.out[outside] = fill_value_or_default(spec)
+            return False
+        part = array[inside]
         self._array[outside] = part.squeeze(self._drop_axes) if self._drop_axes else part
         return True
 
@@ -121,8 +139,8 @@ class Placer:
     def _decoder(self, shape: tuple[int, ...]) -> Decoder:
         decoder = self._decoders.get(shape)
         if decoder is None:
-            assert self._prepared is not None
-            decoder = self._decoders[shape] = self._prepared.decoder(shape)
+            assert self.prepared is not None
+            decoder = self._decoders[shape] = self.prepared.decoder(shape)
         return decoder
 
     def _dest(self, decoder: Decoder, outside: tuple[Any, ...]) -> NDArray[np.uint8] | None:

@@ -27,6 +27,7 @@ from aioxarray._zarr.fork import usable_here
 from aioxarray._zarr.inline import run_inline
 from aioxarray._zarr.local_writes import local_root, read_file, write_file
 from aioxarray._zarr.reading import Reading
+from aioxarray._zarr.sharing import forget
 from aioxarray._zarr.store import LimitedStore
 
 if TYPE_CHECKING:
@@ -135,10 +136,15 @@ class WritePipeline(BatchedCodecPipeline):
         spec = requests[0][1]
         plain = prepare_encoder(self, spec, value, drop_axes)
         encode = functools.partial(_encode, self, plain, value, drop_axes)
-        if (root := local_root(requests[0][0])) is not None:
-            await self._write_files(requests, root, _byte_count(spec), encode)
-        else:
-            await self._write_objects(requests, encode)
+        setter = requests[0][0]
+        try:
+            if (root := local_root(setter)) is not None:
+                await self._write_files(requests, root, _byte_count(spec), encode)
+            else:
+                await self._write_objects(requests, encode)
+        finally:
+            if isinstance(setter, StorePath):
+                forget(setter.store)
 
     async def _write_files(
         self, requests: Sequence[ChunkWrite], root: str, size: int, encode: Encode
