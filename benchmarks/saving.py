@@ -9,14 +9,17 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
+from urllib.request import Request, urlopen
 
 import numpy as np
 import xarray as xr
-from zarr.storage import MemoryStore
+from obstore.store import S3Store
+from zarr.storage import MemoryStore, ObjectStore
 
 import aioxarray
 from aioxarray.testing import LatencyStore
@@ -50,6 +53,7 @@ def run(options: Options, files: Files) -> Iterator[Row]:
         yield from _local(what, ds, folder, factor, side, options)
         del ds
     yield from _lazy(files, folder)
+    yield from _copied(files, options)
 
 
 def _seconds(function: Callable[[], object]) -> float:
@@ -161,3 +165,75 @@ def _lazy(files: Files, folder: Path) -> Iterator[Row]:
     yield Row(
         "peak MiB, a lazy copy of 1 GB (ours: twice)", "", peaks["plain"], None, peaks["ours"], 512
     )
+
+
+_S3 = """
+import sys
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+server.start()
+print(*server.get_host_and_port(), flush=True)
+sys.stdin.read()
+"""
+_BUCKET = "benchmark"
+
+
+@contextmanager
+def _s3() -> Iterator[str]:
+    """Start an S3 server in a process of its own, and return its address."""
+    command = [sys.executable, "-c", _S3]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout is not None
+        host, port = process.stdout.readline().split()
+        url = f"http://{host}:{port}"
+        request = Request(f"{url}/{_BUCKET}", method="PUT")
+        with urlopen(request):
+            yield url
+        # The end of its input tells it to end.
+
+
+def _bucket(url: str, prefix: str) -> ObjectStore[Any]:
+    store = S3Store(
+        _BUCKET,
+        prefix=prefix,
+        endpoint=url,
+        region="us-east-1",
+        access_key_id="any",
+        secret_access_key="any",
+        client_options={"allow_http": True},
+    )
+    return ObjectStore(store)
+
+
+def _copied(files: Files, options: Options) -> Iterator[Row]:
+    """Yield the time of a copy from one S3 server to another, and of its halves."""
+    with data.quiet(), _s3() as source, _s3() as target:
+        ds = data.opened(files.large_chunks()).load()
+        aioxarray.to_zarr(ds, _bucket(source, "a"))
+        lazy = aioxarray.open_zarr(_bucket(source, "a"))
+        saved: list[str] = []
+
+        def write(obj: xr.Dataset) -> Any:
+            saved.append(f"copy-{len(saved)}")
+            return aioxarray.to_zarr_async(obj, _bucket(target, saved[-1]))
+
+        def check(_: object) -> None:
+            if saved:
+                found = aioxarray.open_zarr(_bucket(target, saved[-1]))[["v0"]]
+                xr.testing.assert_identical(aioxarray.load(found), ds[["v0"]])
+
+        ways: dict[str, Callable[[], Any]] = {
+            "S3, reading 1 GB": lambda: aioxarray.load_async(lazy.copy(deep=False)),
+            "S3, writing 1 GB": lambda: write(ds),
+            "S3, a copy of 1 GB from server to server": lambda: write(lazy),
+        }
+        seconds = {}
+        for what, taken in in_turn(ways, check, options).items():
+            assert isinstance(taken, Taken), taken
+            seconds[what] = taken.seconds
+    *halves, (copy, copy_s) = seconds.items()
+    for what, half_s in halves:
+        yield Row(what, "s", None, None, half_s)
+    yield Row(copy, "s", None, None, copy_s, 1.2 * max(half_s for _, half_s in halves))
