@@ -68,7 +68,8 @@ class Encoder:
 
     def encode(self, spec: ArraySpec, inside: Any, outside: Any) -> Buffer | None:
         """Return what is stored of a chunk without other values than these; None for nothing."""
-        chunk = self._values[outside]
+        # Of texts and objects without dimensions, numpy selects the bare value.
+        chunk = np.asarray(self._values[outside], self._values.dtype)
         fill: Any = spec.fill_value
         if fill is None:
             # Format 2 allows that; zarr takes this then.
