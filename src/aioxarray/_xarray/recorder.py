@@ -132,6 +132,11 @@ def as_nodes(obj: Any, options: ZarrOptions) -> list[Node]:
                     f"the name {name!r} has a slash, which stands between groups in Zarr: the "
                     "variable would not be found again. Rename it, or save a DataTree."
                 )
+        for variable in node.dataset.variables.values():
+            if variable.size == 0 and variable.chunks is not None:
+                # As xarray does: chunks without length cannot be stored, and there is nothing in
+                # them to compute.
+                variable.load()
     return nodes
 
 
