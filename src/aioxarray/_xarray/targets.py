@@ -122,9 +122,12 @@ class Intake:
             finally:
                 admitted.set()
 
+        running = run()
         try:
-            self._tasks.create_task(run(), context=self._context.copy())
+            self._tasks.create_task(running, context=self._context.copy())
         except RuntimeError as error:
-            # The save has ended, by an error or a cancellation.
+            # The save has ended, by an error or a cancellation. Python 3.11 leaves it to us to
+            # close what will not be awaited.
+            running.close()
             raise asyncio.CancelledError from error
         await admitted.wait()
