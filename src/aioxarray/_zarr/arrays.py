@@ -75,11 +75,11 @@ async def read_block(
     # From zarr 3.2 on.
     if getattr(config, "read_missing_chunks", True) is False:
         return None
-    if isinstance(metadata, ArrayV2Metadata):
-        config = replace(config, order=metadata.order)
     block = Block(selection, metadata.shape, chunk_shape)
     if block.count < _FEW_CHUNKS:
         return None
+    if isinstance(metadata, ArrayV2Metadata):
+        config = replace(config, order=metadata.order)
     prototype = default_buffer_prototype()
     dtype = metadata.dtype.to_native_dtype()
     out = prototype.nd_buffer.empty(shape=block.shape, dtype=dtype, order=config.order)

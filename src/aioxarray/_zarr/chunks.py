@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -80,28 +81,37 @@ class Block:
         shape: Sequence[int],
         chunk_shape: Sequence[int],
     ) -> None:
-        self._axes = [_axis(*each) for each in zip(selection, shape, chunk_shape, strict=True)]
+        self._parts = list(zip(selection, shape, chunk_shape, strict=True))
         self.shape = tuple(
             len(range(*part.indices(size)))
             for part, size in zip(selection, shape, strict=True)
             if isinstance(part, slice)
         )
         self._kept = [isinstance(part, slice) for part in selection]
-        self.count = 1
-        for axis in self._axes:
-            self.count *= len(axis)
+        self.count = math.prod(_count(*each) for each in self._parts)
 
     def chunks(self, key: Callable[[tuple[int, ...]], Any], spec: ArraySpec) -> Iterator[Chunk]:
         """Return the chunks in C order, lazily."""
         kept = self._kept
+        axes = [_axis(*each) for each in self._parts]
         if all(kept):
-            for parts in itertools.product(*self._axes):
+            for parts in itertools.product(*axes):
                 at, inside, outside = zip(*parts, strict=True) if parts else ((), (), ())
                 yield key(at), spec, inside, outside
         else:
-            for parts in itertools.product(*self._axes):
+            for parts in itertools.product(*axes):
                 at, inside, outside = zip(*parts, strict=True)
                 yield key(at), spec, inside, tuple(itertools.compress(outside, kept))
+
+
+def _count(part: int | slice, size: int, length: int) -> int:
+    """Return, for one axis, how many chunks there are."""
+    if not isinstance(part, slice):
+        return 1
+    selected = range(*part.indices(size))
+    if not selected or selected.step >= length:
+        return len(selected)
+    return selected[-1] // length - selected[0] // length + 1
 
 
 def _axis(part: int | slice, size: int, length: int) -> list[tuple[int, int | slice, slice]]:
