@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 # A hop to a thread and back costs as much as decoding some 64 KB.
-_RUN_BYTES = 1 << 20
+_RUN_BYTES = 4 << 20
 # Nobody waits longer than for this many to be told of progress, or to have a thread.
 _RUN_CHUNKS = 128
 
@@ -30,9 +30,12 @@ def is_basic(selection: Iterable[Any]) -> bool:
     return all(type(part) is slice or isinstance(part, int) for part in selection)
 
 
-def in_runs(chunks: Iterable[T], chunk_bytes: int) -> Iterator[list[T]]:
-    """Return ``chunks`` in runs, each of which one thread reads, or writes, one after the other."""
-    count = max(1, min(_RUN_CHUNKS, _RUN_BYTES // max(1, chunk_bytes)))
+def in_runs(chunks: Iterable[T], total: int, chunk_bytes: int, threads: int) -> Iterator[list[T]]:
+    """Return ``chunks`` in runs, each of which one thread reads, or writes, one after the other.
+
+    Of few chunks, ``total`` in all, every one of the ``threads`` gets its part.
+    """
+    count = max(1, min(_RUN_CHUNKS, _RUN_BYTES // max(1, chunk_bytes), total // (2 * threads)))
     remaining = iter(chunks)
     while run := list(itertools.islice(remaining, count)):
         yield run

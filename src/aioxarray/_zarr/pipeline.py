@@ -295,14 +295,14 @@ class _Job:
             function = functools.partial(read_led, led)
             return await self.granted.in_thread(function, held, stop, source.remote)
 
-        todo = iter(enumerate(in_runs(self.chunks, self.size)))
+        width = FETCHERS if source.remote else self.granted.thread_count
+        todo = iter(enumerate(in_runs(self.chunks, self.count, self.size, width)))
 
         async def work() -> None:
             for number, run in todo:
                 present[number] = await self.sharing.read(run, in_thread)
                 self.advance(len(run))
 
-        width = FETCHERS if source.remote else self.granted.thread_count
         await gather([work] * width)
         return [there for number in range(len(present)) for there in present[number]]
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 # Chunks are longer than this at times; then it takes a second read.
 _FIRST_READ = 64 << 10
 
+# So much, and the same again where it goes, fits into a processor's own cache.
+_COPIED_AT_ONCE = 512 << 10
+
 
 class Source(Protocol):
     """A store that is read best by plain calls."""
@@ -127,7 +130,7 @@ class FileSource:
         if file is None:
             return None
         try:
-            count = _fill(file, dest.reshape(-1))
+            count = _copy(file, dest.reshape(-1))
             return count + len(os.read(file, 1)) if count == dest.size else count
         except IsADirectoryError:
             return None
@@ -216,6 +219,23 @@ def _fill(file: int, buffer: NDArray[np.uint8]) -> int:
         if count == 0:
             break
         done += count
+    return done
+
+
+def _copy(file: int, dest: NDArray[np.uint8]) -> int:
+    """Do what `_fill` does, for memory that nobody has touched yet.
+
+    The kernel is slow to copy to there: through a buffer that stays in the processor's cache it
+    takes half the time.
+    """
+    buffer = scratch("copy", min(dest.size, _COPIED_AT_ONCE))
+    done = 0
+    while done < dest.size:
+        count = _fill(file, buffer[: dest.size - done])
+        dest[done : done + count] = buffer[:count]
+        done += count
+        if count < len(buffer):
+            break
     return done
 
 

@@ -174,7 +174,8 @@ class WritePipeline(BatchedCodecPipeline):
                     error.add_note(f"in chunk {setter}")
                     raise
 
-        todo = in_runs(requests, size)
+        threads = self.writing.thread_count
+        todo = in_runs(requests, len(requests), size, threads)
 
         async def work() -> None:
             assert self.writing is not None
@@ -182,7 +183,7 @@ class WritePipeline(BatchedCodecPipeline):
                 function = functools.partial(write_run, run)
                 await self.writing.in_thread(function, size, stop, remote=False)
 
-        await gather([work] * self.writing.thread_count)
+        await gather([work] * threads)
 
     async def _write_objects(self, requests: Sequence[ChunkWrite], encode: Encode) -> None:
         """Encode in threads what has its turn, and write it by the store's coroutines."""
