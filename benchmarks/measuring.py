@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -82,19 +83,26 @@ def in_turn(
 ) -> dict[str, Taken | Exception]:
     """Measure ``ways``, by turns, so that a change of the machine's speed meets them all.
 
+    Each round begins with another one: who comes after one that has left much memory free gets
+    it back at once, where a virtual machine has to ask its host for more.
+
     Each way returns its result, or an awaitable of it; the first one of each is checked. A way
     that raises is tried no more, and its error stands for what it took.
     """
     runs: dict[str, list[Taken]] = {name: [] for name in ways}
     spent = dict.fromkeys(ways, 0.0)
     errors: dict[str, Exception] = {}
-    for _ in range(options.runs):
-        for name, way in ways.items():
+    names = list(ways)
+    for number in range(options.runs):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
             if name in errors or spent[name] >= options.seconds:
                 continue
+            # What others have left is theirs to clear away.
+            gc.collect()
             begun = perf_counter()
             try:
-                taken, result = asyncio.run(_run(way))
+                taken, result = asyncio.run(_run(ways[name]))
             except Exception as error:  # noqa: BLE001 - handed to who asked for the measurement
                 errors[name] = error
                 continue
