@@ -29,11 +29,12 @@ from aioxarray._runtime.batches import Batches
 from aioxarray._runtime.tasks import gather
 from aioxarray._zarr.chunks import in_runs, is_basic
 from aioxarray._zarr.decoders import describe, prepare
+from aioxarray._zarr.nearness import Nearness
 from aioxarray._zarr.placing import Placer
 from aioxarray._zarr.reading import FETCHERS, Reading, reading
 from aioxarray._zarr.shards import ShardReader, gaps
 from aioxarray._zarr.sharing import Sharing, forget
-from aioxarray._zarr.sources import Source, source_of
+from aioxarray._zarr.sources import ObjectSource, Source, source_of
 from aioxarray._zarr.store import LimitedStore
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ _BATCH_BYTES = 1 << 20
 _INLINE_BYTES = 16 << 10
 # So few requests are as fast by coroutines, from wherever.
 _FEW_CHUNKS = 8
-# A store that answers within this time, and that for its bytes, is close by.
+# A store that answers within this time, and that for its bytes, is close by. Beyond, threads wait
+# so long that coroutines carry more requests a second, for all their cost.
 _AT_ONCE_S = 0.005
 _BYTES_A_SECOND = 100e6
 # Bytes between two inner chunks that are as well read as skipped, in a local file.
@@ -172,7 +174,7 @@ class CodecPipeline(BatchedCodecPipeline):
                 return await job.by_plain_calls(source, _shards_by_plain_calls(source, shards))
             if source is None:
                 return await job.by_coroutines()
-            if source.remote:
+            if isinstance(source, ObjectSource):
                 return await job.by_what_answers(source)
             if source.instant and not placer.by_zarr and job.size * count <= _INLINE_BYTES:
                 return job.at_once(source)
@@ -346,33 +348,39 @@ class _Job:
 
         return await self.side_by_side(read)
 
-    async def by_what_answers(self, source: Source) -> list[bool]:
-        """Read by plain calls if the store answers the first request at once, else by coroutines.
+    async def by_what_answers(self, source: ObjectSource) -> list[bool]:
+        """Read by plain calls if the store answers at once, else by coroutines.
 
-        That first one is a coroutine in any case, and the others wait for it a moment only.
+        The first of the load's reads that comes here finds out, with its first chunk, and the
+        others wait for it a moment only.
         """
         if self.count < _FEW_CHUNKS:
             return await self.by_coroutines()
+        client = id(source.client)
+        nearness = self.granted.nearness.get(client)
+        if nearness is not None:
+            return await self._by_nearness(source, nearness)
+        nearness = self.granted.nearness[client] = Nearness()
         remaining = iter(self.chunks)
         head = replace(self, chunks=[next(remaining)], count=1)
         tail = replace(self, chunks=remaining, count=self.count - 1)
-        answered = asyncio.Event()
 
         async def first() -> list[bool]:
-            present = await head.by_coroutines()
-            answered.set()
+            present = await head.by_plain_calls(source)
+            nearness.tell(source.shortest_s <= self._near_s())
             return present
 
-        async def others() -> list[bool]:
-            try:
-                async with asyncio.timeout(_AT_ONCE_S + self.size / _BYTES_A_SECOND):
-                    await answered.wait()
-            except TimeoutError:
-                return await tail.by_coroutines()
-            return await tail.by_plain_calls(source)
-
-        one, rest = await gather([first, others])
+        one, rest = await gather([first, lambda: tail._by_nearness(source, nearness)])
         return one + rest
+
+    async def _by_nearness(self, source: ObjectSource, nearness: Nearness) -> list[bool]:
+        if await nearness.within(self._near_s()):
+            return await self.by_plain_calls(source)
+        return await self.by_coroutines()
+
+    def _near_s(self) -> float:
+        """Return how long a store that is close by may take for a chunk."""
+        return _AT_ONCE_S + self.size / _BYTES_A_SECOND
 
     async def side_by_side(self, read: Callable[[Chunk], Awaitable[bool]]) -> list[bool]:
         """Await ``read`` for each chunk, as many at once as may have requests in flight."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Semaphore
 from typing import TypeVar
 
 from aioxarray._runtime.budget import Budget, Share
 from aioxarray._runtime.threads import Pool, usable_cores
+from aioxarray._zarr.nearness import Nearness
 from aioxarray.config import memory_limit, request_limit, thread_count
 
 T = TypeVar("T")
@@ -44,6 +45,8 @@ class Reading:
         How many they are.
     decoding
         Taken by those who decode in other threads, so that no more than ``thread_count`` do.
+    nearness
+        What the load's reads know of how close stores are, by the ``id`` of a store's client.
     """
 
     requests: Share
@@ -53,6 +56,7 @@ class Reading:
     decoders: Pool
     thread_count: int
     decoding: Semaphore
+    nearness: dict[int, Nearness] = field(default_factory=dict)
 
     async def in_thread(
         self, function: Callable[[], T], size: int, stop: Callable[[], object], remote: bool
