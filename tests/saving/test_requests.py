@@ -150,7 +150,7 @@ def test_icechunk_sessions_are_left_uncommitted(tmp_path: Any) -> None:
 def test_workers_of_a_cluster_write(tmp_path: Any) -> None:
     distributed = pytest.importorskip("distributed")
     cluster = distributed.LocalCluster(
-        n_workers=1, threads_per_worker=2, processes=True, dashboard_address=None
+        n_workers=1, threads_per_worker=2, processes=True, dashboard_address="127.0.0.1:0"
     )
     with cluster, distributed.Client(cluster):
         ds = sample(large=True).chunk(time=2)
