@@ -10,10 +10,11 @@ code decodes those.
 from __future__ import annotations
 
 import functools
+import json
 import math
 import threading
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -321,9 +322,12 @@ class Decoder:
         if data is not dest:
             _copy(data, dest)
 
-    def array(self, data: Any) -> NDArray[Any]:
-        """Decode ``data`` into memory of this thread, to be used before the next call."""
-        flat = scratch("decoded", self.size)
+    def array(self, data: Any, into: NDArray[np.uint8] | None = None) -> NDArray[Any]:
+        """Decode ``data`` into the memory ``into``.
+
+        Without it into memory of this thread, to be used before the next call.
+        """
+        flat = scratch("decoded", self.size) if into is None else into
         self.fill(data, flat)
         stored: NDArray[Any] = flat.view(self.dtype).reshape(self._stored_shape)
         return stored if self.as_stored else stored.transpose(self._inverse)
@@ -398,6 +402,27 @@ def prepare(pipeline: CodecPipeline, spec: ArraySpec) -> Prepared | None:
         dtype if endian is None else dtype.newbyteorder(endian),
         tuple(codec.order for codec in transposes),
     )
+
+
+def decoding(pipeline: CodecPipeline, prepared: Prepared | None, spec: ArraySpec) -> Hashable:
+    """Return what two pipelines have in common that make the same of the same bytes.
+
+    ``prepared`` is what `prepare` makes of them.
+    """
+    if prepared is not None:
+        return prepared
+    codecs: Any = pipeline
+    serializer = codecs.array_bytes_codec
+    chain: tuple[Any, ...]
+    if type(serializer) is _v2.V2Codec:
+        chain = (*(serializer.filters or ()), *filter(None, [serializer.compressor]))
+        settings = [codec.get_config() for codec in chain]
+    else:
+        chain = tuple(codecs)
+        settings = [codec.to_dict() for codec in chain]
+    # As text: codecs need not be hashable. This is what the array's metadata say of them.
+    text = json.dumps(settings, sort_keys=True, default=repr)
+    return tuple(map(type, chain)), text, repr((spec.dtype, spec.fill_value, spec.order))
 
 
 def describe(pipeline: CodecPipeline) -> str:
