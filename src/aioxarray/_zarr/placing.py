@@ -13,8 +13,9 @@ import numpy as np
 from zarr.core.buffer import Buffer, cpu
 from zarr.core.codec_pipeline import fill_value_or_default
 
-from aioxarray._zarr.decoders import Decoder, Prepared, wrong_size
+from aioxarray._zarr.decoders import Decoder, Prepared
 from aioxarray._zarr.inline import run_inline
+from aioxarray._zarr.steps import wrong_size
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
