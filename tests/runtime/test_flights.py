@@ -20,20 +20,20 @@ def flights(room: int = 0) -> Flights[str, int]:
     return Flights(cache)
 
 
-def double(value: int) -> int:
+def double(value: int, part: str = "") -> int:
     return 2 * value
 
 
 def lead(of: Flights[str, int], key: str = "a") -> Flight[str, int]:
-    flight = of.join(key, double)
+    flight = of.join(key, double, "part")
     assert isinstance(flight, Flight)
     return flight
 
 
 def follow(
-    of: Flights[str, int], key: str = "a", take: Callable[[int], int] = double
+    of: Flights[str, int], key: str = "a", take: Callable[[int, str], int] = double
 ) -> Follower[int, int]:
-    follower = of.join(key, take)
+    follower = of.join(key, take, "part")
     assert isinstance(follower, Follower)
     return follower
 
@@ -149,7 +149,7 @@ def test_a_flight_ends_once() -> None:
         other.land(1)
 
     async def settled(several: Flights[str, int]) -> bool:
-        follower = several.join("a", double)
+        follower = several.join("a", double, "part")
         assert isinstance(follower, Follower)
         await follower.withdraw()
         return True
@@ -158,7 +158,7 @@ def test_a_flight_ends_once() -> None:
 
 
 def test_an_error_in_taking_is_the_followers_own() -> None:
-    def fail(value: int) -> int:
+    def fail(value: int, part: str) -> int:
         raise OSError("no place")
 
     async def main() -> None:
@@ -178,7 +178,7 @@ def test_who_was_cancelled_takes_nothing() -> None:
         taken: list[int] = []
         several = flights()
         flight = lead(several)
-        follower: Any = several.join("a", taken.append)
+        follower: Any = several.join("a", lambda value, part: taken.append(value), "part")
         waiting = asyncio.create_task(follower.outcome())
         await settle()
         waiting.cancel()
@@ -194,7 +194,7 @@ def test_who_was_cancelled_takes_nothing() -> None:
 def test_withdrawing_waits_until_nothing_is_being_taken(again: bool) -> None:
     begun, may_end = threading.Event(), threading.Event()
 
-    def take(value: int) -> int:
+    def take(value: int, part: str) -> int:
         begun.set()
         assert may_end.wait(PATIENCE_S)
         return value
@@ -231,7 +231,7 @@ def test_over_loops() -> None:
     threads = [threading.Thread(target=wait) for _ in range(3)]
     for thread in threads:
         thread.start()
-    while len(flight._followers) < 3:
+    while len(flight._followers or []) < 3:
         threading.Event().wait(0.001)
     flight.land(4)
     for thread in threads:
@@ -246,12 +246,12 @@ def test_what_is_kept_is_known() -> None:
     several = flights(room=10)
     assert several.known("a") is None
     lead(several).land(1, size=4)
-    assert several.join("a", double) == (1,) == several.known("a")
+    assert several.join("a", double, "part") == (1,) == several.known("a")
     lead(several, "b").land(1)
     # Not kept unless it is asked for.
     lead(several, "b")
     several.keep("c", 3, 4)
-    assert several.join("c", double) == (3,)
+    assert several.join("c", double, "part") == (3,)
 
 
 def test_who_follows_gets_what_is_kept_too() -> None:
@@ -261,7 +261,7 @@ def test_who_follows_gets_what_is_kept_too() -> None:
         follower = follow(several)
         flight.land(1, size=4)
         assert await follower.outcome() == (2,)
-        assert several.join("a", double) == (1,)
+        assert several.join("a", double, "part") == (1,)
 
     asyncio.run(main())
 

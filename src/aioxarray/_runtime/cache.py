@@ -12,6 +12,13 @@ class Cache:
     """Keeps values up to a limit in bytes; the least recently used one goes first.
 
     Each value belongs to an owner, and goes with it: see `drop`. Any thread may use it.
+
+    Attributes
+    ----------
+    entries
+        By owner and name the value, and the bytes it counts for; the next to go first.
+    size
+        The bytes that all count for together.
     """
 
     def __init__(self) -> None:
@@ -20,8 +27,7 @@ class Cache:
     def reset(self) -> None:
         """Begin anew, empty and without room: in a forked process, whose lock may be taken."""
         self._lock = threading.Lock()
-        # By owner and name: the value, and the bytes it counts for.
-        self._entries: OrderedDict[tuple[Hashable, Hashable], tuple[Any, int]] = OrderedDict()
+        self.entries: OrderedDict[tuple[Hashable, Hashable], tuple[Any, int]] = OrderedDict()
         self._names: dict[Hashable, set[Hashable]] = {}
         self._limit: float = 0
         self.size = 0
@@ -30,7 +36,7 @@ class Cache:
         return f"<Cache: {self.size} of {self._limit} bytes in {len(self)} entries>"
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self.entries)
 
     def resize(self, limit: float) -> None:
         """Keep no more than ``limit`` bytes from now on."""
@@ -41,14 +47,12 @@ class Cache:
 
     def get(self, owner: Hashable, name: Hashable) -> tuple[Any] | None:
         """Return the value, in a tuple, or None if there is none."""
-        if not self._entries:
-            return None
         key = (owner, name)
         with self._lock:
-            entry = self._entries.get(key)
+            entry = self.entries.get(key)
             if entry is None:
                 return None
-            self._entries.move_to_end(key)
+            self.entries.move_to_end(key)
             return (entry[0],)
 
     def put(self, owner: Hashable, name: Hashable, value: Any, size: int) -> None:
@@ -57,7 +61,7 @@ class Cache:
             if size > self._limit:
                 return
             replaced = self._remove((owner, name))
-            self._entries[owner, name] = (value, size)
+            self.entries[owner, name] = (value, size)
             self._names.setdefault(owner, set()).add(name)
             self.size += size
             gone = self._make_room()
@@ -73,12 +77,12 @@ class Cache:
     def _make_room(self) -> list[Any]:
         gone = []
         while self.size > self._limit:
-            key = next(iter(self._entries))
+            key = next(iter(self.entries))
             gone.append((key, self._remove(key)))
         return gone
 
     def _remove(self, key: tuple[Hashable, Hashable]) -> Any:
-        entry = self._entries.pop(key, None)
+        entry = self.entries.pop(key, None)
         if entry is not None:
             owner, name = key
             names = self._names[owner]

@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar
 from aioxarray._runtime.cache import Cache
 
 K = TypeVar("K", bound=Hashable)
+P = TypeVar("P")
 V = TypeVar("V")
 R = TypeVar("R")
 
@@ -40,16 +41,18 @@ class Flights(Generic[K, V]):
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {len(self._open)} under way>"
 
-    def join(self, key: K, take: Callable[[V], R]) -> tuple[V] | Flight[K, V] | Follower[V, R]:
+    def join(
+        self, key: K, take: Callable[[V, P], R], part: P
+    ) -> tuple[V] | Flight[K, V] | Follower[V, R]:
         """Return what is to be done about ``key``.
 
         Parameters
         ----------
         key
             What is to be worked on.
-        take
-            Takes the value where the caller follows. It is called in a thread of who leads, so
-            it must not wait.
+        take, part
+            ``take(value, part)`` takes the value where the caller follows. It is called in a
+            thread of who leads, so it must not wait.
 
         Returns
         -------
@@ -58,14 +61,16 @@ class Flights(Generic[K, V]):
             follows the one under way.
         """
         with self._lock:
-            kept = self._cache.get(self, key)
-            if kept is not None:
+            # Thousands of times a read: mostly there is no cache.
+            if self._cache.entries and (kept := self._cache.get(self, key)) is not None:
                 return kept
             flight = self._open.get(key)
             if flight is None:
                 flight = self._open[key] = Flight(self, key)
                 return flight
-            follower = Follower(take)
+            follower = Follower(take, part)
+            if flight._followers is None:
+                flight._followers = []
             flight._followers.append(follower)
             return follower
 
@@ -105,13 +110,13 @@ class Flight(Generic[K, V]):
         self._flights = flights
         self._key = key
         self._is_open = True
-        self._followers: list[Follower[V, Any]] = []
+        self._followers: list[Follower[V, Any]] | None = None
 
     def close(self) -> bool:
         """End the time in which others can follow; say whether some do."""
         with self._flights._lock:
             self._close()
-            return bool(self._followers)
+            return self._followers is not None
 
     def _close(self) -> None:
         if self._is_open:
@@ -120,8 +125,8 @@ class Flight(Generic[K, V]):
 
     def _end(self) -> list[Follower[V, Any]]:
         self._close()
-        followers, self._followers = self._followers, []
-        return followers
+        followers, self._followers = self._followers, None
+        return followers or []
 
     def land(self, value: V, size: int | None = None) -> None:
         """Have each of those who follow take ``value``.
@@ -163,10 +168,11 @@ class Flight(Generic[K, V]):
 class Follower(Generic[V, R]):
     """Somebody who waits for what another one works on."""
 
-    __slots__ = ("_outcome", "_take")
+    __slots__ = ("_outcome", "_part", "_take")
 
-    def __init__(self, take: Callable[[V], R]) -> None:
+    def __init__(self, take: Callable[[V, Any], R], part: object) -> None:
         self._take = take
+        self._part = part
         # None: the work was given up.
         self._outcome: Future[tuple[R] | None] = Future()
 
@@ -194,7 +200,7 @@ class Follower(Generic[V, R]):
     def _take_from(self, value: V) -> None:
         if self._outcome.set_running_or_notify_cancel():
             try:
-                result = self._take(value)
+                result = self._take(value, self._part)
             except Exception as error:  # noqa: BLE001 - it belongs to who follows
                 self._outcome.set_exception(error)
             else:

@@ -203,7 +203,8 @@ class ShardPart:
 
     def is_all(self, wanted: Sequence[Lead[Wanted]]) -> bool:
         """Say whether the shard has no other inner chunks."""
-        return len({inner[0] for (_, inner), _ in wanted}) == self.index.count
+        count = self.index.count
+        return len(wanted) >= count and len({inner[0] for (_, inner), _ in wanted}) == count
 
     def index_range(self) -> tuple[int, int | None]:
         """Return where the index begins and ends; from the end of the shard if negative."""
@@ -221,20 +222,20 @@ class ShardPart:
 
         ``gaps`` is what `gaps` returns; without an ``index`` nothing exists.
         """
-        if index is None:
+        if index is None or not wanted:
             return [], [False] * len(wanted)
         longest = None if self._reader.prepared is None else 2 * self._reader.inner_bytes + _SLACK
         found, there = [], []
-        for lead in wanted:
-            at = lead[0][1][0]
-            start, length = map(int, index[at])
+        # All at once: one by one this would cost as much as decoding a small one.
+        at = tuple(zip(*(inner[0] for (_, inner), _ in wanted), strict=True))
+        for lead, (start, length) in zip(wanted, index[at].reshape(-1, 2).tolist(), strict=True):
             exists = start != _MISSING or length != _MISSING
             there.append(exists)
             if not exists:
                 continue
             if longest is not None and length > longest:
                 raise ValueError(
-                    f"the shard's index is damaged: inner chunk {at} has {length} bytes"
+                    f"the shard's index is damaged: inner chunk {lead[0][1][0]} has {length} bytes"
                 )
             found.append((start, start + length, lead))
         return merged(found, *gaps), there

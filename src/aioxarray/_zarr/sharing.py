@@ -159,21 +159,24 @@ class Sharing(Generic[W, R]):
         found: dict[int, R] = {}
         todo: Sequence[int] = range(len(parts))
         while todo:
-            led: list[tuple[int, PartFlight]] = []
+            # Indexes of ``parts``, and what is done about these.
+            mine: list[int] = []
+            led: list[Lead[W]] = []
             followed: list[tuple[int, Follower[Any, R]]] = []
             try:
                 for index in todo:
-                    joined = self._join(parts[index])
-                    if isinstance(joined, tuple):
-                        found[index] = self._put_known(joined[0], parts[index])
+                    part = parts[index]
+                    joined = self._join(part)
+                    if isinstance(joined, Flight):
+                        mine.append(index)
+                        led.append((part, joined))
+                    elif isinstance(joined, tuple):
+                        found[index] = self._put_known(joined[0], part)
                         await self.breathe()
-                    elif isinstance(joined, Follower):
-                        followed.append((index, joined))
                     else:
-                        led.append((index, joined))
+                        followed.append((index, joined))
                 if led:
-                    results = await lead([(parts[index], flight) for index, flight in led])
-                    found.update(zip((index for index, _ in led), results, strict=True))
+                    found.update(zip(mine, await lead(led), strict=True))
                 todo = []
                 for index, follower in followed:
                     outcome = await follower.outcome()
@@ -183,16 +186,15 @@ class Sharing(Generic[W, R]):
                         (found[index],) = outcome
             finally:
                 for _, flight in led:
-                    flight.give_up()
+                    if flight is not None:
+                        flight.give_up()
                 for _, follower in followed:
                     await follower.withdraw()
         return [found[index] for index in range(len(parts))]
 
     def _join(self, part: W) -> tuple[Any] | PartFlight | Follower[Any, R]:
         assert self._table is not None
-        return self._table.join(
-            self._parts.name(part), lambda decoded: self._parts.put_decoded(decoded, part)
-        )
+        return self._table.join(self._parts.name(part), self._parts.put_decoded, part)
 
     def _put_known(self, decoded: NDArray[Any] | None, part: W) -> R:
         self._pace += _PART_BYTES + (0 if decoded is None else decoded.nbytes)
