@@ -18,7 +18,7 @@ import xarray as xr
 
 import aioxarray
 from aioxarray._runtime.threads import usable_cores
-from aioxarray.config import config, memory_limit, request_limit, thread_count
+from aioxarray.config import cache_limit, config, memory_limit, request_limit, thread_count
 from aioxarray.testing import GatedStore, RecordingStore
 from tests import samples
 from tests.oracle import lazy
@@ -48,6 +48,7 @@ def test_the_defaults() -> None:
     assert request_limit() == 128
     assert memory_limit() == 2**30
     assert thread_count() == usable_cores()
+    assert cache_limit() == 0
 
 
 @pytest.mark.parametrize(
@@ -93,6 +94,16 @@ def test_memory(value: Any, limit: float) -> None:
     assert memory_limit() == 2**30
 
 
+@pytest.mark.parametrize(
+    ("value", "limit"),
+    [(None, 0), (0, 0), (-1, 0), ("-1GiB", 0), (np.int64(4096), 4096), ("1.5GiB", 3 * 2**29)],
+)
+def test_cache(value: Any, limit: int) -> None:
+    with config.set(cache=value):
+        assert cache_limit() == limit
+    assert cache_limit() == 0
+
+
 @pytest.mark.parametrize("value", [1, 3, np.int8(2)])
 def test_threads(value: Any) -> None:
     with config.set(threads=value):
@@ -123,6 +134,9 @@ BAD: list[tuple[str, Any, type[Exception], str]] = [
     ("threads", "2", TypeError, r"threads must be an integer, got '2' \(str\)"),
     ("threads", 1.5, TypeError, r"threads must be an integer, got 1\.5 \(float\)"),
     ("threads", True, TypeError, r"threads must be an integer, got True \(bool\)"),
+    ("cache", True, TypeError, r"cache must be a number of bytes or a text .*, got True \(bool\)"),
+    ("cache", 1e9, TypeError, r"cache must be a number of bytes or a text .*, got 1000000000\.0"),
+    ("cache", "all", ValueError, r"cache must be a number of bytes or a text .*, got 'all'"),
 ]
 
 
@@ -163,8 +177,10 @@ def test_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         "AIOXARRAY_CONCURRENCY": "7",
         "AIOXARRAY_MEMORY": "64MiB",
         "AIOXARRAY_THREADS": "3",
+        "AIOXARRAY_CACHE": "1MiB",
     }
     with environment(monkeypatch, values):
+        assert cache_limit() == 2**20
         assert (request_limit(), memory_limit(), thread_count()) == (7, 64 * 2**20, 3)
         # Code goes before the environment.
         with config.set(concurrency=9, memory=1000, threads=None):
@@ -187,6 +203,7 @@ def test_limits_of_the_environment_may_be_none(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("name", "value", "kind"),
     [
+        ("CACHE", "much", ValueError),
         ("CONCURRENCY", "many", TypeError),
         ("MEMORY", "1e9", TypeError),
         ("THREADS", "0", ValueError),

@@ -12,7 +12,15 @@ name            default    meaning
 ``memory``      ``"1GiB"`` bytes of chunks in flight (fetched or being decoded) at once in
                            this process, results excluded; 0 or below: no limit
 ``threads``     None       threads that decode; None: as many as this process may use cores
+``cache``       0          bytes of decoded chunks that are kept for later loads of this process,
+                           or a text like ``"1GiB"``; None, 0 or below: none
 =============== ========== ==================================================================
+
+What is in the cache is read without a request. aioxarray's own writes, and those of its
+`CodecPipeline`, are seen: what was kept of that store goes. What others write, in this process or
+another, or what zarr deletes when it resizes or replaces an array, is not seen, so keep the cache
+off, or set it to 0 for the first load after such a write. A smaller setting takes effect when the
+next load begins.
 """
 
 from __future__ import annotations
@@ -27,7 +35,7 @@ import donfig
 
 from aioxarray._runtime.threads import usable_cores
 
-_DEFAULTS = {"concurrency": 128, "memory": "1GiB", "threads": None}
+_DEFAULTS = {"concurrency": 128, "memory": "1GiB", "threads": None, "cache": 0}
 
 
 class _Settings(donfig.Config):  # type: ignore[misc]  # donfig has no types
@@ -63,13 +71,17 @@ def memory_limit() -> float:
 
     Raises TypeError for what is neither an integer nor a text, ValueError for other texts.
     """
-    value = config.get("memory")
-    limit = (
-        _byte_count(value)
-        if isinstance(value, str)
-        else _integer("memory", value, "a number of bytes or a text like '1GiB'")
-    )
+    limit = _byte_count("memory", config.get("memory"))
     return limit if limit > 0 else math.inf
+
+
+def cache_limit() -> int:
+    """Return how many bytes of decoded chunks are kept; 0 for none.
+
+    Raises what `memory_limit` does.
+    """
+    value = config.get("cache")
+    return 0 if value is None else max(0, _byte_count("cache", value))
 
 
 def thread_count() -> int:
@@ -96,8 +108,11 @@ def _integer(name: str, value: Any, kind: str = "an integer") -> int:
     raise TypeError(f"{name} must be {kind}, got {value!r} ({type(value).__name__})")
 
 
-def _byte_count(text: str) -> int:
-    match = re.fullmatch(r"\s*(-?\d+(?:\.\d+)?)\s*([kmg]i?)?b?\s*", text, re.IGNORECASE)
+def _byte_count(name: str, value: Any) -> int:
+    kind = "a number of bytes or a text like '1GiB'"
+    if not isinstance(value, str):
+        return _integer(name, value, kind)
+    match = re.fullmatch(r"\s*(-?\d+(?:\.\d+)?)\s*([kmg]i?)?b?\s*", value, re.IGNORECASE)
     if match is None:
-        raise ValueError(f"memory must be a number of bytes or a text like '1GiB', got {text!r}")
+        raise ValueError(f"{name} must be {kind}, got {value!r}")
     return int(float(match[1]) * _UNITS[(match[2] or "").lower()])

@@ -62,7 +62,8 @@ async def load_async(
     Notes
     -----
     *Requests:* one a chunk; for shards, one for the index and one a range of inner chunks. A
-    missing chunk is the fill value.
+    missing chunk is the fill value. Nothing is requested that another load is fetching, or that
+    is in the cache (the setting ``cache``, off by default).
 
     *Order:* requests begin in the order of the variables, as places become free, and end in any;
     all values are put in place together, at the end.

@@ -173,6 +173,29 @@ def fork_while_loading() -> None:
     loads(ds)
 
 
+def cache() -> None:
+    """What is kept stays with the parent; the child keeps what it reads itself."""
+    from aioxarray._zarr import reading
+    from aioxarray.testing import RecordingStore
+
+    store = RecordingStore(written(VARIABLES, CHUNKS))
+    ds = lazily(store)
+
+    def requests() -> int:
+        store.log.clear()
+        xr.testing.assert_identical(aioxarray.compute(ds), plain(VARIABLES, CHUNKS))
+        return store.log.count("get", "*/c/*")
+
+    def child() -> None:
+        assert len(reading.cache) == 0
+        assert [requests(), requests()] == [VARIABLES * CHUNKS, 0]
+
+    with aioxarray.config.set(cache="1MiB"):
+        assert [requests(), requests()] == [VARIABLES * CHUNKS, 0]
+        in_fork(child)
+        assert requests() == 0
+
+
 def spawn() -> None:
     """Processes begun anew, that get the lazy dataset by pickle."""
     from zarr.storage import FsspecStore

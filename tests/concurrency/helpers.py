@@ -87,7 +87,7 @@ async def followed(count: int) -> None:
     def following() -> int:
         tables = list(sharing._tables.values())
         flights = [flight for table in tables for flight in list(table._open.values())]
-        return sum(len(flight._followers) for flight in flights)
+        return sum(len(flight._followers or ()) for flight in flights)
 
     # No request tells of it: that is the point.
     while following() < count:  # noqa: ASYNC110

@@ -42,5 +42,10 @@ def test_a_process_forked_during_a_load_is_not_held_up_by_it() -> None:
     run("fork_while_loading")
 
 
+@needs_fork
+def test_a_forked_process_begins_with_an_empty_cache() -> None:
+    run("cache")
+
+
 def test_a_spawned_process_loads_what_it_was_sent() -> None:
     run("spawn")

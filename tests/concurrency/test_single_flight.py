@@ -6,13 +6,21 @@ import asyncio
 import threading
 from typing import TYPE_CHECKING, Any
 
+import numcodecs
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+from zarr.abc.store import RangeByteRequest
+from zarr.storage import MemoryStore
+
 import aioxarray
 from aioxarray._zarr.sharing import forget
 from aioxarray.testing import FaultyStore, GatedStore, RecordingStore
 from tests.concurrency.helpers import PATIENCE_S, followed, lazily, same, written
 
 if TYPE_CHECKING:
-    import xarray as xr
+    from collections.abc import Mapping
 
 CHUNKS = 4
 
@@ -158,3 +166,127 @@ def test_stores_with_equal_values_are_not_the_same() -> None:
 
     run(main)
     assert [shared.requests for shared in several] == [CHUNKS] * 2
+
+
+def test_what_zarrs_own_codecs_decode_is_shared_too() -> None:
+    store = MemoryStore()
+    ds = xr.Dataset({"v0": ("x", np.arange(CHUNKS * 8))})
+    encoding = {"v0": {"chunks": (8,), "filters": [numcodecs.Delta("i8")]}}
+    ds.to_zarr(store, zarr_format=2, consolidated=False, encoding=encoding)
+    gate = GatedStore(store, keys="v0/[0-9]")
+    counter = RecordingStore(gate)
+    lazy = lazily(counter)
+
+    async def main() -> None:
+        loads = [asyncio.create_task(aioxarray.compute_async(lazy)) for _ in range(8)]
+        await followed(7 * CHUNKS)
+        gate.release_all()
+        for loaded in await asyncio.gather(*loads):
+            xr.testing.assert_identical(loaded, ds)
+
+    run(main)
+    assert counter.log.count("get", "v0/[0-9]") == CHUNKS
+
+
+# --- shards --------------------------------------------------------------------------------------
+
+# 64 inner chunks in 4 shards.
+LENGTH, INNER, SHARD = 32, 4, 16
+
+
+class Sharded(Shared):
+    """A dataset in two dimensions and in shards, whose requests are held, and counted."""
+
+    def __init__(self, faulty: bool = False) -> None:
+        values = np.arange(LENGTH * LENGTH).reshape(LENGTH, LENGTH)
+        self.plain = xr.Dataset({"v0": (("y", "x"), values)})
+        store = MemoryStore()
+        encoding = {"v0": {"chunks": (INNER,) * 2, "shards": (SHARD,) * 2}}
+        self.plain.to_zarr(store, zarr_format=3, consolidated=False, encoding=encoding)
+        super().__init__(
+            FaultyStore.kth(store, 0, OSError("broken"), keys="*/c/0/0") if faulty else store
+        )
+
+    def window(self, part: Mapping[str, slice]) -> asyncio.Task[xr.Dataset]:
+        return asyncio.create_task(aioxarray.compute_async(self.ds.isel(part)))
+
+    def bytes_twice(self) -> int:
+        """Return how many bytes were requested more than once."""
+        counts: dict[str, Any] = {}
+        for request in self.counter.log.requests:
+            count = counts.setdefault(request.key, np.zeros(1 << 16, int))
+            asked = request.byte_range
+            if isinstance(asked, RangeByteRequest):
+                count[asked.start : asked.end] += 1
+        return sum(int((count > 1).sum()) for count in counts.values())
+
+
+WINDOWS = [
+    {"y": slice(y, y + 9), "x": slice(x, x + 9)} for y in range(0, 24, 3) for x in range(0, 24, 3)
+]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_overlapping_windows_of_shards_fetch_each_range_once(order: int) -> None:
+    shared = Sharded()
+    inner = [
+        (y, x)
+        for part in WINDOWS
+        for y in range(part["y"].start // INNER, (part["y"].stop - 1) // INNER + 1)
+        for x in range(part["x"].start // INNER, (part["x"].stop - 1) // INNER + 1)
+    ]
+
+    async def main() -> None:
+        loads = [shared.window(part) for part in WINDOWS[::order]]
+        # Those who lead in a shard besides the first one wait for its index.
+        await shared.gate.requested("*/c/*", 4)
+        await followed(len(inner) - len(set(inner)))
+        shared.gate.release_all()
+        for part, loaded in zip(WINDOWS[::order], await asyncio.gather(*loads), strict=True):
+            xr.testing.assert_identical(loaded, shared.plain.isel(part))
+
+    # Else unwanted bytes are read where that saves a request.
+    with zarr.config.set({"array.sharding_coalesce_max_gap_bytes": 0}):
+        run(main)
+    assert shared.bytes_twice() == 0
+    suffixes = [
+        request
+        for request in shared.counter.log.requests
+        if request.byte_range is not None and not isinstance(request.byte_range, RangeByteRequest)
+    ]
+    assert len(suffixes) == 4, "one a shard's index"
+
+
+def test_an_error_in_a_shard_reaches_all_who_want_it() -> None:
+    shared = Sharded(faulty=True)
+    part = {"y": slice(8), "x": slice(8)}
+
+    async def main() -> None:
+        loads = [shared.window(part) for _ in range(3)]
+        await followed(2 * 4)
+        shared.gate.release("*/c/*")
+        errors = await asyncio.gather(*loads, return_exceptions=True)
+        assert [str(error) for error in errors] == ["broken"] * 3
+        shared.gate.release_all()
+        xr.testing.assert_identical(await shared.window(part), shared.plain.isel(part))
+
+    run(main)
+
+
+def test_when_the_one_who_leads_in_a_shard_is_cancelled_another_goes_on() -> None:
+    shared = Sharded()
+    part = {"y": slice(8), "x": slice(8)}
+
+    async def main() -> None:
+        first = shared.window(part)
+        await shared.gate.requested("*/c/*", 1)
+        second = shared.window(part)
+        await followed(4)
+        first.cancel()
+        await shared.gate.requested("*/c/*", 2)
+        shared.gate.release_all()
+        xr.testing.assert_identical(await second, shared.plain.isel(part))
+        assert first.cancelled()
+
+    run(main)
+    assert shared.requests == 3, "the index twice, and the range"

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import zarr
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 from zarr.storage import LocalStore, MemoryStore
 
-import aioxarray  # noqa: F401 - registers the pipeline
+import aioxarray
 from aioxarray.testing import RecordingStore
 from tests.pipeline.arrays import OURS, ZARRS, Access, Recipe, accesses, get, put, recipes, using
 from tests.samples import contents
@@ -51,7 +52,18 @@ def written(store: Any, recipe: Recipe, writes: Writes, pipeline: str) -> None:
             shape = np.shape(get(np_like(recipe), access))
             # zarr itself fails to write a single value of these.
             if shape != () or recipe.kind != "any bytes":
-                put(array, access, recipe.values(shape, seed))
+                write(array, access, recipe.values(shape, seed), pipeline)
+
+
+def write(array: zarr.Array[Any], access: Access, values: Any, pipeline: str) -> None:
+    """Write, or pass over the example if zarr's own pipeline fails to."""
+    try:
+        put(array, access, values)
+    except (ValueError, IndexError):
+        # zarr 3.1: orthogonal writes of a single element of an axis into shards, some of them.
+        if pipeline == ZARRS:
+            reject()
+        raise
 
 
 def np_like(recipe: Recipe) -> zarr.Array[Any]:
@@ -103,9 +115,14 @@ def assert_same(got: Any, expected: Any) -> None:
 @given(history=histories())
 def test_stored_keys_and_bytes(history: tuple[Recipe, Writes, list[Access]]) -> None:
     recipe, writes, reads = history
-    ours, zarrs = MemoryStore(), MemoryStore()
-    written(zarrs, recipe, writes, ZARRS)
-    written(ours, recipe, writes, OURS)
+    for _ in range(100):
+        began = int(time.time())
+        ours, zarrs = MemoryStore(), MemoryStore()
+        written(zarrs, recipe, writes, ZARRS)
+        written(ours, recipe, writes, OURS)
+        # The bytes of gzip begin with the second in which they were made.
+        if int(time.time()) == began:
+            break
     assert contents(ours) == contents(zarrs)
     for access in reads:
         with using(ZARRS):
@@ -129,3 +146,31 @@ def test_values(kind: str, history: tuple[Recipe, Writes, list[Access]]) -> None
             ours = zarr.open_array(copied(store, kind, Path(folder)), path="a", mode="r")
         for access in reads:
             assert_same(get(ours, access), get(zarrs, access))
+
+
+@pytest.mark.parametrize("kind", ["memory", "wrapped"])
+@few_examples
+@given(history=histories(), room=st.sampled_from(["600", "2kB", "1MB"]))
+def test_values_with_a_cache(
+    kind: str, history: tuple[Recipe, Writes, list[Access]], room: str
+) -> None:
+    recipe, writes, reads = history
+    store, zarrs_store = MemoryStore(), MemoryStore()
+    with using(ZARRS):
+        recipe.create(store)
+        recipe.create(zarrs_store)
+        zarrs = zarr.open_array(zarrs_store, path="a")
+    with using(OURS):
+        written_to = zarr.open_array(store, path="a", mode="r+")
+        ours = zarr.open_array(copied(store, kind, Path()), path="a", mode="r")
+    with aioxarray.config.set(cache=room):
+        for change in [None, *writes]:
+            if change is not None:
+                access, seed = change
+                shape = np.shape(get(np_like(recipe), access))
+                if shape != () or recipe.kind != "any bytes":
+                    values = recipe.values(shape, seed)
+                    write(zarrs, access, values, ZARRS)
+                    write(written_to, access, values, OURS)
+            for access in reads * 2:
+                assert_same(get(ours, access), get(zarrs, access))

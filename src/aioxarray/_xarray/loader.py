@@ -11,7 +11,7 @@ from aioxarray._runtime.tasks import gather
 from aioxarray._xarray.chunked import compute_chunked
 from aioxarray._xarray.lazy import Lazy, load_data
 from aioxarray._zarr.reading import Reading, decoders, reading
-from aioxarray.config import memory_limit, request_limit, thread_count
+from aioxarray.config import cache_limit, memory_limit, request_limit, thread_count
 from aioxarray.progress import Meter, Progress, check_progress, meter
 
 
@@ -28,6 +28,7 @@ class Options:
         """Raise for what no load could do, before anything is requested."""
         request_limit(self.concurrency)
         memory_limit()
+        cache_limit()
         thread_count()
         check_progress(self.progress)
         if self.timeout is None:

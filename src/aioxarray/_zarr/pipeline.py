@@ -9,15 +9,12 @@ other stores it fetches as many chunks as the load's budget lets it.
 from __future__ import annotations
 
 import asyncio
-import functools
 import itertools
 import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
-
-from zarr.abc.store import RangeByteRequest, SuffixByteRequest
 
 # Private: the default pipeline, of which this one changes only reading. The public base class
 # has no codec logic. zarr-developers/zarr-python#3859 asks for public concurrent reads.
@@ -25,16 +22,15 @@ from zarr.core.codec_pipeline import BatchedCodecPipeline
 from zarr.registry import register_pipeline
 from zarr.storage import StorePath
 
-from aioxarray._runtime.batches import Batches
-from aioxarray._runtime.tasks import gather
-from aioxarray._zarr.chunks import in_runs, is_basic
-from aioxarray._zarr.decoders import describe, prepare
-from aioxarray._zarr.nearness import Nearness
+from aioxarray._zarr.chunks import is_basic
+from aioxarray._zarr.decoders import decoding, describe, prepare
+from aioxarray._zarr.jobs import Job
 from aioxarray._zarr.placing import Placer
-from aioxarray._zarr.reading import FETCHERS, Reading, reading
-from aioxarray._zarr.shards import ShardReader, gaps
-from aioxarray._zarr.sharing import Sharing, forget
-from aioxarray._zarr.sources import ObjectSource, Source, source_of
+from aioxarray._zarr.reading import Reading, reading
+from aioxarray._zarr.shard_jobs import ByCoroutines, ByPlainCalls
+from aioxarray._zarr.shards import ShardReader
+from aioxarray._zarr.sharing import forget, table_of
+from aioxarray._zarr.sources import ObjectSource, source_of
 from aioxarray._zarr.store import LimitedStore
 
 if TYPE_CHECKING:
@@ -44,27 +40,12 @@ if TYPE_CHECKING:
     from zarr.core.indexing import SelectorTuple
 
     from aioxarray._zarr.chunks import Chunk
-    from aioxarray._zarr.sharing import Lead
 
     ChunkRequest = tuple[ByteGetter, ArraySpec, SelectorTuple, SelectorTuple, bool]
     Status = dict[str, Literal["present", "missing"]]
 
-# A hop to a thread costs about as much as decoding this many bytes.
-_BATCH_BYTES = 1 << 20
 # Decoding less than this costs less than a hop to a thread and back.
 _INLINE_BYTES = 16 << 10
-# So few requests are as fast by coroutines, from wherever.
-_FEW_CHUNKS = 8
-# A store that answers within this time, and that for its bytes, is close by. Beyond, threads wait
-# so long that coroutines carry more requests a second, for all their cost.
-_AT_ONCE_S = 0.005
-_BYTES_A_SECOND = 100e6
-# Bytes between two inner chunks that are as well read as skipped, in a local file.
-_PAGE = 4 << 10
-# How much of a local shard is read at once.
-_RANGE_BYTES = 4 << 20
-# In place of a flight, for chunks that are not shared.
-_ALONE = nullcontext()
 
 
 @dataclass(frozen=True, repr=False)
@@ -80,8 +61,9 @@ class CodecPipeline(BatchedCodecPipeline):
 
     Notes
     -----
-    *Requests:* one a chunk, none for one that another read in this process is fetching; for
-    shards, one for the index and one a range of inner chunks.
+    *Requests:* one a chunk; for shards, one for the index and one a range of inner chunks. None
+    for what another read in this process is fetching, or what the setting ``cache`` has kept:
+    then writes by others than aioxarray are not seen.
 
     *Memory:* as many bytes of chunks in flight as the setting ``memory`` allows.
 
@@ -160,27 +142,32 @@ class CodecPipeline(BatchedCodecPipeline):
                     self.report(done, count)
 
             source = source_of(store)
+            partial = self.supports_partial_decode
+            shards = ShardReader.of(self, spec, placer, placer.views) if partial else None
             # What is close by is read again faster than it is shared.
-            shared = not self.supports_partial_decode and (source is None or source.remote)
-            sharing = Sharing(store, placer, shared)
+            shared = granted.keeps or source is None or source.remote
+            table = None
+            if shared and placer.in_memory:
+                alike = shards.decoding if shards else decoding(self, placer.prepared, spec)
+                table = table_of(store, alike)
             size = _byte_count(spec)
-            job = _Job(store, chunks, count, size, placer, granted, sharing, advance)
-            if self.supports_partial_decode:
-                shards = ShardReader.of(self, spec, placer, placer.views)
-                if shards is None:
-                    return await job.side_by_side(self._by_zarr(job))
+            job = Job(store, chunks, count, size, placer, granted, table, advance)
+            if shards is not None:
                 if source is None or source.remote:
-                    return await job.side_by_side(_shards_by_coroutines(job, shards))
-                return await job.by_plain_calls(source, _shards_by_plain_calls(source, shards))
+                    return await ByCoroutines(job, shards).read_all()
+                return await ByPlainCalls(job, shards, source).read_all()
+            if partial:
+                return await job.side_by_side(self._by_zarr(job))
             if source is None:
                 return await job.by_coroutines()
             if isinstance(source, ObjectSource):
                 return await job.by_what_answers(source)
-            if source.instant and not placer.by_zarr and job.size * count <= _INLINE_BYTES:
+            inline = source.instant and not placer.by_zarr and table is None
+            if inline and job.size * count <= _INLINE_BYTES:
                 return job.at_once(source)
             return await job.by_plain_calls(source)
 
-    def _by_zarr(self, job: _Job) -> Callable[[Chunk], Awaitable[bool]]:
+    def _by_zarr(self, job: Job) -> Callable[[Chunk], Awaitable[bool]]:
         """Return what reads a shard by zarr's own code."""
         limited = LimitedStore(job.store, job.granted.requests)
 
@@ -229,265 +216,9 @@ def _statuses(present: Iterable[bool]) -> tuple[Status, ...]:
     return tuple({"status": "present" if there else "missing"} for there in present)
 
 
-@dataclass(frozen=True)
-class _Job:
-    """Chunks to be read from a store, and the ways to do it; each says which were there.
-
-    Attributes
-    ----------
-    size
-        Bytes of a chunk, decoded.
-    sharing
-        Knows which chunks other jobs are reading at the moment.
-    advance
-        Told how many more chunks are done.
-    """
-
-    store: Store
-    chunks: Iterable[Chunk]
-    count: int
-    size: int
-    placer: Placer
-    granted: Reading
-    sharing: Sharing
-    advance: Callable[[int], None]
-
-    def at_once(self, source: Source) -> list[bool]:
-        """Read what is in memory right here: it takes less time than a hop to a thread."""
-        found = []
-        for chunk in self.chunks:
-            with _noted(chunk, self.store):
-                found.append(self.placer.read(source, chunk))
-        return found
-
-    async def by_plain_calls(
-        self, source: Source, read: Callable[[Chunk, Callable[[], bool]], bool] | None = None
-    ) -> list[bool]:
-        """Read runs of chunks, each in a thread that fetches, decodes and places one by one."""
-        present: dict[int, list[bool]] = {}
-        stopped = False
-
-        def stop() -> None:
-            nonlocal stopped
-            stopped = True
-
-        def read_one(lead: Lead) -> bool:
-            chunk = lead[0]
-            if read is not None:
-                return read(chunk, lambda: stopped)
-            if not source.remote:
-                return self.placer.read(source, chunk)
-            data = source.read(chunk[0])
-            with self.granted.decoding:
-                return self.sharing.put(data, lead)
-
-        def read_led(led: Sequence[Lead]) -> list[bool]:
-            found = []
-            for lead in led:
-                if stopped:
-                    break
-                chunk, flight = lead
-                with _noted(chunk, self.store), flight or _ALONE:
-                    found.append(read_one(lead))
-            return found
-
-        held = self.size * self.placer.held_chunks
-
-        async def in_thread(led: Sequence[Lead]) -> list[bool]:
-            function = functools.partial(read_led, led)
-            return await self.granted.in_thread(function, held, stop, source.remote)
-
-        width = FETCHERS if source.remote else self.granted.thread_count
-        todo = iter(enumerate(in_runs(self.chunks, self.count, self.size, width)))
-
-        async def work() -> None:
-            for number, run in todo:
-                present[number] = await self.sharing.read(run, in_thread)
-                self.advance(len(run))
-
-        await gather([work] * width)
-        return [there for number in range(len(present)) for there in present[number]]
-
-    async def by_coroutines(self) -> list[bool]:
-        """Fetch chunks by the store's coroutines, decode in threads what has arrived meanwhile."""
-        placer, granted, store = self.placer, self.granted, self.store
-        held = self.size * placer.held_chunks
-
-        def put(batch: Sequence[tuple[Any, Lead]]) -> list[Exception | None]:
-            errors: list[Exception | None] = []
-            for data, lead in batch:
-                try:
-                    self.sharing.put(data, lead)
-                except Exception as error:  # noqa: BLE001 - raised by the chunk's own worker
-                    errors.append(error)
-                else:
-                    errors.append(None)
-            return errors
-
-        batches: Batches[tuple[Any, Lead]] = Batches(
-            granted.decoders, granted.thread_count, _BATCH_BYTES, put
-        )
-
-        async def fetch(led: Sequence[Lead]) -> list[bool]:
-            (lead,) = led
-            chunk, flight = lead
-            with flight or _ALONE:
-                async with granted.memory.hold(held):
-                    async with granted.requests.hold():
-                        data: Any = await store.get(chunk[0], chunk[1].prototype)
-                    there = data is not None
-                    if there and not placer.by_zarr:
-                        data = data.as_numpy_array()
-                    await batches.add((data, lead), self.size)
-            return [there]
-
-        async def read(chunk: Chunk) -> bool:
-            (there,) = await self.sharing.read([chunk], fetch)
-            self.advance(1)
-            return there
-
-        return await self.side_by_side(read)
-
-    async def by_what_answers(self, source: ObjectSource) -> list[bool]:
-        """Read by plain calls if the store answers at once, else by coroutines.
-
-        The first of the load's reads that comes here finds out, with its first chunk, and the
-        others wait for it a moment only.
-        """
-        if self.count < _FEW_CHUNKS:
-            return await self.by_coroutines()
-        client = id(source.client)
-        nearness = self.granted.nearness.get(client)
-        if nearness is not None:
-            return await self._by_nearness(source, nearness)
-        nearness = self.granted.nearness[client] = Nearness()
-        remaining = iter(self.chunks)
-        head = replace(self, chunks=[next(remaining)], count=1)
-        tail = replace(self, chunks=remaining, count=self.count - 1)
-
-        async def first() -> list[bool]:
-            present = await head.by_plain_calls(source)
-            nearness.tell(source.shortest_s <= self._near_s())
-            return present
-
-        one, rest = await gather([first, lambda: tail._by_nearness(source, nearness)])
-        return one + rest
-
-    async def _by_nearness(self, source: ObjectSource, nearness: Nearness) -> list[bool]:
-        if await nearness.within(self._near_s()):
-            return await self.by_plain_calls(source)
-        return await self.by_coroutines()
-
-    def _near_s(self) -> float:
-        """Return how long a store that is close by may take for a chunk."""
-        return _AT_ONCE_S + self.size / _BYTES_A_SECOND
-
-    async def side_by_side(self, read: Callable[[Chunk], Awaitable[bool]]) -> list[bool]:
-        """Await ``read`` for each chunk, as many at once as may have requests in flight."""
-        present: dict[int, bool] = {}
-        # That many workers, not a task for each chunk: what waits costs memory too.
-        todo = iter(enumerate(self.chunks))
-
-        async def work() -> None:
-            for number, chunk in todo:
-                with _noted(chunk, self.store):
-                    present[number] = await read(chunk)
-
-        await gather([work] * int(min(self.count, self.granted.requests.bound)))
-        return [present[number] for number in range(len(present))]
-
-
-def _shards_by_plain_calls(
-    source: Source, shards: ShardReader
-) -> Callable[[Chunk, Callable[[], bool]], bool]:
-    """Return what reads a shard in a thread, a few inner chunks at a time."""
-
-    def read(chunk: Chunk, stopped: Callable[[], bool]) -> bool:
-        key, part = chunk[0], shards.part(chunk)
-        data = source.read_part(key, *part.index_range())
-        if data is None:
-            part.missing()
-            return False
-        for each in part.ranges(part.index(data), _PAGE, _RANGE_BYTES):
-            data = source.read_part(key, each[0], each[1])
-            part.put(data if data is not None else b"", each, stopped)
-        part.finish()
-        return True
-
-    return read
-
-
-def _shards_by_coroutines(job: _Job, shards: ShardReader) -> Callable[[Chunk], Awaitable[bool]]:
-    """Return what reads a shard: as a whole, or its index and then the ranges side by side."""
-    granted = job.granted
-
-    async def read(chunk: Chunk) -> bool:
-        key, spec = chunk[:2]
-        part = shards.part(chunk)
-
-        async def get(start: int, stop: int | None) -> Any | None:
-            wanted = SuffixByteRequest(-start) if stop is None else RangeByteRequest(start, stop)
-            async with granted.requests.hold():
-                data: Any = await job.store.get(key, spec.prototype, wanted)
-            return None if data is None else data.as_numpy_array()
-
-        stopped = False
-
-        def stop_decoding() -> None:
-            nonlocal stopped
-            stopped = True
-
-        async with granted.memory.hold(part.size):
-            if part.whole:
-                async with granted.requests.hold():
-                    buffer: Any = await job.store.get(key, spec.prototype)
-                whole = None if buffer is None else buffer.as_numpy_array()
-                index_data = None if whole is None else whole[slice(*part.index_range())]
-            else:
-                whole, index_data = None, await get(*part.index_range())
-            if index_data is None:
-                part.missing()
-                job.advance(1)
-                return False
-            max_gap, max_bytes = gaps()
-            ranges = part.ranges(part.index(index_data), max_gap, max_bytes)
-            if whole is not None:
-                parts = [whole[start:stop] for start, stop, _ in ranges]
-            else:
-                parts = await gather([functools.partial(get, *each[:2]) for each in ranges])
-
-            def put() -> None:
-                for data, each in zip(parts, ranges, strict=True):
-                    part.put(data if data is not None else b"", each, lambda: stopped)
-                part.finish()
-
-            await granted.decoders.run_to_end(put, stop_decoding)
-        job.advance(1)
-        return True
-
-    return read
-
-
 # zarr finds pipelines by the name of their class.
 CodecPipeline.__module__ = "aioxarray"
 register_pipeline(CodecPipeline)
-
-
-class _noted:
-    """Adds to an error in its body which chunk of which store it belongs to."""
-
-    __slots__ = ("_chunk", "_store")
-
-    def __init__(self, chunk: Chunk, store: Store) -> None:
-        self._chunk = chunk
-        self._store = store
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, Exception):
-            error.add_note(f"in chunk {self._chunk[0]!r} of {self._store!r}")
 
 
 def _byte_count(spec: ArraySpec) -> int:

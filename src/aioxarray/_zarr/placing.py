@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,8 +13,9 @@ import numpy as np
 from zarr.core.buffer import Buffer, cpu
 from zarr.core.codec_pipeline import fill_value_or_default
 
-from aioxarray._zarr.decoders import Decoder, Prepared, wrong_size
+from aioxarray._zarr.decoders import Decoder, Prepared
 from aioxarray._zarr.inline import run_inline
+from aioxarray._zarr.steps import wrong_size
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,7 +45,11 @@ class Placer:
     ----------
     prepared
         What decodes by plain functions; None where zarr's own codecs do.
+    in_memory
+        Whether the result is in the processor's own memory.
     """
+
+    keeps_missing = True
 
     def __init__(
         self,
@@ -58,15 +65,15 @@ class Placer:
         # Whether each chunk's place in the result is a view of it.
         self.views = basic and not drop_axes
         self._decoders: dict[tuple[int, ...], Decoder] = {}
-        in_memory = type(out) is cpu.NDBuffer and isinstance(out.as_ndarray_like(), np.ndarray)
-        self.prepared = prepared if in_memory else None
+        self.in_memory = type(out) is cpu.NDBuffer and isinstance(out.as_ndarray_like(), np.ndarray)
+        self.prepared = prepared if self.in_memory else None
         # The result as bytes, if chunks can be decoded straight into it.
         self._bytes: NDArray[np.uint8] | None = None
         self._order: tuple[int, ...] | None = None
-        if self.prepared is not None:
+        if self.in_memory:
             self._array: NDArray[Any] = out.as_numpy_array()
-            if basic and not drop_axes and self.prepared.dtype == self._array.dtype:
-                self._bytes, self._order = _as_bytes(self._array, self.prepared)
+        if self.prepared is not None and self.views and self.prepared.dtype == self._array.dtype:
+            self._bytes, self._order = _as_bytes(self._array, self.prepared)
 
     @property
     def by_zarr(self) -> bool:
@@ -103,7 +110,7 @@ class Placer:
         if data is None:
             return self.put_decoded(None, chunk)
         if self.prepared is None:
-            self._put_by_zarr(data, spec, inside, outside)
+            self.put_part(self._by_zarr(data, spec)[inside], chunk)
             return True
         decoder = self._decoder(spec.shape)
         dest = self._dest(decoder, outside)
@@ -112,9 +119,20 @@ class Placer:
             return True
         return self.put_decoded(decoder.array(data), chunk)
 
+    def name(self, chunk: Any) -> Hashable:
+        """Return the key and the shape of ``chunk``."""
+        return chunk[0], chunk[1].shape
+
     def decoded(self, data: Any, chunk: Any) -> NDArray[Any]:
         """Decode ``data`` into memory of its own, for several to take from."""
-        array = self._decoder(chunk[1].shape).array(data).copy()
+        spec = chunk[1]
+        if self.prepared is None:
+            array: NDArray[Any] = self._by_zarr(data, spec).as_numpy_array()
+            # It may be a view of what the store holds.
+            array = array if array.flags.owndata else array.copy()
+        else:
+            decoder = self._decoder(spec.shape)
+            array = decoder.array(data, np.empty(decoder.size, np.uint8))
         array.flags.writeable = False
         return array
 
@@ -125,6 +143,9 @@ class Placer:
             self.out[outside] = fill_value_or_default(spec)
             return False
         part = array[inside]
+        if array.dtype.hasobject:
+            # Objects can be changed by who gets them; and a single one comes without an array.
+            part = copy.deepcopy(array[(*inside, ...)])
         self._array[outside] = part.squeeze(self._drop_axes) if self._drop_axes else part
         return True
 
@@ -152,12 +173,15 @@ class Placer:
         place = self._bytes[outside]
         return place if place.nbytes == decoder.size and place.flags.c_contiguous else None
 
-    def _put_by_zarr(
-        self, data: Any, spec: ArraySpec, inside: tuple[Any, ...], outside: tuple[Any, ...]
-    ) -> None:
+    def _by_zarr(self, data: Any, spec: ArraySpec) -> NDBuffer:
         buffer = data if isinstance(data, Buffer) else spec.prototype.buffer.from_bytes(data)
         (array,) = run_inline(self._pipeline.decode_batch([(buffer, spec)]))
-        self.put_part(array[inside], ("", spec, inside, outside))
+        if array.shape != spec.shape:
+            raise ValueError(
+                f"the chunk decodes to an array of shape {array.shape} instead of {spec.shape}"
+            )
+        found: NDBuffer = array
+        return found
 
 
 def _as_bytes(

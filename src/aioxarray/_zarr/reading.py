@@ -1,4 +1,4 @@
-"""What reads may use: places for requests, bytes and threads, shared by all of the process."""
+"""What reads may use: requests, bytes, threads and what is kept, shared by all of the process."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from threading import Semaphore
 from typing import TypeVar
 
 from aioxarray._runtime.budget import Budget, Share
+from aioxarray._runtime.cache import Cache
 from aioxarray._runtime.threads import Pool, usable_cores
 from aioxarray._zarr.nearness import Nearness
-from aioxarray.config import memory_limit, request_limit, thread_count
+from aioxarray.config import cache_limit, memory_limit, request_limit, thread_count
 
 T = TypeVar("T")
 
@@ -24,6 +25,8 @@ decoders = Pool("aioxarray-decode", usable_cores())
 # For plain calls that wait for a server close by. More do not carry more requests.
 FETCHERS = 8
 fetchers = Pool("aioxarray-fetch", FETCHERS)
+# Of decoded chunks; see `aioxarray._zarr.sharing`.
+cache = Cache()
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class Reading:
         How many they are.
     decoding
         Taken by those who decode in other threads, so that no more than ``thread_count`` do.
+    keeps
+        Whether decoded chunks are kept in ``cache``.
     nearness
         What the load's reads know of how close stores are, by the ``id`` of a store's client.
     """
@@ -56,6 +61,7 @@ class Reading:
     decoders: Pool
     thread_count: int
     decoding: Semaphore
+    keeps: bool
     nearness: dict[int, Nearness] = field(default_factory=dict)
 
     async def in_thread(
@@ -98,10 +104,14 @@ def reading(concurrency: int | None = None) -> Iterator[Reading]:
     """
     count = thread_count()
     decoders.resize(count)
+    kept = cache_limit()
+    cache.resize(kept)
     with (
         requests.share(request_limit(concurrency)) as places,
         memory.share(memory_limit()) as room,
         threads.share(count) as turns,
         fetching.share(FETCHERS) as fetching_turns,
     ):
-        yield Reading(places, room, turns, fetching_turns, decoders, count, Semaphore(count))
+        yield Reading(
+            places, room, turns, fetching_turns, decoders, count, Semaphore(count), kept > 0
+        )

@@ -1,13 +1,13 @@
-"""Reads shards: the index first, then only the ranges that are needed, neighbours together.
+"""What is wanted of shards: which inner chunks, which bytes those are, and where they go.
 
-Here is what to read, and where it goes; the pipeline does the reading. Works the same for both
-lines of zarr, which differ in what they merge.
+`aioxarray._zarr.shard_jobs` does the reading. Works the same for both lines of zarr, which differ
+in what they merge.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +23,9 @@ from zarr.core.dtype import UInt64
 from zarr.core.indexing import get_indexer
 
 from aioxarray._zarr.chunks import Block, is_basic, merged
-from aioxarray._zarr.decoders import Decoder, Prepared, prepare
+from aioxarray._zarr.decoders import Decoder, Prepared, decoding, prepare
 from aioxarray._zarr.placing import Placer
+from aioxarray._zarr.sharing import Lead
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,6 +35,13 @@ if TYPE_CHECKING:
 
     from aioxarray._zarr.chunks import Chunk, Range
 
+    # An inner chunk: in place of the key it has its coordinates in the shard.
+    Inner = tuple[tuple[int, ...], ArraySpec, tuple[Any, ...], tuple[Any, ...]]
+    # An inner chunk and what it is wanted for.
+    Wanted = tuple["ShardPart", Inner]
+    # For each inner chunk where it begins and how long it is.
+    Index = NDArray[np.uint64]
+
 _MISSING = 2**64 - 1
 # An encoded chunk is not longer than this, whatever a damaged index says.
 _SLACK = 64 << 10
@@ -41,10 +49,11 @@ _SLACK = 64 << 10
 
 @dataclass(frozen=True)
 class _Index:
-    """Where the index of a shard is, and what decodes it."""
+    """How many bytes the index of a shard has, what decodes it, and of how many inner chunks."""
 
     decoder: Decoder
     size: int
+    count: int
 
 
 class ShardReader:
@@ -99,6 +108,12 @@ class ShardReader:
         return cls(codec, index, spec, outer, outer.out, views)
 
     @property
+    def decoding(self) -> Hashable:
+        """What two readers have in common that find and decode the same inner chunks."""
+        inner = decoding(self.pipeline, self.prepared, self.inner_spec)
+        return inner, self._index, self.at_start, self.inner_spec.shape
+
+    @property
     def inner_bytes(self) -> int:
         """The bytes of an inner chunk, decoded."""
         spec = self.inner_spec
@@ -112,7 +127,7 @@ class ShardReader:
             counts = tuple(length // inner for length, inner in pairs)
             decoder = self._index.decoder((*counts, 2))
             assert self._index.longer_by is not None
-            found = _Index(decoder, decoder.size + self._index.longer_by)
+            found = _Index(decoder, decoder.size + self._index.longer_by, math.prod(counts))
             self._indexes[shape] = found
         return found
 
@@ -125,18 +140,19 @@ class ShardReader:
             # The ellipsis makes it a view even where a single element is selected.
             view = array[(*outside, ...)]  # type: ignore[index]
             out = type(self._out).from_ndarray_like(view)
-            chunks = list(block.chunks(lambda at: at, self.inner_spec))
-            return ShardPart(self, chunk, chunks, out, basic=True)
+            # Its keys are what it is told.
+            inner: Any = list(block.chunks(lambda at: at, self.inner_spec))
+            return ShardPart(self, chunk, inner, out, basic=True)
         indexer: Any = get_indexer(inside, spec.shape, _grid(spec.shape, self.codec.chunk_shape))
         out = spec.prototype.nd_buffer.empty(
             shape=indexer.shape, dtype=spec.dtype.to_native_dtype(), order=spec.order
         )
-        chunks = [
-            (at, self.inner_spec, _as_tuple(inside), _as_tuple(outside))
-            for at, inside, outside, *_ in indexer
+        inner = [
+            (at, self.inner_spec, _as_tuple(within), _as_tuple(outside))
+            for at, within, outside, *_ in indexer
         ]
         shape = getattr(indexer, "sel_shape", None)
-        return ShardPart(self, chunk, chunks, out, basic=False, shape=shape)
+        return ShardPart(self, chunk, inner, out, basic=False, shape=shape)
 
 
 class ShardPart:
@@ -148,90 +164,140 @@ class ShardPart:
         Of the array's shards.
     chunk
         The shard.
-    chunks
-        The inner chunks that are wanted; each has its coordinates for a key.
+    inner
+        The inner chunks that are wanted.
     out
         Where they go: a part of the result or, unless ``basic``, memory of their own.
     shape
         What ``out`` has to be reshaped to before it goes into the result; None for as it is.
+
+    Attributes
+    ----------
+    exists
+        Whether the shard exists; None while nobody has looked.
     """
 
     def __init__(
         self,
         reader: ShardReader,
         chunk: Chunk,
-        chunks: Sequence[Any],
+        inner: Sequence[Inner],
         out: NDBuffer,
         basic: bool,
         shape: tuple[int, ...] | None = None,
     ) -> None:
+        self.chunk = chunk
+        self.key = chunk[0]
+        self.inner = inner
+        self.exists: bool | None = None
+        self.placer = Placer(reader.pipeline, reader.prepared, out, (), basic)
+        self.index = reader.index_of(chunk[1].shape)
         self._reader = reader
-        self._chunk = chunk
-        self._chunks = chunks
         self._out = out
         self._basic = basic
         self._shape = shape
-        self._placer = Placer(reader.pipeline, reader.prepared, out, (), basic)
-        self._index = reader.index_of(chunk[1].shape)
-        self.whole = len({at for at, *_ in chunks}) == self._index.decoder.size // 16
-        self.size = len(chunks) * reader.inner_bytes
+
+    def size(self, wanted: Sequence[object]) -> int:
+        """Return the bytes of so many inner chunks, decoded."""
+        return len(wanted) * self._reader.inner_bytes
+
+    def is_all(self, wanted: Sequence[Lead[Wanted]]) -> bool:
+        """Say whether the shard has no other inner chunks."""
+        count = self.index.count
+        return len(wanted) >= count and len({inner[0] for (_, inner), _ in wanted}) == count
 
     def index_range(self) -> tuple[int, int | None]:
         """Return where the index begins and ends; from the end of the shard if negative."""
-        size = self._index.size
+        size = self.index.size
         return (0, size) if self._reader.at_start else (-size, None)
 
-    def index(self, data: Any) -> NDArray[np.uint64]:
-        """Decode the index."""
-        if len(data) != self._index.size:
-            raise ValueError(
-                f"the shard's index has {len(data)} bytes instead of {self._index.size}: "
-                "the shard is truncated"
-            )
-        return self._index.decoder.array(data).copy()
+    def cut_index(self, whole: Any | None) -> Any | None:
+        """Return the bytes of the index, of the whole shard."""
+        return None if whole is None else whole[slice(*self.index_range())]
 
-    def ranges(self, index: NDArray[np.uint64], max_gap: int, max_bytes: int) -> list[Range]:
-        """Return which bytes to read and which inner chunks are in them.
+    def ranges(
+        self, index: Index | None, wanted: Sequence[Lead[Wanted]], gaps: tuple[int, int]
+    ) -> tuple[list[Range], list[bool]]:
+        """Return which bytes to read, with what of ``wanted`` is in them, and what exists.
 
-        Inner chunks that are missing are filled here.
+        ``gaps`` is what `gaps` returns; without an ``index`` nothing exists.
         """
+        if index is None or not wanted:
+            return [], [False] * len(wanted)
         longest = None if self._reader.prepared is None else 2 * self._reader.inner_bytes + _SLACK
-        found = []
-        for chunk in self._chunks:
-            start, length = map(int, index[chunk[0]])
-            if start == _MISSING and length == _MISSING:
-                self._placer.put(None, chunk)
+        found, there = [], []
+        # All at once: one by one this would cost as much as decoding a small one.
+        at = tuple(zip(*(inner[0] for (_, inner), _ in wanted), strict=True))
+        for lead, (start, length) in zip(wanted, index[at].reshape(-1, 2).tolist(), strict=True):
+            exists = start != _MISSING or length != _MISSING
+            there.append(exists)
+            if not exists:
                 continue
             if longest is not None and length > longest:
                 raise ValueError(
-                    f"the shard's index is damaged: inner chunk {chunk[0]} has {length} bytes"
+                    f"the shard's index is damaged: inner chunk {lead[0][1][0]} has {length} bytes"
                 )
-            found.append((start, start + length, chunk))
-        return merged(found, max_gap, max_bytes)
-
-    def put(self, data: Any, of: Range, stopped: Callable[[], bool]) -> None:
-        """Decode the inner chunks that are in ``data``, the bytes of the range ``of``."""
-        start, stop, members = of
-        if len(data) != stop - start:
-            raise ValueError(f"the shard ends before byte {stop}: it is truncated")
-        for first, last, chunk in members:
-            if stopped():
-                return
-            try:
-                self._placer.put(data[first - start : last - start], chunk)
-            except Exception as error:
-                error.add_note(f"in inner chunk {chunk[0]}")
-                raise
+            found.append((start, start + length, lead))
+        return merged(found, *gaps), there
 
     def finish(self) -> None:
         """Put what was read into the result, if it is not there yet."""
         if not self._basic:
             part = self._out if self._shape is None else self._out.reshape(self._shape)
-            self._reader.outer.put_part(part, self._chunk)
+            self._reader.outer.put_part(part, self.chunk)
 
     def missing(self) -> None:
         """Fill the shard's part of the result."""
-        self._reader.outer.put_part(None, self._chunk)
+        self._reader.outer.put_part(None, self.chunk)
+
+
+class Indexes:
+    """Shards' indexes, as parts that are shared and kept; each is named by its shard's part."""
+
+    keeps_missing = True
+
+    def name(self, part: ShardPart) -> Hashable:
+        return part.key, None, part.chunk[1].shape
+
+    def decoded(self, data: Any, part: ShardPart) -> NDArray[Any]:
+        index = part.index
+        if len(data) != index.size:
+            raise ValueError(
+                f"the shard's index has {len(data)} bytes instead of {index.size}: "
+                "the shard is truncated"
+            )
+        array = index.decoder.array(data).copy()
+        array.flags.writeable = False
+        return array
+
+    def put(self, data: Any | None, part: ShardPart) -> Index | None:
+        return None if data is None else self.decoded(data, part)
+
+    def put_decoded(self, array: Index | None, part: ShardPart) -> Index | None:
+        return array
+
+
+class InnerChunks:
+    """Inner chunks, as parts that are shared and kept."""
+
+    # The index tells.
+    keeps_missing = False
+
+    def name(self, wanted: Wanted) -> Hashable:
+        part, inner = wanted
+        return part.key, inner[0]
+
+    def decoded(self, data: Any, wanted: Wanted) -> NDArray[Any]:
+        part, inner = wanted
+        return part.placer.decoded(data, inner)
+
+    def put(self, data: Any | None, wanted: Wanted) -> bool:
+        part, inner = wanted
+        return part.placer.put(data, inner)
+
+    def put_decoded(self, array: NDArray[Any] | None, wanted: Wanted) -> bool:
+        part, inner = wanted
+        return part.placer.put_decoded(array, inner)
 
 
 def gaps() -> tuple[int, int]:

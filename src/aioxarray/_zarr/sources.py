@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from zarr.storage import LocalStore, MemoryStore, ObjectStore
 
-from aioxarray._zarr.decoders import scratch
+from aioxarray._zarr.scratch import scratch
 
 if TYPE_CHECKING:
     import numpy as np

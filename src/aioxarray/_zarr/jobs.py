@@ -1,0 +1,256 @@
+"""The ways in which the chunks of a selection are read: here, in threads, by coroutines.
+
+Where the store is best read by plain calls, chunks are read in runs, each run in a thread that
+fetches, decodes and puts the chunks straight into the result; from other stores as many chunks
+are fetched as the load's budget lets it, and decoded in threads as they arrive.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import threading
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from aioxarray._runtime.batches import Batches
+from aioxarray._runtime.tasks import gather
+from aioxarray._zarr.chunks import in_runs
+from aioxarray._zarr.nearness import Nearness
+from aioxarray._zarr.placing import Placer
+from aioxarray._zarr.reading import FETCHERS, Reading
+from aioxarray._zarr.sharing import Lead, Sharing, Table
+from aioxarray._zarr.sources import ObjectSource, Source
+
+if TYPE_CHECKING:
+    from zarr.abc.store import Store
+
+    from aioxarray._zarr.chunks import Chunk
+
+# A hop to a thread costs about as much as decoding this many bytes.
+_BATCH_BYTES = 1 << 20
+# So few requests are as fast by coroutines, from wherever.
+_FEW_CHUNKS = 8
+# A store that answers within this time, and that for its bytes, is close by. Beyond, threads wait
+# so long that coroutines carry more requests a second, for all their cost.
+_AT_ONCE_S = 0.005
+_BYTES_A_SECOND = 100e6
+# In place of a flight, for chunks that are not shared.
+_ALONE = nullcontext()
+
+
+class noted:
+    """Adds to an error in its body which chunk of which store it belongs to."""
+
+    __slots__ = ("_chunk", "_store")
+
+    def __init__(self, chunk: Chunk, store: Store) -> None:
+        self._chunk = chunk
+        self._store = store
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, Exception):
+            error.add_note(f"in chunk {self._chunk[0]!r} of {self._store!r}")
+
+
+@dataclass(frozen=True)
+class Job:
+    """Chunks to be read from a store, and the ways to do it; each says which were there.
+
+    Attributes
+    ----------
+    size
+        Bytes of a chunk, decoded.
+    table
+        What is shared with other jobs; None for nothing.
+    advance
+        Told how many more chunks are done.
+    """
+
+    store: Store
+    chunks: Iterable[Chunk]
+    count: int
+    size: int
+    placer: Placer
+    granted: Reading
+    table: Table | None
+    advance: Callable[[int], None]
+
+    @functools.cached_property
+    def sharing(self) -> Sharing[Chunk, bool]:
+        """Knows which chunks other jobs are reading at the moment, and which are kept."""
+        return Sharing(self.table, self.placer, self.granted.keeps)
+
+    def at_once(self, source: Source) -> list[bool]:
+        """Read what is in memory right here: it takes less time than a hop to a thread."""
+        found = []
+        for chunk in self.chunks:
+            with noted(chunk, self.store):
+                found.append(self.placer.read(source, chunk))
+        return found
+
+    @property
+    def held(self) -> int:
+        """Bytes that are held for each chunk in work: encoded and, maybe, decoded."""
+        return self.size * (2 if self.sharing.keeps else self.placer.held_chunks)
+
+    async def by_plain_calls(self, source: Source) -> list[bool]:
+        """Read runs of chunks, each in a thread that fetches, decodes and places one by one."""
+        stop = threading.Event()
+        straight = not (source.remote or self.sharing.keeps)
+        decoding = self.granted.decoding if source.remote else _ALONE
+
+        def read_one(lead: Lead[Chunk]) -> bool:
+            chunk = lead[0]
+            if straight:
+                return self.placer.read(source, chunk)
+            data = source.read(chunk[0])
+            with decoding:
+                return self.sharing.put(data, lead)
+
+        def read_led(led: Sequence[Lead[Chunk]]) -> list[bool]:
+            found = []
+            for lead in led:
+                if stop.is_set():
+                    break
+                chunk, flight = lead
+                with noted(chunk, self.store), flight or _ALONE:
+                    found.append(read_one(lead))
+            return found
+
+        async def in_thread(led: Sequence[Lead[Chunk]]) -> list[bool]:
+            function = functools.partial(read_led, led)
+            return await self.granted.in_thread(function, self.held, stop.set, source.remote)
+
+        return await self.run_by_run(
+            lambda run: self.sharing.read(run, in_thread),
+            FETCHERS if source.remote else self.granted.thread_count,
+        )
+
+    async def run_by_run(
+        self, read: Callable[[Sequence[Chunk]], Awaitable[list[bool]]], width: int
+    ) -> list[bool]:
+        """Await ``read`` for each run of chunks, ``width`` at once."""
+        present: dict[int, list[bool]] = {}
+        todo = iter(enumerate(in_runs(self.chunks, self.count, self.size, width)))
+
+        async def work() -> None:
+            for number, run in todo:
+                present[number] = await read(run)
+                self.advance(len(run))
+
+        await gather([work] * width)
+        return [there for number in range(len(present)) for there in present[number]]
+
+    async def by_coroutines(self) -> list[bool]:
+        """Fetch chunks by the store's coroutines, decode in threads what has arrived meanwhile."""
+        placer, granted, store = self.placer, self.granted, self.store
+
+        def put(batch: Sequence[tuple[Any, Lead[Chunk]]]) -> list[Exception | None]:
+            errors: list[Exception | None] = []
+            for data, lead in batch:
+                try:
+                    self.sharing.put(data, lead)
+                except Exception as error:  # noqa: BLE001 - raised by the chunk's own worker
+                    errors.append(error)
+                else:
+                    errors.append(None)
+            return errors
+
+        batches: Batches[tuple[Any, Lead[Chunk]]] = Batches(
+            granted.decoders, granted.thread_count, _BATCH_BYTES, put
+        )
+
+        async def fetch(led: Sequence[Lead[Chunk]]) -> list[bool]:
+            (lead,) = led
+            chunk, flight = lead
+            with flight or _ALONE:
+                async with granted.memory.hold(self.held):
+                    async with granted.requests.hold():
+                        data: Any = await store.get(chunk[0], chunk[1].prototype)
+                    there = data is not None
+                    if there and not placer.by_zarr:
+                        data = data.as_numpy_array()
+                    await batches.add((data, lead), self.size)
+            return [there]
+
+        async def read(chunk: Chunk) -> bool:
+            (there,) = await self.sharing.read([chunk], fetch)
+            self.advance(1)
+            return there
+
+        return await self.side_by_side(read)
+
+    async def by_what_answers(self, source: ObjectSource) -> list[bool]:
+        """Read by plain calls if the store answers at once, else by coroutines.
+
+        The first of the load's reads that comes here finds out, with its first chunk, and the
+        others wait for it a moment only.
+        """
+        remaining = iter(self.chunks)
+        present: list[bool] = []
+        # What is known says nothing of how fast the store answers.
+        for chunk in remaining:
+            known = self.sharing.known(chunk)
+            if known is None:
+                remaining = itertools.chain([chunk], remaining)
+                break
+            present += known
+            self.advance(1)
+            await self.sharing.breathe()
+        rest = replace(self, chunks=remaining, count=self.count - len(present))
+        return present + await rest._by_nearness(source)
+
+    async def _by_nearness(self, source: ObjectSource) -> list[bool]:
+        if self.count < _FEW_CHUNKS:
+            return await self.by_coroutines()
+        client = id(source.client)
+        nearness = self.granted.nearness.get(client)
+        if nearness is not None:
+            return await self._as_near(source, nearness)
+        nearness = self.granted.nearness[client] = Nearness()
+        remaining = iter(self.chunks)
+        head = replace(self, chunks=[next(remaining)], count=1)
+        tail = replace(self, chunks=remaining, count=self.count - 1)
+
+        async def first() -> list[bool]:
+            found = await head.by_plain_calls(source)
+            nearness.tell(source.shortest_s <= self._near_s())
+            return found
+
+        one, rest = await gather([first, lambda: tail._as_near(source, nearness)])
+        return one + rest
+
+    async def _as_near(self, source: ObjectSource, nearness: Nearness) -> list[bool]:
+        if await nearness.within(self._near_s()):
+            return await self.by_plain_calls(source)
+        return await self.by_coroutines()
+
+    def _near_s(self) -> float:
+        """Return how long a store that is close by may take for a chunk."""
+        return _AT_ONCE_S + self.size / _BYTES_A_SECOND
+
+    async def side_by_side(
+        self, read: Callable[[Chunk], Awaitable[bool]], width: float | None = None
+    ) -> list[bool]:
+        """Await ``read`` for each chunk, ``width`` at once.
+
+        Without it as many as may have requests in flight.
+        """
+        width = self.granted.requests.bound if width is None else width
+        present: dict[int, bool] = {}
+        # That many workers, not a task for each chunk: what waits costs memory too.
+        todo = iter(enumerate(self.chunks))
+
+        async def work() -> None:
+            for number, chunk in todo:
+                with noted(chunk, self.store):
+                    present[number] = await read(chunk)
+
+        await gather([work] * int(min(self.count, width)))
+        return [present[number] for number in range(len(present))]

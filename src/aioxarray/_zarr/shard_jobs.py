@@ -1,0 +1,238 @@
+"""The ways in which shards are read: the index first, then only the ranges that are needed.
+
+Inner chunks and indexes that are kept, or that another read is at, are not read again.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from zarr.abc.store import RangeByteRequest, SuffixByteRequest
+
+from aioxarray._runtime.tasks import gather
+from aioxarray._zarr.jobs import Job, noted
+from aioxarray._zarr.shards import Indexes, InnerChunks, ShardPart, ShardReader, gaps
+from aioxarray._zarr.sharing import Lead, Sharing, failing
+from aioxarray._zarr.sources import Source
+
+if TYPE_CHECKING:
+    from zarr.abc.store import ByteRequest
+
+    from aioxarray._zarr.chunks import Chunk, Range
+    from aioxarray._zarr.shards import Index, Wanted
+
+T = TypeVar("T")
+
+# Bytes between two inner chunks that are as well read as skipped, in a local file.
+_PAGE = 4 << 10
+# How much of a local shard is read at once.
+_RANGE_BYTES = 4 << 20
+
+
+class ShardJob(ABC):
+    """Shards to be read from a store.
+
+    Parameters
+    ----------
+    job
+        What is to be read: its chunks are shards, its table one of indexes and inner chunks.
+    shards
+        Knows how the array's shards are read.
+    """
+
+    def __init__(self, job: Job, shards: ShardReader) -> None:
+        self.job = job
+        self.shards = shards
+        self.indexes = Sharing(job.table, Indexes(), job.granted.keeps)
+        self.inner = Sharing(job.table, InnerChunks(), job.granted.keeps)
+        # Set when the threads that are at it shall stop.
+        self.stop = threading.Event()
+
+    @abstractmethod
+    async def read_all(self) -> list[bool]:
+        """Read what is wanted of all shards; say which exist."""
+
+    async def read(self, chunk: Chunk) -> bool:
+        """Read what is wanted of a shard; say whether it exists."""
+        part = self.shards.part(chunk)
+        known = self.indexes.known(part)
+        if known is not None and known[0] is None:
+            part.missing()
+            part.exists = False
+        else:
+            wanted = [(part, inner) for inner in part.inner]
+            found = await self.inner.read(wanted, partial(self.lead, part))
+            part.finish()
+            if part.exists is None:
+                part.exists = any(found) or await self.index(part) is not None
+        self.job.advance(1)
+        return part.exists
+
+    @abstractmethod
+    async def lead(self, part: ShardPart, led: Sequence[Lead[Wanted]]) -> list[bool]:
+        """Read inner chunks of a shard; say which exist."""
+
+    async def index(self, part: ShardPart) -> Index | None:
+        """Return the index of a shard; None where that does not exist."""
+        (index,) = await self.indexes.read([part], self.read_index)
+        return index
+
+    @abstractmethod
+    async def read_index(self, led: Sequence[Lead[ShardPart]]) -> list[Index | None]:
+        """Read the index of one shard."""
+
+    def ranges(
+        self,
+        part: ShardPart,
+        index: Index | None,
+        led: Sequence[Lead[Wanted]],
+        gaps: tuple[int, int],
+    ) -> tuple[list[Range], list[bool]]:
+        """Return what is to be read, and which inner chunks exist; fill the others."""
+        part.exists = index is not None
+        with failing(led):
+            ranges, there = part.ranges(index, led, gaps)
+        for lead, exists in zip(led, there, strict=True):
+            if not exists:
+                self.inner.put(None, lead)
+        return ranges, there
+
+    def put(self, data: Any | None, of: Range) -> None:
+        """Decode the inner chunks that are in ``data``, the bytes of the range ``of``."""
+        start, stop, leads = of
+        if data is None or len(data) != stop - start:
+            with failing([lead for _, _, lead in leads]):
+                raise ValueError(f"the shard ends before byte {stop}: it is truncated")
+        for first, last, lead in leads:
+            if self.stop.is_set():
+                return
+            try:
+                self.inner.put(data[first - start : last - start], lead)
+            except Exception as error:
+                error.add_note(f"in inner chunk {lead[0][1][0]}")
+                raise
+
+
+class ByPlainCalls(ShardJob):
+    """Reads a few inner chunks at a time in the threads that decode them."""
+
+    def __init__(self, job: Job, shards: ShardReader, source: Source) -> None:
+        super().__init__(job, shards)
+        self._source = source
+
+    async def read_all(self) -> list[bool]:
+        width = self.job.granted.thread_count
+        if self.inner.shares:
+            return await self.job.side_by_side(self.read, width)
+        return await self.job.run_by_run(self._read_run, width)
+
+    async def _read_run(self, run: Sequence[Chunk]) -> list[bool]:
+        """Read shards of which nothing is shared in one thread."""
+
+        def read(chunk: Chunk) -> bool:
+            part = self.shards.part(chunk)
+            index = self._read_index((part, None))
+            if index is None:
+                part.missing()
+                return False
+            self._read_ranges(part, index, [((part, inner), None) for inner in part.inner])
+            part.finish()
+            return True
+
+        def read_all() -> list[bool]:
+            found = []
+            for chunk in run:
+                if self.stop.is_set():
+                    break
+                with noted(chunk, self.job.store):
+                    found.append(read(chunk))
+            return found
+
+        return await self._in_thread(read_all)
+
+    async def _in_thread(self, function: Callable[[], T]) -> T:
+        return await self.job.granted.in_thread(function, self.job.held, self.stop.set, False)
+
+    async def lead(self, part: ShardPart, led: Sequence[Lead[Wanted]]) -> list[bool]:
+        with failing(led):
+            index = await self.index(part)
+        return await self._in_thread(lambda: self._read_ranges(part, index, led))
+
+    async def read_index(self, led: Sequence[Lead[ShardPart]]) -> list[Index | None]:
+        (lead,) = led
+        return [await self._in_thread(lambda: self._read_index(lead))]
+
+    def _read_index(self, lead: Lead[ShardPart]) -> Index | None:
+        part = lead[0]
+        return self.indexes.put(self._source.read_part(part.key, *part.index_range()), lead)
+
+    def _read_ranges(
+        self, part: ShardPart, index: Index | None, led: Sequence[Lead[Wanted]]
+    ) -> list[bool]:
+        ranges, there = self.ranges(part, index, led, (_PAGE, _RANGE_BYTES))
+        for each in ranges:
+            if self.stop.is_set():
+                break
+            start, stop, leads = each
+            with failing([lead for _, _, lead in leads]):
+                data = self._source.read_part(part.key, start, stop)
+            self.put(data, each)
+        return there
+
+
+class ByCoroutines(ShardJob):
+    """Fetches by the store's coroutines: a shard as a whole, or the ranges side by side."""
+
+    async def read_all(self) -> list[bool]:
+        return await self.job.side_by_side(self.read)
+
+    async def lead(self, part: ShardPart, led: Sequence[Lead[Wanted]]) -> list[bool]:
+        memory, size = self.job.granted.memory, part.size(led)
+        if part.is_all(led):
+            async with memory.hold(size):
+                with failing(led):
+                    whole: Any = await self._get(part)
+                    index = self.indexes.keep(part.cut_index(whole), part)
+                ranges, there = self.ranges(part, index, led, gaps())
+                # Where there is no shard there are no ranges.
+                await self._decode([(whole[each[0] : each[1]], each) for each in ranges])
+            return there
+        with failing(led):
+            index = await self.index(part)
+        ranges, there = self.ranges(part, index, led, gaps())
+
+        async def fetch(each: Range) -> tuple[Any, Range]:
+            start, stop, leads = each
+            with failing([lead for _, _, lead in leads]):
+                return await self._get(part, RangeByteRequest(start, stop)), each
+
+        async with memory.hold(size):
+            await self._decode(await gather([partial(fetch, each) for each in ranges]))
+        return there
+
+    async def read_index(self, led: Sequence[Lead[ShardPart]]) -> list[Index | None]:
+        (lead,) = led
+        part = lead[0]
+        start, stop = part.index_range()
+        wanted = SuffixByteRequest(-start) if stop is None else RangeByteRequest(start, stop)
+        with failing(led):
+            data = await self._get(part, wanted)
+        return [self.indexes.put(data, lead)]
+
+    async def _get(self, part: ShardPart, wanted: ByteRequest | None = None) -> Any | None:
+        key, spec = part.chunk[:2]
+        async with self.job.granted.requests.hold():
+            data: Any = await self.job.store.get(key, spec.prototype, wanted)
+        return None if data is None else data.as_numpy_array()
+
+    async def _decode(self, fetched: Sequence[tuple[Any, Range]]) -> None:
+        def decode() -> None:
+            for data, each in fetched:
+                self.put(data, each)
+
+        if fetched:
+            await self.job.granted.decoders.run_to_end(decode, self.stop.set)
