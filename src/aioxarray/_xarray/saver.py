@@ -41,7 +41,7 @@ from aioxarray._zarr.prefetched import Answers
 from aioxarray._zarr.reading import Reading, decoders, reading
 from aioxarray._zarr.surveying import survey
 from aioxarray._zarr.write_behind import Changes, WriteBehindStore
-from aioxarray._zarr.writing import LimitedWriteStore, writable
+from aioxarray._zarr.writing import LimitedWriteStore, writable, write_block
 from aioxarray.config import memory_limit
 from aioxarray.progress import Meter, meter
 
@@ -199,7 +199,7 @@ class _Saving:
 
     async def _write_whole(self, job: Job, array: Any, counter: Meter) -> None:
         with _noting(job):
-            await array.setitem(job.region or ..., job.source)
+            await write_block(array, job.region, job.source)
         counter.part(job.nbytes)(1, 1)
 
     async def _write_block(self, job: Job, array: Any, block: Block, counter: Meter) -> None:
@@ -212,7 +212,7 @@ class _Saving:
         with _noting(job):
             async with self._staged.hold(nbytes):
                 values = await self._encoded(source, part)
-                await array.setitem(block, values)
+                await write_block(array, block, values)
         counter.part(nbytes)(1, 1)
 
     async def _encoded(self, source: Deferred, part: xr.Variable) -> Any:
