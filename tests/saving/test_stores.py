@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
+import xarray as xr
 from zarr.storage import MemoryStore, ObjectStore, StorePath
 
 import aioxarray
@@ -33,6 +35,22 @@ def test_to_an_http_server() -> None:
             plain(obj, their_store, **options)
         found = dict(server.data)
     assert found == content(theirs)
+
+
+def test_what_is_replaced_is_deleted_side_by_side() -> None:
+    obstore = pytest.importorskip("obstore")
+    ds = xr.Dataset({"a": ("x", np.arange(64))})
+    with ObjectServer() as server:
+        http = obstore.store.HTTPStore.from_url(server.url, client_options={"allow_http": True})
+        store = ObjectStore(http)
+        aioxarray.to_zarr(ds, store, encoding={"a": {"chunks": (1,)}})
+        server.log.clear()
+        server.latency_s = 0.2
+        aioxarray.to_zarr(ds[[]], store, mode="w")
+        assert list(server.data) == ["zarr.json"]
+        assert server.log.count("DELETE") == 65  # zeros are not stored
+        # Not ten at once, which is what zarr's own code for such stores does.
+        assert server.log.most_in_flight > 20
 
 
 def test_a_store_that_cannot_be_listed_says_so_before_anything_is_written() -> None:

@@ -270,7 +270,8 @@ class Connection(asyncio.Protocol):
             length = int(self._headers.get("content-length", 0))
             if len(self._received) < length:
                 return
-            body = bytes(self._received[:length])
+            with memoryview(self._received) as received:
+                body = bytes(received[:length])  # a slice of the array itself were one copy more
             del self._received[:length]
             headers, self._headers = self._headers, None
             self._begin(headers, body)
