@@ -22,6 +22,7 @@ from aioxarray._xarray.deferred import Deferred, defers
 from aioxarray._xarray.find import find_variables
 from aioxarray._xarray.lazy import Lazy, assign, lazy_data, load_data
 from aioxarray._xarray.loader import Options, read_all
+from aioxarray._xarray.origins import read_from_targets
 from aioxarray._xarray.recorder import (
     Job,
     Node,
@@ -37,6 +38,7 @@ from aioxarray._zarr import flushing
 from aioxarray._zarr.fork import is_transaction, usable_here
 from aioxarray._zarr.grid import write_edges
 from aioxarray._zarr.opening import give_back, store_path
+from aioxarray._zarr.positions import Position
 from aioxarray._zarr.prefetched import Answers
 from aioxarray._zarr.reading import Reading, decoders, reading
 from aioxarray._zarr.surveying import survey
@@ -108,7 +110,7 @@ class _Saving:
     async def run(self) -> Any:
         options = self._options
         nodes = await in_worker(lambda: as_nodes(self._obj, options), lambda _: None)
-        await self._load_small(nodes)
+        await self._load_first(nodes)
         answers = await self._survey()
         changes = Changes()
         stand_in = WriteBehindStore(self._limited, answers, changes)
@@ -136,12 +138,16 @@ class _Saving:
             await flushing.write_all(self._limited, waves)
         return self._result(recorded, jobs)
 
-    async def _load_small(self, nodes: Sequence[Node]) -> None:
-        """Load what xarray has to see as a whole."""
-        found = find_variables([node.dataset for node in nodes])
-        lazies = [
-            each for each in lazy_data(found) if not each.chunked and not defers(each.holders[0][0])
-        ]
+    async def _load_first(self, nodes: Sequence[Node]) -> None:
+        """Load what xarray has to see as a whole, and what this save will change."""
+        group = Position.of(self._place).below(self._options.group or "")
+        replaces = self._options.chosen_mode == "w"
+        changed = {id(each) for each in read_from_targets(nodes, group, replaces=replaces)}
+        lazies = []
+        for lazy in lazy_data(find_variables([node.dataset for node in nodes])):
+            variable = lazy.holders[0][0]
+            if not lazy.chunked and (not defers(variable) or id(variable) in changed):
+                lazies.append(lazy)
         if lazies:
             assign(lazies, await read_all(lazies, Options(self._how.concurrency)), share=False)
 
