@@ -135,7 +135,7 @@ class _Saving:
             await self._write_values(jobs)
         else:
             await self._write_values(jobs)
-            await flushing.write_all(self._limited, waves)
+            await flushing.write_or_restore(self._limited, waves, changes, answers)
         return self._result(recorded, jobs)
 
     async def _load_first(self, nodes: Sequence[Node]) -> None:
