@@ -115,10 +115,11 @@ async def test_a_cancelled_append_leaves_the_old_length() -> None:
     plain(sample(), before)
     gated = GatedStore(copied(before), keys="time/zarr.json", methods=("set",))
     task = asyncio.create_task(aioxarray.to_zarr_async(sample(), gated, append_dim="time"))
-    await asyncio.to_thread(gated.wait_requested, "*", 20.0, 1)
+    for key in ("time", "a"):
+        await asyncio.to_thread(gated.wait_requested, f"{key}/zarr.json", 20.0, 1)
     task.cancel()
     # Its metadata is put back, through the same gate.
-    await asyncio.to_thread(gated.wait_requested, "*", 20.0, 1)
+    await asyncio.to_thread(gated.wait_requested, "time/zarr.json", 20.0, 2)
     gated.release_all()
     with pytest.raises(asyncio.CancelledError):
         await task
