@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import inspect
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import psutil
@@ -146,6 +148,52 @@ def noise_ms(options: Options) -> float:
         await asyncio.gather(asyncio.to_thread(busy), asyncio.to_thread(busy))
 
     return measure(wait, [], None, options).stall_ms
+
+
+_SLEEPER = """
+import select, sys, time
+worst = 0.0
+while True:
+    due = time.perf_counter() + 0.001
+    time.sleep(0.001)
+    worst = max(worst, time.perf_counter() - due)
+    if select.select([sys.stdin], [], [], 0)[0]:
+        if not sys.stdin.readline():
+            break
+        print(worst, flush=True)
+        worst = 0.0
+"""
+
+
+class Bystander:
+    """A process that only sleeps, to tell our own stalls from those that the machine makes.
+
+    What it suffers cannot come of Python's lock, nor of anything else within this process.
+    """
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _SLEEPER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.worst_ms()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # The end of its input tells it to end.
+        with self._process:
+            pass
+
+    def worst_ms(self) -> float:
+        """Return by how much it woke too late, at worst, since it was last asked."""
+        process = self._process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+        return float(process.stdout.readline()) * 1000
 
 
 class Neighbours:

@@ -5,26 +5,27 @@ The stored keys are compared with those of plain xarray, the values too where th
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
-from urllib.request import Request, urlopen
 
 import numpy as np
 import xarray as xr
-from obstore.store import S3Store
+from obstore.store import HTTPStore
 from zarr.storage import MemoryStore, ObjectStore
 
 import aioxarray
-from aioxarray.testing import LatencyStore
+from aioxarray.testing import LatencyStore, ObjectServer
 from benchmarks import data
-from benchmarks.measuring import Options, Taken, in_turn, noise_ms
+from benchmarks.measuring import Bystander, Options, Taken, in_turn, noise_ms
 from benchmarks.rows import Row
 from benchmarks.stalls import GOAL_MS
 
@@ -42,9 +43,13 @@ def run(options: Options, files: Files) -> Iterator[Row]:
     """Yield the rows."""
     quick = options.quick
     nodes, many, steps = (3, 8, 5) if quick else (13, 70, 50)
-    yield _remote(f"a tree of {nodes} nodes, 4 variables each", data.tree(nodes, 4), 8, 0.35)
-    yield _remote(f"{many} variables", data.many_variables(many), 8, 0.3)
-    yield _append(steps)
+    yield from _remote(
+        [
+            _Save(f"a tree of {nodes} nodes, 4 variables each", data.tree(nodes, 4), 8, 0.35),
+            _Save(f"{many} variables", data.many_variables(many), 8, 0.3),
+            _append(steps),
+        ]
+    )
     folder = files.large_chunks().parent
     yield Row(
         "nothing: 2 threads busy, the machine's own noise", "ms", None, None, noise_ms(options)
@@ -57,7 +62,7 @@ def run(options: Options, files: Files) -> Iterator[Row]:
             ds = data.opened(path).load()
         yield from _local(what, ds, folder, factor, side, options)
         del ds
-    yield from _lazy(files, folder)
+    yield from _lazy(files)
     yield from _copied(files, options)
 
 
@@ -71,41 +76,49 @@ def _content(store: MemoryStore) -> dict[str, bytes]:
     return {key: value.to_bytes() for key, value in store._store_dict.items()}
 
 
-def _remote(what: str, obj: Any, trips: int, rest: float) -> Row:
-    return _compared(what, MemoryStore(), lambda save, store: save(obj, store), trips, rest)
+@dataclass(frozen=True)
+class _Save:
+    """A save to a store with latency: round trips and seconds on top are its goal."""
+
+    what: str
+    obj: Any
+    trips: int
+    rest_s: float
+    before: MemoryStore = field(default_factory=MemoryStore)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def timed(self, save: Callable[..., object]) -> tuple[float, dict[str, bytes]]:
+        """Return the seconds it takes, and what is stored."""
+        after = MemoryStore(dict(self.before._store_dict))
+        store = LatencyStore(after, LATENCY_S)
+        return _seconds(lambda: save(self.obj, store, **self.options)), _content(after)
 
 
-def _append(steps: int) -> Row:
-    field = data.smooth(steps, 50, dtype="float32")
+def _plain(obj: Any, store: Any, **options: Any) -> None:
+    obj.to_zarr(store, **options)
+
+
+def _append(steps: int) -> _Save:
+    values = data.smooth(steps, 50, dtype="float32")
     ds = xr.Dataset(
-        {f"v{i}": (("t", "x"), field + i) for i in range(50)}, {"t": np.arange(float(steps))}
+        {f"v{i}": (("t", "x"), values + i) for i in range(50)}, {"t": np.arange(float(steps))}
     )
     before = MemoryStore()
     ds.to_zarr(before)
     more = ds[[f"v{i}" for i in range(10)]].assign_coords(t=ds.t + steps)
-
-    def append(save: Any, store: Any) -> None:
-        save(more, store, append_dim="t")
-
-    return _compared(f"append {steps} steps of 10 variables to 50", before, append, 14, 0.6)
+    what = f"append {steps} steps of 10 variables to 50"
+    return _Save(what, more, 14, 0.6, before, {"append_dim": "t"})
 
 
-def _compared(
-    what: str, before: MemoryStore, save: Callable[[Any, Any], object], trips: int, rest: float
-) -> Row:
-    ours, theirs = (MemoryStore(dict(before._store_dict)) for _ in range(2))
-
-    def plain(obj: Any, store: Any, **kwargs: Any) -> None:
-        obj.to_zarr(store, **kwargs)
-
-    theirs_s = _seconds(lambda: save(plain, LatencyStore(theirs, LATENCY_S)))
-    runs = []
-    for _ in range(3):
-        ours = MemoryStore(dict(before._store_dict))
-        store = LatencyStore(ours, LATENCY_S)
-        runs.append(_seconds(lambda: save(aioxarray.to_zarr, store)))  # noqa: B023
-    assert _content(ours) == _content(theirs)
-    return Row(what, "s", theirs_s, None, median(runs), trips * LATENCY_S + rest)
+def _remote(saves: Sequence[_Save]) -> Iterator[Row]:
+    # Plain xarray waits nearly all the time: side by side its saves take as long as alone.
+    with ThreadPoolExecutor(len(saves)) as pool:
+        plain = list(pool.map(lambda save: save.timed(_plain), saves))
+    for save, (plain_s, expected) in zip(saves, plain, strict=True):
+        runs = [save.timed(aioxarray.to_zarr) for _ in range(3)]
+        assert runs[0][1] == expected
+        goal_s = save.trips * LATENCY_S + save.rest_s
+        yield Row(save.what, "s", plain_s, None, median(s for s, _ in runs), goal_s)
 
 
 def _local(
@@ -122,18 +135,27 @@ def _local(
         saved[way].append(folder / f"saved-{way}-{len(saved[way])}.zarr")
         return saved[way][-1]
 
+    beside_ms: list[float] = []
+
+    async def ours() -> None:
+        await asyncio.to_thread(bystander.worst_ms)
+        await aioxarray.to_zarr_async(ds, path("ours"), encoding=encoding)
+        beside_ms.append(await asyncio.to_thread(bystander.worst_ms))
+
     ways: dict[str, Callable[[], Any]] = {
         "plain": lambda: ds.to_zarr(path("plain"), encoding=encoding),
-        "ours": lambda: aioxarray.to_zarr_async(ds, path("ours"), encoding=encoding),
+        "ours": ours,
     }
-    plain, ours = in_turn(ways, lambda _: None, options).values()
+    with Bystander() as bystander:
+        plain, taken = in_turn(ways, lambda _: None, options).values()
     assert isinstance(plain, Taken), plain
-    assert isinstance(ours, Taken), ours
+    assert isinstance(taken, Taken), taken
     assert _sizes(saved["plain"][0]) == _sizes(saved["ours"][0])
     for each in (*saved["plain"], *saved["ours"]):
         shutil.rmtree(each)
-    yield Row(what, "s", plain.seconds, None, ours.seconds, plain.seconds / factor)
-    yield Row(f"{what}: stall", "ms", plain.stall_ms, None, ours.stall_ms, GOAL_MS)
+    yield Row(what, "s", plain.seconds, None, taken.seconds, plain.seconds / factor)
+    yield Row(f"{what}: stall", "ms", plain.stall_ms, None, taken.stall_ms, GOAL_MS)
+    yield Row("    of a process that only slept meanwhile", "ms", None, None, median(beside_ms))
 
 
 def _sizes(folder: Path) -> dict[str, int]:
@@ -142,99 +164,83 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 
 _PEAK = """
-import sys, warnings
+import asyncio, sys, warnings
 warnings.simplefilter("ignore")
 import xarray as xr
-way, source, target = sys.argv[1:]
+from zarr.storage import MemoryStore
+way, source = sys.argv[1:]
 if way == "ours":
     import aioxarray
+class Discarding(MemoryStore):
+    # A server somewhere else: chunks take their time, and no memory here.
+    async def set(self, key, value, *more):
+        if key.endswith("zarr.json"):
+            await super().set(key, value, *more)
+        else:
+            await asyncio.sleep(0.02)
 ds = xr.open_zarr(source, chunks=None)
 if way == "ours":
     for i in range(2):
-        aioxarray.to_zarr(ds, target, mode="w")
+        aioxarray.to_zarr(ds, Discarding())
 else:
-    ds.to_zarr(target, mode="w")
+    ds.to_zarr(Discarding())
 # Not ru_maxrss: that begins with what the parent process had when it started this one.
 with open("/proc/self/status") as status:
     print(next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024)
 """
 
 
-def _lazy(files: Files, folder: Path) -> Iterator[Row]:
+def _lazy(files: Files) -> Iterator[Row]:
     """Yield the peak memory of copying a gigabyte, twice by ours: two gigabytes."""
     peaks = {}
     for way in ("plain", "ours"):
-        target = folder / "peak.zarr"
-        command = [sys.executable, "-c", _PEAK, way, str(files.large_chunks(_QUICK)), str(target)]
+        command = [sys.executable, "-c", _PEAK, way, str(files.large_chunks(_QUICK))]
         found = subprocess.run(command, check=True, capture_output=True, text=True)
         peaks[way] = float(found.stdout)
-        shutil.rmtree(target)
     yield Row(
         "peak MiB, a lazy copy of 1 GB (ours: twice)", "", peaks["plain"], None, peaks["ours"], 512
     )
 
 
-_S3 = """
-import sys
-from moto.server import ThreadedMotoServer
-server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-server.start()
-print(*server.get_host_and_port(), flush=True)
-sys.stdin.read()
-"""
-_BUCKET = "benchmark"
+# Of both servers: slow enough that the lines are the limit, and not two processors that do the
+# work of the servers too.
+_LATENCY_S, _BYTES_PER_S = 0.02, 200e6
 
 
-@contextmanager
-def _s3() -> Iterator[str]:
-    """Start an S3 server in a process of its own, and return its address."""
-    command = [sys.executable, "-c", _S3]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
-        assert process.stdout is not None
-        host, port = process.stdout.readline().split()
-        url = f"http://{host}:{port}"
-        request = Request(f"{url}/{_BUCKET}", method="PUT")
-        with urlopen(request):
-            yield url
-        # The end of its input tells it to end.
-
-
-def _bucket(url: str, prefix: str) -> ObjectStore[Any]:
-    store = S3Store(
-        _BUCKET,
-        prefix=prefix,
-        endpoint=url,
-        region="us-east-1",
-        access_key_id="any",
-        secret_access_key="any",
-        client_options={"allow_http": True},
-    )
-    return ObjectStore(store)
+def _http(server: ObjectServer) -> ObjectStore[Any]:
+    http = HTTPStore.from_url(server.url, client_options={"allow_http": True, "timeout": "120s"})
+    return ObjectStore(http)
 
 
 def _copied(files: Files, options: Options) -> Iterator[Row]:
-    """Yield the time of a copy from one S3 server to another, and of its halves."""
-    with data.quiet(), _s3() as source, _s3() as target:
-        ds = data.opened(files.large_chunks(_QUICK)).load()
-        aioxarray.to_zarr(ds, _bucket(source, "a"))
-        lazy = aioxarray.open_zarr(_bucket(source, "a"))
+    """Yield the time of a copy from one server to another, and of its halves."""
+    path = files.large_chunks(_QUICK)
+    with (
+        data.quiet(),
+        ObjectServer(_LATENCY_S, path, process=True, bytes_per_s=_BYTES_PER_S) as source,
+        ObjectServer(_LATENCY_S, process=True, bytes_per_s=_BYTES_PER_S) as target,
+    ):
+        ds = data.opened(path).load()
+        lazy = aioxarray.open_zarr(_http(source))
+        store = _http(target)
         saved: list[str] = []
 
         def write(obj: xr.Dataset) -> Any:
+            # To a group of its own, so that nothing is deleted first.
             saved.append(f"copy-{len(saved)}")
-            return aioxarray.to_zarr_async(obj, _bucket(target, saved[-1]))
+            return aioxarray.to_zarr_async(obj, store, group=saved[-1], consolidated=False)
 
         def check(_: object) -> None:
             if saved:
-                found = aioxarray.open_zarr(_bucket(target, saved[-1]))[["v0"]]
+                found = aioxarray.open_zarr(store, group=saved[-1], consolidated=False)[["v0"]]
                 xr.testing.assert_identical(aioxarray.load(found), ds[["v0"]])
 
         ways: dict[str, Callable[[], Any]] = {
-            "S3, reading 1 GB": lambda: aioxarray.load_async(lazy.copy(deep=False)),
-            "S3, writing 1 GB": lambda: write(ds),
-            "S3, a copy of 1 GB from server to server": lambda: write(lazy),
+            "HTTP, 200 MB/s each way: reading 1 GB": lambda: aioxarray.load_async(
+                lazy.copy(deep=False)
+            ),
+            "HTTP, 200 MB/s each way: writing 1 GB": lambda: write(ds),
+            "a copy of 1 GB from one such server to another": lambda: write(lazy),
         }
         seconds = {}
         for what, taken in in_turn(ways, check, options).items():

@@ -77,7 +77,8 @@ async def to_zarr_async(
     ------
     TypeError, ValueError, NotImplementedError, FileExistsError, zarr.errors.ContainsGroupError
         As xarray's function does, for what cannot be saved so: before the first request that
-        writes. Names with a slash are refused too: xarray would not find them again.
+        writes. Names with a slash are refused too: xarray would not find them again; and, with
+        mode "w", lazy data of what would be deleted.
     TimeoutError
         If ``timeout`` has passed.
     Exception
@@ -98,7 +99,8 @@ async def to_zarr_async(
     allows, and an eighth of it for blocks of lazy or computed data. Lazy data of times, texts
     and objects is loaded as a whole: its encoding depends on all values.
 
-    *Cancelling:* requests in flight are cancelled and awaited. What was written stays.
+    *Cancelling:* requests in flight are cancelled and awaited. Chunks that were written stay;
+    metadata that was being replaced is put back.
 
     *Event loops:* any, asyncio's or Trio's; encoding, compression and requests happen elsewhere.
     """

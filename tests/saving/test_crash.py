@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import xarray as xr
 from zarr.storage import MemoryStore
 
 import aioxarray
-from aioxarray.testing import FaultyStore
+from aioxarray.testing import FaultyStore, GatedStore
 from tests.saving.helpers import content, copied, plain, sample, tree
 
 if TYPE_CHECKING:
@@ -77,18 +78,72 @@ def test_to_a_new_store(zarr_format: int) -> None:
 
 
 @formats
-def test_an_append_leaves_the_old_length(zarr_format: int) -> None:
+@pytest.mark.parametrize("consolidated", [True, False])
+def test_an_append_leaves_the_old_length(zarr_format: int, consolidated: bool) -> None:
     before = MemoryStore()
     # The last chunk is written in part: it is written anew, with the old values in it.
-    plain(sample(), before, zarr_format=zarr_format, encoding={"a": {"chunks": (4, 5)}})
-    old = seen(before)
+    plain(
+        sample(),
+        before,
+        zarr_format=zarr_format,
+        encoding={"a": {"chunks": (4, 5)}},
+        consolidated=consolidated,
+    )
+    old = seen(before, consolidated)
     assert old is not None
-    left = failed_saves(before, lambda store: aioxarray.to_zarr(sample(), store, append_dim="time"))
+
+    def append(store: Any) -> None:
+        aioxarray.to_zarr(sample(), store, append_dim="time", consolidated=consolidated)
+
+    left = failed_saves(before, append)
     assert len(left) > 5
     for _, store in left:
-        found = seen(store)
-        assert found is not None
-        xr.testing.assert_identical(found, old)
+        # By the metadata of each array too, from which another append begins.
+        for by_one in {consolidated, False}:
+            found = seen(store, by_one)
+            assert found is not None
+            xr.testing.assert_identical(found, old)
+        append(store)
+        again = seen(store, consolidated)
+        assert again is not None
+        assert again.sizes["time"] == 12
+
+
+@pytest.mark.anyio
+async def test_a_cancelled_append_leaves_the_old_length() -> None:
+    before = MemoryStore()
+    plain(sample(), before)
+    gated = GatedStore(copied(before), keys="time/zarr.json", methods=("set",))
+    task = asyncio.create_task(aioxarray.to_zarr_async(sample(), gated, append_dim="time"))
+    for key in ("time", "a"):
+        await asyncio.to_thread(gated.wait_requested, f"{key}/zarr.json", 20.0, 1)
+    task.cancel()
+    # Its metadata is put back, through the same gate.
+    await asyncio.to_thread(gated.wait_requested, "time/zarr.json", 20.0, 2)
+    gated.release_all()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    found = seen(gated, consolidated=False)
+    assert found is not None
+    xr.testing.assert_identical(found, seen(before))
+
+
+def test_metadata_that_cannot_be_put_back() -> None:
+    before = MemoryStore()
+    plain(sample(), before)
+    broken = []
+
+    def fail(index: int, request: Request) -> BaseException | None:
+        if request.method == "set" and request.key == "zarr.json":
+            broken.append(request)
+        return OSError("injected") if broken and request.method in WRITES else None
+
+    store = copied(before)
+    with pytest.raises(OSError, match="injected") as caught:
+        aioxarray.to_zarr(sample(), FaultyStore(store, fail), append_dim="time")
+    assert any("could not be put back" in note for note in caught.value.__notes__)
+    # What is consolidated is as before all the same.
+    xr.testing.assert_identical(seen(store), seen(before))
 
 
 @formats

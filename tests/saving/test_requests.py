@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import Any
 
 import numpy as np
 import pytest
 import xarray as xr
-from zarr.storage import MemoryStore
+from zarr.storage import MemoryStore, StorePath
 
 import aioxarray
 from aioxarray._xarray import saver
@@ -95,6 +96,28 @@ async def test_a_slow_store_slows_the_reading() -> None:
     assert saver.staging.in_use == reading.memory.in_use == 0
     found = xr.open_zarr(target, chunks=None)
     np.testing.assert_array_equal(found.a[::9], values[::9])
+
+
+@pytest.mark.anyio
+async def test_chunks_that_wait_for_their_turn_are_not_listed() -> None:
+    # Many live objects have Python look for garbage, and every thread wait for it.
+    values = np.arange(4096 * 32, dtype="f8").reshape(4096, 32)
+    gated = GatedStore(MemoryStore(), keys="*/c/*", methods=("set",))
+    before = sum(isinstance(each, StorePath) for each in gc.get_objects())
+    task = asyncio.create_task(
+        aioxarray.to_zarr_async(
+            xr.Dataset({"a": (("t", "x"), values)}),
+            gated,
+            encoding={"a": {"chunks": (1, 32)}},
+            concurrency=4,
+        )
+    )
+    await asyncio.to_thread(gated.wait_requested, "*", 20.0, 4)
+    places = sum(isinstance(each, StorePath) for each in gc.get_objects()) - before
+    gated.release_all()
+    await task
+    assert places < 100
+    np.testing.assert_array_equal(xr.open_zarr(gated, chunks=None).a, values)
 
 
 @pytest.mark.anyio

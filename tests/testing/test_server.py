@@ -23,6 +23,8 @@ from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteReques
 from zarr.storage import MemoryStore, ObjectStore
 
 from aioxarray.testing import ObjectServer, Request
+from aioxarray.testing._http import Site
+from aioxarray.testing._objects import MemoryObjects
 
 if TYPE_CHECKING:
     from zarr.core.buffer import Buffer
@@ -86,7 +88,7 @@ def test_objects_come_and_go(server: ObjectServer) -> None:
 
         assert client("DELETE", "/a/b")[0] == 204
         assert client("DELETE", "/a/b")[0] == 404
-        assert client("PROPFIND", "/")[0] == 405
+        assert client("MKCOL", "/")[0] == 405
     assert [r.method for r in server.log.requests[:3]] == ["GET", "PUT", "GET"]
     assert server.log.count(key="a/b") == server.log.completed - 1
     assert server.log.most_in_flight == 1
@@ -283,6 +285,39 @@ def test_obstore_writes_and_reads_parts(server: ObjectServer) -> None:
         obstore.get(store, "a/c")
     obstore.delete(store, "a/b")
     assert dict(server.data) == {}
+
+
+def test_obstore_lists(server: ObjectServer) -> None:
+    obstore = pytest.importorskip("obstore")
+    keys = ["a/b/c", "a/ü&", "a/z", "ab"]
+    server.data.update(dict.fromkeys(keys, ALPHABET))
+    store = obstore.store.HTTPStore.from_url(server.url, client_options={"allow_http": True})
+
+    def paths(listed: Any) -> list[str]:
+        return sorted(each["path"] for each in listed)
+
+    assert paths(obstore.list(store).collect()) == sorted(keys)
+    assert paths(obstore.list(store, "a").collect()) == sorted(keys[:3])
+    level = obstore.list_with_delimiter(store, "a")
+    assert paths(level["objects"]) == sorted(keys[1:3])
+    assert level["common_prefixes"] == ["a/b"]
+    assert {each["size"] for each in level["objects"]} == {26}
+    assert paths(obstore.list(store, "none").collect()) == []
+
+
+def test_the_line_carries_bytes_one_after_the_other() -> None:
+    site = Site(MemoryObjects(), 0.0, bytes_per_s=100.0, off_loop=False)
+    assert [site.carried_at(50, now=10.0), site.carried_at(100, now=10.1)] == [10.5, 11.5]
+    assert site.carried_at(100, now=20.0) == 21.0
+    unlimited = Site(MemoryObjects(), 0.0, bytes_per_s=0.0, off_loop=False)
+    assert unlimited.carried_at(1 << 40, now=3.0) == 3.0
+
+
+def test_answers_come_over_a_slow_line() -> None:
+    with ObjectServer(bytes_per_s=1e6) as slow, Client(slow) as client:
+        assert client("PUT", "/a", ALPHABET * 1000)[0] == 201
+        assert client("GET", "/a")[2] == ALPHABET * 1000
+        assert slow.log.completed == 2
 
 
 def test_a_process_serves_and_reports(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from aioxarray._xarray.deferred import Deferred, defers
 from aioxarray._xarray.find import find_variables
 from aioxarray._xarray.lazy import Lazy, assign, lazy_data, load_data
 from aioxarray._xarray.loader import Options, read_all
+from aioxarray._xarray.origins import read_from_targets
 from aioxarray._xarray.recorder import (
     Job,
     Node,
@@ -37,11 +38,12 @@ from aioxarray._zarr import flushing
 from aioxarray._zarr.fork import is_transaction, usable_here
 from aioxarray._zarr.grid import write_edges
 from aioxarray._zarr.opening import give_back, store_path
+from aioxarray._zarr.positions import Position
 from aioxarray._zarr.prefetched import Answers
 from aioxarray._zarr.reading import Reading, decoders, reading
 from aioxarray._zarr.surveying import survey
 from aioxarray._zarr.write_behind import Changes, WriteBehindStore
-from aioxarray._zarr.writing import LimitedWriteStore, writable
+from aioxarray._zarr.writing import LimitedWriteStore, writable, write_block
 from aioxarray.config import memory_limit
 from aioxarray.progress import Meter, meter
 
@@ -108,7 +110,7 @@ class _Saving:
     async def run(self) -> Any:
         options = self._options
         nodes = await in_worker(lambda: as_nodes(self._obj, options), lambda _: None)
-        await self._load_small(nodes)
+        await self._load_first(nodes)
         answers = await self._survey()
         changes = Changes()
         stand_in = WriteBehindStore(self._limited, answers, changes)
@@ -133,15 +135,19 @@ class _Saving:
             await self._write_values(jobs)
         else:
             await self._write_values(jobs)
-            await flushing.write_all(self._limited, waves)
+            await flushing.write_or_restore(self._limited, waves, changes, answers)
         return self._result(recorded, jobs)
 
-    async def _load_small(self, nodes: Sequence[Node]) -> None:
-        """Load what xarray has to see as a whole."""
-        found = find_variables([node.dataset for node in nodes])
-        lazies = [
-            each for each in lazy_data(found) if not each.chunked and not defers(each.holders[0][0])
-        ]
+    async def _load_first(self, nodes: Sequence[Node]) -> None:
+        """Load what xarray has to see as a whole, and what this save will change."""
+        group = Position.of(self._place).below(self._options.group or "")
+        replaces = self._options.chosen_mode == "w"
+        changed = {id(each) for each in read_from_targets(nodes, group, replaces=replaces)}
+        lazies = []
+        for lazy in lazy_data(find_variables([node.dataset for node in nodes])):
+            variable = lazy.holders[0][0]
+            if not lazy.chunked and (not defers(variable) or id(variable) in changed):
+                lazies.append(lazy)
         if lazies:
             assign(lazies, await read_all(lazies, Options(self._how.concurrency)), share=False)
 
@@ -199,7 +205,7 @@ class _Saving:
 
     async def _write_whole(self, job: Job, array: Any, counter: Meter) -> None:
         with _noting(job):
-            await array.setitem(job.region or ..., job.source)
+            await write_block(array, job.region, job.source)
         counter.part(job.nbytes)(1, 1)
 
     async def _write_block(self, job: Job, array: Any, block: Block, counter: Meter) -> None:
@@ -212,7 +218,7 @@ class _Saving:
         with _noting(job):
             async with self._staged.hold(nbytes):
                 values = await self._encoded(source, part)
-                await array.setitem(block, values)
+                await write_block(array, block, values)
         counter.part(nbytes)(1, 1)
 
     async def _encoded(self, source: Deferred, part: xr.Variable) -> Any:

@@ -12,7 +12,7 @@ from aioxarray._runtime.budget import Share
 from aioxarray._runtime.loops import run_blocking
 from aioxarray._zarr.grid import is_aligned, write_edges
 from aioxarray._zarr.reading import Reading, reading
-from aioxarray._zarr.writing import writable
+from aioxarray._zarr.writing import writable, write_block
 from aioxarray.progress import Meter
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Target:
         with reading() as grants:
             fresh = self.fresh and self.is_aligned(region)
             ours = writable(self.array, self.array.store, grants, fresh=fresh)
-            await ours.setitem(region, values)
+            await write_block(ours, region, values)
 
 
 class ThreadTarget(Target):
@@ -82,11 +82,11 @@ class ThreadTarget(Target):
         aligned = self.is_aligned(region)
         ours = writable(self.array, self.array.store, self._grants, fresh=self.fresh and aligned)
         if aligned:
-            await ours.setitem(region, values)
+            await write_block(ours, region, values)
         else:
             # Another part may change the same chunk, which is read and written for that.
             async with self._partial:
-                await ours.setitem(region, values)
+                await write_block(ours, region, values)
 
 
 class Intake:

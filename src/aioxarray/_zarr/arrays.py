@@ -1,4 +1,4 @@
-"""Makes, of an array that is open, one that reads under a load's budget."""
+"""Makes, of an array that is open, one that reads or writes under a budget; reads blocks of it."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ from aioxarray._zarr.reading import Reading
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from zarr.abc.codec import Codec
+    from zarr.abc.store import Store
+    from zarr.core.codec_pipeline import BatchedCodecPipeline
 
 
 def readable(
@@ -38,16 +40,27 @@ def readable(
     ``report`` is told, after each chunk, how many of how many of a selection are done. Nothing
     is requested and ``array`` stays as it is.
     """
+    store = usable_here(array.store)
+    return zarr.Array(with_pipeline(array, store, CodecPipeline, granted=reading, report=report))
+
+
+def with_pipeline(
+    array: zarr.Array[Any], store: Store, kind: type[BatchedCodecPipeline], **grants: Any
+) -> Any:
+    """Return an asynchronous array like ``array``, at its path in ``store``.
+
+    Its pipeline is of the class ``kind``, with the codecs of ``array`` and the attributes
+    ``grants``.
+    """
     # Private: the asynchronous array inside; ``Array.async_array`` is public from zarr 3.2 on
     # (pydata/xarray#11259). Can go with support for zarr 3.1.
     inner = array._async_array
-    path = inner.store_path
-    store = usable_here(path.store)
     ours = copy.copy(inner)
+    pipeline = replace(kind.from_codecs(codecs_of(array)), **grants)
     # A frozen dataclass without a public way to replace these two.
-    object.__setattr__(ours, "store_path", StorePath(store, path.path))
-    object.__setattr__(ours, "codec_pipeline", _pipeline(array, reading, report))
-    return zarr.Array(ours)
+    object.__setattr__(ours, "store_path", StorePath(store, inner.store_path.path))
+    object.__setattr__(ours, "codec_pipeline", pipeline)
+    return ours
 
 
 # What xarray's own tests count as asynchronous reads, of one chunk each, are calls of zarr's array.
@@ -64,64 +77,62 @@ async def read_block(
     chunks are errors), and for so few chunks that it is as good.
     """
     inner = array._async_array
-    metadata = inner.metadata
-    chunk_shape = _chunk_shape(metadata)
-    forward = all(
-        part.step is None or part.step > 0 for part in selection if isinstance(part, slice)
-    )
-    if chunk_shape is None or not forward:
-        return None
-    config = inner.config
     # From zarr 3.2 on.
-    if getattr(config, "read_missing_chunks", True) is False:
+    if getattr(inner.config, "read_missing_chunks", True) is False:
         return None
-    block = Block(selection, metadata.shape, chunk_shape)
-    if block.count < _FEW_CHUNKS:
+    block = regular_block(inner, selection)
+    if block is None or block.count < _FEW_CHUNKS:
         return None
-    if isinstance(metadata, ArrayV2Metadata):
-        config = replace(config, order=metadata.order)
-    prototype = default_buffer_prototype()
-    dtype = metadata.dtype.to_native_dtype()
-    out = prototype.nd_buffer.empty(shape=block.shape, dtype=dtype, order=config.order)
-    spec = ArraySpec(
-        shape=chunk_shape,
-        dtype=metadata.dtype,
-        fill_value=metadata.fill_value,
-        config=config,
-        prototype=prototype,
+    spec = chunk_spec(inner, block)
+    out = spec.prototype.nd_buffer.empty(
+        shape=block.shape, dtype=spec.dtype.to_native_dtype(), order=spec.config.order
     )
-    path = inner.store_path.path
-    prefix = f"{path}/" if path else ""
-    encode = metadata.encode_chunk_key
-    chunks = block.chunks(lambda at: prefix + encode(at), spec)
+    chunks = block.chunks(chunk_keys(inner), spec)
     pipeline: Any = inner.codec_pipeline
     placer = Placer(pipeline, prepare(pipeline, spec), out, (), basic=True)
     await pipeline.read_chunks(inner.store_path.store, chunks, block.count, spec, placer)
     return out.as_numpy_array()
 
 
-def _chunk_shape(metadata: Any) -> tuple[int, ...] | None:
-    """Return the shape of all chunks, or of shards if there are; None if it varies."""
+def regular_block(inner: Any, selection: Sequence[int | slice]) -> Block | None:
+    """Return which chunks of an asynchronous array ``selection`` touches.
+
+    None where its chunks are no regular grid, or ``selection`` goes backwards.
+    """
+    if any(isinstance(each, slice) and (each.step or 1) < 1 for each in selection):
+        return None
+    metadata = inner.metadata
     if isinstance(metadata, ArrayV2Metadata):
-        return metadata.chunks
-    # A class of its own name in each line of zarr, and others for other grids.
+        return Block(selection, metadata.shape, metadata.chunks)
+    # A class of its own name in each line of zarr, and others for other grids. Its chunks are
+    # the shards, if there are any.
     grid = metadata.chunk_grid
-    regular = type(grid).__name__ in ("RegularChunkGrid", "RegularChunkGridMetadata")
-    return tuple(grid.chunk_shape) if regular else None
+    if type(grid).__name__ not in ("RegularChunkGrid", "RegularChunkGridMetadata"):
+        return None
+    return Block(selection, metadata.shape, grid.chunk_shape)
 
 
-def _pipeline(
-    array: zarr.Array[Any], reading: Reading, report: Callable[[int, int], None]
-) -> CodecPipeline:
-    plain = CodecPipeline.from_codecs(codecs_of(array))
-    return CodecPipeline(
-        array_array_codecs=plain.array_array_codecs,
-        array_bytes_codec=plain.array_bytes_codec,
-        bytes_bytes_codecs=plain.bytes_bytes_codecs,
-        batch_size=plain.batch_size,
-        granted=reading,
-        report=report,
+def chunk_spec(inner: Any, block: Block) -> ArraySpec:
+    """Return what zarr tells codecs of each chunk of ``block``, of an asynchronous array."""
+    metadata = inner.metadata
+    config = inner.config
+    if isinstance(metadata, ArrayV2Metadata):
+        config = replace(config, order=metadata.order)
+    return ArraySpec(
+        shape=block.chunk_shape,
+        dtype=metadata.dtype,
+        fill_value=metadata.fill_value,
+        config=config,
+        prototype=default_buffer_prototype(),
     )
+
+
+def chunk_keys(inner: Any) -> Callable[[tuple[int, ...]], str]:
+    """Return what makes the key in the store of the place of a chunk of an asynchronous array."""
+    path = inner.store_path.path
+    prefix = f"{path}/" if path else ""
+    encode = inner.metadata.encode_chunk_key
+    return lambda at: prefix + encode(at)
 
 
 def codecs_of(array: zarr.Array[Any]) -> tuple[Codec, ...]:

@@ -74,6 +74,8 @@ class Block:
     ----------
     shape
         Of what is selected; integers drop their axis.
+    chunk_shape
+        As it was given.
     count
         How many chunks.
     """
@@ -84,6 +86,7 @@ class Block:
         shape: Sequence[int],
         chunk_shape: Sequence[int],
     ) -> None:
+        self.chunk_shape = tuple(chunk_shape)
         self._parts = list(zip(selection, shape, chunk_shape, strict=True))
         self.shape = tuple(
             len(range(*part.indices(size)))
@@ -95,16 +98,21 @@ class Block:
 
     def chunks(self, key: Callable[[tuple[int, ...]], Any], spec: ArraySpec) -> Iterator[Chunk]:
         """Return the chunks in C order, lazily."""
+        for at, inside, outside in self.parts():
+            yield key(at), spec, inside, outside
+
+    def parts(self) -> Iterator[tuple[tuple[int, ...], tuple[Any, ...], tuple[Any, ...]]]:
+        """Return, for each chunk, where it is in the grid, what of it, and where that goes."""
         kept = self._kept
         axes = [_axis(*each) for each in self._parts]
         if all(kept):
             for parts in itertools.product(*axes):
                 at, inside, outside = zip(*parts, strict=True) if parts else ((), (), ())
-                yield key(at), spec, inside, outside
+                yield at, inside, outside
         else:
             for parts in itertools.product(*axes):
                 at, inside, outside = zip(*parts, strict=True)
-                yield key(at), spec, inside, tuple(itertools.compress(outside, kept))
+                yield at, inside, tuple(itertools.compress(outside, kept))
 
 
 def _count(part: int | slice, size: int, length: int) -> int:

@@ -8,6 +8,7 @@ consolidated metadata that names them all. Each wave starts when the one before 
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from zarr.abc.store import Store
 from zarr.core.buffer import default_buffer_prototype
-from zarr.storage import WrapperStore
+from zarr.storage import ObjectStore, WrapperStore
 
 from aioxarray._runtime.tasks import gather
 from aioxarray._zarr.hierarchy import join, parse
@@ -25,6 +26,9 @@ from aioxarray._zarr.write_behind import Changes, below
 
 if TYPE_CHECKING:
     from zarr.core.buffer import Buffer
+
+# Who cancels a save, or has set a timeout, waits no longer for a store that hangs.
+_RESTORE_S = 5.0
 
 DOCUMENTS = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
 """The names of all keys that hold metadata."""
@@ -99,6 +103,38 @@ async def write_all(store: Store, listed: Iterable[Mapping[str, Buffer | None]])
         await write(store, wave)
 
 
+async def write_or_restore(
+    store: Store,
+    listed: Iterable[Mapping[str, Buffer | None]],
+    changes: Changes,
+    answers: Answers,
+) -> None:
+    """Write waves one after the other; if that fails or is cancelled, put back what they replaced.
+
+    Else some arrays would be left longer than the others: no reader could open them without
+    consolidated metadata, and an append that is tried again would start at another length.
+    """
+    begun: list[dict[str, Buffer | None]] = []
+    try:
+        for wave in listed:
+            replaced = {key: answers.values.get(key) for key in wave}
+            begun.append(
+                {
+                    key: value
+                    for key, value in replaced.items()
+                    if value is not None and not changes.has_emptied(key)
+                }
+            )
+            await write(store, wave)
+    except (Exception, asyncio.CancelledError) as error:
+        try:
+            async with asyncio.timeout(_RESTORE_S):
+                await write_all(store, reversed(begun))
+        except Exception as another:  # noqa: BLE001 - the first is raised
+            error.add_note(f"and the metadata from before could not be put back: {another!r}")
+        raise
+
+
 async def write(store: Store, wave: Mapping[str, Buffer | None]) -> None:
     """Write one of `waves`, all keys side by side."""
     try:
@@ -168,7 +204,8 @@ def _deletes_at_once(store: Store) -> bool:
             # A wrapper with an opinion of its own: whatever it does is not to be gone round.
             return False
         store = inner
-    return type(store).delete_dir is not Store.delete_dir
+    # zarr's for obstore lists the keys again, and deletes ten at once.
+    return type(store).delete_dir not in (Store.delete_dir, ObjectStore.delete_dir)
 
 
 def _without(

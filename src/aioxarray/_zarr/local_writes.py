@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from zarr.storage import LocalStore, StorePath
+from zarr.storage import LocalStore
 
 # Private: how zarr writes a file so that it is there whole or not at all. Public is only the
 # coroutine around it, which takes a thread of its own for each file.
@@ -16,18 +16,17 @@ from zarr.storage._local import _put
 from aioxarray._zarr.store import LimitedStore
 
 if TYPE_CHECKING:
+    from zarr.abc.store import Store
     from zarr.core.buffer import Buffer, BufferPrototype
 
 
-def local_root(setter: Any) -> str | None:
-    """Return the directory of the store of ``setter``, if it is one.
+def local_root(store: Store | None) -> str | None:
+    """Return the directory of a limited ``store``, if it is one.
 
     None for any other store, and for one that wraps a local store: nothing goes round a wrapper.
     """
-    if not isinstance(setter, StorePath) or not isinstance(setter.store, LimitedStore):
-        return None
-    store = setter.store.inner
-    return str(store.root) if type(store) is LocalStore else None
+    inner = store.inner if isinstance(store, LimitedStore) else None
+    return str(inner.root) if type(inner) is LocalStore else None
 
 
 def read_file(path: str, prototype: BufferPrototype) -> Buffer | None:

@@ -38,12 +38,19 @@ async def survey(
     answers = Answers()
 
     async def what_is_there() -> None:
-        if mode == "w":
-            keys = [key async for key in store.list_prefix(join(path, "") if path else "")]
-            start = len(join(path, "")) if path else 0
-            names = dict.fromkeys(key[start:].partition("/")[0] for key in keys)
-        else:
-            names = dict.fromkeys([name async for name in store.list_dir(path)])
+        try:
+            if mode == "w":
+                keys = [key async for key in store.list_prefix(join(path, "") if path else "")]
+                start = len(join(path, "")) if path else 0
+                names = dict.fromkeys(key[start:].partition("/")[0] for key in keys)
+            else:
+                names = dict.fromkeys([name async for name in store.list_dir(path)])
+        except Exception as error:
+            error.add_note(
+                "while asking what is there before anything is written: to save, a store must be "
+                "able to list its keys (over HTTP: by PROPFIND)"
+            )
+            raise
         answers.listings[path] = tuple(names)
 
     async def groups_above() -> None:

@@ -7,12 +7,13 @@ save lets it. Local files are written by the thread that encodes.
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 # Private, as in `aioxarray._zarr.pipeline`: the default pipeline, whose encoding this one uses.
 from zarr.core.codec_pipeline import BatchedCodecPipeline
@@ -20,7 +21,7 @@ from zarr.storage import StorePath
 
 from aioxarray._runtime.batches import Batches
 from aioxarray._runtime.tasks import gather
-from aioxarray._zarr.arrays import codecs_of
+from aioxarray._zarr.arrays import chunk_keys, chunk_spec, regular_block, with_pipeline
 from aioxarray._zarr.chunks import in_runs
 from aioxarray._zarr.encoders import Encoder, prepare_encoder
 from aioxarray._zarr.fork import usable_here
@@ -32,10 +33,12 @@ from aioxarray._zarr.store import LimitedStore
 
 if TYPE_CHECKING:
     import zarr
-    from zarr.abc.store import ByteRequest, ByteSetter
+    from zarr.abc.store import ByteRequest, ByteSetter, Store
     from zarr.core.array_spec import ArraySpec
     from zarr.core.buffer import Buffer, BufferPrototype, NDBuffer
     from zarr.core.indexing import SelectorTuple
+
+    from aioxarray._zarr.chunks import Block
 
     ChunkWrite = tuple[ByteSetter, ArraySpec, SelectorTuple, SelectorTuple, bool]
 
@@ -88,23 +91,50 @@ def writable(
     fresh
         Whether the store has no chunk of it: then none is read, and none deleted.
     """
-    # Private, as in `aioxarray._zarr.arrays`.
-    inner = array._async_array
-    path = inner.store_path.path
-    ours = copy.copy(inner)
     limited = LimitedWriteStore(usable_here(store), writing.requests)
-    object.__setattr__(ours, "store_path", StorePath(limited, path))
-    plain = WritePipeline.from_codecs(codecs_of(array))
-    pipeline = WritePipeline(
-        array_array_codecs=plain.array_array_codecs,
-        array_bytes_codec=plain.array_bytes_codec,
-        bytes_bytes_codecs=plain.bytes_bytes_codecs,
-        batch_size=plain.batch_size,
-        writing=writing,
-        fresh=fresh,
-    )
-    object.__setattr__(ours, "codec_pipeline", pipeline)
-    return ours
+    return with_pipeline(array, limited, WritePipeline, writing=writing, fresh=fresh)
+
+
+async def write_block(array: Any, region: Sequence[slice], values: Any) -> None:
+    """Set ``region`` of ``array``, which is `writable`, to ``values``.
+
+    As its ``setitem``, but for common arrays without zarr's indexing. For small chunks that
+    costs as much as encoding them, and lists them all: at thousands of chunks Python then looks
+    through all objects of the process for garbage, which holds up every thread for 100 ms.
+    """
+    block = regular_block(array, region)
+    # From zarr 3.4 on: whether zarr has metadata to mend before it writes.
+    mends = getattr(array.metadata, "_stored_document", None) is not None
+    if (
+        block is not None
+        and type(values) is np.ndarray
+        and values.shape == block.shape
+        and not mends
+    ):
+        spec = chunk_spec(array, block)
+        value = spec.prototype.nd_buffer.from_numpy_array(values)
+        pipeline: WritePipeline = array.codec_pipeline
+        encoder = prepare_encoder(pipeline, spec, value, ())
+        if encoder is not None:
+            encode = functools.partial(_encode, pipeline, encoder, value, ())
+            store = array.store_path.store
+            await pipeline.write_chunks(
+                _requests(array, block, spec), block.count, store, spec, encode
+            )
+            return
+    await array.setitem(tuple(region) or ..., values)
+
+
+def _requests(array: Any, block: Block, spec: ArraySpec) -> Iterator[ChunkWrite]:
+    store = array.store_path.store
+    key = chunk_keys(array)
+    sizes = list(zip(array.metadata.shape, block.chunk_shape, strict=True))
+    for at, inside, outside in block.parts():
+        whole = tuple(
+            slice(0, min(length, size - index * length), 1)
+            for index, (size, length) in zip(at, sizes, strict=True)
+        )
+        yield StorePath(store, key(at)), spec, inside, outside, inside == whole
 
 
 @dataclass(frozen=True)
@@ -129,25 +159,37 @@ class WritePipeline(BatchedCodecPipeline):
         drop_axes: tuple[int, ...] = (),
     ) -> None:
         """Encode the chunks of ``batch_info`` from ``value`` and write them."""
-        assert self.writing is not None
         requests = list(batch_info)
-        if not requests:
-            return
-        spec = requests[0][1]
-        plain = prepare_encoder(self, spec, value, drop_axes)
-        encode = functools.partial(_encode, self, plain, value, drop_axes)
-        setter = requests[0][0]
+        if requests:
+            setter, spec = requests[0][:2]
+            encoder = prepare_encoder(self, spec, value, drop_axes)
+            encode = functools.partial(_encode, self, encoder, value, drop_axes)
+            store = setter.store if isinstance(setter, StorePath) else None
+            await self.write_chunks(requests, len(requests), store, spec, encode)
+
+    async def write_chunks(
+        self,
+        requests: Iterable[ChunkWrite],
+        count: int,
+        store: Store | None,
+        spec: ArraySpec,
+        encode: Encode,
+    ) -> None:
+        """Write ``count`` chunks, which ``encode`` makes in worker threads.
+
+        ``store`` is where they all go, if zarr says so, and ``spec`` that of one of them.
+        """
         try:
-            if (root := local_root(setter)) is not None:
+            if (root := local_root(store)) is not None:
                 await self._write_files(requests, root, _byte_count(spec), encode)
             else:
-                await self._write_objects(requests, encode)
+                await self._write_objects(requests, count, encode)
         finally:
-            if isinstance(setter, StorePath):
-                forget(setter.store)
+            if store is not None:
+                forget(store)
 
     async def _write_files(
-        self, requests: Sequence[ChunkWrite], root: str, size: int, encode: Encode
+        self, requests: Iterable[ChunkWrite], root: str, size: int, encode: Encode
     ) -> None:
         """Write runs of chunks, each in a thread that encodes and writes one by one."""
         assert self.writing is not None
@@ -185,7 +227,9 @@ class WritePipeline(BatchedCodecPipeline):
 
         await gather([work] * threads)
 
-    async def _write_objects(self, requests: Sequence[ChunkWrite], encode: Encode) -> None:
+    async def _write_objects(
+        self, requests: Iterable[ChunkWrite], count: int, encode: Encode
+    ) -> None:
         """Encode in threads what has its turn, and write it by the store's coroutines."""
         assert self.writing is not None
         writing = self.writing
@@ -227,7 +271,7 @@ class WritePipeline(BatchedCodecPipeline):
                     error.add_note(f"in chunk {request[0]}")
                     raise
 
-        await gather([work] * int(min(len(requests), writing.requests.bound)))
+        await gather([work] * int(min(count, writing.requests.bound)))
 
 
 class _Chunk:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import html
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
@@ -19,6 +20,7 @@ from urllib.parse import quote, unquote
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteRequest
 
 from aioxarray.testing._log import LogSnapshot, Request, RequestLog
+from aioxarray.testing._webdav import multistatus
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
@@ -106,26 +108,41 @@ class Site:
         What it serves.
     latency_s : float
         Seconds that each answer is held back.
+    bytes_per_s : float
+        How many bytes of bodies go over the line in a second, of all connections together and
+        one after the other; 0 for no limit.
     off_loop : bool
         Make answers in worker threads: a test that forbids blocking any event loop forbids it
         the server's too, which reads files. In a process of its own the detour only costs.
     """
 
-    def __init__(self, objects: Objects, latency_s: float, off_loop: bool) -> None:
+    def __init__(
+        self, objects: Objects, latency_s: float, bytes_per_s: float, off_loop: bool
+    ) -> None:
         self.objects = objects
         self.latency_s = latency_s
+        self._bytes_per_s = bytes_per_s
+        # When the line has carried all that was given to it.
+        self._line_free_at = 0.0
         self.off_loop = off_loop
         self.log = RequestLog()
         self.connections: set[Connection] = set()
 
-    def answer(self, request: Request, body: bytes) -> Answer:
-        """Do what a request asks for."""
+    def carried_at(self, byte_count: int, now: float) -> float:
+        """Return when the line, from ``now`` on, will have carried so many more bytes."""
+        if self._bytes_per_s <= 0:
+            return now
+        self._line_free_at = max(now, self._line_free_at) + byte_count / self._bytes_per_s
+        return self._line_free_at
+
+    def answer(self, request: Request, body: bytes, deep: bool = True) -> Answer:
+        """Do what a request asks for; ``deep`` is of a listing."""
         try:
-            return self._do(request, body)
+            return self._do(request, body, deep)
         except OSError:  # a file that cannot be read, or went away meanwhile
             return Answer(HTTPStatus.INTERNAL_SERVER_ERROR)
 
-    def _do(self, request: Request, body: bytes) -> Answer:
+    def _do(self, request: Request, body: bytes, deep: bool) -> Answer:
         match request.method:
             case "GET" | "HEAD":
                 return self._read(request)
@@ -139,7 +156,14 @@ class Site:
                 if self.objects.pop(request.key, None) is None:
                     return Answer(HTTPStatus.NOT_FOUND)
                 return Answer(HTTPStatus.NO_CONTENT)
-        return Answer(HTTPStatus.METHOD_NOT_ALLOWED, {"Allow": "GET, HEAD, PUT, DELETE"})
+            case "PROPFIND":
+                listed = multistatus(self.objects, request.key, deep)
+                if listed is None:
+                    return Answer(HTTPStatus.NOT_FOUND)
+                headers = {"Content-Type": "application/xml; charset=utf-8"}
+                return Answer(HTTPStatus.MULTI_STATUS, headers, listed)
+        allowed = "GET, HEAD, PUT, DELETE, PROPFIND"
+        return Answer(HTTPStatus.METHOD_NOT_ALLOWED, {"Allow": allowed})
 
     def _read(self, request: Request) -> Answer:
         found = self.objects.find(request.key)
@@ -246,7 +270,8 @@ class Connection(asyncio.Protocol):
             length = int(self._headers.get("content-length", 0))
             if len(self._received) < length:
                 return
-            body = bytes(self._received[:length])
+            with memoryview(self._received) as received:
+                body = bytes(received[:length])  # a slice of the array itself were one copy more
             del self._received[:length]
             headers, self._headers = self._headers, None
             self._begin(headers, body)
@@ -289,40 +314,52 @@ class Connection(asyncio.Protocol):
             return
         self._counted = self._site.log.record(request)
         self._counted.__enter__()
+        deep = headers.get("depth", "infinity") == "infinity"
+        answer = partial(self._site.answer, request, body, deep)
+        finish = partial(self._finish, request.method, len(body), keep_alive)
         if self._site.latency_s > 0:
-            loop = asyncio.get_running_loop()
-            self._pending = loop.call_later(
-                self._site.latency_s, self._after_latency, request, body, keep_alive
-            )
+            self._later(self._site.latency_s, partial(self._answer, answer, finish))
         else:
-            self._answer(request, body, keep_alive)
+            self._answer(answer, finish)
 
-    def _after_latency(self, request: Request, body: bytes, keep_alive: bool) -> None:
-        self._pending = None
-        self._answer(request, body, keep_alive)
-        self._proceed()
+    def _later(self, seconds: float, step: Callable[[], None]) -> None:
+        """Take the next step later, and then the next request."""
 
-    def _answer(self, request: Request, body: bytes, keep_alive: bool) -> None:
+        def go_on() -> None:
+            self._pending = None
+            step()
+            self._proceed()
+
+        self._pending = asyncio.get_running_loop().call_later(seconds, go_on)
+
+    def _answer(self, answer: Callable[[], Answer], finish: Callable[[Answer], None]) -> None:
         if not self._site.off_loop:
-            self._finish(request, self._site.answer(request, body), keep_alive)
+            finish(answer())
             return
 
-        def finish(answer: asyncio.Future[Answer]) -> None:
-            if not answer.cancelled():
+        def finish_with(answered: asyncio.Future[Answer]) -> None:
+            if not answered.cancelled():
                 self._pending = None
-                self._finish(request, answer.result(), keep_alive)
+                finish(answered.result())
                 self._proceed()
 
-        loop = asyncio.get_running_loop()
-        self._pending = loop.run_in_executor(None, self._site.answer, request, body)
-        self._pending.add_done_callback(finish)
+        self._pending = asyncio.get_running_loop().run_in_executor(None, answer)
+        self._pending.add_done_callback(finish_with)
 
-    def _finish(self, request: Request, answer: Answer, keep_alive: bool) -> None:
+    def _finish(self, method: str, received: int, keep_alive: bool, answer: Answer) -> None:
+        now = asyncio.get_running_loop().time()
+        at = self._site.carried_at(received + len(answer.body), now)
+        if at > now:
+            self._later(at - now, partial(self._send_counted, method, answer, keep_alive))
+        else:
+            self._send_counted(method, answer, keep_alive)
+
+    def _send_counted(self, method: str, answer: Answer, keep_alive: bool) -> None:
         # Counted out before it is sent: who has the answer finds it counted as completed.
         if self._counted is not None:
             self._counted.__exit__(None, None, None)
             self._counted = None
-        self._send(request.method, answer, keep_alive)
+        self._send(method, answer, keep_alive)
 
     def _send(self, method: str, answer: Answer, keep_alive: bool) -> None:
         length = len(answer.body) if answer.length is None else answer.length

@@ -32,10 +32,12 @@ HOST = "127.0.0.1"  # never anything else: it lets anyone who reaches it write
 PATIENCE_S = 60.0
 
 
-def _site(latency_s: float, root: str | os.PathLike[str] | None, alone: bool) -> Site:
+def _site(
+    latency_s: float, bytes_per_s: float, root: str | os.PathLike[str] | None, alone: bool
+) -> Site:
     if root is None:
-        return Site(MemoryObjects(), latency_s, off_loop=False)
-    return Site(DirectoryObjects(root), latency_s, off_loop=not alone)
+        return Site(MemoryObjects(), latency_s, bytes_per_s, off_loop=False)
+    return Site(DirectoryObjects(root), latency_s, bytes_per_s, off_loop=not alone)
 
 
 async def _serve(site: Site, started: Future[int], stop: asyncio.Event) -> None:
@@ -107,10 +109,13 @@ class _ThreadHost:
 class _ProcessHost:
     """Runs the server in another process, which ends when its standard input does."""
 
-    def __init__(self, latency_s: float, root: str | os.PathLike[str] | None) -> None:
+    def __init__(
+        self, latency_s: float, bytes_per_s: float, root: str | os.PathLike[str] | None
+    ) -> None:
         # The child imports the same package as this process, however it was found.
         path = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
-        command = [sys.executable, "-m", "aioxarray.testing", "--latency-s", str(latency_s)]
+        command = [sys.executable, "-m", "aioxarray.testing"]
+        command += ["--latency-s", str(latency_s), "--bytes-per-s", str(bytes_per_s)]
         if root is not None:
             command += ["--root", os.fspath(root)]
         self._process = subprocess.Popen(
@@ -217,7 +222,8 @@ class ObjectServer:
     """An HTTP/1.1 server of objects on 127.0.0.1, at a free port.
 
     It answers GET (whole or by one range), HEAD, PUT and DELETE, and lists a directory as a
-    page of links, which fsspec can read. Connections are kept alive.
+    page of links, which fsspec can read, and by PROPFIND, which obstore asks for. Connections
+    are kept alive.
 
     Parameters
     ----------
@@ -229,6 +235,9 @@ class ObjectServer:
         Serve from another process, so that the server does not hold the interpreter lock of
         what is measured. It starts in about the time that ``import zarr`` takes, and ends with
         this process.
+    bytes_per_s : float, optional
+        How many bytes of bodies, sent and received, it takes for all clients together: each
+        answer comes when the line has carried those before it, and its own. 0: no limit.
 
     Examples
     --------
@@ -247,8 +256,10 @@ class ObjectServer:
         latency_s: float = 0.0,
         root: str | os.PathLike[str] | None = None,
         process: bool = False,
+        bytes_per_s: float = 0.0,
     ) -> None:
         self._initial_latency_s = latency_s
+        self._bytes_per_s = bytes_per_s
         self._root = root
         self._process = process
         self._host: _Host | None = None
@@ -258,9 +269,11 @@ class ObjectServer:
         if self._host is not None:
             raise RuntimeError("the server has been started already")
         if self._process:
-            self._host = _ProcessHost(self._initial_latency_s, self._root)
+            self._host = _ProcessHost(self._initial_latency_s, self._bytes_per_s, self._root)
         else:
-            self._host = _ThreadHost(_site(self._initial_latency_s, self._root, alone=False))
+            self._host = _ThreadHost(
+                _site(self._initial_latency_s, self._bytes_per_s, self._root, alone=False)
+            )
         return self
 
     def close(self) -> None:
@@ -324,6 +337,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Serve until interrupted, from the command line; the first line of output is the port."""
     parser = argparse.ArgumentParser(prog="python -m aioxarray.testing", description=__doc__)
     parser.add_argument("--latency-s", type=float, default=0.0)
+    parser.add_argument("--bytes-per-s", type=float, default=0.0, help="0: no limit")
     parser.add_argument("--root", default=None, help="a directory; without it, in memory")
     parser.add_argument("--until-stdin-ends", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -341,7 +355,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         if options.until_stdin_ends:
             threading.Thread(target=wait_for_parent, daemon=True).start()
-        await _serve(_site(options.latency_s, options.root, alone=True), started, stop)
+        site = _site(options.latency_s, options.bytes_per_s, options.root, alone=True)
+        await _serve(site, started, stop)
 
     try:
         asyncio.run(serve())

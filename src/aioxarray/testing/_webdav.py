@@ -1,0 +1,61 @@
+"""Listings as WebDAV has them (RFC 4918): what obstore's ``HTTPStore`` asks a server for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+from xml.sax.saxutils import escape
+
+if TYPE_CHECKING:
+    from aioxarray.testing._objects import Objects
+
+__all__ = ["multistatus"]
+
+# Clients want a time; objects in memory have none.
+_MODIFIED = "Thu, 01 Jan 1970 00:00:00 GMT"
+_RESPONSE = (
+    "<D:response><D:href>/{href}</D:href><D:propstat><D:prop>{properties}</D:prop>"
+    "<D:status>HTTP/1.1 200 OK</D:status></D:propstat></D:response>"
+)
+_DIRECTORY = (
+    f"<D:resourcetype><D:collection/></D:resourcetype>"
+    f"<D:getlastmodified>{_MODIFIED}</D:getlastmodified>"
+)
+_OBJECT = (
+    "<D:resourcetype/><D:getcontentlength>{size}</D:getcontentlength><D:getetag>{etag}</D:getetag>"
+    f"<D:getlastmodified>{_MODIFIED}</D:getlastmodified>"
+)
+
+
+def multistatus(objects: Objects, key: str, deep: bool) -> bytes | None:
+    """Return what is at ``key`` and right below it, or at any depth; None if nothing is."""
+    path = key.strip("/")
+    prefix = f"{path}/" if path else ""
+    if objects.find(path) is not None:
+        keys = iter([path])
+    elif path and not objects.children(prefix):
+        return None
+    else:
+        keys = _below(objects, prefix, deep)
+    listed = "".join(_response(objects, each) for each in keys)
+    document = f'<?xml version="1.0"?><D:multistatus xmlns:D="DAV:">{listed}</D:multistatus>'
+    return document.encode()
+
+
+def _below(objects: Objects, prefix: str, deep: bool) -> Iterator[str]:
+    yield prefix
+    for name in objects.children(prefix):
+        if deep and name.endswith("/"):
+            yield from _below(objects, prefix + name, deep)
+        else:
+            yield prefix + name
+
+
+def _response(objects: Objects, key: str) -> str:
+    found = objects.find(key) if key and not key.endswith("/") else None
+    if found is None:
+        properties = _DIRECTORY
+    else:
+        properties = _OBJECT.format(size=found.size, etag=escape(found.etag))
+    return _RESPONSE.format(href=quote(key), properties=properties)
