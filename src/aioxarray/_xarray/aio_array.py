@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -92,8 +93,12 @@ class OpenFile:
         self.lane = lane
 
     def __del__(self) -> None:
+        if sys.is_finalizing():
+            # No other thread runs any more, and none could be started: waiting for one, as making
+            # a new I/O loop does, would never end.
+            return
         # The garbage collector may call this in the middle of anything: no locks here, so the
-        # I/O loop hands it on. At the end of the interpreter there is no loop any more.
+        # I/O loop hands it on. Near the end of the interpreter there may be no loop any more.
         with contextlib.suppress(RuntimeError):
             io_loop().call_soon_threadsafe(self.lane.drop, self._store)
 
