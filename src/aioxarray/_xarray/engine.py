@@ -28,7 +28,7 @@ from xarray.core.indexing import ExplicitlyIndexed
 from aioxarray._runtime.loops import run_blocking
 from aioxarray._xarray.aio_array import AioArray, OpenFile, ReadTogether
 from aioxarray._xarray.read import lane_of_hdf5
-from aioxarray._xarray.remote_files import prefetched_file
+from aioxarray._xarray.remote_files import AheadFile, read_ahead
 from aioxarray._zarr import reading
 from aioxarray._zarr.opening import Opened, give_back, open_store
 
@@ -76,11 +76,11 @@ class AioBackendEntrypoint(BackendEntrypoint):
         inner = self.inner or plugins.get_backend(inner_engine(source))
         call: Callable[..., Any] = getattr(inner, method)
         if isinstance(inner, _SERIAL):
-            source, options = prefetched_file(inner, source, options)
-            return _open_in_lane(lambda: call(source, **options))
+            source, options = read_ahead(inner, source, options)
+            return _open_in_lane(lambda source: call(source, **options), source)
         if type(inner) is not ZarrBackendEntrypoint or options.get("store") is not None:
             result = call(source, **options)
-            _equip(result)
+            _equip(_datasets(result))
             return result
         opened = _open_store(source, options, deep=deep)
         options = {**options, "storage_options": None}
@@ -90,7 +90,7 @@ class AioBackendEntrypoint(BackendEntrypoint):
                 result = call(opened.as_consolidated, **{**options, "consolidated": True})
         if result is None:
             result = call(opened.stand_in, **{**options, "consolidated": opened.consolidated})
-        _equip(result, give_back_to=opened.store)
+        _equip(_datasets(result), give_back_to=opened.store)
         return result
 
 
@@ -98,23 +98,44 @@ class AioBackendEntrypoint(BackendEntrypoint):
 _SERIAL = (NetCDF4BackendEntrypoint, H5netcdfBackendEntrypoint)
 
 
-def _open_in_lane(call: Callable[[], Any]) -> Any:
-    """Open, and later close, where the library's reads happen too."""
+def _open_in_lane(call: Callable[[Any], Any], source: Any) -> Any:
+    """Open ``source``, and later close it, where the library's reads happen too."""
     lane = lane_of_hdf5()
-    result = run_blocking(lambda: lane.run(call))
+    if isinstance(source, AheadFile):
+        result, opened = run_blocking(lambda: lane.run(lambda: _open_once(call, source)))
+    else:
+        result, opened = run_blocking(lambda: lane.run(lambda: call(source))), None
     for dataset in _datasets(result):
         # Private: what closes it; public is only the setter.
         closer = dataset._close
         if closer is not None:
             file = OpenFile(getattr(closer, "__self__", None), lane)
-            dataset.set_close(partial(_close_in_lane, closer))
-            _equip(dataset, file=file)
+            dataset.set_close(partial(_close_in_lane, closer, opened))
+            _equip([dataset], file=file)
     return result
 
 
-def _close_in_lane(closer: Callable[[], None]) -> None:
+def _open_once(call: Callable[[Any], Any], source: AheadFile) -> tuple[Any, Any]:
+    """Return what ``call`` makes of ``source``, and the file that is to be closed after it."""
+    # Here, because h5py need not be installed for anything else.
+    from aioxarray._xarray.hdf5 import OnceFile
+
+    file = OnceFile(source)
+    try:
+        return call(file), file
+    except BaseException:
+        file.close()
+        raise
+
+
+def _close_in_lane(closer: Callable[[], None], file: Any) -> None:
+    def close_both() -> None:
+        closer()
+        if file is not None:
+            file.close()
+
     async def close() -> None:
-        await lane_of_hdf5().run(closer)
+        await lane_of_hdf5().run(close_both)
 
     run_blocking(close)
 
@@ -193,13 +214,15 @@ def engine_of(engine: str | type[BackendEntrypoint]) -> type[AioBackendEntrypoin
     return Equipped
 
 
-def _equip(result: Any, *, give_back_to: Store | None = None, file: OpenFile | None = None) -> None:
-    """Give the lazy data of an engine's result its own reading, in place.
+def _equip(
+    datasets: list[Any], *, give_back_to: Store | None = None, file: OpenFile | None = None
+) -> None:
+    """Give the lazy data of datasets, or of nodes of a tree, its own reading, in place.
 
     ``give_back_to`` is the store that a stand-in was opened for, ``file`` what holds the data.
     """
     together = ReadTogether()
-    for dataset in _datasets(result):
+    for dataset in datasets:
         for name, variable in dataset.variables.items():
             data = variable._data
             if isinstance(variable, xr.IndexVariable) or not isinstance(data, ExplicitlyIndexed):
