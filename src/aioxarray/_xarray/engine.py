@@ -50,6 +50,9 @@ class AioBackendEntrypoint(BackendEntrypoint):
 
     # The engine whose results these are; None: found for each input.
     inner: BackendEntrypoint | None = None
+    # Whether it is known that all index coordinates will be read. Who calls an engine through
+    # xarray's functions may want none, of which xarray tells the engine nothing.
+    reads_indexes = False
 
     def guess_can_open(self, filename_or_obj: Any) -> bool:
         """Return False: it is used where it is asked for."""
@@ -82,7 +85,7 @@ class AioBackendEntrypoint(BackendEntrypoint):
             result = call(source, **options)
             _equip(_datasets(result))
             return result
-        opened = _open_store(source, options, deep=deep)
+        opened = _open_store(source, options, deep=deep, indexes=self.reads_indexes)
         options = {**options, "storage_options": None}
         result = None
         if opened.as_consolidated is not None:
@@ -90,7 +93,7 @@ class AioBackendEntrypoint(BackendEntrypoint):
                 result = call(opened.as_consolidated, **{**options, "consolidated": True})
         if result is None:
             result = call(opened.stand_in, **{**options, "consolidated": opened.consolidated})
-        _equip(_datasets(result), give_back_to=opened.store)
+        _equip(_datasets(result), give_back_to=opened.store, ahead=self.reads_indexes)
         return result
 
 
@@ -140,7 +143,7 @@ def _close_in_lane(closer: Callable[[], None], file: Any) -> None:
     run_blocking(close)
 
 
-def _open_store(source: Any, options: Mapping[str, Any], *, deep: bool) -> Opened:
+def _open_store(source: Any, options: Mapping[str, Any], *, deep: bool, indexes: bool) -> Opened:
     if isinstance(source, os.PathLike):
         source = os.fspath(source)
     if isinstance(source, str) and "://" not in source:
@@ -156,6 +159,7 @@ def _open_store(source: Any, options: Mapping[str, Any], *, deep: bool) -> Opene
             storage_options=options.get("storage_options"),
             deep=deep,
             times=options.get("decode_times", True) is not False,
+            indexes=indexes,
             drop=[drop] if isinstance(drop, str) else drop,
             requests=reading.requests,
         )
@@ -193,8 +197,12 @@ def inner_engine(source: Any, *, default: str | None = "zarr") -> str | type[Bac
 
 
 @functools.cache
-def engine_of(engine: str | type[BackendEntrypoint]) -> type[AioBackendEntrypoint]:
+def engine_of(
+    engine: str | type[BackendEntrypoint], *, reads_indexes: bool = False
+) -> type[AioBackendEntrypoint]:
     """Return the engine that opens as ``engine`` does, for reading by aioxarray.
+
+    With ``reads_indexes`` it fetches what indexes are made of with what time decoding needs.
 
     Raises
     ------
@@ -202,35 +210,44 @@ def engine_of(engine: str | type[BackendEntrypoint]) -> type[AioBackendEntrypoin
         If xarray knows no such engine.
     """
     inner = plugins.get_backend(engine)
-    if isinstance(inner, AioBackendEntrypoint):
+    if isinstance(inner, AioBackendEntrypoint) and reads_indexes == inner.reads_indexes:
         return type(inner)
 
     class Equipped(AioBackendEntrypoint):
         supports_groups = inner.supports_groups
         open_dataset_parameters = inner.open_dataset_parameters
 
-    Equipped.inner = inner
+    Equipped.inner = inner.inner if isinstance(inner, AioBackendEntrypoint) else inner
+    Equipped.reads_indexes = reads_indexes
     Equipped.__name__ = Equipped.__qualname__ = f"Aio[{type(inner).__name__}]"
     return Equipped
 
 
 def _equip(
-    datasets: list[Any], *, give_back_to: Store | None = None, file: OpenFile | None = None
+    datasets: list[Any],
+    *,
+    give_back_to: Store | None = None,
+    ahead: bool = False,
+    file: OpenFile | None = None,
 ) -> None:
     """Give the lazy data of datasets, or of nodes of a tree, its own reading, in place.
 
-    ``give_back_to`` is the store that a stand-in was opened for, ``file`` what holds the data.
+    ``give_back_to`` is the store that a stand-in was opened for, which with ``ahead`` has the
+    index coordinates; ``file`` is what holds the data.
     """
-    together = ReadTogether()
+    give_back_read = None
+    if ahead and give_back_to is not None:
+        give_back_read = partial(_give_back, store=give_back_to)
+    together = ReadTogether(give_back_read)
     for dataset in datasets:
         for name, variable in dataset.variables.items():
             data = variable._data
             if isinstance(variable, xr.IndexVariable) or not isinstance(data, ExplicitlyIndexed):
                 continue
-            if give_back_to is not None:
-                _give_back(data, give_back_to)
             # xarray will make an index of it, and ask for all of its values.
             is_index = variable.dims == (name,)
+            if give_back_to is not None and not (is_index and ahead):
+                _give_back(data, give_back_to)
             variable._data = together.add(data, file) if is_index else AioArray(data, file)
 
 
