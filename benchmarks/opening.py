@@ -202,7 +202,19 @@ def _stored(store: Any, obj: Objects, consolidated: bool) -> Any:
 
 def _awaited(name: str) -> Callable[..., Objects]:
     opening = getattr(aioxarray, f"{name}_async")
-    return lambda *args, **options: asyncio.run(opening(*args, **options))
+
+    def call(*args: Any, **options: Any) -> Objects:
+        results = []
+
+        async def main() -> None:
+            # Not returned: where the main task's result is long in the telling, `asyncio.run`
+            # takes long to end, because `signal.getsignal` makes a text of it that nobody sees.
+            results.append(await opening(*args, **options))
+
+        asyncio.run(main())
+        return results.pop()
+
+    return call
 
 
 def _ways(function: str, source: Any, **options: Any) -> list[_Way]:

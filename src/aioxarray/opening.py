@@ -26,10 +26,10 @@ _COMMON = """
     Notes
     -----
     *Requests:* the metadata of all variables and groups; then, together, the first and last
-    chunk of each time coordinate, which decoding needs; then, together, the coordinates that
-    become indexes (none with ``create_default_indexes=False``). All count towards the setting
-    ``concurrency``. Consolidated metadata takes one round trip, other metadata two for each
-    level of groups.
+    chunk of each time coordinate, which decoding needs, and the coordinates that become indexes
+    (none with ``create_default_indexes=False``; those of more than 64 chunks one round trip
+    later). All count towards the setting ``concurrency``. Consolidated metadata takes one round
+    trip, other metadata two for each level of groups.
 
     *Order:* of variables and groups, that of xarray's function, whichever answer comes first.
 
@@ -89,7 +89,8 @@ async def _open(function: Callable[..., Any], source: Any, options: dict[str, An
         engine = options.pop("engine", None)
         if engine is None:
             engine = inner_engine(source, default=None)
-        return function(source, engine=engine_of(engine), **options)
+        indexes = bool(options.get("create_default_indexes", True))
+        return function(source, engine=engine_of(engine, reads_indexes=indexes), **options)
 
     return await in_worker(call, discard=close)
 

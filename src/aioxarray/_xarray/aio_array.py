@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 # Private: the base class of xarray's lazy adapters, of which this is one more. It is what
@@ -92,8 +93,12 @@ class OpenFile:
         self.lane = lane
 
     def __del__(self) -> None:
+        if sys.is_finalizing():
+            # No other thread runs any more, and none could be started: waiting for one, as making
+            # a new I/O loop does, would never end.
+            return
         # The garbage collector may call this in the middle of anything: no locks here, so the
-        # I/O loop hands it on. At the end of the interpreter there is no loop any more.
+        # I/O loop hands it on. Near the end of the interpreter there may be no loop any more.
         with contextlib.suppress(RuntimeError):
             io_loop().call_soon_threadsafe(self.lane.drop, self._store)
 
@@ -110,9 +115,15 @@ class ReadTogether:
 
     xarray makes its indexes one after the other, each with a read of its own
     (pydata/xarray#10579).
+
+    Parameters
+    ----------
+    after
+        Called with each array's chain when it was read for the first time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, after: Callable[[Any], None] | None = None) -> None:
+        self._after = after
         self._lock = threading.Lock()
         self._members: list[AioArray] = []
         self._file: OpenFile | None = None
@@ -132,6 +143,9 @@ class ReadTogether:
                 values = self._read(self._members)
                 ids = [id(member) for member in self._members]
                 self._values = dict(zip(ids, values, strict=True))
+                if self._after is not None:
+                    for member in self._members:
+                        self._after(member.array)
                 self._members = []
             if id(array) in self._values:
                 return self._values.pop(id(array))

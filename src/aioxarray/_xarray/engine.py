@@ -28,7 +28,7 @@ from xarray.core.indexing import ExplicitlyIndexed
 from aioxarray._runtime.loops import run_blocking
 from aioxarray._xarray.aio_array import AioArray, OpenFile, ReadTogether
 from aioxarray._xarray.read import lane_of_hdf5
-from aioxarray._xarray.remote_files import prefetched_file
+from aioxarray._xarray.remote_files import AheadFile, read_ahead
 from aioxarray._zarr import reading
 from aioxarray._zarr.opening import Opened, give_back, open_store
 
@@ -50,6 +50,9 @@ class AioBackendEntrypoint(BackendEntrypoint):
 
     # The engine whose results these are; None: found for each input.
     inner: BackendEntrypoint | None = None
+    # Whether it is known that all index coordinates will be read. Who calls an engine through
+    # xarray's functions may want none, of which xarray tells the engine nothing.
+    reads_indexes = False
 
     def guess_can_open(self, filename_or_obj: Any) -> bool:
         """Return False: it is used where it is asked for."""
@@ -76,13 +79,13 @@ class AioBackendEntrypoint(BackendEntrypoint):
         inner = self.inner or plugins.get_backend(inner_engine(source))
         call: Callable[..., Any] = getattr(inner, method)
         if isinstance(inner, _SERIAL):
-            source, options = prefetched_file(inner, source, options)
-            return _open_in_lane(lambda: call(source, **options))
+            source, options = read_ahead(inner, source, options)
+            return _open_in_lane(lambda source: call(source, **options), source)
         if type(inner) is not ZarrBackendEntrypoint or options.get("store") is not None:
             result = call(source, **options)
-            _equip(result)
+            _equip(_datasets(result))
             return result
-        opened = _open_store(source, options, deep=deep)
+        opened = _open_store(source, options, deep=deep, indexes=self.reads_indexes)
         options = {**options, "storage_options": None}
         result = None
         if opened.as_consolidated is not None:
@@ -90,7 +93,7 @@ class AioBackendEntrypoint(BackendEntrypoint):
                 result = call(opened.as_consolidated, **{**options, "consolidated": True})
         if result is None:
             result = call(opened.stand_in, **{**options, "consolidated": opened.consolidated})
-        _equip(result, give_back_to=opened.store)
+        _equip(_datasets(result), give_back_to=opened.store, ahead=self.reads_indexes)
         return result
 
 
@@ -98,28 +101,49 @@ class AioBackendEntrypoint(BackendEntrypoint):
 _SERIAL = (NetCDF4BackendEntrypoint, H5netcdfBackendEntrypoint)
 
 
-def _open_in_lane(call: Callable[[], Any]) -> Any:
-    """Open, and later close, where the library's reads happen too."""
+def _open_in_lane(call: Callable[[Any], Any], source: Any) -> Any:
+    """Open ``source``, and later close it, where the library's reads happen too."""
     lane = lane_of_hdf5()
-    result = run_blocking(lambda: lane.run(call))
+    if isinstance(source, AheadFile):
+        result, opened = run_blocking(lambda: lane.run(lambda: _open_once(call, source)))
+    else:
+        result, opened = run_blocking(lambda: lane.run(lambda: call(source))), None
     for dataset in _datasets(result):
         # Private: what closes it; public is only the setter.
         closer = dataset._close
         if closer is not None:
             file = OpenFile(getattr(closer, "__self__", None), lane)
-            dataset.set_close(partial(_close_in_lane, closer))
-            _equip(dataset, file=file)
+            dataset.set_close(partial(_close_in_lane, closer, opened))
+            _equip([dataset], file=file)
     return result
 
 
-def _close_in_lane(closer: Callable[[], None]) -> None:
+def _open_once(call: Callable[[Any], Any], source: AheadFile) -> tuple[Any, Any]:
+    """Return what ``call`` makes of ``source``, and the file that is to be closed after it."""
+    # Here, because h5py need not be installed for anything else.
+    from aioxarray._xarray.hdf5 import OnceFile
+
+    file = OnceFile(source)
+    try:
+        return call(file), file
+    except BaseException:
+        file.close()
+        raise
+
+
+def _close_in_lane(closer: Callable[[], None], file: Any) -> None:
+    def close_both() -> None:
+        closer()
+        if file is not None:
+            file.close()
+
     async def close() -> None:
-        await lane_of_hdf5().run(closer)
+        await lane_of_hdf5().run(close_both)
 
     run_blocking(close)
 
 
-def _open_store(source: Any, options: Mapping[str, Any], *, deep: bool) -> Opened:
+def _open_store(source: Any, options: Mapping[str, Any], *, deep: bool, indexes: bool) -> Opened:
     if isinstance(source, os.PathLike):
         source = os.fspath(source)
     if isinstance(source, str) and "://" not in source:
@@ -135,6 +159,7 @@ def _open_store(source: Any, options: Mapping[str, Any], *, deep: bool) -> Opene
             storage_options=options.get("storage_options"),
             deep=deep,
             times=options.get("decode_times", True) is not False,
+            indexes=indexes,
             drop=[drop] if isinstance(drop, str) else drop,
             requests=reading.requests,
         )
@@ -172,8 +197,12 @@ def inner_engine(source: Any, *, default: str | None = "zarr") -> str | type[Bac
 
 
 @functools.cache
-def engine_of(engine: str | type[BackendEntrypoint]) -> type[AioBackendEntrypoint]:
+def engine_of(
+    engine: str | type[BackendEntrypoint], *, reads_indexes: bool = False
+) -> type[AioBackendEntrypoint]:
     """Return the engine that opens as ``engine`` does, for reading by aioxarray.
+
+    With ``reads_indexes`` it fetches what indexes are made of with what time decoding needs.
 
     Raises
     ------
@@ -181,33 +210,44 @@ def engine_of(engine: str | type[BackendEntrypoint]) -> type[AioBackendEntrypoin
         If xarray knows no such engine.
     """
     inner = plugins.get_backend(engine)
-    if isinstance(inner, AioBackendEntrypoint):
+    if isinstance(inner, AioBackendEntrypoint) and reads_indexes == inner.reads_indexes:
         return type(inner)
 
     class Equipped(AioBackendEntrypoint):
         supports_groups = inner.supports_groups
         open_dataset_parameters = inner.open_dataset_parameters
 
-    Equipped.inner = inner
+    Equipped.inner = inner.inner if isinstance(inner, AioBackendEntrypoint) else inner
+    Equipped.reads_indexes = reads_indexes
     Equipped.__name__ = Equipped.__qualname__ = f"Aio[{type(inner).__name__}]"
     return Equipped
 
 
-def _equip(result: Any, *, give_back_to: Store | None = None, file: OpenFile | None = None) -> None:
-    """Give the lazy data of an engine's result its own reading, in place.
+def _equip(
+    datasets: list[Any],
+    *,
+    give_back_to: Store | None = None,
+    ahead: bool = False,
+    file: OpenFile | None = None,
+) -> None:
+    """Give the lazy data of datasets, or of nodes of a tree, its own reading, in place.
 
-    ``give_back_to`` is the store that a stand-in was opened for, ``file`` what holds the data.
+    ``give_back_to`` is the store that a stand-in was opened for, which with ``ahead`` has the
+    index coordinates; ``file`` is what holds the data.
     """
-    together = ReadTogether()
-    for dataset in _datasets(result):
+    give_back_read = None
+    if ahead and give_back_to is not None:
+        give_back_read = partial(_give_back, store=give_back_to)
+    together = ReadTogether(give_back_read)
+    for dataset in datasets:
         for name, variable in dataset.variables.items():
             data = variable._data
             if isinstance(variable, xr.IndexVariable) or not isinstance(data, ExplicitlyIndexed):
                 continue
-            if give_back_to is not None:
-                _give_back(data, give_back_to)
             # xarray will make an index of it, and ask for all of its values.
             is_index = variable.dims == (name,)
+            if give_back_to is not None and not (is_index and ahead):
+                _give_back(data, give_back_to)
             variable._data = together.add(data, file) if is_index else AioArray(data, file)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,27 +16,98 @@ from xarray.core.utils import is_remote_uri
 # Those of xarray's engine.
 _BLOCK_BYTES = 4 << 20
 _DEFAULTS: dict[str, Any] = {"cache_type": "blockcache", "block_size": _BLOCK_BYTES}
+# What HDF5 files begin with.
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
-def prefetched_file(engine: Any, source: Any, options: Mapping[str, Any]) -> tuple[Any, Any]:
+class AheadFile(io.RawIOBase):
+    """A file object whose first and last blocks are in memory: the metadata of HDF5 files is there.
+
+    HDF5 reads it in pieces of some bytes, of which each would cost more in ``file``, a cached file
+    of fsspec, than reading it. What is not in these blocks, ``file`` reads.
+
+    Parameters
+    ----------
+    file
+        The file.
+    """
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._size: int = file.size
+        self._at = 0
+        self._blocks: list[tuple[int, memoryview]] = []
+
+    def read_ahead(self) -> None:
+        """Read the first and the last block; where HDF5's calls are not made."""
+        last = (self._size - 1) // _BLOCK_BYTES * _BLOCK_BYTES
+        for start in dict.fromkeys((0, max(0, last))):
+            self._file.seek(start)
+            self._blocks.append((start, memoryview(self._file.read(_BLOCK_BYTES))))
+
+    @property
+    def is_hdf5(self) -> bool:
+        """Whether what was read begins as HDF5 files do."""
+        return bool(self._blocks) and self._blocks[0][1][: len(_SIGNATURE)] == _SIGNATURE
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._file,)
+
+    def __repr__(self) -> str:
+        # h5py makes the name of the file of it, and xarray the "source" of its variables.
+        return repr(self._file)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        self._at = start + offset
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = memoryview(buffer)
+        for start, block in self._blocks:
+            if start <= self._at and self._at + len(wanted) <= start + len(block):
+                wanted[:] = block[self._at - start : self._at - start + len(wanted)]
+                count = len(wanted)
+                break
+        else:
+            self._file.seek(self._at)
+            count = self._file.readinto(wanted)
+        self._at += count
+        return count
+
+
+def read_ahead(engine: Any, source: Any, options: Mapping[str, Any]) -> tuple[Any, Any]:
     """Return what ``engine`` should open instead of ``source``, and with what options.
 
-    For a URL and the h5netcdf engine that is a file object whose first and last blocks have been
-    read: that is where the metadata of HDF5 files is. In a worker thread.
+    For a URL and the h5netcdf engine that is an `AheadFile`, or what xarray itself would open if
+    there is no HDF5 file. In a worker thread.
     """
     remote = isinstance(source, str) and is_remote_uri(source)
-    if not remote or type(engine) is not H5netcdfBackendEntrypoint or options.get("driver"):
+    # An own driver, or another library than h5py, wants to open the file itself.
+    other = (
+        options.get("driver") or options.get("driver_kwds") or "H5NETCDF_READ_BACKEND" in os.environ
+    )
+    if not remote or type(engine) is not H5netcdfBackendEntrypoint or other:
         return source, options
     rest = dict(options)
     given = rest.pop("open_kwargs", None) or {}
     caching = _DEFAULTS if given.get("cache_type", "blockcache") == "blockcache" else {}
     file = _open_remote_file(source, "rb", rest.pop("storage_options", None), {**caching, **given})
+    if not file.size:
+        return file, rest
+    ahead = AheadFile(file)
     try:
-        for position in (0, max(0, (file.size or 0) - 1)):
-            file.seek(position)
-            file.read(1)
-        file.seek(0)
+        ahead.read_ahead()
     except BaseException:
         file.close()
         raise
-    return file, rest
+    return (ahead if ahead.is_hdf5 else file), rest

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,27 +37,54 @@ class Node:
     def parent(self) -> str:
         return self.path.rpartition("/")[0]
 
+    @property
+    def is_index(self) -> bool:
+        """Whether xarray makes an index of it: an array along a dimension of its own name."""
+        if self.document.get("zarr_format") == 2:
+            dims = self.attributes.get("_ARRAY_DIMENSIONS")
+        else:
+            dims = self.document.get("dimension_names")
+        return self.is_array and dims == [self.name]
+
     def end_chunk_keys(self) -> Iterator[str]:
         """Yield the keys of the chunks that hold the first and the last element."""
+        if (counts := self._chunk_counts()) is not None:
+            last = tuple(count - 1 for count in counts)
+            for at in dict.fromkeys(((0,) * len(counts), last)):
+                yield self._chunk_key(at)
+
+    def chunk_keys(self, most: int) -> Iterator[str]:
+        """Yield the keys of all chunks; none if they are more than ``most``."""
+        counts = self._chunk_counts()
+        if counts is not None and math.prod(counts) <= most:
+            for at in itertools.product(*map(range, counts)):
+                yield self._chunk_key(at)
+
+    def _chunk_counts(self) -> tuple[int, ...] | None:
+        """Return how many chunks there are along each axis; None if there are none, or of sizes."""
         document = self.document
         if document["zarr_format"] == 2:
-            chunks, start = document["chunks"], ""
-            separator = document.get("dimension_separator") or "."
+            chunks = document["chunks"]
         else:
             grid, encoding = document["chunk_grid"], document["chunk_key_encoding"]
             if grid["name"] != "regular" or encoding["name"] not in ("default", "v2"):
-                return
+                return None
             chunks = grid["configuration"]["chunk_shape"]
-            start, separator = ("c", "/") if encoding["name"] == "default" else ("", ".")
-            separator = (encoding.get("configuration") or {}).get("separator", separator)
         shape = document["shape"]
         if 0 in shape:
-            return
-        first = (0,) * len(shape)
-        last = tuple((size - 1) // chunk for size, chunk in zip(shape, chunks, strict=True))
-        for coordinates in dict.fromkeys((first, last)):
-            parts = [start, *map(str, coordinates)] if start else list(map(str, coordinates))
-            yield join(self.path, separator.join(parts) or "0")
+            return None
+        return tuple(-(-size // chunk) for size, chunk in zip(shape, chunks, strict=True))
+
+    def _chunk_key(self, at: tuple[int, ...]) -> str:
+        document, start = self.document, ""
+        if document["zarr_format"] == 2:
+            separator = document.get("dimension_separator") or "."
+        else:
+            encoding = document["chunk_key_encoding"]
+            start, separator = ("c", "/") if encoding["name"] == "default" else ("", ".")
+            separator = (encoding.get("configuration") or {}).get("separator", separator)
+        parts = [start, *map(str, at)] if start else list(map(str, at))
+        return join(self.path, separator.join(parts) or "0")
 
 
 def join(path: str, name: str) -> str:

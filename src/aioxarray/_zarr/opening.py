@@ -62,6 +62,7 @@ async def open_store(
     storage_options: dict[str, Any] | None,
     deep: bool,
     times: bool,
+    indexes: bool,
     drop: Iterable[str],
     requests: Budget,
 ) -> Opened:
@@ -83,6 +84,7 @@ async def open_store(
             zarr_format=zarr_format,
             deep=deep,
             times=times,
+            indexes=indexes,
             drop=drop,
         )
     # xarray closes a store with the dataset unless the store is the caller's own.

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from zarr.abc.store import Store
     from zarr.core.buffer import Buffer
 
+# The bytes are held until the indexes are made, which very many are not for.
+_MOST_CHUNKS = 64
+
 _logger = logging.getLogger("aioxarray")
 
 
@@ -44,6 +47,7 @@ async def prefetch(
     zarr_format: int | None,
     deep: bool,
     times: bool,
+    indexes: bool = False,
     drop: Iterable[str] = (),
 ) -> Answers:
     """Return what ``store`` says to the requests that opening ``group`` takes.
@@ -64,16 +68,25 @@ async def prefetch(
         Whether the groups below ``group`` are opened too.
     times
         Whether times will be decoded: the first and last value of each is read for that.
+    indexes
+        Whether all index coordinates will be read; those of very many chunks are not fetched here.
     drop
-        Names of variables that will not be decoded.
+        Names of variables that will not be opened.
     """
     reader = _Prefetch(store)
     try:
         nodes = await reader.metadata(root, group, consolidated, zarr_format, deep=deep)
+        dropped = set(drop)
+        wanted = [node for node in nodes if node.name not in dropped]
+        keys: list[str] = []
+        if indexes:
+            for node in wanted:
+                if node.is_index:
+                    keys += node.chunk_keys(_MOST_CHUNKS)
         if times:
-            dropped = set(drop)
-            wanted = [node for node in time_nodes(nodes) if node.name not in dropped]
-            await reader.fetch(key for node in wanted for key in node.end_chunk_keys())
+            for node in time_nodes(wanted):
+                keys += node.end_chunk_keys()
+        await reader.fetch(keys)
     except Exception as error:  # noqa: BLE001 - the same request of zarr's own raises it again
         _logger.debug("prefetching for %r stopped: %r", store, error)
     return reader.answers
