@@ -181,7 +181,7 @@ class WritePipeline(BatchedCodecPipeline):
         """
         try:
             if (root := local_root(store)) is not None:
-                await self._write_files(requests, root, _byte_count(spec), encode)
+                await self._write_files(requests, count, root, _byte_count(spec), encode)
             else:
                 await self._write_objects(requests, count, encode)
         finally:
@@ -189,7 +189,7 @@ class WritePipeline(BatchedCodecPipeline):
                 forget(store)
 
     async def _write_files(
-        self, requests: Iterable[ChunkWrite], root: str, size: int, encode: Encode
+        self, requests: Iterable[ChunkWrite], count: int, root: str, size: int, encode: Encode
     ) -> None:
         """Write runs of chunks, each in a thread that encodes and writes one by one."""
         assert self.writing is not None
@@ -217,7 +217,7 @@ class WritePipeline(BatchedCodecPipeline):
                     raise
 
         threads = self.writing.thread_count
-        todo = in_runs(requests, len(requests), size, threads)
+        todo = in_runs(requests, count, size, threads)
 
         async def work() -> None:
             assert self.writing is not None
