@@ -13,7 +13,7 @@ import aioxarray
 from aioxarray.testing import LatencyStore, RecordingStore
 from benchmarks import data
 from benchmarks.data import Files
-from benchmarks.measuring import Options, check_same, copies, plain_load, plain_load_async
+from benchmarks.measuring import Options, check_same, plain_load, plain_load_async
 from benchmarks.peer_rows import Bound, PeerRow
 from benchmarks.peers import (
     DASK,
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 TITLE = "Requests for chunks"
 TABLE = PeerRow
-# Enough for loads to meet.
-LATENCY_S = 0.005
+# Enough for loads to meet, on a busy machine too.
+LATENCY_S = 0.03
 
 _Load = Callable[[list[xr.Dataset]], Coroutine[Any, Any, list[xr.Dataset]]]
 _Part = Mapping[str, slice]
@@ -79,29 +79,52 @@ def run(options: Options, files: Files) -> Iterator[PeerRow]:
         for y in range(0, 800, 200)
         for x in range(0, 800, 200)
     ]
+    beside = [
+        {"y": slice(y, y + 50), "x": slice(x + 50, x + 100)}
+        for y in range(0, 800, 200)
+        for x in range(0, 800, 200)
+    ]
     what = "one corner of each of 16 shards"
     if options.wants(what):
         yield _row(what, sharded, corners, 2 * 16)
-        yield _row(f"{what}, again", sharded, corners, 16, twice=True)
+    what = "another corner, with a cache"
+    if options.wants(what):
+        yield _row(what, sharded, beside, 16, before=corners)
+    what = "16 shards, in 64 overlapping windows at once"
+    if options.wants(what):
+        # The indexes; and ranges, which no two windows share.
+        windows = [
+            {"y": slice(y, y + 150), "x": slice(x, x + 150)}
+            for y in range(0, 640, 80)
+            for x in range(0, 640, 80)
+        ]
+        yield _row(what, sharded, windows, 16 + 16 * 16)
 
 
 def _row(
-    what: str, stored: MemoryStore, parts: Sequence[_Part], goal: int, twice: bool = False
+    what: str,
+    stored: MemoryStore,
+    parts: Sequence[_Part],
+    goal: int,
+    before: Sequence[_Part] = (),
 ) -> PeerRow:
+    """Count the requests for ``parts``, after those for others that were loaded ``before``."""
     delayed = LatencyStore(stored, 0)
     counting = RecordingStore(delayed)
     expected = plain_load([data.opened(stored).isel(part) for part in parts])
     cells: dict[str, float | str] = dict(OTHERS)
     for name, load in LOADS.items():
         try:
-            with pipeline(FUSED_PATH) if name == FUSED.name else nullcontext():
+            with (
+                pipeline(FUSED_PATH) if name == FUSED.name else nullcontext(),
+                aioxarray.config.set(cache="1GiB" if before else 0),
+            ):
                 delayed.latency_s = 0
                 whole = data.opened(counting)
-                lazy = [whole.isel(part) for part in parts]
                 delayed.latency_s = LATENCY_S
-                for _ in range(2 if twice else 1):
-                    counting.log.clear()
-                    result = asyncio.run(load(copies(lazy)))
+                asyncio.run(load([whole.isel(part) for part in before]))
+                counting.log.clear()
+                result = asyncio.run(load([whole.isel(part) for part in parts]))
             check_same(result, expected)
             cells[name] = float(counting.log.count("get", "*/c/*"))
         except Unavailable as error:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 COUNT = 1000
 BOMB = 1 << 28
 
+DELTA = {"zarr_format": 2, "filters": [numcodecs.Delta("i8")]}
 CODECS: dict[str, dict[str, Any]] = {
     "none": {"compressors": None},
     "zstd": {"compressors": ZstdCodec()},
@@ -41,6 +42,10 @@ CODECS: dict[str, dict[str, Any]] = {
     "crc32c": {"compressors": [ZstdCodec(), Crc32cCodec()]},
     "v2 zlib": {"zarr_format": 2, "compressors": numcodecs.Zlib()},
     "v2 lz4": {"zarr_format": 2, "compressors": numcodecs.LZ4()},
+    # By zarr's own code.
+    "delta, zstd": {**DELTA, "compressors": numcodecs.Zstd()},
+    "delta, blosc": {**DELTA, "compressors": numcodecs.Blosc()},
+    "delta, lz4": {**DELTA, "compressors": numcodecs.LZ4()},
 }
 ENCODE: dict[str, Callable[[bytes], bytes]] = {
     "none": bytes,
@@ -49,6 +54,9 @@ ENCODE: dict[str, Callable[[bytes], bytes]] = {
     "gzip": gzip.compress,
     "v2 zlib": zlib.compress,
     "v2 lz4": lambda data: bytes(numcodecs.lz4.compress(data)),
+    "delta, zstd": lambda data: bytes(numcodecs.zstd.compress(data, 1)),
+    "delta, blosc": lambda data: bytes(numcodecs.blosc.compress(data, b"lz4", 5, 1)),
+    "delta, lz4": lambda data: bytes(numcodecs.lz4.compress(data)),
 }
 STORES: dict[str, Callable[[Path], Store]] = {
     "memory": lambda path: MemoryStore(),

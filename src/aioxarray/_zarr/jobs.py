@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 # A hop to a thread costs about as much as decoding this many bytes.
 _BATCH_BYTES = 1 << 20
+# Chunks up to this size are mostly work for the interpreter, whose lock two threads would pass to
+# and fro: one is as fast as two, and twice as fast for chunks of 1 KB.
+SMALL_BYTES = 8 << 10
 # So few requests are as fast by coroutines, from wherever.
 _FEW_CHUNKS = 8
 # A store that answers within this time, and that for its bytes, is close by. Beyond, threads wait
@@ -125,7 +128,13 @@ class Job:
 
         async def in_thread(led: Sequence[Lead[Chunk]]) -> list[bool]:
             function = functools.partial(read_led, led)
-            return await self.granted.in_thread(function, self.held, stop.set, source.remote)
+            return await self.granted.in_thread(
+                function,
+                self.held,
+                stop.set,
+                source.remote,
+                alone=not source.remote and self.size <= SMALL_BYTES,
+            )
 
         return await self.run_by_run(
             lambda run: self.sharing.read(run, in_thread),

@@ -13,7 +13,7 @@ import numpy as np
 from zarr.core.buffer import Buffer, cpu
 from zarr.core.codec_pipeline import fill_value_or_default
 
-from aioxarray._zarr.decoders import Decoder, Prepared
+from aioxarray._zarr.decoders import Decoder, Prepared, refuse_damaged
 from aioxarray._zarr.inline import run_inline
 from aioxarray._zarr.steps import wrong_size
 
@@ -175,6 +175,7 @@ class Placer:
 
     def _by_zarr(self, data: Any, spec: ArraySpec) -> NDBuffer:
         buffer = data if isinstance(data, Buffer) else spec.prototype.buffer.from_bytes(data)
+        refuse_damaged(self._pipeline, buffer.as_numpy_array(), spec)
         (array,) = run_inline(self._pipeline.decode_batch([(buffer, spec)]))
         if array.shape != spec.shape:
             raise ValueError(

@@ -65,14 +65,23 @@ class Reading:
     nearness: dict[int, Nearness] = field(default_factory=dict)
 
     async def in_thread(
-        self, function: Callable[[], T], size: int, stop: Callable[[], object], remote: bool
+        self,
+        function: Callable[[], T],
+        size: int,
+        stop: Callable[[], object],
+        remote: bool,
+        *,
+        alone: bool = False,
     ) -> T:
         """Await ``function()`` in a thread, with one request and ``size`` bytes in flight.
+
+        ``alone`` keeps the other decoding threads free of such work meanwhile.
 
         Cancelling calls ``stop`` and waits for the end of ``function``; if it waits for a server
         (``remote``), which may take long, its places stay taken until then, but nobody waits.
         """
         turns, pool = (self.fetching, fetchers) if remote else (self.threads, decoders)
+        count = self.thread_count if alone else 1
         held: list[tuple[Share, int]] = []
 
         def let_go() -> None:
@@ -87,7 +96,11 @@ class Reading:
 
         try:
             # The thread first: places that are held while waiting for one would be wasted.
-            for share, amount in ((turns, 1), (self.memory, size), (self.requests, 1)):
+            for share, amount in (
+                (turns, count),
+                (self.memory, size),
+                (self.requests, 1),
+            ):
                 await share.acquire(amount)
                 held.append((share, amount))
         except BaseException:

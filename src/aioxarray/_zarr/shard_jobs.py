@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from zarr.abc.store import RangeByteRequest, SuffixByteRequest
 
 from aioxarray._runtime.tasks import gather
-from aioxarray._zarr.jobs import Job, noted
+from aioxarray._zarr.jobs import SMALL_BYTES, Job, noted
 from aioxarray._zarr.shards import Indexes, InnerChunks, ShardPart, ShardReader, gaps
 from aioxarray._zarr.sharing import Lead, Sharing, failing
 from aioxarray._zarr.sources import Source
@@ -155,7 +155,10 @@ class ByPlainCalls(ShardJob):
         return await self._in_thread(read_all)
 
     async def _in_thread(self, function: Callable[[], T]) -> T:
-        return await self.job.granted.in_thread(function, self.job.held, self.stop.set, False)
+        alone = self.shards.inner_bytes <= SMALL_BYTES
+        return await self.job.granted.in_thread(
+            function, self.job.held, self.stop.set, False, alone=alone
+        )
 
     async def lead(self, part: ShardPart, led: Sequence[Lead[Wanted]]) -> list[bool]:
         with failing(led):

@@ -227,8 +227,8 @@ def _open(path: str) -> int | None:
 def _fill(file: int, buffer: NDArray[np.uint8]) -> int:
     """Read until ``buffer`` is full or the file ends; return how many bytes that were."""
     view = buffer.data
-    done = 0
-    while done < len(view):
+    done = _read(file, view)
+    while 0 < done < len(view):
         count = _read(file, view[done:])
         if count == 0:
             break

@@ -47,11 +47,13 @@ def wrong_size(found: int, expected: int) -> ValueError:
 
 
 def copy(data: Any, dest: NDArray[np.uint8]) -> None:
-    source = np.frombuffer(data, np.uint8)
-    if source.size != dest.size:
-        raise wrong_size(source.size, dest.size)
+    """Decode what is not encoded."""
+    # Of bytes no array is made first: that would cost as much as copying a small chunk.
+    source = data if type(data) is bytes else np.frombuffer(data, np.uint8).data
+    if len(source) != dest.size:
+        raise wrong_size(len(source), dest.size)
     # A buffer's own copy is a quarter of the cost of numpy's assignment, for small ones.
-    dest.reshape(-1).data[:] = source.data
+    dest.reshape(-1).data[:] = source
 
 
 # Where the size of the content is in the header of a zstd frame, by the frame's descriptor byte:
@@ -66,13 +68,19 @@ def _zstd_size_field(descriptor: int) -> tuple[int, int, int] | None:
 _ZSTD_SIZE_FIELDS = [_zstd_size_field(descriptor) for descriptor in range(256)]
 
 
-def _zstd(data: Any, dest: NDArray[np.uint8]) -> None:
-    # numcodecs takes a destination that is too large for what is in a frame that says its size.
+def _zstd_size(data: Any) -> int | None:
     if len(data) > 5 and (field := _ZSTD_SIZE_FIELDS[data[4]]) is not None:
         offset, length, base = field
-        size = int.from_bytes(data[offset : offset + length], "little") + base
-        if size != dest.size:
-            raise wrong_size(size, dest.size)
+        size: int = int.from_bytes(data[offset : offset + length], "little") + base
+        return size
+    return None
+
+
+def _zstd(data: Any, dest: NDArray[np.uint8]) -> None:
+    # numcodecs takes a destination that is too large for what is in a frame that says its size.
+    size = _zstd_size(data)
+    if size is not None and size != dest.size:
+        raise wrong_size(size, dest.size)
     if dest.size > _ZSTD_SMALL:
         numcodecs.zstd.decompress(data, dest)
         return
@@ -96,18 +104,26 @@ class _ZstdContexts(threading.local):
 _zstd_contexts = _ZstdContexts()
 
 
-def _blosc(data: Any, dest: NDArray[np.uint8]) -> None:
+def _blosc_size(data: Any) -> int:
     # Its decoder trusts the sizes in the header.
     if len(data) < 16 or int.from_bytes(data[12:16], "little") > len(data):
         raise ValueError("the blosc chunk is truncated")
-    size = int.from_bytes(data[4:8], "little")
+    return int.from_bytes(data[4:8], "little")
+
+
+def _blosc(data: Any, dest: NDArray[np.uint8]) -> None:
+    size = _blosc_size(data)
     if size != dest.size:
         raise wrong_size(size, dest.size)
     numcodecs.blosc.decompress(data, dest)
 
 
+def _lz4_size(data: Any) -> int:
+    return int.from_bytes(data[:4], "little")
+
+
 def _lz4(data: Any, dest: NDArray[np.uint8]) -> None:
-    size = int.from_bytes(data[:4], "little")
+    size = _lz4_size(data)
     if size != dest.size:
         raise wrong_size(size, dest.size)
     numcodecs.lz4.decompress(data, dest)
@@ -192,6 +208,24 @@ _OF_NUMCODECS: dict[type, str] = {
     numcodecs.GZip: "gzip",
     numcodecs.Zlib: "zlib",
 }
+
+
+# What says in its header how long the content is.
+_SIZES: dict[str, Callable[[Any], int | None]] = {
+    "zstd": _zstd_size,
+    "blosc": _blosc_size,
+    "lz4": _lz4_size,
+}
+
+
+def announced(codec: Any, data: Any) -> int | None:
+    """Return to how many bytes ``data`` says that ``codec`` decodes it; None if it does not.
+
+    Raises ValueError where the codec would read what is behind ``data``.
+    """
+    name = _OF_ZARR.get(type(codec)) or _OF_NUMCODECS.get(type(codec))
+    size = None if name is None else _SIZES.get(name)
+    return None if size is None else size(data)
 
 
 def _step(codec: Any) -> Step | None:
