@@ -19,6 +19,7 @@ from aioxarray.testing import GatedStore, ObjectServer
 from tests.concurrency.helpers import PATIENCE_S, lazily, plain, same, written
 from tests.loops import LOOPS
 from tests.oracle import lazy
+from tests.s3 import s3_server
 
 VARIABLES, CHUNKS = 3, 4
 
@@ -39,26 +40,10 @@ def http_url() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def s3_options() -> Iterator[dict[str, Any]]:
     """How to reach a bucket ``data`` of an S3 endpoint that holds the data."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    _, port = server.get_host_and_port()
-    options: dict[str, Any] = {
-        "key": "test",
-        "secret": "test",
-        "client_kwargs": {"endpoint_url": f"http://127.0.0.1:{port}"},
-        # A filesystem of the test's own, and not one that another test has bound to a loop.
-        "skip_instance_cache": True,
-    }
-    import s3fs
-
-    filesystem = s3fs.S3FileSystem(**options)
-    filesystem.mkdir("data")
-    for key, data in files().items():
-        filesystem.pipe(f"data/set/{key}", data)
-    yield options
-    server.stop()
+    with s3_server("data") as (filesystem, options):
+        for key, data in files().items():
+            filesystem.pipe(f"data/set/{key}", data)
+        yield options
 
 
 @pytest.fixture(params=["http", "s3"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import aioxarray
 from aioxarray.testing import ObjectServer
 from tests import samples
 from tests.opening.helpers import Way, every_way, own_ways
+from tests.s3 import s3_server
 
 
 @pytest.fixture(scope="module")
@@ -108,23 +110,9 @@ def test_a_url_of_netcdf4(way: Way, url: str) -> None:
 @pytest.fixture(scope="module")
 def s3(folder: Path) -> Iterator[dict[str, Any]]:
     """How fsspec reaches a bucket ``opening`` of an S3 server that has the Zarr store."""
-    import s3fs
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    _, port = server.get_host_and_port()
-    options: dict[str, Any] = {
-        "key": "test",
-        "secret": "test",
-        "client_kwargs": {"endpoint_url": f"http://127.0.0.1:{port}"},
-        "skip_instance_cache": True,
-    }
-    filesystem = s3fs.S3FileSystem(**options)
-    filesystem.mkdir("opening")
-    filesystem.put(str(folder / "a.zarr"), "opening/a.zarr", recursive=True)
-    yield options
-    server.stop()
+    with s3_server("opening") as (filesystem, options):
+        filesystem.put(str(folder / "a.zarr"), "opening/a.zarr", recursive=True)
+        yield options
 
 
 @every_way
@@ -177,3 +165,14 @@ def test_only_netcdf4_can_be_virtual(way: Way, folder: Path) -> None:
         way("open_dataset", io.BytesIO(), virtual=True)
     with pytest.raises(FileNotFoundError):
         way("open_dataset", folder / "none.nc", virtual=True)
+
+
+@own_ways
+@pytest.mark.parametrize("absent", ["virtualizarr.parsers", "obstore.store"])
+def test_without_virtualizarr_the_error_says_what_to_install(
+    way: Way, folder: Path, monkeypatch: pytest.MonkeyPatch, absent: str
+) -> None:
+    # How Python itself is told that a module is not to be had.
+    monkeypatch.setitem(sys.modules, absent, None)
+    with pytest.raises(ImportError, match=r"pip install 'aioxarray\[virtual\]'"):
+        way("open_dataset", folder / "a.nc", engine="h5netcdf", virtual=True)

@@ -70,7 +70,8 @@ async def open_store(
 
     The errors of a source that is no store, or is not there, are zarr's.
     """
-    place = await store_path(source, mode=mode, storage_options=storage_options)
+    theirs = _store_of_library(source, read_only=mode == "r")
+    place = await _place(source if theirs is None else theirs, mode, storage_options)
     store = usable_here(place.store)
     if not store.supports_consolidated_metadata:
         consolidated = False
@@ -88,7 +89,7 @@ async def open_store(
             drop=drop,
         )
     # xarray closes a store with the dataset unless the store is the caller's own.
-    closes = store is not source and _store_of_library(source, read_only=True) is None
+    closes = store is not source and theirs is None
 
     def stand_in(answers: Answers) -> StorePath:
         return StorePath(PrefetchedStore(store, answers, closes=closes), place.path)
@@ -107,10 +108,13 @@ async def store_path(
 ) -> StorePath:
     """Return the place that ``source`` stands for; with mode "r" it can only be read."""
     theirs = _store_of_library(source, read_only=mode == "r")
+    return await _place(source if theirs is None else theirs, mode, storage_options)
+
+
+async def _place(source: Any, mode: Any, storage_options: dict[str, Any] | None) -> StorePath:
+    """Return the place of what zarr takes, or of a URL of obstore's."""
     try:
-        return await make_store_path(
-            source if theirs is None else theirs, mode=mode, storage_options=storage_options
-        )
+        return await make_store_path(source, mode=mode, storage_options=storage_options)
     except ImportError:
         # The filesystem of the URL's scheme is not installed for fsspec, by which xarray goes.
         by_obstore = _obstore(source, storage_options, read_only=mode == "r")
