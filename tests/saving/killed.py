@@ -1,4 +1,4 @@
-"""Forks processes that append to a store in a directory and die at their k-th write."""
+"""Forks processes that save to a store in a directory and die at their k-th write or deletion."""
 
 from __future__ import annotations
 
@@ -6,29 +6,37 @@ import itertools
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 root = Path(__file__).parents[2]
 sys.path.insert(0, str(root))
 
+import dask.array  # noqa: E402, F401 - once, and not in each fork
 from zarr.storage import LocalStore  # noqa: E402
 
 import aioxarray  # noqa: E402
 from aioxarray.testing import FaultyStore, Request  # noqa: E402
-from tests.saving.helpers import sample  # noqa: E402
+from tests.saving.helpers import sample, tree  # noqa: E402
+
+SAVES: dict[str, Callable[[Any], object]] = {
+    "new": lambda store: aioxarray.to_zarr(tree(), store),
+    "append": lambda store: aioxarray.to_zarr(sample(), store, append_dim="time"),
+    "replace": lambda store: aioxarray.to_zarr(sample(8), store, mode="w"),
+}
 
 
-def save(directory: Path, k: int) -> None:
-    """Append to the store in ``directory``; end this process at write ``k``, if there is one."""
+def save(how: str, directory: Path, k: int) -> None:
+    """Save to the store in ``directory``; end this process at write ``k``, if there is one."""
     writes = itertools.count()
 
     def die(index: int, request: Request) -> BaseException | None:
-        if request.method == "set" and next(writes) == k:
+        if request.method in ("set", "delete", "delete_dir") and next(writes) == k:
             os._exit(9)
         return None
 
-    store = FaultyStore(LocalStore(directory), die)
-    aioxarray.to_zarr(sample(), store, append_dim="time")
+    SAVES[how](FaultyStore(LocalStore(directory), die))
 
 
 def in_child(work: object) -> int:
@@ -40,16 +48,19 @@ def in_child(work: object) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, how: str) -> None:
     """Make a store for each k."""
     before = folder / "before"
     encoding = {"a": {"chunks": (4, 5)}}
-    assert in_child(lambda: sample().to_zarr(before, encoding=encoding)) == 0
+    if how == "new":
+        before.mkdir()
+    else:
+        assert in_child(lambda: sample().to_zarr(before, encoding=encoding)) == 0
     for k in range(100):
         directory = folder / f"{k:02}.zarr"
         shutil.copytree(before, directory)
-        if in_child(lambda: save(directory, k)) == 0:  # noqa: B023
+        if in_child(lambda: save(how, directory, k)) == 0:  # noqa: B023
             return
 
 
-main(Path(sys.argv[1]))
+main(Path(sys.argv[1]), sys.argv[2])

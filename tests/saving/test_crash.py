@@ -202,17 +202,25 @@ def test_a_read_only_store_is_refused() -> None:
         aioxarray.to_zarr(sample(), MemoryStore(read_only=True))
 
 
-def test_killed_processes(tmp_path: Path) -> None:
-    """Processes that end in the middle of any of their writes."""
+@pytest.mark.parametrize("how", ["new", "append", "replace"])
+def test_killed_processes(how: str, tmp_path: Path) -> None:
+    """Processes that end in the middle of any of their writes; the last one does not."""
     script = Path(__file__).with_name("killed.py")
-    command = [sys.executable, "-W", "ignore", str(script), str(tmp_path)]
+    command = [sys.executable, "-W", "ignore", str(script), str(tmp_path), how]
     subprocess.run(command, check=True, timeout=120)
-    stores = sorted(tmp_path.glob("*.zarr"))
-    assert len(stores) > 10
-    for path in stores:
-        found = seen(str(path))
+    *died, whole = (seen(str(path)) for path in sorted(tmp_path.glob("*.zarr")))
+    assert len(died) >= 10
+    if how == "new":
+        assert died == [None] * len(died)
+        xr.testing.assert_identical(whole, tree())
+        return
+    assert whole is not None
+    assert whole.sizes["time"] == (12 if how == "append" else 8)
+    for found in died:
+        if how == "replace" and found is None:
+            continue
         assert found is not None
-        length = found.sizes["time"]
-        assert length in (6, 12)
-        if length == 6:
-            xr.testing.assert_equal(found.to_dataset(), sample())
+        if found.sizes["time"] == whole.sizes["time"]:
+            xr.testing.assert_identical(found, whole)
+        else:
+            xr.testing.assert_identical(found.to_dataset(), sample())

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
+import dask.array
 import numpy as np
 import pytest
 import xarray as xr
 
 import aioxarray
+from aioxarray._runtime.loops import io_loop, run_on
+from aioxarray._xarray.read import lane_of_hdf5
 from tests import samples
+from tests.concurrency.helpers import PATIENCE_S
 from tests.saving.helpers import sample, tree
 
 pytestmark = pytest.mark.filterwarnings("ignore::Warning")
 engines = pytest.mark.parametrize("engine", ["netcdf4", "h5netcdf", "scipy"])
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(each.name for each in folder.iterdir())
 
 
 @engines
@@ -26,7 +36,7 @@ def test_the_file_is_xarrays(tmp_path: Path, engine: Any) -> None:
         with xr.open_dataset(tmp_path / f"{name}.nc", engine=engine) as found:
             xr.testing.assert_equal(found, ds)
     assert not lazy.a.variable._in_memory
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["dask.nc", "lazy.nc", "memory.nc"]
+    assert names(tmp_path) == ["dask.nc", "lazy.nc", "memory.nc"]
 
 
 def test_a_netcdf_file_is_read_and_another_written(tmp_path: Path) -> None:
@@ -53,7 +63,61 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
         aioxarray.to_netcdf(bad, path, engine="netcdf4")
     with xr.open_dataset(path, engine="netcdf4") as found:
         assert list(found.data_vars) == list(sample().data_vars)
-    assert [each.name for each in tmp_path.iterdir()] == ["data.nc"]
+    assert names(tmp_path) == ["data.nc"]
+
+
+@pytest.mark.anyio
+async def test_a_cancelled_save_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "data.nc"
+    aioxarray.to_netcdf(sample(), path, engine="h5netcdf")
+    begun, may_end = threading.Event(), threading.Event()
+
+    def held(values: Any) -> Any:
+        begun.set()
+        assert may_end.wait(PATIENCE_S)
+        return values
+
+    array = dask.array.zeros(5).map_blocks(held, dtype="f8", meta=np.zeros(0))
+    ds = xr.Dataset({"new": ("x", array)})
+    task = asyncio.create_task(aioxarray.to_netcdf_async(ds, path, engine="h5netcdf"))
+    assert await asyncio.to_thread(begun.wait, PATIENCE_S)
+    assert len(names(tmp_path)) == 2
+    task.cancel()
+    # Not after the thread, which is in the middle of the file, but at once.
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    may_end.set()
+    while names(tmp_path) != ["data.nc"]:  # noqa: ASYNC110 - another thread removes the new one
+        await asyncio.sleep(0.001)
+    with xr.open_dataset(path, engine="h5netcdf") as found:
+        xr.testing.assert_equal(found, sample())
+    assert names(tmp_path) == ["data.nc"]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("engine", ["netcdf4", "h5netcdf"])
+async def test_one_thread_at_a_time_in_hdf5(tmp_path: Path, engine: Any) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+
+    def read_slowly() -> None:
+        begun.set()
+        assert may_end.wait(PATIENCE_S)
+
+    async def occupy() -> None:
+        await run_on(io_loop(), lambda: lane_of_hdf5().run(read_slowly))
+
+    reading = asyncio.create_task(occupy())
+    assert await asyncio.to_thread(begun.wait, PATIENCE_S)
+    path = tmp_path / "data.nc"
+    saving = asyncio.create_task(aioxarray.to_netcdf_async(sample(), path, engine=engine))
+    # Whatever else is done by the I/O loop meanwhile, the save waits for the library.
+    for _ in range(20):
+        await aioxarray.load_async(xr.open_zarr(samples.stored(sample()), chunks=None))
+    assert not names(tmp_path)
+    may_end.set()
+    await asyncio.gather(reading, saving)
+    with xr.open_dataset(path, engine=engine) as found:
+        assert set(found.variables) == set(sample().variables)
 
 
 def test_what_cannot_be_saved_is_refused() -> None:

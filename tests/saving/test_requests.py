@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from fnmatch import fnmatch
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,14 @@ from zarr.storage import MemoryStore, StorePath
 import aioxarray
 from aioxarray._xarray import saver
 from aioxarray._zarr import reading
-from aioxarray.testing import GatedStore, LatencyStore, RecordingStore, VirtualClock
+from aioxarray.testing import (
+    FaultyStore,
+    GatedStore,
+    LatencyStore,
+    RecordingStore,
+    Request,
+    VirtualClock,
+)
 from tests import samples
 from tests.saving.helpers import content, copied, plain, sample, tree
 
@@ -170,6 +178,36 @@ def test_icechunk_sessions_are_left_uncommitted(tmp_path: Any) -> None:
     assert session.has_uncommitted_changes
 
 
+@pytest.mark.parametrize("fails", ["*/c/0*", "*zarr.json"])
+def test_an_icechunk_session_that_fails_leaves_its_branch_as_it_was(
+    fails: str, tmp_path: Any
+) -> None:
+    icechunk = pytest.importorskip("icechunk")
+    repository = icechunk.Repository.create(icechunk.local_filesystem_storage(str(tmp_path)))
+    session = repository.writable_session("main")
+    aioxarray.to_zarr(sample(), session.store)
+    first = session.commit("first")
+    session = repository.writable_session("main")
+
+    def fail(index: int, request: Request) -> BaseException | None:
+        # After some of the writes.
+        return (
+            OSError("injected") if request.method == "set" and fnmatch(request.key, fails) else None
+        )
+
+    with pytest.raises(OSError, match="injected"):
+        aioxarray.to_zarr(sample(), FaultyStore(session.store, fail), append_dim="time")
+    assert repository.lookup_branch("main") == first
+    reader = repository.readonly_session("main").store
+    xr.testing.assert_equal(xr.open_zarr(reader, chunks=None, consolidated=False), sample())
+    # The caller decides what becomes of the session, and saves again.
+    session.discard_changes()
+    aioxarray.to_zarr(sample(), session.store, append_dim="time")
+    session.commit("second")
+    reader = repository.readonly_session("main").store
+    assert xr.open_zarr(reader, consolidated=False).sizes["time"] == 12
+
+
 def test_workers_of_a_cluster_write(tmp_path: Any) -> None:
     distributed = pytest.importorskip("distributed")
     cluster = distributed.LocalCluster(
@@ -180,3 +218,41 @@ def test_workers_of_a_cluster_write(tmp_path: Any) -> None:
         aioxarray.to_zarr(ds, tmp_path / "cluster.zarr")
     found = xr.open_zarr(tmp_path / "cluster.zarr", chunks=None)
     xr.testing.assert_equal(found, ds.compute(scheduler="sync"))
+
+
+@pytest.mark.anyio
+async def test_a_save_on_a_cluster_that_is_cancelled(tmp_path: Any) -> None:
+    distributed = pytest.importorskip("distributed")
+    store = tmp_path / "cluster.zarr"
+
+    def held(values: Any) -> Any:
+        distributed.Event("begun").set()
+        distributed.Event("may end").wait()
+        return values
+
+    def left(dask_scheduler: Any) -> int:
+        return len(dask_scheduler.tasks)
+
+    def cluster() -> Any:
+        return distributed.LocalCluster(
+            n_workers=1, threads_per_worker=2, processes=True, dashboard_address=None
+        )
+
+    with await asyncio.to_thread(cluster) as workers, distributed.Client(workers) as client:
+        ds = sample(large=True)[["a"]].chunk(time=2)
+        ds["a"].data = ds.a.data.map_blocks(held, dtype=ds.a.dtype, meta=np.zeros(0, ds.a.dtype))
+        task = asyncio.create_task(aioxarray.to_zarr_async(ds, store))
+        begun, may_end = (distributed.Event(name, client) for name in ("begun", "may end"))
+        assert await asyncio.to_thread(begun.wait, 60)
+        assert client.run_on_scheduler(left) > 0
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        # What had not begun never will, and nothing names what was written.
+        may_end.set()
+        while client.run_on_scheduler(left):  # noqa: ASYNC110 - asks another process
+            await asyncio.sleep(0.01)
+        assert not list(store.rglob("zarr.json"))
+        # The cluster is as good as new.
+        await aioxarray.to_zarr_async(sample(large=True).chunk(time=2), store, mode="w")
+    xr.testing.assert_equal(xr.open_zarr(store, chunks=None), sample(large=True))

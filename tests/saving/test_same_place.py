@@ -24,7 +24,7 @@ def made(kind: str, folder: Path) -> Any:
         return lambda: folder
     if kind == "fsspec":
         return lambda: FsspecStore.from_url(
-            f"memory://{folder.parent.name}", storage_options={"asynchronous": True}
+            f"memory:/{folder.as_posix()}", storage_options={"asynchronous": True}
         )
     if kind == "obstore":
         obstore = pytest.importorskip("obstore")
