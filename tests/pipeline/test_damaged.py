@@ -130,6 +130,15 @@ def test_another_size(make: str, kind: str, size: int, tmp_path: Path) -> None:
     assert repr(sample.key) in sample.error()
 
 
+@pytest.mark.parametrize("kind", ["zstd", "delta, zstd"])
+def test_what_is_no_frame_at_all_is_not_said_to_have_a_size(kind: str, tmp_path: Path) -> None:
+    sample = Sample(tmp_path, "local", kind)
+    sample.damage(lambda data: b"this is a page of a server that says: not found")
+    said = sample.error()
+    assert "decodes to" not in said
+    assert repr(sample.key) in said
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="measures memory as POSIX systems do")
 @pytest.mark.parametrize("kind", [kind for kind in ENCODE if kind != "none"])
 def test_bombs_are_not_unpacked(kind: str, tmp_path: Path) -> None:

@@ -68,8 +68,14 @@ def _zstd_size_field(descriptor: int) -> tuple[int, int, int] | None:
 _ZSTD_SIZE_FIELDS = [_zstd_size_field(descriptor) for descriptor in range(256)]
 
 
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+
+
 def _zstd_size(data: Any) -> int | None:
-    if len(data) > 5 and (field := _ZSTD_SIZE_FIELDS[data[4]]) is not None:
+    # What is no frame at all is better refused by the decoder's own words.
+    if bytes(data[:4]) != _ZSTD_MAGIC or len(data) < 6:
+        return None
+    if (field := _ZSTD_SIZE_FIELDS[data[4]]) is not None:
         offset, length, base = field
         size: int = int.from_bytes(data[offset : offset + length], "little") + base
         return size
