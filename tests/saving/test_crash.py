@@ -170,9 +170,11 @@ def test_a_replaced_group_is_the_old_one_or_none_or_whole(
             xr.testing.assert_equal(variable, whole.variables[name])
 
 
-def test_refused_saves_write_nothing() -> None:
+@pytest.mark.parametrize("shards", [None, (4, 5)])
+def test_refused_saves_write_nothing(shards: tuple[int, ...] | None) -> None:
     before = MemoryStore()
-    plain(sample(), before)
+    chunks = {"chunks": (4, 5)} if shards is None else {"chunks": (1, 5), "shards": shards}
+    plain(sample(), before, zarr_format=3, encoding={"a": chunks})
     refused: list[tuple[Any, dict[str, Any]]] = [
         (sample(), {}),
         (sample(), {"append_dim": "nope"}),
@@ -181,6 +183,8 @@ def test_refused_saves_write_nothing() -> None:
         (sample(), {"mode": "w", "encoding": {"a": {"colour": 1}}}),
         (sample().chunk(time=4), {"mode": "w", "encoding": {"a": {"chunks": (3, 5)}}}),
         (sample()[["a"]].isel(time=[0]).drop_vars("time"), {"region": {"time": slice(0, 2)}}),
+        # Two dask chunks in one stored chunk; in format 3, in one shard.
+        (sample()[["a"]].drop_vars("time").chunk(time=1), {"region": {"time": slice(0, 6)}}),
     ]
     for obj, options in refused:
         log: list[str] = []
