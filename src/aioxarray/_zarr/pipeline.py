@@ -254,7 +254,7 @@ class _Job:
         """Read what is in memory right here: it takes less time than a hop to a thread."""
         found = []
         for chunk in self.chunks:
-            with _noted(chunk, self.store):
+            with noted(chunk, self.store):
                 found.append(self.placer.read(source, chunk))
         return found
 
@@ -285,7 +285,7 @@ class _Job:
                 if stopped:
                     break
                 chunk, flight = lead
-                with _noted(chunk, self.store), flight or _ALONE:
+                with noted(chunk, self.store), flight or _ALONE:
                     found.append(read_one(lead))
             return found
 
@@ -382,7 +382,7 @@ class _Job:
 
         async def work() -> None:
             for number, chunk in todo:
-                with _noted(chunk, self.store):
+                with noted(chunk, self.store):
                     present[number] = await read(chunk)
 
         await gather([work] * int(min(self.count, self.granted.requests.bound)))
@@ -465,7 +465,7 @@ CodecPipeline.__module__ = "aioxarray"
 register_pipeline(CodecPipeline)
 
 
-class _noted:
+class noted:
     """Adds to an error in its body which chunk of which store it belongs to."""
 
     __slots__ = ("_chunk", "_store")
