@@ -21,12 +21,13 @@ from xarray.backends import (
     ZarrBackendEntrypoint,
     plugins,
 )
-from xarray.backends.common import BackendArray
+from xarray.backends.common import BackendArray, datatree_from_dict_with_io_cleanup
 from xarray.backends.zarr import ZarrArrayWrapper
 from xarray.core.indexing import ExplicitlyIndexed
 
 from aioxarray._runtime.loops import run_blocking
 from aioxarray._xarray.aio_array import AioArray, OpenFile, ReadTogether
+from aioxarray._xarray.known import KnownArray, open_known_dataset, open_known_groups
 from aioxarray._xarray.read import lane_of_hdf5
 from aioxarray._xarray.remote_files import AheadFile, read_ahead
 from aioxarray._zarr import reading
@@ -87,12 +88,18 @@ class AioBackendEntrypoint(BackendEntrypoint):
             return result
         opened = _open_store(source, options, deep=deep, indexes=self.reads_indexes)
         options = {**options, "storage_options": None}
+        open_known = open_known_groups if deep else open_known_dataset
         result = None
         if opened.as_consolidated is not None:
             with suppress(KeyError):
-                result = call(opened.as_consolidated, **{**options, "consolidated": True})
+                result = open_known(
+                    inner, opened.as_consolidated, {**options, "consolidated": True}
+                )
         if result is None:
-            result = call(opened.stand_in, **{**options, "consolidated": opened.consolidated})
+            given = {**options, "consolidated": opened.consolidated}
+            result = open_known(inner, opened.stand_in, given)
+        if method == "open_datatree":
+            result = datatree_from_dict_with_io_cleanup(result)
         _equip(_datasets(result), give_back_to=opened.store, ahead=self.reads_indexes)
         return result
 
@@ -260,10 +267,13 @@ def _datasets(result: Any) -> list[Any]:
 
 
 def _give_back(data: Any, store: Store) -> None:
+    owner = None
     while not isinstance(data, BackendArray):
         inside = getattr(data, "array", None)
         if not isinstance(inside, ExplicitlyIndexed):
             return
-        data = inside
+        owner, data = data, inside
     if isinstance(data, ZarrArrayWrapper):
         give_back(data._array, store)
+        if isinstance(data, KnownArray) and owner is not None:
+            owner.array = ZarrArrayWrapper(data._array)

@@ -22,10 +22,14 @@ from xarray.core.indexing import (
 
 from aioxarray._runtime.threads import BLOCKING_THREADS, Lane, Pool
 from aioxarray._xarray.joined import JoinedArray
+from aioxarray._xarray.known import KnownArray
 from aioxarray._xarray.plan import Opaque, Read
 from aioxarray._zarr.arrays import read_block, readable
 from aioxarray._zarr.chunks import is_basic
 from aioxarray._zarr.reading import Reading
+
+# What is known and so small is decoded on the I/O loop: it takes less time than finding a thread.
+_AT_ONCE_BYTES = 16 << 10
 
 blocking_pool = Pool("aioxarray-blocking", BLOCKING_THREADS)
 
@@ -52,7 +56,11 @@ async def read(
                 # An adapter around something that cannot.
                 pass
         return await blocking_pool.run(array.get_duck_array)
-    if type(array) is ZarrArrayWrapper:
+    if type(array) is KnownArray and array.nbytes <= _AT_ONCE_BYTES:
+        known = array.known(source.key)
+        if known is not None:
+            return known
+    if type(array) in (ZarrArrayWrapper, KnownArray):
         array = copy.copy(array)
         array._array = readable(array._array, reading, report)
         if not isinstance(source.key, VectorizedIndexer) and is_basic(source.key.tuple):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import zarr
@@ -21,6 +21,7 @@ from zarr.storage import StorePath
 from aioxarray._zarr.chunks import Block
 from aioxarray._zarr.decoders import prepare
 from aioxarray._zarr.fork import usable_here
+from aioxarray._zarr.jobs import noted
 from aioxarray._zarr.pipeline import CodecPipeline
 from aioxarray._zarr.placing import Placer
 from aioxarray._zarr.reading import Reading
@@ -29,7 +30,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from zarr.abc.codec import Codec
     from zarr.abc.store import Store
+    from zarr.core.buffer import Buffer, NDBuffer
     from zarr.core.codec_pipeline import BatchedCodecPipeline
+
+    from aioxarray._zarr.chunks import Chunk
 
 
 def readable(
@@ -77,21 +81,63 @@ async def read_block(
     chunks are errors), and for so few chunks that it is as good.
     """
     inner = array._async_array
+    pipeline: Any = inner.codec_pipeline
+    job = _block_job(inner, pipeline, selection, least=_FEW_CHUNKS)
+    if job is None:
+        return None
+    store = inner.store_path.store
+    await pipeline.read_chunks(store, job.chunks, job.count, job.spec, job.placer)
+    return job.out.as_numpy_array()
+
+
+def known_block(
+    array: zarr.Array[Any], selection: Sequence[int | slice], values: Mapping[str, Buffer | None]
+) -> NDArray[Any] | None:
+    """Return a block of ``array`` of which all chunks are in ``values``, decoded right here.
+
+    None where that is not so, or zarr's own code is needed.
+    """
+    pipeline = CodecPipeline.from_codecs(codecs_of(array))
+    job = _block_job(array._async_array, pipeline, selection, least=0)
+    if job is None or job.placer.by_zarr:
+        return None
+    chunks = list(job.chunks)
+    if any(chunk[0] not in values for chunk in chunks):
+        return None
+    for chunk in chunks:
+        data = values[chunk[0]]
+        with noted(chunk, array.store):
+            job.placer.put(None if data is None else data.as_numpy_array(), chunk)
+    return job.out.as_numpy_array()
+
+
+@dataclass(frozen=True)
+class _BlockJob:
+    """What reading a block takes."""
+
+    chunks: Iterator[Chunk]
+    count: int
+    spec: ArraySpec
+    placer: Placer
+    out: NDBuffer
+
+
+def _block_job(
+    inner: Any, pipeline: Any, selection: Sequence[int | slice], *, least: int
+) -> _BlockJob | None:
+    """Return what reading a block of at least so many chunks takes; None if zarr has to do it."""
     # From zarr 3.2 on.
     if getattr(inner.config, "read_missing_chunks", True) is False:
         return None
     block = regular_block(inner, selection)
-    if block is None or block.count < _FEW_CHUNKS:
+    if block is None or block.count < least:
         return None
     spec = chunk_spec(inner, block)
     out = spec.prototype.nd_buffer.empty(
         shape=block.shape, dtype=spec.dtype.to_native_dtype(), order=spec.config.order
     )
-    chunks = block.chunks(chunk_keys(inner), spec)
-    pipeline: Any = inner.codec_pipeline
     placer = Placer(pipeline, prepare(pipeline, spec), out, (), basic=True)
-    await pipeline.read_chunks(inner.store_path.store, chunks, block.count, spec, placer)
-    return out.as_numpy_array()
+    return _BlockJob(block.chunks(chunk_keys(inner), spec), block.count, spec, placer, out)
 
 
 def regular_block(inner: Any, selection: Sequence[int | slice]) -> Block | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +65,11 @@ class PrefetchedStore(WrapperStore[Store]):
 
     def _with_store(self, store: Store) -> PrefetchedStore:
         return type(self)(store, self._answers, closes=self._closes)
+
+    @property
+    def values(self) -> Mapping[str, Buffer | None]:
+        """The values that are known; None of keys that are not there."""
+        return self._answers.values
 
     def __str__(self) -> str:
         # It stands in for the store in the errors of xarray and zarr.

@@ -1,0 +1,64 @@
+"""What was fetched ahead is answered in the calling thread, as zarr would have answered."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from xarray.core.indexing import BasicIndexer, OuterIndexer, VectorizedIndexer
+
+from aioxarray._xarray.known import KnownArray
+
+SELECTIONS: list[tuple[Any, ...]] = [
+    (slice(None), slice(None)),
+    (slice(0, 1), slice(-1, None)),
+    (2, slice(1, 5, 2)),
+    (3, 4),
+]
+
+
+def array(zarr_format: int) -> tuple[zarr.Array[Any], dict[str, Any]]:
+    """Return an array with a chunk that is missing, and all that its store holds."""
+    store = zarr.storage.MemoryStore()
+    made: zarr.Array[Any] = zarr.create_array(
+        store, shape=(4, 7), chunks=(2, 3), dtype="i4", fill_value=9, zarr_format=zarr_format
+    )
+    made[:, :3] = np.arange(12).reshape(4, 3)
+    made[:2] = np.arange(14).reshape(2, 7)
+    keys = ["c/1/1", "c/1/2"] if zarr_format == 3 else ["1.1", "1.2"]
+    return made, {**store._store_dict, **dict.fromkeys(keys)}
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_values_are_those_of_zarr(zarr_format: int, selection: tuple[Any, ...]) -> None:
+    plain, values = array(zarr_format)
+    known = KnownArray(plain, values).known(BasicIndexer(selection))
+    np.testing.assert_array_equal(known, plain[selection])
+    assert known.dtype == plain.dtype
+
+
+def test_what_is_not_known_is_read() -> None:
+    plain, values = array(3)
+    del values["c/0/2"]
+    lazy = KnownArray(plain, values)
+    assert lazy.known(BasicIndexer((slice(0, 2), slice(None)))) is None
+    np.testing.assert_array_equal(lazy[BasicIndexer((slice(0, 2), slice(None)))], plain[:2])
+    assert lazy.known(OuterIndexer((np.array([0, 1]), slice(None)))) is None
+    assert lazy.known(VectorizedIndexer((np.array([0, 1]), np.array([0, 1])))) is None
+
+
+def test_a_broken_chunk_is_named() -> None:
+    plain, values = array(3)
+    values["c/0/0"] = type(values["c/0/0"]).from_bytes(b"not zstd at all")
+    with pytest.raises(RuntimeError, match="(?i)zstd|frame") as caught:
+        KnownArray(plain, values).known(BasicIndexer((slice(0, 1), slice(0, 1))))
+    assert "c/0/0" in "".join(caught.value.__notes__)
+
+
+def test_texts_are_left_to_zarr() -> None:
+    made: zarr.Array[Any] = zarr.create_array(zarr.storage.MemoryStore(), shape=(2,), dtype="str")
+    values = dict.fromkeys(["c/0"])
+    assert KnownArray(made, values).known(BasicIndexer((slice(None),))) is None
