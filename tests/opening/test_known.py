@@ -53,7 +53,7 @@ def test_what_is_not_known_is_read() -> None:
 def test_a_broken_chunk_is_named() -> None:
     plain, values = array(3)
     values["c/0/0"] = type(values["c/0/0"]).from_bytes(b"not zstd at all")
-    with pytest.raises(RuntimeError, match="(?i)zstd|frame") as caught:
+    with pytest.raises(RuntimeError, match=r"(?i)zstd|frame") as caught:
         KnownArray(plain, values).known(BasicIndexer((slice(0, 1), slice(0, 1))))
     assert "c/0/0" in "".join(caught.value.__notes__)
 
