@@ -68,7 +68,7 @@ class Job:
     Attributes
     ----------
     size
-        Bytes of a chunk, decoded.
+        Bytes of a chunk, decoded; of a shard those that are wanted.
     table
         What is shared with other jobs; None for nothing.
     advance

@@ -34,6 +34,7 @@ from aioxarray._zarr.sources import ObjectSource, source_of
 from aioxarray._zarr.store import LimitedStore
 
 if TYPE_CHECKING:
+    import numpy as np
     from zarr.abc.store import ByteGetter, Store
     from zarr.core.array_spec import ArraySpec
     from zarr.core.buffer import NDBuffer
@@ -150,7 +151,11 @@ class CodecPipeline(BatchedCodecPipeline):
             if shared and placer.in_memory:
                 alike = shards.decoding if shards else decoding(self, placer.prepared, spec)
                 table = table_of(store, alike)
-            size = _byte_count(spec)
+            size = _byte_count(spec.shape, spec.dtype.to_native_dtype())
+            if shards is not None:
+                # Of a shard only what is wanted is read and held.
+                wanted = _byte_count(placer.out.shape, placer.out.dtype) // count
+                size = min(size, max(wanted, shards.inner_bytes))
             job = Job(store, chunks, count, size, placer, granted, table, advance)
             if shards is not None:
                 if source is None or source.remote:
@@ -221,5 +226,5 @@ CodecPipeline.__module__ = "aioxarray"
 register_pipeline(CodecPipeline)
 
 
-def _byte_count(spec: ArraySpec) -> int:
-    return math.prod(spec.shape) * spec.dtype.to_native_dtype().itemsize
+def _byte_count(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    return math.prod(shape) * dtype.itemsize
