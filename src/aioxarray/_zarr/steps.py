@@ -32,6 +32,13 @@ else:
     # uses one again, but cannot decode into memory that is there: for larger chunks that is dearer.
     _ZSTD_SMALL = 64 << 10
 
+_inflating: Any = zlib
+try:
+    # The extra "fast" too: the same as zlib in half the time.
+    from isal import isal_zlib as _inflating
+except ImportError:
+    pass
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -142,9 +149,13 @@ def _inflate(window_bits: int) -> Expand:
         rest = data
         # A gzip file may have several members.
         while True:
-            decoder = zlib.decompressobj(window_bits)
-            # One byte more than fits shows that there is more, without making more of it.
-            part = decoder.decompress(rest, dest.size - filled + 1)
+            decoder = _inflating.decompressobj(window_bits)
+            try:
+                # One byte more than fits shows that there is more, without making more of it.
+                part = decoder.decompress(rest, dest.size - filled + 1)
+            except _inflating.error as error:
+                # What zarr raises.
+                raise zlib.error(str(error)) from None
             if filled + len(part) > dest.size:
                 raise ValueError(f"the chunk decodes to more than {dest.size} bytes")
             if not decoder.eof:
