@@ -90,10 +90,6 @@ def _zstd_size(data: Any) -> int | None:
 
 
 def _zstd(data: Any, dest: NDArray[np.uint8]) -> None:
-    # numcodecs takes a destination that is too large for what is in a frame that says its size.
-    size = _zstd_size(data)
-    if size is not None and size != dest.size:
-        raise wrong_size(size, dest.size)
     if dest.size > _ZSTD_SMALL:
         numcodecs.zstd.decompress(data, dest)
         return
@@ -124,22 +120,23 @@ def _blosc_size(data: Any) -> int:
     return int.from_bytes(data[4:8], "little")
 
 
-def _blosc(data: Any, dest: NDArray[np.uint8]) -> None:
-    size = _blosc_size(data)
-    if size != dest.size:
-        raise wrong_size(size, dest.size)
-    numcodecs.blosc.decompress(data, dest)
-
-
 def _lz4_size(data: Any) -> int:
     return int.from_bytes(data[:4], "little")
 
 
-def _lz4(data: Any, dest: NDArray[np.uint8]) -> None:
-    size = _lz4_size(data)
-    if size != dest.size:
-        raise wrong_size(size, dest.size)
-    numcodecs.lz4.decompress(data, dest)
+def _of_size(size: Callable[[Any], int | None], decompress: Expand) -> Expand:
+    """Return ``decompress``, called only for data that say the right ``size``, or none.
+
+    The decoders take a destination that is too large for what they put there.
+    """
+
+    def expand(data: Any, dest: NDArray[np.uint8]) -> None:
+        found = size(data)
+        if found is not None and found != dest.size:
+            raise wrong_size(found, dest.size)
+        decompress(data, dest)
+
+    return expand
 
 
 def _inflate(window_bits: int) -> Expand:
@@ -211,9 +208,9 @@ class Step:
 
 
 _SHRINKING: dict[str, Expand] = {
-    "zstd": _zstd,
-    "blosc": _blosc,
-    "lz4": _lz4,
+    "zstd": _of_size(_zstd_size, _zstd),
+    "blosc": _of_size(_blosc_size, numcodecs.blosc.decompress),
+    "lz4": _of_size(_lz4_size, numcodecs.lz4.decompress),
     "gzip": _inflate(zlib.MAX_WBITS | 16),
     "zlib": _inflate(zlib.MAX_WBITS),
 }
