@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numcodecs
 import numpy as np
@@ -28,6 +29,22 @@ ZARRS = "zarr.core.codec_pipeline.BatchedCodecPipeline"
 OURS = "aioxarray.CodecPipeline"
 
 RECTILINEAR = tuple(map(int, zarr.__version__.split(".")[:2])) >= (3, 3)
+
+
+T = TypeVar("T")
+
+
+def in_one_second(make: Callable[[], T]) -> T:
+    """Return what ``make`` makes, from the first call that ends in the second it began in.
+
+    The bytes of gzip begin with the second in which they are made.
+    """
+    for _ in range(100):
+        began = int(time.time())
+        made = make()
+        if int(time.time()) == began:
+            break
+    return made
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from zarr.storage import LocalStore, MemoryStore
 
 from aioxarray._xarray.targets import Target
-from tests.pipeline.arrays import ZARRS, Recipe, recipes, using
+from tests.pipeline.arrays import ZARRS, Recipe, in_one_second, recipes, using
 from tests.samples import contents
 
 pytestmark = [
@@ -53,17 +53,23 @@ def files(folder: Path) -> dict[str, bytes]:
 @given(written())
 def test_the_bytes_are_zarrs(case: tuple[Recipe, list[tuple[Region, int]]]) -> None:
     recipe, writes = case
-    theirs, ours = MemoryStore(), MemoryStore()
-    with tempfile.TemporaryDirectory() as folder, using(ZARRS):
-        local = LocalStore(folder)
-        expected, *arrays = [recipe.create(store) for store in (theirs, ours, local)]
-        for number, (region, seed) in enumerate(writes):
-            values = recipe.values(tuple(part.stop - part.start for part in region), seed)
-            expected[region] = values
-            for array in arrays:
-                Target(array, fresh=number == 0)[region] = values
-        assert contents(ours) == contents(theirs)
-        assert files(Path(folder)) == contents(theirs)
+
+    def stored() -> list[dict[str, bytes]]:
+        theirs, ours = MemoryStore(), MemoryStore()
+        with tempfile.TemporaryDirectory() as folder:
+            local = LocalStore(folder)
+            expected, *arrays = [recipe.create(store) for store in (theirs, ours, local)]
+            for number, (region, seed) in enumerate(writes):
+                values = recipe.values(tuple(part.stop - part.start for part in region), seed)
+                expected[region] = values
+                for array in arrays:
+                    Target(array, fresh=number == 0)[region] = values
+            return [contents(theirs), contents(ours), files(Path(folder))]
+
+    with using(ZARRS):
+        theirs, ours, local = in_one_second(stored)
+    assert ours == theirs
+    assert local == theirs
 
 
 @pytest.mark.parametrize("zarr_format", [2, 3])
