@@ -40,6 +40,8 @@ _FEW_CHUNKS = 8
 # so long that coroutines carry more requests a second, for all their cost.
 _AT_ONCE_S = 0.005
 _BYTES_A_SECOND = 100e6
+# While a load begins, the I/O loop has much else to do, and hears of an answer so much later.
+_PATIENCE_S = 0.015
 # In place of a flight, for chunks that are not shared.
 _ALONE = nullcontext()
 
@@ -236,7 +238,7 @@ class Job:
         return one + rest
 
     async def _as_near(self, source: ObjectSource, nearness: Nearness) -> list[bool]:
-        if await nearness.within(self._near_s()):
+        if await nearness.within(_PATIENCE_S + self._near_s()):
             return await self.by_plain_calls(source)
         return await self.by_coroutines()
 
