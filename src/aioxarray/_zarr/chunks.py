@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# A hop to a thread and back costs as much as decoding some 64 KB.
-_RUN_BYTES = 4 << 20
+# A hop to a thread and back costs as much as reading some MB that are not compressed.
+_RUN_BYTES = 16 << 20
 # Nobody waits longer than for this many to be told of progress, or to have a thread.
 _RUN_CHUNKS = 128
 
@@ -33,11 +33,13 @@ def is_basic(selection: Iterable[Any]) -> bool:
 def in_runs(chunks: Iterable[T], total: int, chunk_bytes: int, threads: int) -> Iterator[list[T]]:
     """Return ``chunks`` in runs, each of which one thread reads, or writes, one after the other.
 
-    Of few chunks, ``total`` in all, every one of the ``threads`` gets its part.
+    Of few chunks, ``total`` in all, every one of the ``threads`` gets its part; the last runs are
+    short, so that the threads end together.
     """
-    count = max(1, min(_RUN_CHUNKS, _RUN_BYTES // max(1, chunk_bytes), total // (2 * threads)))
+    most = max(1, min(_RUN_CHUNKS, _RUN_BYTES // max(1, chunk_bytes)))
     remaining = iter(chunks)
-    while run := list(itertools.islice(remaining, count)):
+    while run := list(itertools.islice(remaining, max(1, min(most, total // (2 * threads))))):
+        total -= len(run)
         yield run
 
 
