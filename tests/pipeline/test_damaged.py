@@ -130,6 +130,38 @@ def test_another_size(make: str, kind: str, size: int, tmp_path: Path) -> None:
     assert repr(sample.key) in sample.error()
 
 
+SMALL = 100
+MENDED: dict[str, Callable[[bytes], bytes]] = {
+    "more": lambda data: data + b"more",
+    "a frame more": lambda data: data + data,
+    "another size": lambda data: ENCODE["zstd"](b"x" * (SMALL * 8 + 8)),
+    "no frame": lambda data: b"x" * len(data),
+    **DAMAGES,
+}
+
+
+@pytest.mark.parametrize("damage", MENDED)
+@pytest.mark.parametrize("make", ["memory", "local"])
+def test_one_of_many_small_chunks(make: str, damage: str, tmp_path: Path) -> None:
+    """Such are decoded many at once, by what says neither which one, nor what is behind it."""
+    store = STORES[make](tmp_path)
+    array = zarr.create_group(store).create_array(
+        "v", shape=50 * SMALL, dtype="i8", chunks=(SMALL,), dimension_names=["x"]
+    )
+    array[:] = np.arange(50 * SMALL)
+
+    async def replace() -> None:
+        buffer = await store.get("v/c/7", default_buffer_prototype())
+        assert buffer is not None
+        await store.set("v/c/7", buffer.from_bytes(MENDED[damage](buffer.to_bytes())))
+
+    run_blocking(replace)
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - of each codec its own
+        aioxarray.load(opened(store, consolidated=False))
+    said = "\n".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
+    assert "chunk 'v/c/7'" in said
+
+
 @pytest.mark.parametrize("kind", ["zstd", "delta, zstd"])
 def test_what_is_no_frame_at_all_is_not_said_to_have_a_size(kind: str, tmp_path: Path) -> None:
     sample = Sample(tmp_path, "local", kind)

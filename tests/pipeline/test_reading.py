@@ -16,6 +16,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, TransposeCodec, Zstd
 from zarr.storage import LocalStore, MemoryStore, ObjectStore, WrapperStore
 
 import aioxarray
+from aioxarray._zarr.steps import steps_of
 from aioxarray.testing import RecordingStore
 
 if TYPE_CHECKING:
@@ -228,3 +229,21 @@ def test_subclasses_of_stores_are_read_by_their_own_get(tmp_path: Path) -> None:
 
 def test_public() -> None:
     assert aioxarray.CodecPipeline.__module__ == "aioxarray"
+
+
+@pytest.mark.parametrize("size", [8, 256, 264, 1000, 8192])
+@pytest.mark.parametrize("checksum", [False, True])
+@pytest.mark.parametrize("level", [-5, 0, 19])
+def test_small_chunks_of_zstd_are_decoded_by_one_call(
+    level: int, checksum: bool, size: int
+) -> None:
+    pytest.importorskip("zstandard")
+    # As they come: of one value, of few, and such that do not shrink.
+    random = np.random.default_rng(0)
+    chunks = [random.integers(0, most, size).astype("u1").tobytes() for most in (1, 2, 9, 90, 256)]
+    (step,) = steps_of([ZstdCodec(level=level, checksum=checksum)]) or ()
+    assert step.expand_many is not None
+    codec = numcodecs.Zstd(level=level, checksum=checksum)
+    decoded = step.expand_many([codec.encode(chunk) for chunk in chunks], size)
+    assert decoded is not None
+    assert [bytes(each) for each in decoded] == chunks

@@ -18,10 +18,9 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.metadata import ArrayV2Metadata
 from zarr.storage import StorePath
 
-from aioxarray._zarr.chunks import Block
+from aioxarray._zarr.chunks import Block, noted
 from aioxarray._zarr.decoders import prepare
 from aioxarray._zarr.fork import usable_here
-from aioxarray._zarr.jobs import noted
 from aioxarray._zarr.pipeline import CodecPipeline
 from aioxarray._zarr.placing import Placer
 from aioxarray._zarr.reading import Reading

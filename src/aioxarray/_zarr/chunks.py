@@ -1,4 +1,4 @@
-"""Which chunks a selection touches, and in which runs they are read: plain functions, no I/O."""
+"""Which chunks a selection touches, and in which runs they are read; names the one that fails."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    from zarr.abc.store import Store
     from zarr.core.array_spec import ArraySpec
 
     # The key, what the chunk is like, what of it is wanted, and where in the result that goes.
@@ -60,6 +61,23 @@ def merged(parts: Iterable[tuple[int, int, Any]], max_gap: int, max_bytes: int) 
                 continue
         ranges.append((start, stop, [part]))
     return ranges
+
+
+class noted:
+    """Adds to an error in its body which chunk of which store it belongs to."""
+
+    __slots__ = ("_chunk", "_store")
+
+    def __init__(self, chunk: Chunk, store: Store) -> None:
+        self._chunk = chunk
+        self._store = store
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, Exception):
+            error.add_note(f"in chunk {self._chunk[0]!r} of {self._store!r}")
 
 
 class Block:

@@ -73,11 +73,19 @@ class Decoder:
         self._sizes = sizes[::-1]
         # The usual: one step, which fills the result.
         self._only = steps[0].expand if len(steps) == 1 else None
+        self._many = steps[0].expand_many if len(steps) == 1 else None
 
     @property
     def copies(self) -> bool:
         """Whether the stored bytes are the chunk's own."""
         return not self._steps
+
+    def many(self, encoded: Sequence[Any]) -> Sequence[Any] | None:
+        """Return the bytes of chunks, decoded by one call that does not hold Python's lock.
+
+        None where they have to be decoded one by one: no call does it, or one of them is damaged.
+        """
+        return None if self._many is None else self._many(encoded, self.size)
 
     def fill(self, data: Any, dest: NDArray[np.uint8]) -> None:
         """Decode ``data`` into ``dest``: contiguous, of ``size`` bytes.
@@ -106,6 +114,10 @@ class Decoder:
         """
         flat = scratch("decoded", self.size) if into is None else into
         self.fill(data, flat)
+        return self.shaped(flat)
+
+    def shaped(self, flat: NDArray[np.uint8]) -> NDArray[Any]:
+        """Return the chunk that has ``flat`` as its bytes."""
         stored: NDArray[Any] = flat.view(self.dtype).reshape(self._stored_shape)
         return stored if self.as_stored else stored.transpose(self._inverse)
 
@@ -131,6 +143,11 @@ class Prepared:
         """By how many bytes encoded chunks are longer; None if that varies."""
         each = [step.longer_by for step in self.steps]
         return None if None in each else sum(extra or 0 for extra in each)
+
+    @property
+    def decodes_many(self) -> bool:
+        """Whether one call can decode many chunks."""
+        return len(self.steps) == 1 and self.steps[0].expand_many is not None
 
     def decoder(self, shape: tuple[int, ...]) -> Decoder:
         """Return what decodes chunks of ``shape``."""

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from aioxarray._runtime.batches import Batches
 from aioxarray._runtime.tasks import gather
-from aioxarray._zarr.chunks import in_runs
+from aioxarray._zarr.chunks import in_runs, noted
 from aioxarray._zarr.nearness import Nearness
 from aioxarray._zarr.placing import Placer
 from aioxarray._zarr.reading import FETCHERS, Reading
 from aioxarray._zarr.sharing import Lead, Sharing, Table
+from aioxarray._zarr.small_chunks import SMALL_BYTES, SmallChunks
 from aioxarray._zarr.sources import ObjectSource, Source
 
 if TYPE_CHECKING:
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
 
 # A hop to a thread costs about as much as decoding this many bytes.
 _BATCH_BYTES = 1 << 20
-# Chunks up to this size are mostly work for the interpreter, whose lock two threads would pass to
-# and fro: one is as fast as two, and takes two thirds of their time for chunks of 1 KB.
-SMALL_BYTES = 8 << 10
 # So few requests are as fast by coroutines, from wherever.
 _FEW_CHUNKS = 8
 # A store that answers within this time, and that for its bytes, is close by. Beyond, threads wait
@@ -44,23 +42,6 @@ _BYTES_A_SECOND = 100e6
 _PATIENCE_S = 0.015
 # In place of a flight, for chunks that are not shared.
 _ALONE = nullcontext()
-
-
-class noted:
-    """Adds to an error in its body which chunk of which store it belongs to."""
-
-    __slots__ = ("_chunk", "_store")
-
-    def __init__(self, chunk: Chunk, store: Store) -> None:
-        self._chunk = chunk
-        self._store = store
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, Exception):
-            error.add_note(f"in chunk {self._chunk[0]!r} of {self._store!r}")
 
 
 @dataclass(frozen=True)
@@ -118,7 +99,11 @@ class Job:
             with decoding:
                 return self.sharing.put(data, lead)
 
+        together = SmallChunks.of(self.store, source, self.placer, self.size) if straight else None
+
         def read_led(led: Sequence[Lead[Chunk]]) -> list[bool]:
+            if together is not None:
+                return together.read([chunk for chunk, _ in led], stop)
             found = []
             for lead in led:
                 if stop.is_set():
@@ -132,10 +117,10 @@ class Job:
             function = functools.partial(read_led, led)
             return await self.granted.in_thread(
                 function,
-                self.held,
+                self.held if together is None else together.held,
                 stop.set,
                 source.remote,
-                alone=not source.remote and self.size <= SMALL_BYTES,
+                alone=together is None and not source.remote and self.size <= SMALL_BYTES,
             )
 
         return await self.run_by_run(

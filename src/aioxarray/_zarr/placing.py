@@ -93,7 +93,7 @@ class Placer:
         key, spec, _, outside = chunk
         if self.prepared is None:
             return self.put(source.read(key), chunk)
-        decoder = self._decoder(spec.shape)
+        decoder = self.decoder(spec.shape)
         if decoder.copies and (dest := self._dest(decoder, outside)) is not None:
             count = source.read_into(key, dest)
             if count is None:
@@ -112,12 +112,28 @@ class Placer:
         if self.prepared is None:
             self.put_part(self._by_zarr(data, spec)[inside], chunk)
             return True
-        decoder = self._decoder(spec.shape)
+        decoder = self.decoder(spec.shape)
         dest = self._dest(decoder, outside)
         if dest is not None:
             decoder.fill(data, dest)
             return True
         return self.put_decoded(decoder.array(data), chunk)
+
+    def decoder(self, shape: tuple[int, ...]) -> Decoder:
+        """Return what decodes chunks of ``shape``; only where zarr's own codecs do not."""
+        decoder = self._decoders.get(shape)
+        if decoder is None:
+            assert self.prepared is not None
+            decoder = self._decoders[shape] = self.prepared.decoder(shape)
+        return decoder
+
+    def put_bytes(self, decoded: Any, decoder: Decoder, chunk: Any) -> None:
+        """Put a chunk, of which ``decoder`` has made these bytes, in its place."""
+        dest = self._dest(decoder, chunk[3])
+        if dest is not None:
+            dest.reshape(-1).data[:] = decoded
+        else:
+            self.put_decoded(decoder.shaped(np.frombuffer(decoded, np.uint8)), chunk)
 
     def name(self, chunk: Any) -> Hashable:
         """Return the key and the shape of ``chunk``."""
@@ -131,7 +147,7 @@ class Placer:
             # It may be a view of what the store holds.
             array = array if array.flags.owndata else array.copy()
         else:
-            decoder = self._decoder(spec.shape)
+            decoder = self.decoder(spec.shape)
             array = decoder.array(data, np.empty(decoder.size, np.uint8))
         array.flags.writeable = False
         return array
@@ -156,13 +172,6 @@ class Placer:
             self.out[outside] = fill_value_or_default(spec)
         else:
             self.out[outside] = part.squeeze(axis=self._drop_axes) if self._drop_axes else part
-
-    def _decoder(self, shape: tuple[int, ...]) -> Decoder:
-        decoder = self._decoders.get(shape)
-        if decoder is None:
-            assert self.prepared is not None
-            decoder = self._decoders[shape] = self.prepared.decoder(shape)
-        return decoder
 
     def _dest(self, decoder: Decoder, outside: tuple[Any, ...]) -> NDArray[np.uint8] | None:
         """Return the chunk's place in the result, if the chunk fills it as it is stored."""

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from zarr.abc.store import RangeByteRequest, SuffixByteRequest
 
 from aioxarray._runtime.tasks import gather
-from aioxarray._zarr.jobs import SMALL_BYTES, Job, noted
+from aioxarray._zarr.chunks import noted
+from aioxarray._zarr.jobs import Job
 from aioxarray._zarr.shards import Indexes, InnerChunks, ShardPart, ShardReader, gaps
 from aioxarray._zarr.sharing import Lead, Sharing, failing
+from aioxarray._zarr.small_chunks import SMALL_BYTES
 from aioxarray._zarr.sources import Source
 
 if TYPE_CHECKING:

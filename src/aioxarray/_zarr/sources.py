@@ -38,6 +38,12 @@ class Source(Protocol):
         None if there are none.
         """
 
+    def read_small(self, key: str, most: int) -> Any | None:
+        """Return the bytes at ``key``, mostly no more than ``most``, in memory of their own.
+
+        None if there are none.
+        """
+
     def read_into(self, key: str, dest: NDArray[np.uint8]) -> int | None:
         """Read the bytes at ``key`` into ``dest``, and return how many there are.
 
@@ -81,6 +87,10 @@ class MemorySource:
         buffer = self._buffers.get(key)
         return None if buffer is None else buffer.as_numpy_array()
 
+    def read_small(self, key: str, most: int) -> Any | None:
+        data = self.read(key)
+        return None if data is None else data.data
+
     def read_into(self, key: str, dest: NDArray[np.uint8]) -> int | None:
         data = self.read(key)
         if data is None:
@@ -122,6 +132,21 @@ class FileSource:
                 count += _fill(file, larger[count:])
                 buffer = larger
             return buffer[:count].data
+        except IsADirectoryError:
+            return None
+        finally:
+            os.close(file)
+
+    def read_small(self, key: str, most: int) -> Any | None:
+        file = _open(self._root + key)
+        if file is None:
+            return None
+        try:
+            data = more = os.read(file, most + 1)
+            while more:
+                more = os.read(file, max(most + 1, len(data)))
+                data = data + more if more else data
+            return data
         except IsADirectoryError:
             return None
         finally:
@@ -186,6 +211,9 @@ class ObjectSource:
             return None
         finally:
             self.shortest_s = min(self.shortest_s, perf_counter() - begun)
+
+    def read_small(self, key: str, most: int) -> Any | None:
+        return self.read(key)
 
     def read_into(self, key: str, dest: NDArray[np.uint8]) -> int | None:
         data = self.read(key)

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
     # Decodes bytes into ``dest``, which they must fill exactly.
     Expand = Callable[[Any, NDArray[np.uint8]], None]
+    # Decodes several to so many bytes each, without Python's lock; None where that cannot be.
+    ExpandMany = Callable[[Sequence[Any], int], Sequence[Any] | None]
     # Checks a checksum at the end of bytes and returns the bytes without it.
     Strip = Callable[[Any], Any]
 
@@ -73,6 +75,11 @@ def _zstd_size_field(descriptor: int) -> tuple[int, int, int] | None:
 
 
 _ZSTD_SIZE_FIELDS = [_zstd_size_field(descriptor) for descriptor in range(256)]
+# How long the header is, which the size of the content ends.
+_ZSTD_HEADER_BYTES = [
+    5 + (not descriptor >> 5 & 1) + (0, 1, 2, 4)[descriptor & 3] + (field[1] if field else 0)
+    for descriptor, field in enumerate(_ZSTD_SIZE_FIELDS)
+]
 
 
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
@@ -99,6 +106,38 @@ def _zstd(data: Any, dest: NDArray[np.uint8]) -> None:
         # What numcodecs, and so zarr, raises.
         raise RuntimeError(str(error)) from None
     copy(content, dest)
+
+
+def _zstd_many(frames: Sequence[Any], size: int) -> Sequence[Any] | None:
+    if size > _ZSTD_SMALL or not all(map(_zstd_is_single, frames)):
+        return None
+    try:
+        many: Sequence[Any] = _zstd_contexts.own.multi_decompress_to_buffer(
+            frames, np.full(len(frames), size, np.uint64).data
+        )
+    except zstandard.ZstdError:
+        # Says which one by its number only.
+        return None
+    return many
+
+
+def _zstd_is_single(data: Any) -> bool:
+    """Say whether ``data`` is a frame, as far as its headers say, with nothing behind it.
+
+    What decodes many frames at once would not look.
+    """
+    end = len(data)
+    if end < 9 or data[:4] != _ZSTD_MAGIC:
+        return False
+    descriptor = data[4]
+    at = _ZSTD_HEADER_BYTES[descriptor]
+    while at + 3 <= end:
+        block = int.from_bytes(data[at : at + 3], "little")
+        # A block that repeats one byte has one.
+        at += 3 + (1 if block & 6 == 2 else block >> 3)
+        if block & 1:
+            return at + (descriptor & 4) == end
+    return False
 
 
 class _ZstdContexts(threading.local):
@@ -205,6 +244,7 @@ class Step:
     strip: Strip | None = None
     # By how much the encoded bytes are longer; None if only they themselves know.
     longer_by: int | None = None
+    expand_many: ExpandMany | None = None
 
 
 _SHRINKING: dict[str, Expand] = {
@@ -214,6 +254,8 @@ _SHRINKING: dict[str, Expand] = {
     "gzip": _inflate(zlib.MAX_WBITS | 16),
     "zlib": _inflate(zlib.MAX_WBITS),
 }
+# Without the extra "fast" nothing does it.
+_MANY: dict[str, ExpandMany] = {"zstd": _zstd_many} if _ZSTD_SMALL >= 0 else {}
 _OF_ZARR: dict[type, str] = {ZstdCodec: "zstd", BloscCodec: "blosc", GzipCodec: "gzip"}
 _OF_NUMCODECS: dict[type, str] = {
     numcodecs.Zstd: "zstd",
@@ -248,7 +290,7 @@ def _step(codec: Any) -> Step | None:
     By exact type: a class derived from one of these may do something else.
     """
     if (name := _OF_ZARR.get(type(codec)) or _OF_NUMCODECS.get(type(codec))) is not None:
-        return Step(name, expand=_SHRINKING[name])
+        return Step(name, expand=_SHRINKING[name], expand_many=_MANY.get(name))
     if type(codec) is Crc32cCodec:
         return Step("crc32c", strip=_crc32c, longer_by=4)
     if type(codec) is Shuffle:
