@@ -18,6 +18,7 @@ from zarr.storage import LocalStore, MemoryStore, ObjectStore, WrapperStore
 import aioxarray
 from aioxarray._zarr.steps import steps_of
 from aioxarray.testing import RecordingStore
+from tests.pipeline.arrays import in_one_second
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
@@ -137,15 +138,18 @@ def test_types(dtype: Any, zarr_format: int) -> None:
 
 @pytest.mark.parametrize("kind", ARRAYS)
 def test_writes_the_same_keys_and_bytes(kind: str) -> None:
-    theirs, ours = MemoryStore(), MemoryStore()
-    made(theirs, **ARRAYS[kind])
-    with zarr.config.set(OURS):
-        made(ours, **ARRAYS[kind])
-    contents = [
-        {key: buffer.to_bytes() for key, buffer in store._store_dict.items()}
-        for store in (theirs, ours)
-    ]
-    assert contents[0] == contents[1]
+    def contents() -> list[dict[str, bytes]]:
+        theirs, ours = MemoryStore(), MemoryStore()
+        made(theirs, **ARRAYS[kind])
+        with zarr.config.set(OURS):
+            made(ours, **ARRAYS[kind])
+        return [
+            {key: buffer.to_bytes() for key, buffer in store._store_dict.items()}
+            for store in (theirs, ours)
+        ]
+
+    by_zarr, by_us = in_one_second(contents)
+    assert by_zarr == by_us
 
 
 def test_asynchronous_zarr() -> None:

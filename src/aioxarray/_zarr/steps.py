@@ -111,8 +111,10 @@ def _zstd(data: Any, dest: NDArray[np.uint8]) -> None:
 def _zstd_many(frames: Sequence[Any], size: int) -> Sequence[Any] | None:
     if size > _ZSTD_SMALL or not all(map(_zstd_is_single, frames)):
         return None
+    # Its stubs know of fewer types than it takes.
+    context: Any = _zstd_contexts.own
     try:
-        many: Sequence[Any] = _zstd_contexts.own.multi_decompress_to_buffer(
+        many: Sequence[Any] = context.multi_decompress_to_buffer(
             frames, np.full(len(frames), size, np.uint64).data
         )
     except zstandard.ZstdError:
@@ -121,7 +123,7 @@ def _zstd_many(frames: Sequence[Any], size: int) -> Sequence[Any] | None:
     return many
 
 
-def _zstd_is_single(data: Any) -> bool:
+def _zstd_is_single(data: memoryview | bytes) -> bool:
     """Say whether ``data`` is a frame, as far as its headers say, with nothing behind it.
 
     What decodes many frames at once would not look.
