@@ -22,6 +22,7 @@ T = TypeVar("T")
 
 # A hop to a thread and back costs as much as reading some MB that are not compressed.
 _RUN_BYTES = 16 << 20
+_LEAST_BYTES = 2 << 20
 # Nobody waits longer than for this many to be told of progress, or to have a thread.
 _RUN_CHUNKS = 128
 
@@ -37,9 +38,11 @@ def in_runs(chunks: Iterable[T], total: int, chunk_bytes: int, threads: int) -> 
     Of few chunks, ``total`` in all, every one of the ``threads`` gets its part; the last runs are
     short, so that the threads end together.
     """
-    most = max(1, min(_RUN_CHUNKS, _RUN_BYTES // max(1, chunk_bytes)))
+    size = max(1, chunk_bytes)
+    most = max(1, min(_RUN_CHUNKS, _RUN_BYTES // size))
+    least = max(1, min(most, _LEAST_BYTES // size, -(-total // threads)))
     remaining = iter(chunks)
-    while run := list(itertools.islice(remaining, max(1, min(most, total // (2 * threads))))):
+    while run := list(itertools.islice(remaining, max(least, min(most, total // (2 * threads))))):
         total -= len(run)
         yield run
 

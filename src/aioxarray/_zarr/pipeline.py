@@ -158,7 +158,7 @@ class CodecPipeline(BatchedCodecPipeline):
                 size = min(size, max(wanted, shards.inner_bytes))
             job = Job(store, chunks, count, size, placer, granted, table, advance)
             if shards is not None:
-                if source is None or source.remote:
+                if source is None or isinstance(source, ObjectSource):
                     return await ByCoroutines(job, shards).read_all()
                 return await ByPlainCalls(job, shards, source).read_all()
             if partial:

@@ -40,6 +40,8 @@ class Placer:
         Of the chunks: the result has them not.
     basic
         Whether all chunks are selected by slices and integers only.
+    decoders
+        What decodes chunks of which shape; for what places chunks of the same codecs, too.
 
     Attributes
     ----------
@@ -58,13 +60,14 @@ class Placer:
         out: NDBuffer,
         drop_axes: tuple[int, ...],
         basic: bool,
+        decoders: dict[tuple[int, ...], Decoder] | None = None,
     ) -> None:
         self._pipeline = pipeline
         self.out = out
         self._drop_axes = drop_axes
         # Whether each chunk's place in the result is a view of it.
         self.views = basic and not drop_axes
-        self._decoders: dict[tuple[int, ...], Decoder] = {}
+        self._decoders = {} if decoders is None else decoders
         self.in_memory = type(out) is cpu.NDBuffer and isinstance(out.as_ndarray_like(), np.ndarray)
         self.prepared = prepared if self.in_memory else None
         # The result as bytes, if chunks can be decoded straight into it.

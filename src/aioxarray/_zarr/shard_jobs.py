@@ -19,7 +19,7 @@ from aioxarray._zarr.jobs import Job
 from aioxarray._zarr.shards import Indexes, InnerChunks, ShardPart, ShardReader, gaps
 from aioxarray._zarr.sharing import Lead, Sharing, failing
 from aioxarray._zarr.small_chunks import SMALL_BYTES
-from aioxarray._zarr.sources import Source
+from aioxarray._zarr.sources import LocalSource, ReadPart
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
@@ -122,7 +122,7 @@ class ShardJob(ABC):
 class ByPlainCalls(ShardJob):
     """Reads a few inner chunks at a time in the threads that decode them."""
 
-    def __init__(self, job: Job, shards: ShardReader, source: Source) -> None:
+    def __init__(self, job: Job, shards: ShardReader, source: LocalSource) -> None:
         super().__init__(job, shards)
         self._source = source
 
@@ -137,11 +137,13 @@ class ByPlainCalls(ShardJob):
 
         def read(chunk: Chunk) -> bool:
             part = self.shards.part(chunk)
-            index = self._read_index((part, None))
-            if index is None:
-                part.missing()
-                return False
-            self._read_ranges(part, index, [((part, inner), None) for inner in part.inner])
+            with self._source.opened(part.key) as read_part:
+                index = self.indexes.put(read_part(*part.index_range()), (part, None))
+                if index is None:
+                    part.missing()
+                    return False
+                led = [((part, inner), None) for inner in part.inner]
+                self._read_ranges(read_part, part, index, led)
             part.finish()
             return True
 
@@ -165,18 +167,29 @@ class ByPlainCalls(ShardJob):
     async def lead(self, part: ShardPart, led: Sequence[Lead[Wanted]]) -> list[bool]:
         with failing(led):
             index = await self.index(part)
-        return await self._in_thread(lambda: self._read_ranges(part, index, led))
+
+        def read() -> list[bool]:
+            with self._source.opened(part.key) as read_part:
+                return self._read_ranges(read_part, part, index, led)
+
+        return await self._in_thread(read)
 
     async def read_index(self, led: Sequence[Lead[ShardPart]]) -> list[Index | None]:
         (lead,) = led
-        return [await self._in_thread(lambda: self._read_index(lead))]
-
-    def _read_index(self, lead: Lead[ShardPart]) -> Index | None:
         part = lead[0]
-        return self.indexes.put(self._source.read_part(part.key, *part.index_range()), lead)
+
+        def read() -> Index | None:
+            with self._source.opened(part.key) as read_part:
+                return self.indexes.put(read_part(*part.index_range()), lead)
+
+        return [await self._in_thread(read)]
 
     def _read_ranges(
-        self, part: ShardPart, index: Index | None, led: Sequence[Lead[Wanted]]
+        self,
+        read_part: ReadPart,
+        part: ShardPart,
+        index: Index | None,
+        led: Sequence[Lead[Wanted]],
     ) -> list[bool]:
         ranges, there = self.ranges(part, index, led, (_PAGE, _RANGE_BYTES))
         for each in ranges:
@@ -184,7 +197,7 @@ class ByPlainCalls(ShardJob):
                 break
             start, stop, leads = each
             with failing([lead for _, _, lead in leads]):
-                data = self._source.read_part(part.key, start, stop)
+                data = read_part(start, stop)
             self.put(data, each)
         return there
 

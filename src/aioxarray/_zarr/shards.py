@@ -93,6 +93,8 @@ class ShardReader:
         self.inner_spec = replace(spec, shape=tuple(codec.chunk_shape))
         self.pipeline = BatchedCodecPipeline.from_codecs(codec.codecs)
         self.prepared = prepare(self.pipeline, self.inner_spec)
+        # Of inner chunks, for all shards.
+        self.decoders: dict[tuple[int, ...], Decoder] = {}
         self._indexes: dict[tuple[int, ...], _Index] = {}
 
     @classmethod
@@ -190,7 +192,7 @@ class ShardPart:
         self.key = chunk[0]
         self.inner = inner
         self.exists: bool | None = None
-        self.placer = Placer(reader.pipeline, reader.prepared, out, (), basic)
+        self.placer = Placer(reader.pipeline, reader.prepared, out, (), basic, reader.decoders)
         self.index = reader.index_of(chunk[1].shape)
         self._reader = reader
         self._out = out

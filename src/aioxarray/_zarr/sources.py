@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import math
 import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -50,15 +52,21 @@ class Source(Protocol):
         None if there are none. Where there are more than fit, any larger number.
         """
 
-    def read_part(self, key: str, start: int, stop: int | None) -> Any | None:
-        """Return a part of the bytes at ``key``, to be used before the next call in this thread.
 
-        A negative ``start`` counts from the end, and ``stop`` is None then. Less bytes where they
-        end before ``stop``; None if there are none at ``key``.
-        """
+# Returns the bytes from the first to before the second, to be used before the next read of this
+# thread. A negative first counts from the end, and the second is None then. Less bytes where they
+# end before; None if there are none at all.
+ReadPart = Callable[[int, int | None], Any | None]
 
 
-def source_of(store: Store) -> Source | None:
+class LocalSource(Source, Protocol):
+    """A store of which parts of values are read best by plain calls, too."""
+
+    def opened(self, key: str) -> AbstractContextManager[ReadPart]:
+        """Give what reads parts of the bytes at ``key``."""
+
+
+def source_of(store: Store) -> LocalSource | ObjectSource | None:
     """Return how ``store`` is read by plain calls, or None if its coroutines serve it better.
 
     By exact type: a class derived from one of these, or a wrapper around one, may change what
@@ -99,9 +107,10 @@ class MemorySource:
             dest.reshape(-1)[...] = data
         return len(data)
 
-    def read_part(self, key: str, start: int, stop: int | None) -> Any | None:
+    @contextmanager
+    def opened(self, key: str) -> Iterator[ReadPart]:
         data = self.read(key)
-        return None if data is None else data[start:stop]
+        yield lambda start, stop: None if data is None else data[start:stop]
 
 
 class FileSource:
@@ -129,7 +138,7 @@ class FileSource:
                 size = max(os.fstat(file).st_size, count) + 1
                 larger = scratch("large file", size)
                 larger[:count] = buffer
-                count += _fill(file, larger[count:])
+                count += _fill(file, larger[count:], count)
                 buffer = larger
             return buffer[:count].data
         except IsADirectoryError:
@@ -158,25 +167,35 @@ class FileSource:
             return None
         try:
             count = _copy(file, dest.reshape(-1))
-            return count + len(os.read(file, 1)) if count == dest.size else count
+            return (
+                count + _read(file, memoryview(bytearray(1)), count)
+                if count == dest.size
+                else count
+            )
         except IsADirectoryError:
             return None
         finally:
             os.close(file)
 
-    def read_part(self, key: str, start: int, stop: int | None) -> Any | None:
+    @contextmanager
+    def opened(self, key: str) -> Iterator[ReadPart]:
         file = _open(self._root + key)
         if file is None:
-            return None
+            yield lambda start, stop: None
+            return
         try:
             size = os.fstat(file).st_size
-            first = max(0, size + start) if start < 0 else start
-            last = size if stop is None else min(stop, size)
-            buffer = scratch("part", max(0, last - first))
-            os.lseek(file, first, os.SEEK_SET)
-            return buffer[: _fill(file, buffer)].data
-        except IsADirectoryError:
-            return None
+
+            def read(start: int, stop: int | None) -> Any | None:
+                first = max(0, size + start) if start < 0 else start
+                last = size if stop is None else min(stop, size)
+                buffer = scratch("part", max(0, last - first))
+                try:
+                    return buffer[: _fill(file, buffer, first)].data
+                except IsADirectoryError:
+                    return None
+
+            yield read
         finally:
             os.close(file)
 
@@ -223,15 +242,6 @@ class ObjectSource:
             dest.reshape(-1).data[:] = data
         return len(data)
 
-    def read_part(self, key: str, start: int, stop: int | None) -> Any | None:
-        try:
-            if stop is None:
-                options: Any = {"range": {"suffix": -start}}
-                return memoryview(obstore().get(self.client, key, options=options).bytes())
-            return memoryview(obstore().get_range(self.client, key, start=start, end=stop))
-        except _MISSING:
-            return None
-
 
 # What zarr takes for a missing chunk.
 _MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
@@ -252,12 +262,12 @@ def _open(path: str) -> int | None:
         return None
 
 
-def _fill(file: int, buffer: NDArray[np.uint8]) -> int:
-    """Read until ``buffer`` is full or the file ends; return how many bytes that were."""
+def _fill(file: int, buffer: NDArray[np.uint8], first: int = 0) -> int:
+    """Read from byte ``first`` on until ``buffer`` is full or the file ends; return how many."""
     view = buffer.data
-    done = _read(file, view)
+    done = _read(file, view, first)
     while 0 < done < len(view):
-        count = _read(file, view[done:])
+        count = _read(file, view[done:], first + done)
         if count == 0:
             break
         done += count
@@ -273,7 +283,7 @@ def _copy(file: int, dest: NDArray[np.uint8]) -> int:
     buffer = scratch("copy", min(dest.size, _COPIED_AT_ONCE))
     done = 0
     while done < dest.size:
-        count = _fill(file, buffer[: dest.size - done])
+        count = _fill(file, buffer[: dest.size - done], done)
         dest[done : done + count] = buffer[:count]
         done += count
         if count < len(buffer):
@@ -281,14 +291,15 @@ def _copy(file: int, dest: NDArray[np.uint8]) -> int:
     return done
 
 
-if hasattr(os, "readv"):
+if hasattr(os, "preadv"):
 
-    def _read(file: int, view: memoryview) -> int:
-        return os.readv(file, [view])
+    def _read(file: int, view: memoryview, first: int) -> int:
+        return os.preadv(file, [view], first)
 
 else:  # Windows
 
-    def _read(file: int, view: memoryview) -> int:
+    def _read(file: int, view: memoryview, first: int) -> int:
+        os.lseek(file, first, os.SEEK_SET)
         data = os.read(file, len(view))
         view[: len(data)] = data
         return len(data)
