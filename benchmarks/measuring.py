@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from random import Random
 from statistics import median
 from time import perf_counter
 from typing import Any, Self
@@ -85,8 +86,9 @@ def in_turn(
 ) -> dict[str, Taken | Exception]:
     """Measure ``ways``, by turns, so that a change of the machine's speed meets them all.
 
-    Each round begins with another one: who comes after one that has left much memory free gets
-    it back at once, where a virtual machine has to ask its host for more.
+    Each round has an order of its own: who comes after one that has left much memory free gets it
+    back at once, where a virtual machine has to ask its host for more. So the first run of each
+    counts only where there is no other, too: one of them has asked for it all.
 
     Each way returns its result, or an awaitable of it; the first one of each is checked. A way
     that raises is tried no more, and its error stands for what it took.
@@ -94,10 +96,9 @@ def in_turn(
     runs: dict[str, list[Taken]] = {name: [] for name in ways}
     spent = dict.fromkeys(ways, 0.0)
     errors: dict[str, Exception] = {}
-    names = list(ways)
-    for number in range(options.runs):
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
+    chance = Random(0)
+    for _ in range(options.runs):
+        for name in chance.sample(list(ways), len(ways)):
             if name in errors or spent[name] >= options.seconds:
                 continue
             # What others have left is theirs to clear away.
@@ -114,7 +115,7 @@ def in_turn(
             # A gigabyte must be gone before there is another.
             del result
             runs[name].append(taken)
-    return {name: errors.get(name) or _medians(runs[name]) for name in ways}
+    return {name: errors.get(name) or _medians(runs[name][1:] or runs[name]) for name in ways}
 
 
 def _medians(runs: Sequence[Taken]) -> Taken:
