@@ -246,6 +246,44 @@ def test_groups(options: dict[str, Any], zarr_format: int, way: Way) -> None:
     assert type(got) is dict
 
 
+def climates() -> xr.DataTree:
+    """Times of several calendars, bounds and packed values in groups below each other."""
+    return xr.DataTree.from_dict({"/": climate()[["area"]], "/a": climate(), "/b/c": climate()})
+
+
+DECODING: dict[str, dict[str, Any]] = {
+    name: OPTIONS[name]
+    for name in (
+        "times undecoded",
+        "times of cftime",
+        "some times undecoded",
+        "timedeltas decoded",
+        "packed",
+        "some packed",
+        "characters",
+        "coordinates undecoded",
+        "all coordinates",
+    )
+}
+
+
+@every_way
+@formats
+@pytest.mark.parametrize("options", DECODING.values(), ids=DECODING)
+def test_how_a_tree_is_decoded(options: dict[str, Any], zarr_format: int, way: Way) -> None:
+    store = stored(climates(), zarr_format)
+    for function in ("open_datatree", "open_groups"):
+        check(way, function, store, engine="zarr", **options)
+
+
+@every_way
+@formats
+def test_the_format_of_a_tree_may_be_told(zarr_format: int, way: Way) -> None:
+    store = stored(samples.tree(), zarr_format)
+    for function in ("open_datatree", "open_groups"):
+        check(way, function, store, engine="zarr", zarr_format=zarr_format)
+
+
 @every_way
 def test_coordinates_are_inherited(way: Way) -> None:
     tree = way("open_datatree", stored(samples.tree()), engine="zarr")
@@ -387,6 +425,19 @@ def test_without_default_indexes_no_index_is_read(function: str, way: Way) -> No
     recording.log.clear()
     way(function, recording, engine="zarr")
     assert recording.log.count("get", "x/c/*") == 1
+
+
+@own_ways
+@pytest.mark.parametrize("function", ["open_zarr", "open_dataarray"])
+def test_without_default_indexes_none_is_read_of_one_variable(function: str, way: Way) -> None:
+    store = MemoryStore()
+    samples.numbers()[["plane"]].drop_vars(["height", "where"]).to_zarr(store)
+    recording = RecordingStore(store)
+    options = {} if function == "open_zarr" else {"engine": "zarr"}
+    got = way(function, recording, create_default_indexes=False, **options)
+    assert recording.log.count("get", "*/c/*") == 0
+    assert not got.xindexes
+    assert lazy(got)
 
 
 # --- signatures -------------------------------------------------------------------------------
