@@ -137,11 +137,16 @@ def test_what_was_never_consolidated(zarr_format: int, way: Way) -> None:
 
 
 @every_way
-@pytest.mark.filterwarnings("ignore:Failed to open Zarr store with consolidated:RuntimeWarning")
-def test_what_was_never_consolidated_is_found_out(way: Way) -> None:
-    for zarr_format in (2, 3):
-        store = stored(samples.numbers(), zarr_format, consolidated=False)
-        check(way, "open_dataset", store, engine="zarr")
+@formats
+@pytest.mark.parametrize("function", ["open_dataset", "open_datatree", "open_groups"])
+def test_what_was_never_consolidated_is_found_out(
+    function: str, zarr_format: int, way: Way
+) -> None:
+    store = stored(samples.numbers(), zarr_format, consolidated=False)
+    with pytest.warns(RuntimeWarning, match="Failed to open Zarr store with consolidated") as said:
+        check(way, function, store, engine="zarr")
+    # By plain xarray, and by us.
+    assert len(said) == 2
 
 
 @every_way

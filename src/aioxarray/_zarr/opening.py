@@ -39,8 +39,8 @@ class Opened:
     consolidated
         What to tell that code of consolidated metadata.
     hierarchy
-        What is opened, where its metadata are not consolidated in the store and all known: zarr
-        then need not make its objects of them over again for each question of xarray's.
+        What is opened, where its metadata are told not to be consolidated, and all known: zarr then
+        need not make its objects of them over again for each question of xarray's.
     """
 
     store: Store
@@ -88,7 +88,9 @@ async def open_store(
     # xarray closes a store with the dataset unless the store is the caller's own.
     closes = store is not source and theirs is None
     stand_in = StorePath(PrefetchedStore(store, answers, closes=closes), place.path)
-    return Opened(store, stand_in, consolidated, answers.hierarchy)
+    # Where consolidated metadata were looked for in vain, xarray's own code has to warn of it.
+    hierarchy = answers.hierarchy if consolidated is False else None
+    return Opened(store, stand_in, consolidated, hierarchy)
 
 
 async def store_path(
