@@ -137,11 +137,16 @@ def test_what_was_never_consolidated(zarr_format: int, way: Way) -> None:
 
 
 @every_way
-@pytest.mark.filterwarnings("ignore:Failed to open Zarr store with consolidated:RuntimeWarning")
-def test_what_was_never_consolidated_is_found_out(way: Way) -> None:
-    for zarr_format in (2, 3):
-        store = stored(samples.numbers(), zarr_format, consolidated=False)
-        check(way, "open_dataset", store, engine="zarr")
+@formats
+@pytest.mark.parametrize("function", ["open_dataset", "open_datatree", "open_groups"])
+def test_what_was_never_consolidated_is_found_out(
+    function: str, zarr_format: int, way: Way
+) -> None:
+    store = stored(samples.numbers(), zarr_format, consolidated=False)
+    with pytest.warns(RuntimeWarning, match="Failed to open Zarr store with consolidated") as said:
+        check(way, function, store, engine="zarr")
+    # By plain xarray, and by us.
+    assert len(said) == 2
 
 
 @every_way
@@ -244,6 +249,44 @@ def test_groups(options: dict[str, Any], zarr_format: int, way: Way) -> None:
     store = stored(samples.tree(), zarr_format)
     got = check(way, "open_groups", store, engine="zarr", **options)
     assert type(got) is dict
+
+
+def climates() -> xr.DataTree:
+    """Times of several calendars, bounds and packed values in groups below each other."""
+    return xr.DataTree.from_dict({"/": climate()[["area"]], "/a": climate(), "/b/c": climate()})
+
+
+DECODING: dict[str, dict[str, Any]] = {
+    name: OPTIONS[name]
+    for name in (
+        "times undecoded",
+        "times of cftime",
+        "some times undecoded",
+        "timedeltas decoded",
+        "packed",
+        "some packed",
+        "characters",
+        "coordinates undecoded",
+        "all coordinates",
+    )
+}
+
+
+@every_way
+@formats
+@pytest.mark.parametrize("options", DECODING.values(), ids=DECODING)
+def test_how_a_tree_is_decoded(options: dict[str, Any], zarr_format: int, way: Way) -> None:
+    store = stored(climates(), zarr_format)
+    for function in ("open_datatree", "open_groups"):
+        check(way, function, store, engine="zarr", **options)
+
+
+@every_way
+@formats
+def test_the_format_of_a_tree_may_be_told(zarr_format: int, way: Way) -> None:
+    store = stored(samples.tree(), zarr_format)
+    for function in ("open_datatree", "open_groups"):
+        check(way, function, store, engine="zarr", zarr_format=zarr_format)
 
 
 @every_way
@@ -387,6 +430,19 @@ def test_without_default_indexes_no_index_is_read(function: str, way: Way) -> No
     recording.log.clear()
     way(function, recording, engine="zarr")
     assert recording.log.count("get", "x/c/*") == 1
+
+
+@own_ways
+@pytest.mark.parametrize("function", ["open_zarr", "open_dataarray"])
+def test_without_default_indexes_none_is_read_of_one_variable(function: str, way: Way) -> None:
+    store = MemoryStore()
+    samples.numbers()[["plane"]].drop_vars(["height", "where"]).to_zarr(store)
+    recording = RecordingStore(store)
+    options = {} if function == "open_zarr" else {"engine": "zarr"}
+    got = way(function, recording, create_default_indexes=False, **options)
+    assert recording.log.count("get", "*/c/*") == 0
+    assert not got.xindexes
+    assert lazy(got)
 
 
 # --- signatures -------------------------------------------------------------------------------

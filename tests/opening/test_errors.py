@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import xarray as xr
+from zarr.abc.store import Store
 from zarr.storage import LocalStore, MemoryStore
 
 import aioxarray
@@ -48,10 +53,20 @@ BAD: dict[str, tuple[Callable[[Path], Any], dict[str, Any]]] = {
     "the other format": (lambda _: stored(samples.tree()), {"engine": "zarr", "zarr_format": 2}),
     "an empty directory": (lambda folder: LocalStore(folder), {"engine": "zarr"}),
     "no such file": (lambda folder: folder / "nothing.nc", {"engine": "h5netcdf"}),
+    "no server": (lambda _: f"http://127.0.0.1:{unused_port()}/a.zarr", {"engine": "zarr"}),
+    "a scheme that nobody knows": (lambda _: "nowhere://a/b.zarr", {"engine": "zarr"}),
+    "nothing that could be opened": (lambda _: 42, {"engine": "zarr"}),
 }
 
 
-@own_ways
+def unused_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+@every_way
 @pytest.mark.filterwarnings("ignore:Failed to open Zarr store with consolidated:RuntimeWarning")
 @pytest.mark.parametrize("function", ["open_dataset", "open_datatree", "open_groups"])
 @pytest.mark.parametrize("name", BAD)
@@ -65,6 +80,75 @@ def test_the_types_of_errors_are_xarrays(
     with pytest.raises(Exception) as ours:  # noqa: PT011
         way(function, source, **options)
     assert type(ours.value) is type(plain.value)
+
+
+@own_ways
+@pytest.mark.filterwarnings("ignore:Failed to open Zarr store with consolidated:RuntimeWarning")
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_bad_leaves_nothing_behind(name: str, way: Way, tmp_path: Path) -> None:
+    """No request (tasks and places: see `nothing_left`), no file, and no thread of its own."""
+    make, options = BAD[name]
+
+    def fail(function: str) -> None:
+        source: Any = make(tmp_path)
+        if isinstance(source, Store):
+            source = RecordingStore(source)
+        with pytest.raises(Exception):  # noqa: B017, PT011 - the type is the test's above
+            way(function, source, **options)
+        if isinstance(source, RecordingStore):
+            assert source.log.in_flight == 0
+
+    # The first also makes threads that stay, a pool's.
+    fail("open_dataset")
+    process = psutil.Process()
+    files, threads = process.open_files(), set(threading.enumerate())
+    for function in ("open_dataset", "load_dataset", "open_datatree", "open_groups") * 5:
+        fail(function)
+    assert process.open_files() == files
+    # A pool may take a new one where the last is about to wait again; not each time.
+    assert len(set(threading.enumerate()) - threads) < 10
+
+
+def is_open(path: Path) -> bool:
+    return any(file.path == str(path) for file in psutil.Process().open_files())
+
+
+def odd_file(folder: Path, engine: Any) -> Path:
+    """Return a file of times that cannot be decoded."""
+    path = folder / "a.nc"
+    ds = xr.Dataset({"v": ("x", [1.0, 2.0], {"units": "days since yesterday"})})
+    ds.to_netcdf(path, engine=engine)
+    return path
+
+
+@own_ways
+@pytest.mark.parametrize("engine", ["netcdf4", "h5netcdf"])
+def test_what_was_loaded_has_closed_its_file(engine: Any, way: Way, tmp_path: Path) -> None:
+    path = odd_file(tmp_path, engine)
+    given: dict[str, Any] = {"engine": engine, "decode_times": False}
+    with way("open_dataset", path, **given):
+        assert is_open(path)
+    # Still referred to, so that no garbage collector closes it.
+    loaded = [way(function, path, **given) for function in ("load_dataset", "load_dataarray")]
+    loaded.append(way("load_datatree", path, **given)["v"])
+    assert not is_open(path)
+    assert all(each.sum().compute() == 3 for each in loaded)
+
+
+@pytest.mark.parametrize("engine", ["netcdf4", "h5netcdf"])
+def test_what_could_not_be_opened_lets_go_of_its_file(engine: Any, tmp_path: Path) -> None:
+    """As in plain xarray: with the error at the latest, without a garbage collector."""
+    path = odd_file(tmp_path, engine)
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.raises(ValueError, match="yesterday"):
+            aioxarray.open_dataset(path, engine=engine)
+        # The thread that had it lets go of it when it waits again.
+        while is_open(path):
+            time.sleep(0.001)
+    finally:
+        gc.enable()
 
 
 @own_ways

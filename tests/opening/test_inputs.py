@@ -122,6 +122,47 @@ def test_credentials_and_endpoint(way: Way, s3: dict[str, Any]) -> None:
         way("open_dataset", "s3://opening/none.zarr", engine="zarr", storage_options=s3)
 
 
+@every_way
+@pytest.mark.parametrize("function", ["open_datatree", "open_groups"])
+def test_credentials_for_trees(way: Way, function: str, s3: dict[str, Any]) -> None:
+    url = "s3://opening/a.zarr"
+    got = way(function, url, engine="zarr", storage_options=s3, consolidated=True)
+    xr.testing.assert_identical(root(got).load(), samples.numbers())
+
+
+def root(opened: Any) -> xr.Dataset:
+    """Return the dataset at the root of a tree, or of groups."""
+    ds: xr.Dataset = opened["/"] if isinstance(opened, dict) else opened.to_dataset()
+    return ds
+
+
+@own_ways
+def test_credentials_for_open_zarr(way: Way, s3: dict[str, Any]) -> None:
+    got = way("open_zarr", "s3://opening/a.zarr", storage_options=s3, consolidated=True)
+    xr.testing.assert_identical(got.load(), samples.numbers())
+
+
+@own_ways
+def test_a_url_that_fsspec_has_nothing_for_is_obstores(
+    way: Way, s3: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As where s3fs is not installed. By this scheme, which fsspec has not met here: it would
+    # remember the filesystem.
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3["client_kwargs"]["endpoint_url"])
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3["key"])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3["secret"])
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+    with way("open_dataset", "s3a://opening/a.zarr", engine="zarr", consolidated=True) as got:
+        xr.testing.assert_identical(got.load(), samples.numbers())
+    with pytest.raises(FileNotFoundError):
+        way("open_dataset", "s3a://opening/none.zarr", engine="zarr")
+    # Its options are fsspec's, so that fsspec says what is missing.
+    with pytest.raises(ImportError, match="s3fs"):
+        way("open_dataset", "s3a://opening/a.zarr", engine="zarr", storage_options=s3)
+
+
 def test_a_store_of_obstore_with_credentials(s3: dict[str, Any]) -> None:
     store = obstore.store.S3Store(
         "opening",
@@ -143,6 +184,23 @@ def test_open_files(way: Way, folder: Path) -> None:
             xr.testing.assert_identical(got.load(), netcdf())
     with way("open_dataset", io.BytesIO((folder / "a.nc").read_bytes())) as got:
         xr.testing.assert_identical(got.load(), netcdf())
+
+
+@own_ways
+def test_open_files_of_fsspec(way: Way, url: str) -> None:
+    with fsspec.open(f"{url}/a.nc") as file:
+        with way("open_dataset", file, engine="h5netcdf") as got:
+            xr.testing.assert_identical(got.load(), netcdf())
+
+
+@every_way
+@pytest.mark.parametrize("function", ["open_datatree", "open_groups", "load_datatree"])
+def test_trees_at_paths_and_urls(way: Way, function: str, folder: Path, url: str) -> None:
+    for source in (folder / "a.zarr", f"{url}/a.zarr"):
+        got = way(function, source, engine="zarr", consolidated=True)
+        xr.testing.assert_identical(root(got).load(), samples.numbers())
+        for each in got.values() if isinstance(got, dict) else [got]:
+            each.close()
 
 
 # --- netCDF4 as Zarr ----------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from zarr.storage import MemoryStore
 from aioxarray._zarr.hierarchy import Node
 from aioxarray.testing import RecordingStore
 from tests import samples
-from tests.opening.helpers import Way, assert_loaded, every_way
+from tests.opening.helpers import Way, assert_loaded, assert_opened, every_way
 from tests.samples import stored
 
 
@@ -53,18 +53,22 @@ register_codec("aioxarray.tests.counted", Counted)
 
 @every_way
 @pytest.mark.parametrize("function", ["open_dataset", "open_datatree"])
-def test_zarr_makes_its_objects_once(function: str, way: Way) -> None:
-    names, groups = ["a", "b", "c"], ["/", "/one", "/one/two"]
+def test_zarr_makes_its_objects_once_of_arrays_that_are_alike(function: str, way: Way) -> None:
+    sizes = {"a": 3, "b": 4, "c": 4}
     store = MemoryStore()
-    counted = {"filters": [Counted()]}
-    for group in groups:
-        ds = xr.Dataset({name: ("x", np.arange(4.0)) for name in names})
-        encoding = dict.fromkeys(names, counted)
+    for group in ("/", "/one", "/one/two"):
+        ds = xr.Dataset(
+            {
+                name: (f"x{size}", np.arange(float(size)), {"long_name": f"{name} of {group}"})
+                for name, size in sizes.items()
+            }
+        )
+        encoding = {name: {"filters": [Counted()]} for name in sizes}
         ds.to_zarr(store, group=group, encoding=encoding, consolidated=False)
     before = Counted.met
-    way(function, store, engine="zarr", consolidated=False)
-    met = Counted.met - before
-    assert met == len(names) * (len(groups) if function == "open_datatree" else 1)
+    got = way(function, store, engine="zarr", consolidated=False)
+    assert Counted.met - before == len(set(sizes.values()))
+    assert_opened(got, getattr(xr, function)(store, engine="zarr", consolidated=False))
 
 
 def a_stray_object(store: MemoryStore) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import pickle
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -236,6 +237,32 @@ def test_xarrays_own_load_async_keeps_to_the_limit(way: Way) -> None:
     assert recording.log.most_in_flight == 7
     assert len(recording.log.requests) == 80
     xr.testing.assert_identical(ds, plain(8, 10))
+
+
+def test_xarrays_own_loads_on_many_loops_keep_to_one_limit() -> None:
+    """Three loops in three threads, and plain code: the limit is the process's."""
+    gated = GatedStore(written(4, 10), "*/c/*")
+    recording = RecordingStore(gated)
+    opened = [
+        aioxarray.open_dataset(recording, engine="zarr", consolidated=False).isel(x=slice(n, None))
+        for n in range(4)
+    ]
+    recording.log.clear()
+    calls: list[Callable[[], Any]] = [
+        *(partial(asyncio.run, ds.load_async()) for ds in opened[1:]),
+        opened[0].load,
+    ]
+    threads = [threading.Thread(target=call) for call in calls]
+    with aioxarray.config.set(concurrency=7):
+        for thread in threads:
+            thread.start()
+        gated.wait_requested("*/c/*", count=7)
+        gated.release_all()
+        for thread in threads:
+            thread.join()
+    assert recording.log.most_in_flight == 7
+    for n, ds in enumerate(opened):
+        xr.testing.assert_identical(ds, plain(4, 10).isel(x=slice(n, None)))
 
 
 def test_xarrays_own_load_async_is_one_round_trip() -> None:

@@ -147,13 +147,8 @@ class _Remote:
         if self.outcome.done():
             # Cancelled, by a leash, just before the start was sent.
             return
-        self._task = self._loop.create_task(self._run())
+        self._task = self._loop.create_task(_call(self._function))
         self._task.add_done_callback(self._end)
-
-    async def _run(self) -> Any:
-        # Called in the task, so that wrong arguments are its error: nobody else would hear it,
-        # and the caller would wait for ever.
-        return await self._function()
 
     def _cancel(self) -> None:
         if self._task is not None:
@@ -171,6 +166,13 @@ class _Remote:
         else:
             self.outcome.set_result(task.result())
         self._on_end()
+
+
+async def _call(function: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    # Called in the task, so that wrong arguments are its error: nobody else would hear it, and the
+    # caller would wait for ever. Not a method: the traceback of an error holds this frame, which
+    # must not hold the outcome with that error.
+    return await function()
 
 
 class Leash:
@@ -269,8 +271,13 @@ async def run_on(
                     # and the task group around it, say. The first one goes on below.
                     continue
         raise
-    result: T = _result(remote)
-    return result
+    try:
+        result: T = remote.outcome.result()
+        return result
+    finally:
+        # The outcome holds the exception, whose traceback holds this frame: break the circle, so
+        # that what had been opened is let go of with the exception, not some time later.
+        del remote
 
 
 def run_blocking(function: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -303,21 +310,18 @@ def run_blocking(function: Callable[[], Coroutine[Any, Any, T]]) -> T:
             remote.cancel()
             remote.outcome.exception()
             raise
-    result: T = _result(remote)
-    return result
+    try:
+        result: T = remote.outcome.result()
+        return result
+    finally:
+        # The outcome holds the exception, whose traceback holds this frame: break the circle, so
+        # that what had been opened is let go of with the exception, not some time later.
+        del remote
 
 
 def _serve(inbox: queue.SimpleQueue[Callable[[], None] | None]) -> None:
     while (function := inbox.get()) is not None:
         function()
-
-
-def _result(remote: _Remote) -> Any:
-    try:
-        return remote.outcome.result()
-    finally:
-        # The outcome holds the exception, whose traceback holds this frame: break the circle.
-        del remote
 
 
 def blocking(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:

@@ -138,7 +138,11 @@ class Lane:
             start, self._busy = not self._busy, True
         if start:
             self._pool.submit(self._work)
-        return await asyncio.wrap_future(call)
+        try:
+            return await asyncio.wrap_future(call)
+        finally:
+            # As in `run_blocking`: its exception's traceback holds this frame.
+            del call
 
     def drop(self, obj: object) -> None:
         """Let go of ``obj``, whose last reference this may be, between the calls."""
@@ -174,5 +178,7 @@ def _finish(call: Future[Any], function: Callable[[], Any]) -> None:
         result = function()
     except BaseException as error:  # noqa: BLE001 - it belongs to whoever awaits the call
         call.set_exception(error)
+        # As above.
+        del call
     else:
         call.set_result(result)

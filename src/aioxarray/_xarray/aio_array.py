@@ -14,7 +14,7 @@ from xarray.core.indexing import ExplicitlyIndexedNDArrayMixin
 
 from aioxarray._runtime.loops import io_loop, run_blocking, run_on
 from aioxarray._runtime.threads import Lane
-from aioxarray._xarray.lazy import Lazy
+from aioxarray._xarray.lazy import Lazy, known_data
 from aioxarray._xarray.loader import Options, read_all
 
 
@@ -153,10 +153,16 @@ class ReadTogether:
         return self._read([array])[0]
 
     def _read(self, arrays: Sequence[AioArray]) -> list[Any]:
-        if self._file is None:
-            return run_blocking(lambda: read_arrays(arrays))
-        # All of them in the same lane: one visit there, not one for each.
-        lane = self._file.lane
-        return run_blocking(
-            lambda: lane.run(lambda: [each.array.get_duck_array() for each in arrays])
-        )
+        if self._file is not None:
+            # All of them in the same lane: one visit there, not one for each.
+            lane = self._file.lane
+            return run_blocking(
+                lambda: lane.run(lambda: [each.array.get_duck_array() for each in arrays])
+            )
+        values = [known_data(each.array) for each in arrays]
+        unknown = [index for index, value in enumerate(values) if value is None]
+        if unknown:
+            read = run_blocking(lambda: read_arrays([arrays[index] for index in unknown]))
+            for index, value in zip(unknown, read, strict=True):
+                values[index] = value
+        return values

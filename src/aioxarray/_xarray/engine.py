@@ -6,7 +6,6 @@ import functools
 import inspect
 import os
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +30,7 @@ from aioxarray._xarray.known import KnownArray, open_known_dataset, open_known_g
 from aioxarray._xarray.read import lane_of_hdf5
 from aioxarray._xarray.remote_files import AheadFile, read_ahead
 from aioxarray._zarr import reading
+from aioxarray._zarr.groups import known_group
 from aioxarray._zarr.opening import Opened, give_back, open_store
 
 if TYPE_CHECKING:
@@ -87,17 +87,12 @@ class AioBackendEntrypoint(BackendEntrypoint):
             _equip(_datasets(result))
             return result
         opened = _open_store(source, options, deep=deep, indexes=self.reads_indexes)
-        options = {**options, "storage_options": None}
-        open_known = open_known_groups if deep else open_known_dataset
-        result = None
-        if opened.as_consolidated is not None:
-            with suppress(KeyError):
-                result = open_known(
-                    inner, opened.as_consolidated, {**options, "consolidated": True}
-                )
-        if result is None:
-            given = {**options, "consolidated": opened.consolidated}
-            result = open_known(inner, opened.stand_in, given)
+        group = None
+        if opened.hierarchy is not None and options.get("mode", "r") == "r":
+            group = known_group(opened.stand_in, opened.hierarchy)
+        given = {**options, "storage_options": None, "consolidated": opened.consolidated}
+        open_known: Callable[..., Any] = open_known_groups if deep else open_known_dataset
+        result = open_known(inner, opened.stand_in, given, group)
         if method == "open_datatree":
             result = datatree_from_dict_with_io_cleanup(result)
         _equip(_datasets(result), give_back_to=opened.store, ahead=self.reads_indexes)
@@ -276,4 +271,4 @@ def _give_back(data: Any, store: Store) -> None:
     if isinstance(data, ZarrArrayWrapper):
         give_back(data._array, store)
         if isinstance(data, KnownArray) and owner is not None:
-            owner.array = ZarrArrayWrapper(data._array)
+            owner.array = data.plain

@@ -11,6 +11,7 @@ import math
 from collections.abc import Coroutine, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import zarr
 
 # Private: the store and the arrays of xarray's Zarr engine, and how it names groups. Can go when
@@ -25,33 +26,55 @@ from aioxarray._zarr.prefetched import PrefetchedStore
 
 if TYPE_CHECKING:
     import xarray as xr
+    from numpy.typing import NDArray
     from zarr.core.buffer import Buffer
 
 
+# What is so small is decoded as a whole, once: xarray asks for the ends of times, then for all.
+_SMALL_BYTES = 16 << 10
+
+
 class KnownArray(ZarrArrayWrapper):
-    """A Zarr array of which some chunks are known."""
+    """A Zarr array of which some chunks are known.
 
-    __slots__ = ("_values",)
+    Parameters
+    ----------
+    plain
+        xarray's own array, which stands here again once what is known may be forgotten.
+    values
+        Of chunks, by their keys in the store; None of those that are missing.
+    """
 
-    def __init__(self, array: zarr.Array[Any], values: Mapping[str, Buffer | None]) -> None:
-        # xarray's has no types.
-        super().__init__(array)  # type: ignore[no-untyped-call]
+    __slots__ = ("_values", "_whole", "plain")
+
+    def __init__(self, plain: ZarrArrayWrapper, values: Mapping[str, Buffer | None]) -> None:
+        # Not by the constructor of the base class, which asks the codecs for the type once more.
+        self._array, self.shape, self.dtype = plain._array, plain.shape, plain.dtype
+        self.plain = plain
         self._values = values
+        self._whole: NDArray[Any] | None = None
 
     @property
-    def nbytes(self) -> int:
-        return int(math.prod(self.shape) * self.dtype.itemsize)
+    def is_small(self) -> bool:
+        """Whether decoding it takes less time than finding a thread that does."""
+        return int(math.prod(self.shape)) * int(self.dtype.itemsize) <= _SMALL_BYTES
 
     def known(self, key: ExplicitIndexer) -> Any:
         """Return what ``key`` selects; None where that is not known."""
         if isinstance(key, VectorizedIndexer) or not is_basic(key.tuple):
             return None
+        if self._whole is None and self.is_small:
+            everything = (slice(None),) * len(self.shape)
+            self._whole = known_block(self._array, everything, self._values)
+        if self._whole is not None:
+            return np.array(self._whole[key.tuple])
         return known_block(self._array, key.tuple, self._values)
 
     def __getitem__(self, key: ExplicitIndexer) -> Any:
         known = self.known(key)
         if known is not None:
             return known
+        # xarray's has no types.
         return super().__getitem__(key)  # type: ignore[no-untyped-call]
 
 
@@ -66,7 +89,7 @@ class KnownStore(ZarrStore):
         if isinstance(store, PrefetchedStore) and isinstance(array, zarr.Array):
             lazy: Any = variable._data
             # Not yet wrapped any further: that is what decoding will do.
-            lazy.array = KnownArray(array, store.values)
+            lazy.array = KnownArray(lazy.array, store.values)
         return variable
 
     def _fetch_members(self) -> dict[str, Any]:
@@ -112,14 +135,19 @@ _OF_STORE = ("mode", "consolidated", "storage_options", "zarr_format")
 
 
 def open_known_groups(
-    engine: ZarrBackendEntrypoint, place: Any, options: Mapping[str, Any]
+    engine: ZarrBackendEntrypoint,
+    place: Any,
+    options: Mapping[str, Any],
+    known: zarr.Group | None,
 ) -> dict[str, xr.Dataset]:
-    """Open all groups at ``place``, as ``engine`` itself would."""
+    """Open all groups at ``place``, as ``engine`` itself would.
+
+    ``known`` is the group at ``place``, if it is known already.
+    """
     group = options.get("group")
     parent = NodePath("/") / NodePath(group) if group else NodePath("/")
-    opening = {name: options[name] for name in _OF_STORE if name in options}
     decoding = {k: v for k, v in options.items() if k not in (*_OF_STORE, "group")}
-    root = KnownStore.open_group(place, group=str(parent), **opening)
+    root = _known_store(place, {**options, "group": str(parent)}, known)
     return {
         str(NodePath(path).relative_to(parent)) if group else path: engine.open_dataset(
             place, store=store, **decoding
@@ -129,11 +157,28 @@ def open_known_groups(
 
 
 def open_known_dataset(
-    engine: ZarrBackendEntrypoint, place: Any, options: Mapping[str, Any]
+    engine: ZarrBackendEntrypoint,
+    place: Any,
+    options: Mapping[str, Any],
+    known: zarr.Group | None,
 ) -> xr.Dataset:
-    """Open the dataset at ``place``, as ``engine`` itself would."""
+    """Open the dataset at ``place``, as ``engine`` itself would; ``known`` as with groups."""
+    of_store = (*_OF_STORE, "group", "cache_members")
+    decoding = {name: value for name, value in options.items() if name not in of_store}
+    return engine.open_dataset(place, store=_known_store(place, options, known), **decoding)
+
+
+def _known_store(place: Any, options: Mapping[str, Any], known: zarr.Group | None) -> KnownStore:
     of_store = (*_OF_STORE, "group", "cache_members")
     opening = {name: options[name] for name in of_store if name in options}
-    decoding = {name: value for name, value in options.items() if name not in of_store}
-    store = KnownStore.open_group(place, **opening)
-    return engine.open_dataset(place, store=store, **decoding)
+    if known is None:
+        opened: KnownStore = KnownStore.open_group(place, **opening)
+        return opened
+    # What opening a group of format 3 in a store that is not the caller's comes to.
+    return KnownStore(
+        known,
+        opening.get("mode", "r"),
+        close_store_on_close=True,
+        use_zarr_fill_value_as_mask=False,
+        cache_members=opening.get("cache_members", True),
+    )

@@ -28,9 +28,6 @@ from aioxarray._zarr.arrays import read_block, readable
 from aioxarray._zarr.chunks import is_basic
 from aioxarray._zarr.reading import Reading
 
-# What is known and so small is decoded on the I/O loop: it takes less time than finding a thread.
-_AT_ONCE_BYTES = 16 << 10
-
 blocking_pool = Pool("aioxarray-blocking", BLOCKING_THREADS)
 
 
@@ -56,10 +53,6 @@ async def read(
                 # An adapter around something that cannot.
                 pass
         return await blocking_pool.run(array.get_duck_array)
-    if type(array) is KnownArray and array.nbytes <= _AT_ONCE_BYTES:
-        known = array.known(source.key)
-        if known is not None:
-            return known
     if type(array) in (ZarrArrayWrapper, KnownArray):
         array = copy.copy(array)
         array._array = readable(array._array, reading, report)

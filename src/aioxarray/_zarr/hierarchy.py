@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -138,15 +138,27 @@ def consolidated_nodes(root: str, documents: Mapping[str, Mapping[str, Any]]) ->
     return [node for node in nodes if node is not None]
 
 
-def consolidated_document(
-    root: str, group: Mapping[str, Any], nodes: Iterable[Node]
-) -> dict[str, Any] | None:
-    """Return the ``zarr.json`` of the group at ``root`` with ``nodes``, all below it, inside.
+@dataclass(frozen=True)
+class Hierarchy:
+    """A group of format 3, and all that is below it.
+
+    Attributes
+    ----------
+    document
+        The ``zarr.json`` of the group, without consolidated metadata.
+    nodes
+        Each group before what is in it.
+    """
+
+    document: Mapping[str, Any]
+    nodes: Sequence[Node]
+
+
+def hierarchy(group: Mapping[str, Any], nodes: Sequence[Node]) -> Hierarchy | None:
+    """Return the hierarchy of the ``zarr.json`` of a group and ``nodes``, all that is below it.
 
     None if zarr, meeting these nodes one by one, would look at them in another way.
     """
-    start = len(join(root, "")) if root else 0
-    inside: dict[str, Any] = {}
     for node in nodes:
         document = node.document
         of_kind = document.get("node_type") == ("array" if node.is_array else "group")
@@ -155,9 +167,8 @@ def consolidated_document(
         if document.get("consolidated_metadata") is not None:
             # It would believe that rather than what is there.
             return None
-        inside[node.path[start:]] = document
-    about = {"kind": "inline", "must_understand": False, "metadata": inside}
-    return {**group, "consolidated_metadata": about}
+    own = {name: value for name, value in group.items() if name != "consolidated_metadata"}
+    return Hierarchy(own, nodes)
 
 
 def time_nodes(nodes: Iterable[Node]) -> list[Node]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from zarr.abc.store import Store
-from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import ObjectStore, StorePath
 
 # Private: how zarr makes a store of a path, a URL, a mapping or an object of another library.
@@ -17,14 +15,15 @@ from zarr.storage._common import make_store_path
 
 from aioxarray._runtime.budget import Budget
 from aioxarray._zarr.fork import usable_here
-from aioxarray._zarr.hierarchy import join
 from aioxarray._zarr.prefetch import prefetch
-from aioxarray._zarr.prefetched import Answers, PrefetchedStore
+from aioxarray._zarr.prefetched import PrefetchedStore
 from aioxarray._zarr.store import LimitedStore
 from aioxarray.config import request_limit
 
 if TYPE_CHECKING:
     import zarr
+
+    from aioxarray._zarr.hierarchy import Hierarchy
 
 
 @dataclass(frozen=True)
@@ -39,17 +38,15 @@ class Opened:
         What xarray's own code opens instead.
     consolidated
         What to tell that code of consolidated metadata.
-    as_consolidated
-        The same stand-in with metadata that are not consolidated in the store, and are here:
-        zarr makes its objects of them once, and not over again for each question of xarray's.
-        None where that is of no use. A KeyError while it is opened says that zarr has to see
-        the metadata one by one: it leaves out what it knows no codec for.
+    hierarchy
+        What is opened, where its metadata are told not to be consolidated, and all known: zarr then
+        need not make its objects of them over again for each question of xarray's.
     """
 
     store: Store
     stand_in: StorePath
     consolidated: bool | None
-    as_consolidated: StorePath | None = None
+    hierarchy: Hierarchy | None = None
 
 
 async def open_store(
@@ -90,17 +87,10 @@ async def open_store(
         )
     # xarray closes a store with the dataset unless the store is the caller's own.
     closes = store is not source and theirs is None
-
-    def stand_in(answers: Answers) -> StorePath:
-        return StorePath(PrefetchedStore(store, answers, closes=closes), place.path)
-
-    merged = None
-    if consolidated is False and answers.consolidated is not None:
-        document = json.dumps(answers.consolidated).encode()
-        key = join(place.path, "zarr.json")
-        values = {**answers.values, key: default_buffer_prototype().buffer.from_bytes(document)}
-        merged = stand_in(replace(answers, values=values))
-    return Opened(store, stand_in(answers), consolidated, merged)
+    stand_in = StorePath(PrefetchedStore(store, answers, closes=closes), place.path)
+    # Where consolidated metadata were looked for in vain, xarray's own code has to warn of it.
+    hierarchy = answers.hierarchy if consolidated is False else None
+    return Opened(store, stand_in, consolidated, hierarchy)
 
 
 async def store_path(

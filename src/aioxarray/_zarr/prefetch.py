@@ -7,7 +7,7 @@ xarray's own code opens the dataset, and what is wrong with a store, zarr finds 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +18,8 @@ from aioxarray._zarr.hierarchy import (
     ROOT_KEYS,
     V2_KEYS,
     Node,
-    consolidated_document,
     consolidated_nodes,
+    hierarchy,
     join,
     node_v2,
     node_v3,
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from zarr.abc.store import Store
     from zarr.core.buffer import Buffer
 
+    from aioxarray._zarr.store import LimitedStore
+
 # The bytes are held until the indexes are made, which very many are not for.
 _MOST_CHUNKS = 64
 
@@ -39,7 +41,7 @@ _logger = logging.getLogger("aioxarray")
 
 
 async def prefetch(
-    store: Store,
+    store: LimitedStore,
     root: str,
     group: str,
     *,
@@ -73,20 +75,9 @@ async def prefetch(
     drop
         Names of variables that will not be opened.
     """
-    reader = _Prefetch(store)
+    reader = _Prefetch(store, deep=deep, times=times, indexes=indexes, drop=drop)
     try:
-        nodes = await reader.metadata(root, group, consolidated, zarr_format, deep=deep)
-        dropped = set(drop)
-        wanted = [node for node in nodes if node.name not in dropped]
-        keys: list[str] = []
-        if indexes:
-            for node in wanted:
-                if node.is_index:
-                    keys += node.chunk_keys(_MOST_CHUNKS)
-        if times:
-            for node in time_nodes(wanted):
-                keys += node.end_chunk_keys()
-        await reader.fetch(keys)
+        await reader.read(root, group, consolidated, zarr_format)
     except Exception as error:  # noqa: BLE001 - the same request of zarr's own raises it again
         _logger.debug("prefetching for %r stopped: %r", store, error)
     return reader.answers
@@ -103,93 +94,118 @@ async def fetch(store: Store, keys: Iterable[str]) -> dict[str, Buffer | None]:
 class _Prefetch:
     """The answers gathered so far."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(
+        self, store: LimitedStore, *, deep: bool, times: bool, indexes: bool, drop: Iterable[str]
+    ) -> None:
         self._store = store
+        self._deep = deep
+        self._times = times
+        self._indexes = indexes
+        self._drop = frozenset(drop)
         self.answers = Answers()
         # Whether something was listed that is neither an array nor a group.
         self._odd = False
 
-    async def fetch(self, keys: Iterable[str]) -> None:
-        """Fetch the values of ``keys``, all side by side, those that are known excepted."""
-        missing = [key for key in keys if key not in self.answers.values]
-        self.answers.values.update(await fetch(self._store, missing))
-
-    def document(self, key: str) -> dict[str, Any] | None:
-        value = self.answers.values.get(key)
-        return None if value is None else parse(value.to_bytes())
-
-    async def metadata(
-        self,
-        root: str,
-        group: str,
-        consolidated: bool | None,
-        zarr_format: int | None,
-        *,
-        deep: bool,
-    ) -> list[Node]:
-        """Fetch the metadata of all that will be opened; return its nodes."""
+    async def read(
+        self, root: str, group: str, consolidated: bool | None, zarr_format: int | None
+    ) -> None:
+        """Fetch the metadata of all that will be opened, and the values that opening reads."""
         if consolidated is not False:
             documents = await self._group_documents(root, zarr_format)
             nodes = consolidated_nodes(root, documents)
             if nodes is not None:
                 prefix = join(group, "") if group else ""
                 below = [node for node in nodes if node.path.startswith(prefix)]
-                return below if deep else [node for node in below if node.parent == group]
+                if not self._deep:
+                    below = [node for node in below if node.parent == group]
+                await self._values(below)
+                return
             if consolidated:
-                return []
+                return
         documents = await self._group_documents(group, zarr_format)
         if not documents or not self._store.supports_listing:
-            return []
-        nodes = await self._members(group, 3 if "zarr.json" in documents else 2, deep=deep)
+            return
+        nodes = await self._members(group, 3 if "zarr.json" in documents else 2)
         if group == root and "zarr.json" in documents and not self._odd:
-            self.answers.consolidated = consolidated_document(root, documents["zarr.json"], nodes)
-        return nodes
+            self.answers.hierarchy = hierarchy(documents["zarr.json"], nodes)
+
+    async def _fetch(self, keys: Iterable[str]) -> None:
+        """Fetch the values of ``keys``, all side by side, those that are known excepted."""
+        self.answers.values.update(await fetch(self._store, self._unknown(keys)))
+
+    def _unknown(self, keys: Iterable[str]) -> list[str]:
+        return [key for key in dict.fromkeys(keys) if key not in self.answers.values]
+
+    def _document(self, key: str) -> dict[str, Any] | None:
+        value = self.answers.values.get(key)
+        return None if value is None else parse(value.to_bytes())
 
     async def _group_documents(
         self, path: str, zarr_format: int | None
     ) -> dict[str, dict[str, Any]]:
         names = {2: ROOT_KEYS[1:], 3: ROOT_KEYS[:1]}.get(zarr_format or 0, ROOT_KEYS)
-        await self.fetch(join(path, name) for name in names)
-        documents = {name: self.document(join(path, name)) for name in names}
+        await self._fetch(join(path, name) for name in names)
+        documents = {name: self._document(join(path, name)) for name in names}
         return {name: document for name, document in documents.items() if document is not None}
 
-    async def _members(self, path: str, zarr_format: int, *, deep: bool) -> list[Node]:
-        """Fetch the documents of what is below a group: two round trips a level."""
+    async def _values(self, nodes: Iterable[Node]) -> None:
+        """Fetch the chunks of ``nodes`` that opening reads."""
+        wanted = [node for node in nodes if node.name not in self._drop]
+        keys: list[str] = []
+        if self._indexes:
+            for node in wanted:
+                if node.is_index:
+                    keys += node.chunk_keys(_MOST_CHUNKS)
+        if self._times:
+            for node in time_nodes(wanted):
+                keys += node.end_chunk_keys()
+        await self._fetch(keys)
+
+    async def _members(self, path: str, zarr_format: int) -> list[Node]:
+        """Fetch the documents of what is below a group: two round trips a level.
+
+        Side by side with those of a level further down, the values that opening reads.
+        """
         names = tuple([name async for name in self._store.list_dir(path)])
         self.answers.listings[path] = names
         members = [name for name in names if name != "zarr.json" and not name.startswith(".z")]
         paths = [join(path, member) for member in members]
-        files = ("zarr.json",) if zarr_format == 3 else V2_KEYS
-        if zarr_format == 2 and not deep:
-            await self._arrays_v2(paths)
-        await self.fetch(join(member, file) for member in paths for file in files)
-        nodes: list[Node] = []
-        for below in paths:
-            if zarr_format == 3:
-                document = self.document(join(below, "zarr.json"))
-                node = None if document is None else node_v3(below, document)
-            else:
-                node = node_v2(below, {file: self.document(join(below, file)) for file in files})
-            if node is None:
-                self._odd = True
-            else:
-                nodes.append(node)
-        if deep:
-            groups = [node.path for node in nodes if not node.is_array]
-            walks = [partial(self._members, group, zarr_format, deep=True) for group in groups]
-            for found in await gather(walks):
-                nodes += found
-        return nodes
+        if zarr_format == 3:
+            nodes = await self._nodes_v3(paths)
+        else:
+            nodes = await self._nodes_v2(paths)
+        self._odd = self._odd or len(nodes) < len(paths)
+        groups = [node.path for node in nodes if not node.is_array] if self._deep else []
+        walks = [partial(self._members, group, zarr_format) for group in groups]
+        steps: list[Callable[[], Awaitable[Any]]] = [partial(self._values, nodes), *walks]
+        _, *below = await gather(steps)
+        return nodes + [node for found in below for node in found]
 
-    async def _arrays_v2(self, paths: Iterable[str]) -> None:
+    async def _nodes_v3(self, paths: Sequence[str]) -> list[Node]:
+        keys = self._unknown(join(path, "zarr.json") for path in paths)
+        values = await self._store.get_documents(default_buffer_prototype(), keys)
+        self.answers.values.update(zip(keys, values, strict=True))
+        found = ((path, self._document(join(path, "zarr.json"))) for path in paths)
+        return [node_v3(path, document) for path, document in found if document is not None]
+
+    async def _nodes_v2(self, paths: Sequence[str]) -> list[Node]:
+        if not self._deep:
+            await self._arrays_v2(paths)
+        await self._fetch(join(path, name) for path in paths for name in V2_KEYS)
+        found = (
+            node_v2(path, {name: self._document(join(path, name)) for name in V2_KEYS})
+            for path in paths
+        )
+        return [node for node in found if node is not None]
+
+    async def _arrays_v2(self, paths: Sequence[str]) -> None:
         """Fetch the documents of those of ``paths`` that are arrays of format 2.
 
         zarr asks an array whether it is a group too, and does not care for the answer: that it
         has none saves a third of the requests. Groups take one round trip more, so this is for
         where few are expected.
         """
-        listed = list(paths)
-        await self.fetch(join(path, name) for path in listed for name in (".zarray", ".zattrs"))
-        for path in listed:
+        await self._fetch(join(path, name) for path in paths for name in (".zarray", ".zattrs"))
+        for path in paths:
             if self.answers.values[join(path, ".zarray")] is not None:
                 self.answers.values[join(path, ".zgroup")] = None

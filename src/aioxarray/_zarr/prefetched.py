@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
     from zarr.core.buffer import Buffer, BufferPrototype
 
+    from aioxarray._zarr.hierarchy import Hierarchy
+
 
 @dataclass
 class Answers:
@@ -25,14 +27,14 @@ class Answers:
         Of keys: the whole value, or None where the store has none.
     listings
         Of prefixes: the names directly below them.
-    consolidated
-        What the ``zarr.json`` of the group that is opened would be, were its metadata
-        consolidated. None: it is, or not all of it is known.
+    hierarchy
+        The group that is opened and all below it. None: it is of format 2, has consolidated
+        metadata that are asked for, or not all of it is known.
     """
 
     values: dict[str, Buffer | None] = field(default_factory=dict)
     listings: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    consolidated: dict[str, Any] | None = None
+    hierarchy: Hierarchy | None = None
 
     def lacks(self, key: str) -> bool:
         """Say whether listings show that there is no ``key``, and nothing below it."""

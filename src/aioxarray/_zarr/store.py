@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,21 @@ class LimitedStore(WrapperStore[Store]):
             [functools.partial(self.get, key, prototype, part) for key, part in key_ranges]
         )
 
+    async def get_documents(
+        self, prototype: BufferPrototype, keys: Sequence[str]
+    ) -> list[Buffer | None]:
+        """Read metadata documents: one request each, or one where all of them are one object."""
+        if _has_documents_in_one_object(self._store):
+            try:
+                async with self._requests.hold():
+                    return await self._store.get_partial_values(
+                        prototype, [(key, None) for key in keys]
+                    )
+            except TypeError:
+                # So it fails where one is missing, and does not say which.
+                pass
+        return await gather([functools.partial(self.get, key, prototype) for key in keys])
+
     async def get_ranges(
         self, key: str, byte_ranges: Sequence[ByteRequest | None], **options: Any
     ) -> AsyncIterator[Sequence[tuple[int, Buffer | None]]]:
@@ -83,3 +99,13 @@ class LimitedStore(WrapperStore[Store]):
     def _supports_sync_io(self) -> bool:
         # zarr's fast path for stores that can be read without awaiting would go round ``get``.
         return False
+
+
+def _has_documents_in_one_object(store: Store) -> bool:
+    """Say whether ``store`` has all metadata in memory once it has answered anything.
+
+    Icechunk has them in its snapshot. It answers for many keys in a tenth of the time that it
+    takes to be asked for each; chunks not, of which it then reads ten at a time.
+    """
+    # Not imported: what was not, no store can be of.
+    return type(store) is getattr(sys.modules.get("icechunk"), "IcechunkStore", None)

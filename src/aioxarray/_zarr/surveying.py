@@ -11,11 +11,17 @@ from aioxarray._zarr.prefetch import fetch, prefetch
 from aioxarray._zarr.prefetched import Answers
 
 if TYPE_CHECKING:
-    from zarr.abc.store import Store
+    from aioxarray._zarr.store import LimitedStore
 
 
 async def survey(
-    store: Store, path: str, *, mode: str, deep: bool, consolidated: bool | None, zarr_format: Any
+    store: LimitedStore,
+    path: str,
+    *,
+    mode: str,
+    deep: bool,
+    consolidated: bool | None,
+    zarr_format: Any,
 ) -> Answers:
     """Return what ``store`` says to what xarray and zarr will ask while they save.
 
