@@ -136,28 +136,21 @@ class ReadTogether:
         self._members.append(member)
         return member
 
-    def read_here(self) -> None:
-        """Read all of them in this thread, which is that of their library."""
-        with self._lock:
-            self._keep([each.array.get_duck_array() for each in self._members])
-
     def take(self, array: AioArray) -> Any:
         """Return the values of ``array``, reading all that were not read yet."""
         with self._lock:
             if self._members:
-                self._keep(self._read(self._members))
+                values = self._read(self._members)
+                ids = [id(member) for member in self._members]
+                self._values = dict(zip(ids, values, strict=True))
+                if self._after is not None:
+                    for member in self._members:
+                        self._after(member.array)
+                self._members = []
             if id(array) in self._values:
                 return self._values.pop(id(array))
         # Asked a second time: its values were not kept by whoever asked the first time.
         return self._read([array])[0]
-
-    def _keep(self, values: Sequence[Any]) -> None:
-        ids = [id(member) for member in self._members]
-        self._values = dict(zip(ids, values, strict=True))
-        if self._after is not None:
-            for member in self._members:
-                self._after(member.array)
-        self._members = []
 
     def _read(self, arrays: Sequence[AioArray]) -> list[Any]:
         if self._file is None:

@@ -24,9 +24,11 @@ from xarray.backends import (
 from xarray.backends.common import BackendArray, datatree_from_dict_with_io_cleanup
 from xarray.backends.zarr import ZarrArrayWrapper
 from xarray.core.indexing import ExplicitlyIndexed
+from xarray.core.utils import close_on_error
 
 from aioxarray._runtime.loops import run_blocking
 from aioxarray._xarray.aio_array import AioArray, OpenFile, ReadTogether
+from aioxarray._xarray.indexes import with_default_indexes
 from aioxarray._xarray.known import KnownArray, open_known_dataset, open_known_groups
 from aioxarray._xarray.read import lane_of_hdf5
 from aioxarray._xarray.remote_files import read_ahead
@@ -82,7 +84,7 @@ class AioBackendEntrypoint(BackendEntrypoint):
         if isinstance(inner, _SERIAL):
             source, options = read_ahead(inner, source, options)
             opening = _opening(inner, method, source, options)
-            return _open_in_lane(opening, ahead=self.reads_indexes)
+            return _open_in_lane(opening, indexes=self.reads_indexes)
         if type(inner) is not ZarrBackendEntrypoint or options.get("store") is not None:
             result = call(source, **options)
             _equip(_datasets(result))
@@ -134,31 +136,33 @@ def _opening(
     return call_once
 
 
-def _open_in_lane(opening: Callable[[], Any], *, ahead: bool) -> Any:
-    """Open, and later close, where the library's reads happen too."""
+def _open_in_lane(opening: Callable[[], Any], *, indexes: bool) -> Any:
+    """Open, and later close, where the library's reads happen too.
+
+    With ``indexes`` a dataset has its default indexes: it is known that they are wanted, and so
+    their coordinates are read in the same turn.
+    """
     lane = lane_of_hdf5()
 
     def open_and_equip() -> Any:
         result = opening()
+        if indexes and isinstance(result, xr.Dataset):
+            with close_on_error(result):
+                result = with_default_indexes(result)
         for dataset in _datasets(result):
             # Private: what closes it; public is only the setter.
             closer = dataset._close
             if closer is not None:
                 file = OpenFile(getattr(closer, "__self__", None), lane)
                 dataset.set_close(partial(_close_in_lane, closer))
-                together = _equip([dataset], file=file)
-                if ahead:
-                    together.read_here()
+                _equip([dataset], file=file)
         return result
 
     return run_blocking(lambda: lane.run(open_and_equip))
 
 
 def _close_in_lane(closer: Callable[[], None]) -> None:
-    async def close() -> None:
-        await lane_of_hdf5().run(closer)
-
-    run_blocking(close)
+    lane_of_hdf5().wait_for(closer)
 
 
 def _open_store(source: Any, options: Mapping[str, Any], *, deep: bool, indexes: bool) -> Opened:
@@ -247,10 +251,10 @@ def _equip(
     give_back_to: Store | None = None,
     ahead: bool = False,
     file: OpenFile | None = None,
-) -> ReadTogether:
+) -> None:
     """Give the lazy data of datasets, or of nodes of a tree, its own reading, in place.
 
-    Returns what reads those of them that become indexes. ``give_back_to`` is the store that a stand-in was opened for, which with ``ahead`` has the
+    ``give_back_to`` is the store that a stand-in was opened for, which with ``ahead`` has the
     index coordinates; ``file`` is what holds the data.
     """
     give_back_read = None
@@ -267,7 +271,6 @@ def _equip(
             if give_back_to is not None and not (is_index and ahead):
                 _give_back(data, give_back_to)
             variable._data = together.add(data, file) if is_index else AioArray(data, file)
-    return together
 
 
 def _datasets(result: Any) -> list[Any]:
