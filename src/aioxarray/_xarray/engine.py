@@ -128,7 +128,7 @@ def _opening(
         return call
 
     def call_once() -> Any:
-        opened = open_once(source, options, deep=method != "open_dataset")
+        opened: Any = open_once(source, options, deep=method != "open_dataset")
         if opened is None:
             return call()
         return datatree_from_dict_with_io_cleanup(opened) if method == "open_datatree" else opened

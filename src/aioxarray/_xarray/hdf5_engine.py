@@ -5,18 +5,18 @@ Local files are kept by xarray's own cache of open files, like those that plain 
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import h5netcdf
-import xarray as xr
 
 # Private: the store of xarray's h5netcdf engine, which takes a file manager, but whose ``open``
 # takes no opener. The managers have no public names. Can go when h5netcdf itself asks once
 # (h5netcdf/h5netcdf#195).
-from xarray.backends import H5NetCDFStore, StoreBackendEntrypoint
+from xarray.backends import H5netcdfBackendEntrypoint, H5NetCDFStore, StoreBackendEntrypoint
 from xarray.backends.common import _iter_nc_groups, _normalize_path
 from xarray.backends.file_manager import CachingFileManager, PickleableFileManager
 from xarray.core.treenode import NodePath
@@ -26,6 +26,7 @@ from aioxarray._xarray.hdf5 import OnceFile
 from aioxarray._xarray.remote_files import AheadFile
 
 if TYPE_CHECKING:
+    import xarray as xr
     from xarray.backends.file_manager import FileManager
 
 # The options of xarray's engine that are h5netcdf's, with the values it gives them.
@@ -39,6 +40,7 @@ _OTHERWISE = {
     "storage_options": None,
     "open_kwargs": None,
 }
+_KNOWN = inspect.signature(H5netcdfBackendEntrypoint.open_dataset).parameters
 
 
 class _Variable(h5netcdf.Variable):  # type: ignore[misc]
@@ -80,8 +82,14 @@ def opens_once(source: Any, options: Mapping[str, Any]) -> bool:
     """Whether `open_once` can open ``source``: a local file or an `AheadFile`, by h5py."""
     local = isinstance(source, str | os.PathLike) and not is_remote_uri(os.fspath(source))
     usual = all(options.get(name, value) == value for name, value in _OTHERWISE.items())
-    other_library = "H5NETCDF_READ_BACKEND" in os.environ
-    return (local or isinstance(source, AheadFile)) and usual and not other_library
+    by_h5py = "H5NETCDF_READ_BACKEND" not in os.environ
+    # What xarray's engine does not know, it shall refuse itself.
+    return (
+        (local or isinstance(source, AheadFile))
+        and usual
+        and by_h5py
+        and options.keys() <= {*_KNOWN}
+    )
 
 
 def open_once(
@@ -96,7 +104,7 @@ def open_once(
     decoding = {name: value for name, value in options.items() if name not in of_store}
     group, phony_dims = options.get("group"), options.get("phony_dims")
     of_file = {name: options.get(name, value) for name, value in _OF_FILE.items()}
-    of_file["phony_dims"] = phony_dims or "access"
+    of_file["phony_dims"] = "access" if phony_dims is None else phony_dims
     kwargs: Any = {"mode": "r", "kwargs": of_file}
     manager: FileManager[Any]
     if isinstance(source, AheadFile):
@@ -109,7 +117,7 @@ def open_once(
         opened = (
             {
                 path: engine.open_dataset(each, **decoding)
-                for path, each in _all_groups(store, NodePath(f"/{group or ''}"))
+                for path, each in _all_groups(store, NodePath("/") / NodePath(group or ""))
             }
             if deep
             else engine.open_dataset(store, **decoding)
