@@ -119,12 +119,23 @@ def with_user_types(path: Path) -> None:
         many[0], many[1] = [1, 2], [3]
 
 
+def with_links(path: Path) -> None:
+    """Links within the file, and into one that has been written before."""
+    with h5py.File(path, "w") as file:
+        file["a/b/line"] = np.arange(3.0)
+        file["soft"] = h5py.SoftLink("/a/b/line")
+        file["a/up"] = h5py.SoftLink("/a/b")
+        file["variable"] = h5py.ExternalLink("h5py.nc", "/long")
+        file["group"] = h5py.ExternalLink("h5py.nc", "/group")
+
+
 FILES: dict[str, Callable[[Path], None]] = {
     "netCDF4": by_netcdf4,
     "h5netcdf": by_h5netcdf,
     "h5py": by_h5py,
     "xarray": by_xarray,
     "user types": with_user_types,
+    "links": with_links,
 }
 OPTIONS: dict[str, dict[str, Any]] = {
     "defaults": {},

@@ -45,7 +45,7 @@ class OnceFile(h5py.File):  # type: ignore[misc]
         if isinstance(identifier, h5d.DatasetID):
             return _Dataset(identifier, readonly=True)
         if isinstance(identifier, h5g.GroupID):
-            return _Group(identifier, self)
+            return _Group(identifier, self, name)
         return super().__getitem__(name)
 
     @property
@@ -116,14 +116,16 @@ class _Group(h5py.Group):  # type: ignore[misc]
     attrs = cached_property(_Attributes)
     name = cached_property(h5py.Group.name.fget)
 
-    def __init__(self, identifier: Any, file: OnceFile) -> None:
+    def __init__(self, identifier: Any, file: OnceFile, path: str) -> None:
         super().__init__(identifier)
         # The file holds its groups. If they held it, a file that was let go of would stay open
         # until the garbage collector comes, in whatever thread that is.
         self._file = weakref.ref(file)
+        # Not its name: that of a group behind a link into another file is the name there.
+        self._path = path.rstrip("/")
 
     def __getitem__(self, name: Any) -> Any:
         file = self._file()
-        if file is None or not isinstance(name, str):
+        if file is None or not isinstance(name, str) or name.startswith("/"):
             return super().__getitem__(name)
-        return file[name if name.startswith("/") else f"{self.name.rstrip('/')}/{name}"]
+        return file[f"{self._path}/{name}"]
