@@ -207,6 +207,23 @@ def test_an_error_reaches_its_own_call_and_the_lane_goes_on() -> None:
     asyncio.run(main())
 
 
+def test_a_thread_may_wait_for_its_turn_in_a_lane() -> None:
+    async def main() -> None:
+        lane = Lane.of("a lock", Pool("own", 1))
+        before = Gated()
+        first = asyncio.create_task(lane.run(before))
+        await until(before.begun)
+        waiting = asyncio.create_task(asyncio.to_thread(lane.wait_for, lambda: "in turn"))
+        failing = asyncio.create_task(asyncio.to_thread(lane.wait_for, lambda: 1 / 0))
+        before.may_end.set()
+        await first
+        assert await waiting == "in turn"
+        with pytest.raises(ZeroDivisionError):
+            await failing
+
+    asyncio.run(main())
+
+
 def test_a_lane_serves_several_loops() -> None:
     pool = Pool("own", 2)
     lane = Lane.of("a lock", pool)

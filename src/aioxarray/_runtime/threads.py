@@ -131,6 +131,13 @@ class Lane:
 
         Cancelling returns at once: a call that waits is dropped, one that has begun runs on.
         """
+        return await asyncio.wrap_future(self._queue(function))
+
+    def wait_for(self, function: Callable[[], T]) -> T:
+        """Return ``function()`` when it ran after those before it; blocks this thread till then."""
+        return self._queue(function).result()
+
+    def _queue(self, function: Callable[[], T]) -> Future[T]:
         call: Future[T] = Future()
         context = contextvars.copy_context()
         with self._lock:
@@ -138,11 +145,7 @@ class Lane:
             start, self._busy = not self._busy, True
         if start:
             self._pool.submit(self._work)
-        try:
-            return await asyncio.wrap_future(call)
-        finally:
-            # As in `run_blocking`: its exception's traceback holds this frame.
-            del call
+        return call
 
     def drop(self, obj: object) -> None:
         """Let go of ``obj``, whose last reference this may be, between the calls."""
@@ -178,7 +181,7 @@ def _finish(call: Future[Any], function: Callable[[], Any]) -> None:
         result = function()
     except BaseException as error:  # noqa: BLE001 - it belongs to whoever awaits the call
         call.set_exception(error)
-        # As above.
+        # The error's traceback holds this frame: it would hold the outcome, and that the error.
         del call
     else:
         call.set_result(result)

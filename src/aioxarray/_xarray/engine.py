@@ -23,12 +23,14 @@ from xarray.backends import (
 from xarray.backends.common import BackendArray, datatree_from_dict_with_io_cleanup
 from xarray.backends.zarr import ZarrArrayWrapper
 from xarray.core.indexing import ExplicitlyIndexed
+from xarray.core.utils import close_on_error
 
 from aioxarray._runtime.loops import run_blocking
 from aioxarray._xarray.aio_array import AioArray, OpenFile, ReadTogether
+from aioxarray._xarray.indexes import with_default_indexes
 from aioxarray._xarray.known import KnownArray, open_known_dataset, open_known_groups
 from aioxarray._xarray.read import lane_of_hdf5
-from aioxarray._xarray.remote_files import AheadFile, read_ahead
+from aioxarray._xarray.remote_files import read_ahead
 from aioxarray._zarr import reading
 from aioxarray._zarr.groups import known_group
 from aioxarray._zarr.opening import Opened, give_back, open_store
@@ -81,7 +83,8 @@ class AioBackendEntrypoint(BackendEntrypoint):
         call: Callable[..., Any] = getattr(inner, method)
         if isinstance(inner, _SERIAL):
             source, options = read_ahead(inner, source, options)
-            return _open_in_lane(lambda source: call(source, **options), source)
+            opening = _opening(inner, method, source, options)
+            return _open_in_lane(opening, indexes=self.reads_indexes)
         if type(inner) is not ZarrBackendEntrypoint or options.get("store") is not None:
             result = call(source, **options)
             _equip(_datasets(result))
@@ -103,46 +106,58 @@ class AioBackendEntrypoint(BackendEntrypoint):
 _SERIAL = (NetCDF4BackendEntrypoint, H5netcdfBackendEntrypoint)
 
 
-def _open_in_lane(call: Callable[[Any], Any], source: Any) -> Any:
-    """Open ``source``, and later close it, where the library's reads happen too."""
+def _opening(
+    inner: BackendEntrypoint, method: str, source: Any, options: Mapping[str, Any]
+) -> Callable[[], Any]:
+    """Return what opens ``source`` as ``inner`` does, where its library's calls are made."""
+
+    def call() -> Any:
+        return getattr(inner, method)(source, **options)
+
+    if type(inner) is not H5netcdfBackendEntrypoint:
+        return call
+    # Here, because h5netcdf need not be installed for anything else.
+    from aioxarray._xarray.hdf5_engine import open_once, opens_once
+
+    if not opens_once(source, options):
+        return call
+
+    def call_once() -> Any:
+        opened: Any = open_once(source, options, deep=method != "open_dataset")
+        if opened is None:
+            return call()
+        return datatree_from_dict_with_io_cleanup(opened) if method == "open_datatree" else opened
+
+    return call_once
+
+
+def _open_in_lane(opening: Callable[[], Any], *, indexes: bool) -> Any:
+    """Open, and later close, where the library's reads happen too.
+
+    With ``indexes`` a dataset has its default indexes: it is known that they are wanted, and so
+    their coordinates are read in the same turn.
+    """
     lane = lane_of_hdf5()
-    if isinstance(source, AheadFile):
-        result, opened = run_blocking(lambda: lane.run(lambda: _open_once(call, source)))
-    else:
-        result, opened = run_blocking(lambda: lane.run(lambda: call(source))), None
-    for dataset in _datasets(result):
-        # Private: what closes it; public is only the setter.
-        closer = dataset._close
-        if closer is not None:
-            file = OpenFile(getattr(closer, "__self__", None), lane)
-            dataset.set_close(partial(_close_in_lane, closer, opened))
-            _equip([dataset], file=file)
-    return result
+
+    def open_and_equip() -> Any:
+        result = opening()
+        if indexes and isinstance(result, xr.Dataset):
+            with close_on_error(result):
+                result = with_default_indexes(result)
+        for dataset in _datasets(result):
+            # Private: what closes it; public is only the setter.
+            closer = dataset._close
+            if closer is not None:
+                file = OpenFile(getattr(closer, "__self__", None), lane)
+                dataset.set_close(partial(_close_in_lane, closer))
+                _equip([dataset], file=file)
+        return result
+
+    return run_blocking(lambda: lane.run(open_and_equip))
 
 
-def _open_once(call: Callable[[Any], Any], source: AheadFile) -> tuple[Any, Any]:
-    """Return what ``call`` makes of ``source``, and the file that is to be closed after it."""
-    # Here, because h5py need not be installed for anything else.
-    from aioxarray._xarray.hdf5 import OnceFile
-
-    file = OnceFile(source)
-    try:
-        return call(file), file
-    except BaseException:
-        file.close()
-        raise
-
-
-def _close_in_lane(closer: Callable[[], None], file: Any) -> None:
-    def close_both() -> None:
-        closer()
-        if file is not None:
-            file.close()
-
-    async def close() -> None:
-        await lane_of_hdf5().run(close_both)
-
-    run_blocking(close)
+def _close_in_lane(closer: Callable[[], None]) -> None:
+    lane_of_hdf5().wait_for(closer)
 
 
 def _open_store(source: Any, options: Mapping[str, Any], *, deep: bool, indexes: bool) -> Opened:

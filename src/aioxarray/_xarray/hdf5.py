@@ -1,15 +1,20 @@
-"""An HDF5 file in which each object is opened once, however often it is asked for.
+"""An HDF5 file of which everything is asked once, however often h5netcdf asks for it.
 
 h5netcdf looks the object of a variable up, by its path, whenever it wants to know something of it:
-260 times for a file of eight variables, which is more than half of the time that opening such a
-file takes (h5netcdf/h5netcdf#195). It takes a file that is open already, and so one like this.
+260 times for a file of eight variables; and it reads most attributes two or three times over. That
+is most of the time that opening such a file takes (h5netcdf/h5netcdf#195). It takes a file that is
+open already, and so one like this, whose objects remember what they have answered.
 """
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import h5py
+from h5py import h5d, h5g, h5i, h5o, h5r
 
 
 class OnceFile(h5py.File):  # type: ignore[misc]
@@ -18,22 +23,109 @@ class OnceFile(h5py.File):  # type: ignore[misc]
     Parameters
     ----------
     source
-        A file object.
+        A path or a file object.
     """
 
     def __init__(self, source: Any) -> None:
         super().__init__(source, "r")
-        self._source = source
-        self._objects: dict[str, Any] = {}
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._source,)
+        self._objects: dict[Any, Any] = {}
 
     def __getitem__(self, name: Any) -> Any:
-        if not isinstance(name, str):
-            # A reference to an object, without a path.
-            return super().__getitem__(name)
+        """Return the object at a path from the root, or that of a reference."""
         found = self._objects.get(name)
         if found is None:
-            found = self._objects[name] = super().__getitem__(name)
+            found = self._objects[name] = self._open(name)
         return found
+
+    def _open(self, name: Any) -> Any:
+        if isinstance(name, h5r.Reference):
+            path = h5i.get_name(h5r.dereference(name, self.id))
+            return super().__getitem__(name) if path is None else self[path.decode()]
+        identifier = h5o.open(self.id, name.encode())
+        if isinstance(identifier, h5d.DatasetID):
+            return _Dataset(identifier, readonly=True)
+        if isinstance(identifier, h5g.GroupID):
+            return _Group(identifier, self, name)
+        return super().__getitem__(name)
+
+    @property
+    def attrs(self) -> Any:
+        return self["/"].attrs
+
+
+class _Attributes(h5py.AttributeManager):  # type: ignore[misc]
+    """Attributes of which each is read once."""
+
+    def __init__(self, parent: Any) -> None:
+        super().__init__(parent)
+        self._names = dict.fromkeys(super().__iter__())
+        self._values: dict[Any, Any] = {}
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, name: Any) -> bool:
+        return name in self._names
+
+    def __getitem__(self, name: Any) -> Any:
+        if name not in self._values:
+            self._values[name] = super().__getitem__(name)
+        return self._values[name]
+
+    def get(self, name: Any, default: Any = None) -> Any:
+        # Most of those that are asked for are not there, and HDF5 takes long to say so.
+        return self[name] if name in self._names else default
+
+
+class _Dimension:
+    """A dimension of a dataset, which knows how many scales are attached to it."""
+
+    def __init__(self, dimension: Any) -> None:
+        self._dimension = dimension
+        self._scales = len(dimension)
+
+    def __len__(self) -> int:
+        return self._scales
+
+    def __getitem__(self, item: Any) -> Any:
+        return self._dimension[item]
+
+
+class _Dataset(h5py.Dataset):  # type: ignore[misc]
+    """A dataset that remembers what does not change."""
+
+    # h5netcdf tells the objects of h5py from those of h5pyd by the name of their module.
+    __module__ = h5py.Dataset.__module__
+
+    attrs = cached_property(_Attributes)
+    name = cached_property(h5py.Dataset.name.fget)
+    dtype = cached_property(h5py.Dataset.dtype.fget)
+    maxshape = cached_property(h5py.Dataset.maxshape.fget)
+
+    @cached_property
+    def dims(self) -> list[_Dimension]:
+        return [_Dimension(each) for each in super().dims]
+
+
+class _Group(h5py.Group):  # type: ignore[misc]
+    """A group whose members are those of its file."""
+
+    attrs = cached_property(_Attributes)
+    name = cached_property(h5py.Group.name.fget)
+
+    def __init__(self, identifier: Any, file: OnceFile, path: str) -> None:
+        super().__init__(identifier)
+        # The file holds its groups. If they held it, a file that was let go of would stay open
+        # until the garbage collector comes, in whatever thread that is.
+        self._file = weakref.ref(file)
+        # Not its name: that of a group behind a link into another file is the name there.
+        self._path = path.rstrip("/")
+
+    def __getitem__(self, name: Any) -> Any:
+        file = self._file()
+        if file is None or not isinstance(name, str) or name.startswith("/"):
+            return super().__getitem__(name)
+        return file[f"{self._path}/{name}"]
