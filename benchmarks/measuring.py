@@ -82,13 +82,17 @@ def measure(
 
 
 def in_turn(
-    ways: Mapping[str, Callable[[], Any]], check: Callable[[Any], None], options: Options
+    ways: Mapping[str, Callable[[], Any]],
+    check: Callable[[Any], None],
+    options: Options,
+    used_before: int = 0,
 ) -> dict[str, Taken | Exception]:
     """Measure ``ways``, by turns, so that a change of the machine's speed meets them all.
 
-    Each round has an order of its own: who comes after one that has left much memory free gets it
-    back at once, where a virtual machine has to ask its host for more. So the first run of each
-    counts only where there is no other, too: one of them has asked for it all.
+    Each round has an order of its own, and the first run of each, which also imports and connects,
+    counts only where there is no other. Before each run, so many bytes as ``used_before`` says are
+    used and set free: a virtual machine gives memory that was free for some seconds back to its
+    host, and who asks for it next would wait for the host as long as for all the rest.
 
     Each way returns its result, or an awaitable of it; the first one of each is checked. A way
     that raises is tried no more, and its error stands for what it took.
@@ -103,6 +107,7 @@ def in_turn(
                 continue
             # What others have left is theirs to clear away.
             gc.collect()
+            np.ones(used_before, np.uint8)
             begun = perf_counter()
             try:
                 taken, result = asyncio.run(_run(ways[name]))

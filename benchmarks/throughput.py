@@ -142,7 +142,9 @@ def _row(case: Case, options: Options, server: str | None = None) -> PeerRow:
     stall_ms = None
     # A gigabyte takes twice as long at times: it takes more runs to tell two ways apart.
     more = replace(options, runs=2 * options.runs - 1, seconds=1.5 * options.seconds)
-    for name, taken in in_turn(reads, partial(_check, expected), more).items():
+    size = sum(value.nbytes for value in expected.values())
+    check = partial(_check, expected)
+    for name, taken in in_turn(reads, check, more, used_before=size + size // 4).items():
         if isinstance(taken, Taken):
             cells[name] = taken.seconds
             stall_ms = taken.stall_ms if name == OURS.name else stall_ms
