@@ -10,8 +10,8 @@ import numpy as np
 
 # Private: the classes of buffers in the processor's own memory, and zarr's helper that knows the
 # fill value of old arrays without one. The public base classes do not say where memory is.
+from zarr.core import codec_pipeline
 from zarr.core.buffer import Buffer, cpu
-from zarr.core.codec_pipeline import fill_value_or_default
 
 from aioxarray._zarr.decoders import Decoder, Prepared, refuse_damaged
 from aioxarray._zarr.inline import run_inline
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from zarr.core.buffer import NDBuffer
 
     from aioxarray._zarr.sources import Source
+
+# From zarr 3.4 on the module only imports it, from another one than before.
+_codec_pipeline: Any = codec_pipeline
+fill_value_or_default = _codec_pipeline.fill_value_or_default
 
 
 class Placer:

@@ -103,7 +103,7 @@ class PrefetchedStore(WrapperStore[Store]):
         self, key: str, byte_ranges: Sequence[ByteRequest | None], **options: Any
     ) -> AsyncIterator[Sequence[tuple[int, Buffer | None]]]:
         # The base class's method (zarr 3.3 and later) calls ``get``.
-        ranges: Any = Store.get_ranges  # type: ignore[attr-defined]
+        ranges: Any = vars(Store)["get_ranges"]
         async for group in ranges(self, key, byte_ranges, **options):
             yield group
 
