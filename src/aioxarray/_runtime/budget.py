@@ -137,6 +137,12 @@ class Share:
             self._take(-amount)
             budget._let_in()
 
+    def is_wanted(self) -> bool:
+        """Say whether somebody waits in another share, who may get what this one lets go of."""
+        budget = self._budget
+        with budget._lock:
+            return any(share is not self and share._has_turn() for share in budget._shares)
+
     @contextlib.asynccontextmanager
     async def hold(self, amount: int = 1) -> AsyncIterator[None]:
         """Wait until ``amount`` is free, and hold it for the duration of the context."""

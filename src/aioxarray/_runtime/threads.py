@@ -28,7 +28,13 @@ def usable_cores() -> int:
 
 
 class Pool:
-    """A thread pool that is made on first use, resized on demand, and anew after a fork."""
+    """A thread pool that is made on first use, resized on demand, and anew after a fork.
+
+    Attributes
+    ----------
+    queued
+        How many functions wait for a thread.
+    """
 
     def __init__(self, name: str, size: int) -> None:
         self._name = name
@@ -39,6 +45,7 @@ class Pool:
     def _reset(self) -> None:
         self._lock = threading.Lock()
         self._executor: ThreadPoolExecutor | None = None
+        self.queued = 0
 
     def resize(self, size: int) -> None:
         """Use ``size`` threads for what is submitted from now on."""
@@ -56,8 +63,25 @@ class Pool:
 
     def submit(self, function: Callable[[], object]) -> None:
         """Run ``function``, which must not raise, on one of the threads."""
+        self._submit(function)
+
+    def _submit(self, function: Callable[[], T]) -> Future[T]:
+        def begin() -> T:
+            with self._lock:
+                self.queued -= 1
+            return function()
+
         with self._lock:
-            self._started().submit(function)
+            future = self._started().submit(begin)
+            self.queued += 1
+        future.add_done_callback(self._note_cancelled)
+        return future
+
+    def _note_cancelled(self, future: Future[Any]) -> None:
+        # One that has begun cannot be.
+        if future.cancelled():
+            with self._lock:
+                self.queued -= 1
 
     async def run(self, function: Callable[[], T]) -> T:
         """Await ``function()`` on one of the threads, in the context of the caller.
@@ -90,8 +114,7 @@ class Pool:
 
     def start(self, function: Callable[[], T]) -> asyncio.Future[T]:
         """Start ``function()`` on one of the threads; its future belongs to the running loop."""
-        with self._lock:
-            return asyncio.get_running_loop().run_in_executor(self._started(), function)
+        return asyncio.wrap_future(self._submit(function))
 
 
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()

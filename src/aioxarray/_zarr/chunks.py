@@ -32,14 +32,16 @@ def is_basic(selection: Iterable[Any]) -> bool:
     return all(type(part) is slice or isinstance(part, int) for part in selection)
 
 
-def in_runs(chunks: Iterable[T], total: int, chunk_bytes: int, threads: int) -> Iterator[list[T]]:
+def in_runs(
+    chunks: Iterable[T], total: int, chunk_bytes: int, threads: int, run_bytes: int = _RUN_BYTES
+) -> Iterator[list[T]]:
     """Return ``chunks`` in runs, each of which one thread reads, or writes, one after the other.
 
     Of few chunks, ``total`` in all, every one of the ``threads`` gets its part; the last runs are
     short, so that the threads end together.
     """
     size = max(1, chunk_bytes)
-    most = max(1, min(_RUN_CHUNKS, _RUN_BYTES // size))
+    most = max(1, min(_RUN_CHUNKS, run_bytes // size))
     least = max(1, min(most, _LEAST_BYTES // size, -(-total // threads)))
     remaining = iter(chunks)
     while run := list(itertools.islice(remaining, max(least, min(most, total // (2 * threads))))):

@@ -7,12 +7,12 @@ are fetched as the load's budget lets it, and decoded in threads as they arrive.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from aioxarray._runtime.batches import Batches
@@ -24,6 +24,7 @@ from aioxarray._zarr.reading import FETCHERS, Reading
 from aioxarray._zarr.sharing import Lead, Sharing, Table
 from aioxarray._zarr.small_chunks import SMALL_BYTES, SmallChunks
 from aioxarray._zarr.sources import ObjectSource, Source
+from aioxarray._zarr.turns import Turns
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 # A hop to a thread costs about as much as decoding this many bytes.
 _BATCH_BYTES = 1 << 20
+# What a thread that has its turn takes at once.
+_RUN_BYTES = 2 << 20
 # So few requests are as fast by coroutines, from wherever.
 _FEW_CHUNKS = 8
 # A store that answers within this time, and that for its bytes, is close by. Beyond, threads wait
@@ -67,7 +70,7 @@ class Job:
     table: Table | None
     advance: Callable[[int], None]
 
-    @functools.cached_property
+    @cached_property
     def sharing(self) -> Sharing[Chunk, bool]:
         """Knows which chunks other jobs are reading at the moment, and which are kept."""
         return Sharing(self.table, self.placer, self.granted.keeps)
@@ -86,49 +89,67 @@ class Job:
         return self.size * (2 if self.sharing.keeps else self.placer.held_chunks)
 
     async def by_plain_calls(self, source: Source) -> list[bool]:
-        """Read runs of chunks, each in a thread that fetches, decodes and places one by one."""
+        """Read in threads, each of which fetches, decodes and places chunks one by one."""
         stop = threading.Event()
-        straight = not (source.remote or self.sharing.keeps)
+        if not (self.sharing.shares or source.remote):
+            return await self._straight(source, stop)
         decoding = self.granted.decoding if source.remote else _ALONE
 
-        def read_one(lead: Lead[Chunk]) -> bool:
-            chunk = lead[0]
-            if straight:
-                return self.placer.read(source, chunk)
-            data = source.read(chunk[0])
-            with decoding:
-                return self.sharing.put(data, lead)
-
-        together = SmallChunks.of(self.store, source, self.placer, self.size) if straight else None
-
-        def read_led(led: Sequence[Lead[Chunk]]) -> list[bool]:
-            if together is not None:
-                return together.read([chunk for chunk, _ in led], stop)
+        def read(led: Sequence[Lead[Chunk]]) -> list[bool]:
             found = []
             for lead in led:
                 if stop.is_set():
                     break
                 chunk, flight = lead
                 with noted(chunk, self.store), flight or _ALONE:
-                    found.append(read_one(lead))
+                    data = source.read(chunk[0])
+                    with decoding:
+                        found.append(self.sharing.put(data, lead))
             return found
 
         async def in_thread(led: Sequence[Lead[Chunk]]) -> list[bool]:
-            function = functools.partial(read_led, led)
+            alone = not source.remote and self.size <= SMALL_BYTES
             return await self.granted.in_thread(
-                function,
-                self.held if together is None else together.held,
-                stop.set,
-                source.remote,
-                alone=together is None and not source.remote and self.size <= SMALL_BYTES,
+                partial(read, led), self.held, stop.set, source.remote, alone=alone
             )
 
-        return await self.run_by_run(
-            lambda run: self.sharing.read(run, in_thread),
-            FETCHERS if source.remote else self.granted.thread_count,
-        )
+        width = FETCHERS if source.remote else self.granted.thread_count
+        return await self._run_by_run(lambda run: self.sharing.read(run, in_thread), width)
 
-    async def run_by_run(
+    async def _straight(self, source: Source, stop: threading.Event) -> list[bool]:
+        """Read what is not shared with anybody."""
+        together = SmallChunks.of(self.store, source, self.placer, self.size)
+        if together is not None:
+            return await self.by_turns(partial(together.read, stop=stop), together.held, stop)
+
+        def read(run: Sequence[Chunk]) -> list[bool]:
+            found = []
+            for chunk in run:
+                if stop.is_set():
+                    break
+                with noted(chunk, self.store):
+                    found.append(self.placer.read(source, chunk))
+            return found
+
+        return await self.by_turns(read, self.held, stop, alone=self.size <= SMALL_BYTES)
+
+    async def by_turns(
+        self,
+        read: Callable[[Sequence[Chunk]], list[bool]],
+        held: int,
+        stop: threading.Event,
+        *,
+        alone: bool = False,
+    ) -> list[bool]:
+        """Have threads read runs of chunks that are not shared, as long as nobody else waits.
+
+        ``read`` reads a run, with ``held`` bytes; it returns early once ``stop`` is set.
+        """
+        width = self.granted.thread_count
+        runs = in_runs(self.chunks, self.count, self.size, width, _RUN_BYTES)
+        return await Turns(runs, read, self.advance).take_all(self.granted, held, stop, alone=alone)
+
+    async def _run_by_run(
         self, read: Callable[[Sequence[Chunk]], Awaitable[list[bool]]], width: int
     ) -> list[bool]:
         """Await ``read`` for each run of chunks, ``width`` at once."""

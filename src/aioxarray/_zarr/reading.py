@@ -64,6 +64,12 @@ class Reading:
     keeps: bool
     nearness: dict[int, Nearness] = field(default_factory=dict)
 
+    def is_wanted(self) -> bool:
+        """Say whether others wait for what this load's threads have; from any thread."""
+        return self.decoders.queued > 0 or any(
+            share.is_wanted() for share in (self.threads, self.memory, self.requests)
+        )
+
     async def in_thread(
         self,
         function: Callable[[], T],

@@ -130,38 +130,37 @@ class ByPlainCalls(ShardJob):
         width = self.job.granted.thread_count
         if self.inner.shares:
             return await self.job.side_by_side(self.read, width)
-        return await self.job.run_by_run(self._read_run, width)
+        return await self.job.by_turns(self._read_run, self.job.held, self.stop, alone=self._alone)
 
-    async def _read_run(self, run: Sequence[Chunk]) -> list[bool]:
-        """Read shards of which nothing is shared in one thread."""
+    @property
+    def _alone(self) -> bool:
+        return self.shards.inner_bytes <= SMALL_BYTES
 
-        def read(chunk: Chunk) -> bool:
-            part = self.shards.part(chunk)
-            with self._source.opened(part.key) as read_part:
-                index = self.indexes.put(read_part(*part.index_range()), (part, None))
-                if index is None:
-                    part.missing()
-                    return False
-                led = [((part, inner), None) for inner in part.inner]
-                self._read_ranges(read_part, part, index, led)
-            part.finish()
-            return True
+    def _read_run(self, run: Sequence[Chunk]) -> list[bool]:
+        """Read shards of which nothing is shared."""
+        found = []
+        for chunk in run:
+            if self.stop.is_set():
+                break
+            with noted(chunk, self.job.store):
+                found.append(self._read_alone(chunk))
+        return found
 
-        def read_all() -> list[bool]:
-            found = []
-            for chunk in run:
-                if self.stop.is_set():
-                    break
-                with noted(chunk, self.job.store):
-                    found.append(read(chunk))
-            return found
-
-        return await self._in_thread(read_all)
+    def _read_alone(self, chunk: Chunk) -> bool:
+        part = self.shards.part(chunk)
+        with self._source.opened(part.key) as read_part:
+            index = self.indexes.put(read_part(*part.index_range()), (part, None))
+            if index is None:
+                part.missing()
+                return False
+            led = [((part, inner), None) for inner in part.inner]
+            self._read_ranges(read_part, part, index, led)
+        part.finish()
+        return True
 
     async def _in_thread(self, function: Callable[[], T]) -> T:
-        alone = self.shards.inner_bytes <= SMALL_BYTES
         return await self.job.granted.in_thread(
-            function, self.job.held, self.stop.set, False, alone=alone
+            function, self.job.held, self.stop.set, False, alone=self._alone
         )
 
     async def lead(self, part: ShardPart, led: Sequence[Lead[Wanted]]) -> list[bool]:
