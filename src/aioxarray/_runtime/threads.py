@@ -28,13 +28,7 @@ def usable_cores() -> int:
 
 
 class Pool:
-    """A thread pool that is made on first use, resized on demand, and anew after a fork.
-
-    Attributes
-    ----------
-    queued
-        How many functions wait for a thread.
-    """
+    """A thread pool that is made on first use, resized on demand, and anew after a fork."""
 
     def __init__(self, name: str, size: int) -> None:
         self._name = name
@@ -45,7 +39,7 @@ class Pool:
     def _reset(self) -> None:
         self._lock = threading.Lock()
         self._executor: ThreadPoolExecutor | None = None
-        self.queued = 0
+        self._queue: set[object] = set()
 
     def resize(self, size: int) -> None:
         """Use ``size`` threads for what is submitted from now on."""
@@ -63,25 +57,8 @@ class Pool:
 
     def submit(self, function: Callable[[], object]) -> None:
         """Run ``function``, which must not raise, on one of the threads."""
-        self._submit(function)
-
-    def _submit(self, function: Callable[[], T]) -> Future[T]:
-        def begin() -> T:
-            with self._lock:
-                self.queued -= 1
-            return function()
-
         with self._lock:
-            future = self._started().submit(begin)
-            self.queued += 1
-        future.add_done_callback(self._note_cancelled)
-        return future
-
-    def _note_cancelled(self, future: Future[Any]) -> None:
-        # One that has begun cannot be.
-        if future.cancelled():
-            with self._lock:
-                self.queued -= 1
+            self._started().submit(function)
 
     async def run(self, function: Callable[[], T]) -> T:
         """Await ``function()`` on one of the threads, in the context of the caller.
@@ -114,7 +91,23 @@ class Pool:
 
     def start(self, function: Callable[[], T]) -> asyncio.Future[T]:
         """Start ``function()`` on one of the threads; its future belongs to the running loop."""
-        return asyncio.wrap_future(self._submit(function))
+        place = object()
+
+        def begin() -> T:
+            self._queue.discard(place)
+            return function()
+
+        with self._lock:
+            self._queue.add(place)
+            future = asyncio.get_running_loop().run_in_executor(self._started(), begin)
+        # What is cancelled before it began never does.
+        future.add_done_callback(lambda _: self._queue.discard(place))
+        return future
+
+    @property
+    def has_queue(self) -> bool:
+        """Whether a function that was started waits for a thread."""
+        return bool(self._queue)
 
 
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()

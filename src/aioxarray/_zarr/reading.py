@@ -66,7 +66,7 @@ class Reading:
 
     def is_wanted(self) -> bool:
         """Say whether others wait for what this load's threads have; from any thread."""
-        return self.decoders.queued > 0 or any(
+        return self.decoders.has_queue or any(
             share.is_wanted() for share in (self.threads, self.memory, self.requests)
         )
 

@@ -26,10 +26,25 @@ class _Scratch(threading.local):
     def __call__(self, purpose: str, size: int) -> NDArray[np.uint8]:
         kept = self._kept.get(purpose)
         if kept is None or kept.size < size:
-            kept = np.empty(size, np.uint8)
+            kept = _aligned(size)
             if size <= self.KEPT:
                 self._kept[purpose] = kept
         return kept[:size]
+
+
+# Bytes of a page of memory. Larger pages begin where these do.
+_PAGE = 4096
+
+
+def _aligned(size: int) -> NDArray[np.uint8]:
+    """Return memory that begins with a page.
+
+    The kernel copies from files a quarter as fast, on some processors, to where 1 to 31 bytes
+    more of a page lie before than in the file; numpy's own memory mostly has 16.
+    """
+    memory = np.empty(size + _PAGE, np.uint8)
+    first = -memory.ctypes.data % _PAGE
+    return memory[first : first + size]
 
 
 scratch = _Scratch()

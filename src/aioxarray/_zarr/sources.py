@@ -19,11 +19,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from zarr.abc.store import Store
 
-# Chunks are longer than this at times; then it takes a second read.
+# What is read of a file at once, until one was longer: then it takes a second read.
 _FIRST_READ = 64 << 10
+# More is not asked for at once because some file was that long.
+_LONGEST_FIRST_READ = 4 << 20
 
-# So much, and the same again where it goes, fits into a processor's own cache.
-_COPIED_AT_ONCE = 512 << 10
+# So much stays in a processor's cache for a moment; less takes more calls, each of which gives
+# Python's lock away and waits to get it back.
+_COPIED_AT_ONCE = 2 << 20
 
 
 class Source(Protocol):
@@ -125,6 +128,7 @@ class FileSource:
 
     def __init__(self, store: LocalStore) -> None:
         self._root = os.path.join(store.root, "")
+        self._first_read = _FIRST_READ
 
     def read(self, key: str) -> Any | None:
         file = _open(self._root + key)
@@ -132,7 +136,7 @@ class FileSource:
             return None
         try:
             # Most chunks are read by one call.
-            buffer = scratch("file", _FIRST_READ)
+            buffer = scratch("file", self._first_read)
             count = _fill(file, buffer)
             if count == len(buffer):
                 size = max(os.fstat(file).st_size, count) + 1
@@ -140,6 +144,8 @@ class FileSource:
                 larger[:count] = buffer
                 count += _fill(file, larger[count:], count)
                 buffer = larger
+                # The chunks of an array are about as long as each other.
+                self._first_read = min(size + size // 4, _LONGEST_FIRST_READ)
             return buffer[:count].data
         except IsADirectoryError:
             return None
@@ -166,12 +172,7 @@ class FileSource:
         if file is None:
             return None
         try:
-            count = _copy(file, dest.reshape(-1))
-            return (
-                count + _read(file, memoryview(bytearray(1)), count)
-                if count == dest.size
-                else count
-            )
+            return _copy(file, dest.reshape(-1))
         except IsADirectoryError:
             return None
         finally:
@@ -275,16 +276,18 @@ def _fill(file: int, buffer: NDArray[np.uint8], first: int = 0) -> int:
 
 
 def _copy(file: int, dest: NDArray[np.uint8]) -> int:
-    """Do what `_fill` does, for memory that nobody has touched yet.
+    """Read a file into ``dest``, memory that nobody has touched yet; return how long it is.
 
     The kernel is slow to copy to there: through a buffer that stays in the processor's cache it
-    takes half the time.
+    takes half the time. Where there is more than fits, any larger number is returned.
     """
-    buffer = scratch("copy", min(dest.size, _COPIED_AT_ONCE))
+    # A byte more shows that there is more.
+    buffer = scratch("copy", min(dest.size, _COPIED_AT_ONCE) + 1)
     done = 0
-    while done < dest.size:
-        count = _fill(file, buffer[: dest.size - done], done)
-        dest[done : done + count] = buffer[:count]
+    while done <= dest.size:
+        count = _fill(file, buffer, done)
+        fitting = min(count, dest.size - done)
+        dest[done : done + fitting] = buffer[:fitting]
         done += count
         if count < len(buffer):
             break
