@@ -74,6 +74,9 @@ def _is_ours(stack: traceback.StackSummary) -> bool:
         name = frame.filename
         if name.startswith(PACKAGE) and not name.startswith(TEST_KIT):
             return frame.name != "run_blocking" and not name.startswith(DEMO)
+        if frame.name == "__del__":
+            # The garbage collector ends others' objects wherever it happens to run.
+            return False
         if name.startswith(str(Path(asyncio.__file__).parent)) and frame.name == "_run_once":
             break
     return False
