@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     # Tuples, since at thousands of chunks objects cost more than decoding.
     Chunk = tuple[str, ArraySpec, tuple[Any, ...], tuple[Any, ...]]
 
+    # Which chunk along an axis, what of it is wanted, and where that goes.
+    _AxisPart = tuple[int, int | slice, slice]
+
     # The first byte and the one after the last, and the same of each chunk that is in them.
     Range = tuple[int, int, list[tuple[int, int, Any]]]
 
@@ -129,15 +132,28 @@ class Block:
     def parts(self) -> Iterator[tuple[tuple[int, ...], tuple[Any, ...], tuple[Any, ...]]]:
         """Return, for each chunk, where it is in the grid, what of it, and where that goes."""
         kept = self._kept
-        axes = [_axis(*each) for each in self._parts]
         if all(kept):
-            for parts in itertools.product(*axes):
+            for parts in self._combined():
                 at, inside, outside = zip(*parts, strict=True) if parts else ((), (), ())
                 yield at, inside, outside
         else:
-            for parts in itertools.product(*axes):
+            for parts in self._combined():
                 at, inside, outside = zip(*parts, strict=True)
                 yield at, inside, tuple(itertools.compress(outside, kept))
+
+    def _combined(self) -> Iterator[tuple[_AxisPart, ...]]:
+        # The first axis with several chunks is gone through, not held: hundreds of thousands of
+        # objects would have the garbage collector stop all threads for a tenth of a second.
+        several = (axis for axis, part in enumerate(self._parts) if _count(*part) != 1)
+        index = next(several, len(self._parts))
+        head = [part for each in self._parts[:index] for part in _axis(*each)]
+        if index == len(self._parts):
+            yield tuple(head)
+            return
+        rest = [list(_axis(*each)) for each in self._parts[index + 1 :]]
+        for part in _axis(*self._parts[index]):
+            for others in itertools.product(*rest):
+                yield (*head, part, *others)
 
 
 def _count(part: int | slice, size: int, length: int) -> int:
@@ -150,23 +166,22 @@ def _count(part: int | slice, size: int, length: int) -> int:
     return selected[-1] // length - selected[0] // length + 1
 
 
-def _axis(part: int | slice, size: int, length: int) -> list[tuple[int, int | slice, slice]]:
+def _axis(part: int | slice, size: int, length: int) -> Iterator[_AxisPart]:
     """Return, for one axis, which chunks there are, what of each, and where it goes."""
     if not isinstance(part, slice):
         part = part + size if part < 0 else part
         if not 0 <= part < size:
             raise IndexError(f"index {part} is out of bounds for an axis of {size}")
-        return [(part // length, part % length, slice(0, 1))]
+        yield part // length, part % length, slice(0, 1)
+        return
     start, stop, step = part.indices(size)
     if step < 1:
         raise ValueError(f"a block has slices with positive steps, not {part}")
-    found: list[tuple[int, int | slice, slice]] = []
     done = 0
     while start < stop:
         at, first = divmod(start, length)
         end = min(stop - at * length, length)
         count = len(range(first, end, step))
-        found.append((at, slice(first, end, step), slice(done, done + count)))
+        yield at, slice(first, end, step), slice(done, done + count)
         done += count
         start += count * step
-    return found
