@@ -1,0 +1,138 @@
+"""Threads keep their turn while nobody else waits, and give it away when somebody does."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from zarr.storage import LocalStore
+
+import aioxarray
+from aioxarray._zarr import turns
+from aioxarray._zarr.chunks import Block
+from aioxarray._zarr.reading import decoders, reading
+from aioxarray._zarr.scratch import scratch
+from aioxarray._zarr.sources import FileSource
+from aioxarray._zarr.turns import Turns
+
+# What is read is no matter here.
+RUNS: Any = [["a"], ["b", "c"], ["d"]]
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """With one thread and turns of one run the order is certain."""
+    monkeypatch.setattr(turns, "_TURN_S", 0.0)
+    with aioxarray.config.set(threads=1):
+        yield
+
+
+def test_a_thread_takes_all_runs_while_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    hops = 0
+    start = decoders.start
+    advanced: list[int] = []
+
+    def counted(function: Any) -> Any:
+        nonlocal hops
+        hops += 1
+        return start(function)
+
+    def read(run: Sequence[Any]) -> list[bool]:
+        return [each != "b" for each in run]
+
+    async def main() -> list[bool]:
+        with reading() as granted:
+            return await Turns(iter(RUNS), read, advanced.append).take_all(
+                granted, 1, threading.Event()
+            )
+
+    monkeypatch.setattr(decoders, "start", counted)
+    assert asyncio.run(main()) == [True, False, True, True]
+    assert hops == 1
+    assert advanced == [1, 2, 1]
+
+
+def test_another_load_gets_the_thread_after_the_turn() -> None:
+    order: list[str] = []
+    begun, go_on = threading.Event(), threading.Event()
+
+    def read(run: Sequence[Any]) -> list[bool]:
+        order.append("".join(run))
+        if run == ["a"]:
+            begun.set()
+            assert go_on.wait(60)
+        return [True] * len(run)
+
+    async def main() -> None:
+        stop = threading.Event()
+        with reading() as granted, reading() as others:
+            ours = asyncio.create_task(
+                Turns(iter(RUNS), read, lambda count: None).take_all(granted, 1, stop)
+            )
+            await asyncio.to_thread(begun.wait, 60)
+            assert not granted.is_wanted()
+            theirs = asyncio.create_task(
+                others.in_thread(lambda: order.append("other"), 1, stop.set, False)
+            )
+            await asyncio.sleep(0)
+            assert granted.is_wanted()
+            go_on.set()
+            await asyncio.gather(ours, theirs)
+
+    asyncio.run(main())
+    assert order == ["a", "other", "bc", "d"]
+
+
+def test_an_error_ends_the_load_and_no_run_is_taken_after_it() -> None:
+    taken: list[Any] = []
+
+    def read(run: Sequence[Any]) -> list[bool]:
+        taken.append(run)
+        raise ValueError("damaged")
+
+    async def main() -> None:
+        with reading() as granted:
+            await Turns(iter(RUNS), read, lambda count: None).take_all(
+                granted, 1, threading.Event()
+            )
+
+    with pytest.raises(ValueError, match="damaged"):
+        asyncio.run(main())
+    assert taken == [["a"]]
+
+
+@pytest.mark.parametrize(
+    ("selection", "shape", "expected"),
+    [
+        ([slice(None)], (10**12,), [(0,), (1,), (2,)]),
+        ([5, slice(None), slice(None)], (10, 10**12, 2), [(5, 0, 0), (5, 0, 1), (5, 1, 0)]),
+    ],
+)
+def test_an_axis_of_many_chunks_is_not_held(
+    selection: Any, shape: tuple[int, ...], expected: Any
+) -> None:
+    parts = Block(selection, shape, (1,) * len(shape)).parts()
+    assert [at for at, _, _ in itertools.islice(parts, 3)] == expected
+
+
+@pytest.mark.parametrize("size", [1, 4096, 100_001, 9 << 20])
+def test_scratch_memory_begins_with_a_page(size: int) -> None:
+    memory = scratch("test", size)
+    assert memory.size == size
+    assert memory.ctypes.data % 4096 == 0
+
+
+def test_files_longer_and_shorter_than_the_last_one_are_read_whole(tmp_path: Path) -> None:
+    sizes = [10, 70_000, 5, 80_000, 200_000, 0, 5 << 20, 1, 6 << 20, 65_536]
+    for size in sizes:
+        (tmp_path / str(size)).write_bytes(bytes([size % 251]) * size)
+    source = FileSource(LocalStore(tmp_path))
+    for size in sizes:
+        found = source.read(str(size))
+        assert found is not None
+        assert bytes(found) == bytes([size % 251]) * size
