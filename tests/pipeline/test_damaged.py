@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import lzma
 import resource
 import sys
 import zlib
@@ -46,6 +48,15 @@ CODECS: dict[str, dict[str, Any]] = {
     "delta, zstd": {**DELTA, "compressors": numcodecs.Zstd()},
     "delta, blosc": {**DELTA, "compressors": numcodecs.Blosc()},
     "delta, lz4": {**DELTA, "compressors": numcodecs.LZ4()},
+    "delta, gzip": {**DELTA, "compressors": numcodecs.GZip()},
+    "delta, zlib": {**DELTA, "compressors": numcodecs.Zlib()},
+    "delta, bz2": {**DELTA, "compressors": numcodecs.BZ2()},
+    "delta, lzma": {**DELTA, "compressors": numcodecs.LZMA()},
+    "zlib as a filter": {
+        "zarr_format": 2,
+        "filters": [numcodecs.Delta("i8"), numcodecs.Zlib()],
+        "compressors": None,
+    },
 }
 ENCODE: dict[str, Callable[[bytes], bytes]] = {
     "none": bytes,
@@ -57,6 +68,11 @@ ENCODE: dict[str, Callable[[bytes], bytes]] = {
     "delta, zstd": lambda data: bytes(numcodecs.zstd.compress(data, 1)),
     "delta, blosc": lambda data: bytes(numcodecs.blosc.compress(data, b"lz4", 5, 1)),
     "delta, lz4": lambda data: bytes(numcodecs.lz4.compress(data)),
+    "delta, gzip": gzip.compress,
+    "delta, zlib": zlib.compress,
+    "delta, bz2": bz2.compress,
+    "delta, lzma": lzma.compress,
+    "zlib as a filter": zlib.compress,
 }
 STORES: dict[str, Callable[[Path], Store]] = {
     "memory": lambda path: MemoryStore(),

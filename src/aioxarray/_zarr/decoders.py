@@ -22,7 +22,7 @@ import numpy as np
 from zarr.codecs import BytesCodec, ShardingCodec, TransposeCodec, _v2
 
 from aioxarray._zarr.scratch import scratch
-from aioxarray._zarr.steps import Step, announced, copy, steps_of
+from aioxarray._zarr.steps import Step, copy, steps_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -217,32 +217,6 @@ def decoding(pipeline: CodecPipeline, prepared: Prepared | None, spec: ArraySpec
     # As text: codecs need not be hashable. This is what the array's metadata say of them.
     text = json.dumps(settings, sort_keys=True, default=repr)
     return tuple(map(type, chain)), text, repr((spec.dtype, spec.fill_value, spec.order))
-
-
-# Filters may make more of a chunk: from integers of one byte such of eight, say.
-_MOST_BY_FILTERS = 16
-_SLACK = 64 << 10
-
-
-def refuse_damaged(pipeline: CodecPipeline, data: Any, spec: ArraySpec) -> None:
-    """Raise ValueError for a chunk that is cut off, or announces far more bytes than it may have.
-
-    For what zarr's own codecs decode: some trust what is announced, all unpack first and compare
-    then. Of texts and objects no array says how long they are.
-    """
-    codecs: Any = pipeline
-    serializer = codecs.array_bytes_codec
-    if type(serializer) is _v2.V2Codec:
-        chain = (*(serializer.filters or ()), *filter(None, [serializer.compressor]))
-    else:
-        chain = codecs.bytes_bytes_codecs
-    size = announced(chain[-1], data) if chain else None
-    dtype = spec.dtype.to_native_dtype()
-    if size is None or dtype.hasobject or dtype.kind == "T":
-        return
-    declared = math.prod(spec.shape) * dtype.itemsize
-    if size > _MOST_BY_FILTERS * declared + _SLACK:
-        raise ValueError(f"the chunk unpacks to {size} bytes; decoded it has {declared}")
 
 
 def describe(pipeline: CodecPipeline) -> str:

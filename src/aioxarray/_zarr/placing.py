@@ -11,15 +11,14 @@ import numpy as np
 # Private: the classes of buffers in the processor's own memory, and zarr's helper that knows the
 # fill value of old arrays without one. The public base classes do not say where memory is.
 from zarr.core import codec_pipeline
-from zarr.core.buffer import Buffer, cpu
+from zarr.core.buffer import cpu
 
-from aioxarray._zarr.decoders import Decoder, Prepared, refuse_damaged
-from aioxarray._zarr.inline import run_inline
+from aioxarray._zarr.by_zarr import ByZarr
+from aioxarray._zarr.decoders import Decoder, Prepared
 from aioxarray._zarr.steps import wrong_size
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from zarr.core.array_spec import ArraySpec
     from zarr.core.buffer import NDBuffer
 
     from aioxarray._zarr.sources import Source
@@ -66,7 +65,7 @@ class Placer:
         basic: bool,
         decoders: dict[tuple[int, ...], Decoder] | None = None,
     ) -> None:
-        self._pipeline = pipeline
+        self._by_zarr = ByZarr(pipeline)
         self.out = out
         self._drop_axes = drop_axes
         # Whether each chunk's place in the result is a view of it.
@@ -117,7 +116,7 @@ class Placer:
         if data is None:
             return self.put_decoded(None, chunk)
         if self.prepared is None:
-            self.put_part(self._by_zarr(data, spec)[inside], chunk)
+            self.put_part(self._by_zarr.decode(data, spec)[inside], chunk)
             return True
         decoder = self.decoder(spec.shape)
         dest = self._dest(decoder, outside)
@@ -150,7 +149,7 @@ class Placer:
         """Decode ``data`` into memory of its own, for several to take from."""
         spec = chunk[1]
         if self.prepared is None:
-            array: NDArray[Any] = self._by_zarr(data, spec).as_numpy_array()
+            array: NDArray[Any] = self._by_zarr.decode(data, spec).as_numpy_array()
             # It may be a view of what the store holds.
             array = array if array.flags.owndata else array.copy()
         else:
@@ -188,17 +187,6 @@ class Placer:
             outside = tuple([outside[axis] for axis in self._order])
         place = self._bytes[outside]
         return place if place.nbytes == decoder.size and place.flags.c_contiguous else None
-
-    def _by_zarr(self, data: Any, spec: ArraySpec) -> NDBuffer:
-        buffer = data if isinstance(data, Buffer) else spec.prototype.buffer.from_bytes(data)
-        refuse_damaged(self._pipeline, buffer.as_numpy_array(), spec)
-        (array,) = run_inline(self._pipeline.decode_batch([(buffer, spec)]))
-        if array.shape != spec.shape:
-            raise ValueError(
-                f"the chunk decodes to an array of shape {array.shape} instead of {spec.shape}"
-            )
-        found: NDBuffer = array
-        return found
 
 
 def _as_bytes(
