@@ -16,13 +16,13 @@ import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numcodecs
 
 # Private: ``_v2`` has how zarr decodes format 2; see `aioxarray._zarr.decoders`.
 from zarr.codecs import GzipCodec, _v2
+from zarr.codecs import numcodecs as wrapped
 from zarr.core.buffer import Buffer
 
 from aioxarray._zarr.inline import run_inline
@@ -108,32 +108,16 @@ def _split(pipeline: Any) -> tuple[Any, Any]:
     return outermost, replace(pipeline, bytes_bytes_codecs=tuple(others))
 
 
-_PLAIN_NAMES: dict[type, str] = {
-    GzipCodec: "gzip",
-    numcodecs.GZip: "gzip",
-    numcodecs.Zlib: "zlib",
-    numcodecs.BZ2: "bz2",
-    numcodecs.LZMA: "lzma",
-}
-# Where zarr wraps codecs of numcodecs for format 3; before zarr 3.1.3 numcodecs itself did.
-_WRAPPERS = ("zarr.codecs.numcodecs", "numcodecs.zarr3")
-
-
 def _bounded(codec: Any) -> _Unpack | None:
     """Return what does as ``codec`` does, but no more than it is told; None if nothing does.
 
     By exact type: a class derived from one of these may do something else.
     """
-    settings = codec
-    name = _PLAIN_NAMES.get(type(codec))
-    if name is None and type(codec).__module__.startswith(_WRAPPERS):
-        name = codec.codec_name.removeprefix("numcodecs.")
-        settings = SimpleNamespace(
-            **{"format": lzma.FORMAT_XZ, "filters": None, **codec.codec_config}
-        )
-    if name == "lzma":
-        return _files(partial(lzma.LZMAFile, format=settings.format, filters=settings.filters))
-    return _UNPACK.get(name or "")
+    if type(codec) is wrapped.LZMA:
+        codec = numcodecs.get_codec({"id": "lzma", **codec.codec_config})
+    if type(codec) is numcodecs.LZMA:
+        return _files(partial(lzma.LZMAFile, format=codec.format, filters=codec.filters))
+    return _UNPACK.get(type(codec))
 
 
 def _files(opened: Callable[[Any], Any]) -> _Unpack:
@@ -155,8 +139,14 @@ def _zlib(data: Any, most: int) -> bytes:
     return content
 
 
-_UNPACK: dict[str, _Unpack] = {
-    "gzip": _files(lambda packed: gzip.GzipFile(fileobj=packed)),
-    "zlib": _zlib,
-    "bz2": _files(bz2.BZ2File),
+_gzip = _files(lambda packed: gzip.GzipFile(fileobj=packed))
+_bz2 = _files(bz2.BZ2File)
+_UNPACK: dict[type, _Unpack] = {
+    GzipCodec: _gzip,
+    numcodecs.GZip: _gzip,
+    wrapped.GZip: _gzip,
+    numcodecs.Zlib: _zlib,
+    wrapped.Zlib: _zlib,
+    numcodecs.BZ2: _bz2,
+    wrapped.BZ2: _bz2,
 }

@@ -122,16 +122,24 @@ class Job:
         if together is not None:
             return await self.by_turns(partial(together.read, stop=stop), together.held, stop)
 
-        def read(run: Sequence[Chunk]) -> list[bool]:
+        read = self.one_by_one(partial(self.placer.read, source), stop)
+        return await self.by_turns(read, self.held, stop, alone=self.size <= SMALL_BYTES)
+
+    def one_by_one(
+        self, read: Callable[[Chunk], bool], stop: threading.Event
+    ) -> Callable[[Sequence[Chunk]], list[bool]]:
+        """Return what reads a run by ``read``, and returns early once ``stop`` is set."""
+
+        def read_run(run: Sequence[Chunk]) -> list[bool]:
             found = []
             for chunk in run:
                 if stop.is_set():
                     break
                 with noted(chunk, self.store):
-                    found.append(self.placer.read(source, chunk))
+                    found.append(read(chunk))
             return found
 
-        return await self.by_turns(read, self.held, stop, alone=self.size <= SMALL_BYTES)
+        return read_run
 
     async def by_turns(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Hashable
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -65,7 +66,7 @@ class Placer:
         basic: bool,
         decoders: dict[tuple[int, ...], Decoder] | None = None,
     ) -> None:
-        self._by_zarr = ByZarr(pipeline)
+        self._pipeline = pipeline
         self.out = out
         self._drop_axes = drop_axes
         # Whether each chunk's place in the result is a view of it.
@@ -80,6 +81,11 @@ class Placer:
             self._array: NDArray[Any] = out.as_numpy_array()
         if self.prepared is not None and self.views and self.prepared.dtype == self._array.dtype:
             self._bytes, self._order = _as_bytes(self._array, self.prepared)
+
+    @cached_property
+    def _by_zarr(self) -> ByZarr:
+        """Made on first use: most arrays are decoded by plain functions."""
+        return ByZarr(self._pipeline)
 
     @property
     def by_zarr(self) -> bool:

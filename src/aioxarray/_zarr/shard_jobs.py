@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from zarr.abc.store import RangeByteRequest, SuffixByteRequest
 
 from aioxarray._runtime.tasks import gather
-from aioxarray._zarr.chunks import noted
 from aioxarray._zarr.jobs import Job
 from aioxarray._zarr.shards import Indexes, InnerChunks, ShardPart, ShardReader, gaps
 from aioxarray._zarr.sharing import Lead, Sharing, failing
@@ -130,23 +129,15 @@ class ByPlainCalls(ShardJob):
         width = self.job.granted.thread_count
         if self.inner.shares:
             return await self.job.side_by_side(self.read, width)
-        return await self.job.by_turns(self._read_run, self.job.held, self.stop, alone=self._alone)
+        read = self.job.one_by_one(self._read_alone, self.stop)
+        return await self.job.by_turns(read, self.job.held, self.stop, alone=self._alone)
 
     @property
     def _alone(self) -> bool:
         return self.shards.inner_bytes <= SMALL_BYTES
 
-    def _read_run(self, run: Sequence[Chunk]) -> list[bool]:
-        """Read shards of which nothing is shared."""
-        found = []
-        for chunk in run:
-            if self.stop.is_set():
-                break
-            with noted(chunk, self.job.store):
-                found.append(self._read_alone(chunk))
-        return found
-
     def _read_alone(self, chunk: Chunk) -> bool:
+        """Read a shard of which nothing is shared; say whether it exists."""
         part = self.shards.part(chunk)
         with self._source.opened(part.key) as read_part:
             index = self.indexes.put(read_part(*part.index_range()), (part, None))
