@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import xarray as xr
@@ -45,6 +49,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(folder: Path) -> Iterator[ObjectServer]:
     with ObjectServer(root=folder) as server:
         yield server
+
+
+@pytest.fixture(autouse=True)
+def no_collections() -> Iterator[None]:
+    """No garbage is collected: the server is in this process, and plain xarray could hang."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @own_ways
@@ -103,6 +116,88 @@ def test_an_open_dataset_can_be_pickled(server: ObjectServer) -> None:
         copy = pickle.loads(pickle.dumps(ds))
         xr.testing.assert_identical(copy.load(), ds.load())
         copy.close()
+
+
+# --- garbage --------------------------------------------------------------------------------------
+
+
+class ReadElsewhere(io.BytesIO):
+    """A file object that is read in another thread, in which garbage is collected then.
+
+    That is what can happen to files of fsspec. The garbage is of h5py: to be freed, it has to wait
+    for whoever is in HDF5, and that is who waits for the thread.
+    """
+
+    thread = ThreadPoolExecutor(1)
+    reads = 0
+
+    @property
+    def size(self) -> int:
+        return len(self.getvalue())
+
+    def readinto(self, buffer: Any) -> int:
+        type(self).reads += 1
+        return self.thread.submit(self._read, buffer).result(timeout=20)
+
+    def _read(self, buffer: Any) -> int:
+        with collected_often():
+            _ = [[] for _ in range(100)]
+        return super().readinto(buffer)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.getvalue(),)
+
+
+@contextmanager
+def collected_often() -> Iterator[None]:
+    usual = gc.get_threshold()
+    gc.set_threshold(1, 1, 1)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*usual)
+
+
+def with_garbage(call: Callable[[], Any], folder: Path) -> Any:
+    """Return ``call()``, with garbage of h5py around, of which nothing is collected before."""
+    usual = gc.get_threshold()
+    gc.set_threshold(1 << 30)
+    gc.enable()
+    try:
+        garbage: list[Any] = [h5py.File(folder / "climate.nc", "r")]
+        garbage.append(garbage)
+        del garbage
+        return call()
+    finally:
+        gc.set_threshold(*usual)
+
+
+@pytest.mark.parametrize("opened_by", ["xarray's engine", "us"])
+def test_garbage_is_not_collected_while_hdf5_waits(folder: Path, opened_by: str) -> None:
+    reads = ReadElsewhere.reads
+    file: Any = ReadElsewhere((folder / "large.nc").read_bytes())
+    if opened_by == "us":
+        file = AheadFile(file)
+    ds = with_garbage(lambda: aioxarray.open_dataset(file, engine="h5netcdf"), folder)
+    opened = ReadElsewhere.reads
+    assert opened > reads
+    assert gc.isenabled()
+    loaded = with_garbage(lambda: aioxarray.load(ds), folder)
+    assert ReadElsewhere.reads > opened
+    assert gc.isenabled()
+    xr.testing.assert_identical(loaded, large())
+    ds.close()
+
+
+def test_garbage_is_not_collected_while_a_file_is_unpickled(folder: Path) -> None:
+    file = AheadFile(ReadElsewhere((folder / "large.nc").read_bytes()))
+    with aioxarray.open_dataset(file, engine="h5netcdf") as ds:
+        pickled = pickle.dumps(ds)
+    reads = ReadElsewhere.reads
+    copy = with_garbage(lambda: pickle.loads(pickled), folder)
+    assert ReadElsewhere.reads > reads
+    xr.testing.assert_identical(with_garbage(copy.load, folder), large())
+    copy.close()
 
 
 # --- the pieces -----------------------------------------------------------------------------------

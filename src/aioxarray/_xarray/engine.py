@@ -30,7 +30,7 @@ from aioxarray._xarray.aio_array import AioArray, OpenFile, ReadTogether
 from aioxarray._xarray.indexes import with_default_indexes
 from aioxarray._xarray.known import KnownArray, open_known_dataset, open_known_groups
 from aioxarray._xarray.read import lane_of_hdf5
-from aioxarray._xarray.remote_files import read_ahead
+from aioxarray._xarray.remote_files import calls_on, read_ahead
 from aioxarray._zarr import reading
 from aioxarray._zarr.groups import known_group
 from aioxarray._zarr.opening import Opened, give_back, open_store
@@ -84,7 +84,7 @@ class AioBackendEntrypoint(BackendEntrypoint):
         if isinstance(inner, _SERIAL):
             source, options = read_ahead(inner, source, options)
             opening = _opening(inner, method, source, options)
-            return _open_in_lane(opening, indexes=self.reads_indexes)
+            return _open_in_lane(opening, source, indexes=self.reads_indexes)
         if type(inner) is not ZarrBackendEntrypoint or options.get("store") is not None:
             result = call(source, **options)
             _equip(_datasets(result))
@@ -131,8 +131,8 @@ def _opening(
     return call_once
 
 
-def _open_in_lane(opening: Callable[[], Any], *, indexes: bool) -> Any:
-    """Open, and later close, where the library's reads happen too.
+def _open_in_lane(opening: Callable[[], Any], source: Any, *, indexes: bool) -> Any:
+    """Open ``source``, and later close it, where the library's reads happen too.
 
     With ``indexes`` a dataset has its default indexes: it is known that they are wanted, and so
     their coordinates are read in the same turn.
@@ -140,10 +140,11 @@ def _open_in_lane(opening: Callable[[], Any], *, indexes: bool) -> Any:
     lane = lane_of_hdf5()
 
     def open_and_equip() -> Any:
-        result = opening()
-        if indexes and isinstance(result, xr.Dataset):
-            with close_on_error(result):
-                result = with_default_indexes(result)
+        with calls_on(source):
+            result = opening()
+            if indexes and isinstance(result, xr.Dataset):
+                with close_on_error(result):
+                    result = with_default_indexes(result)
         for dataset in _datasets(result):
             # Private: what closes it; public is only the setter.
             closer = dataset._close

@@ -23,7 +23,7 @@ from xarray.core.treenode import NodePath
 from xarray.core.utils import close_on_error, is_remote_uri
 
 from aioxarray._xarray.hdf5 import OnceFile
-from aioxarray._xarray.remote_files import AheadFile
+from aioxarray._xarray.remote_files import AheadFile, calls_on
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -67,12 +67,14 @@ class _File(_Group, h5netcdf.File):  # type: ignore[misc]
 
 def _open_file(source: Any, mode: str, **options: Any) -> Any:
     """Open what h5netcdf opens; at the top of a module, because managers pickle it."""
-    once = OnceFile(source)
-    try:
-        file = _File(once, mode, **options)
-    except BaseException:
-        once.close()
-        raise
+    # Here too, because unpickling opens in the thread of whoever unpickles.
+    with calls_on(source):
+        once = OnceFile(source)
+        try:
+            file = _File(once, mode, **options)
+        except BaseException:
+            once.close()
+            raise
     # Private: whether the one closes the other. h5netcdf takes a file that is open for its user's.
     file._close_h5file = True
     return file

@@ -24,6 +24,7 @@ from aioxarray._runtime.threads import BLOCKING_THREADS, Lane, Pool
 from aioxarray._xarray.joined import JoinedArray
 from aioxarray._xarray.known import KnownArray
 from aioxarray._xarray.plan import Opaque, Read
+from aioxarray._xarray.remote_files import calls_on
 from aioxarray._zarr.arrays import read_block, readable
 from aioxarray._zarr.chunks import is_basic
 from aioxarray._zarr.reading import Reading
@@ -105,7 +106,13 @@ async def _read_in_thread(function: Callable[[], Any], array: Any) -> Any:
     key = _lock_key(_lock_of(array))
     if key is None:
         return await blocking_pool.run(function)
-    return await Lane.of(key, blocking_pool).run(function)
+
+    def call() -> Any:
+        # Private: the manager of the file that a store of xarray reads.
+        with calls_on(getattr(getattr(array, "datastore", None), "_manager", None)):
+            return function()
+
+    return await Lane.of(key, blocking_pool).run(call)
 
 
 def lane_of_hdf5() -> Lane:

@@ -5,13 +5,19 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 # Private: how xarray's h5netcdf engine opens a URL. Done here, ahead of it, so that the bytes it
 # reads first are there before it takes its turn in HDF5, where one file at a time is open.
 from xarray.backends import H5netcdfBackendEntrypoint
 from xarray.backends.common import _open_remote_file
+
+# Private: what has a file object open, which its arrays are not asked for otherwise.
+from xarray.backends.file_manager import PickleableFileManager
 from xarray.core.utils import is_remote_uri
+
+from aioxarray._runtime.collector import collector
 
 # Those of xarray's engine.
 _BLOCK_BYTES = 4 << 20
@@ -111,3 +117,13 @@ def read_ahead(engine: Any, source: Any, options: Mapping[str, Any]) -> tuple[An
         file.close()
         raise
     return (ahead if ahead.is_hdf5 else file), rest
+
+
+def calls_on(source: Any) -> AbstractContextManager[None]:
+    """Return a context for HDF5's calls on ``source``: a path, a file object or a file's manager.
+
+    HDF5 waits, behind the lock that its finalizers want, for the threads by which a file object
+    reads. No garbage is collected meanwhile, because one of them could be made to do it.
+    """
+    by_python = hasattr(source, "read") or isinstance(source, PickleableFileManager)
+    return collector.held() if by_python else nullcontext()

@@ -1,0 +1,112 @@
+"""No garbage is collected while somebody holds the collector back, and it goes on afterwards."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from aioxarray._runtime.collector import collector
+from tests.runtime.helpers import PATIENCE_S, run_script
+
+
+@pytest.fixture(autouse=True)
+def enabled() -> Iterator[None]:
+    """The collector is enabled before and after."""
+    gc.enable()
+    yield
+    gc.enable()
+
+
+def test_the_last_to_release_lets_it_go_on() -> None:
+    with collector.held():
+        with collector.held():
+            assert not gc.isenabled()
+        assert not gc.isenabled()
+    assert gc.isenabled()
+
+
+def test_what_the_user_has_disabled_stays_so() -> None:
+    gc.disable()
+    with collector.held():
+        pass
+    assert not gc.isenabled()
+
+
+def test_it_goes_on_after_an_error() -> None:
+    with pytest.raises(ZeroDivisionError), collector.held():
+        raise ZeroDivisionError
+    assert gc.isenabled()
+
+
+class Slow:
+    """Garbage whose finalizer waits."""
+
+    def __init__(self) -> None:
+        self.myself = self
+        self.begun, self.may_end = threading.Event(), threading.Event()
+
+    def __del__(self) -> None:
+        self.begun.set()
+        assert self.may_end.wait(PATIENCE_S)
+
+
+def test_one_that_runs_in_another_thread_is_waited_for() -> None:
+    slow = Slow()
+    begun, may_end = slow.begun, slow.may_end
+    del slow
+    collecting = threading.Thread(target=gc.collect)
+    collecting.start()
+    assert begun.wait(PATIENCE_S)
+    ended_before: list[bool] = []
+
+    def hold() -> None:
+        with collector.held():
+            ended_before.append(may_end.is_set())
+
+    holding = threading.Thread(target=hold)
+    holding.start()
+    while gc.isenabled():
+        pass
+    assert not ended_before
+    may_end.set()
+    collecting.join(PATIENCE_S)
+    holding.join(PATIENCE_S)
+    assert ended_before == [True]
+
+
+def test_a_finalizer_can_hold_it_back_itself() -> None:
+    held: list[bool] = []
+
+    class Holding:
+        def __init__(self) -> None:
+            self.myself = self
+
+        def __del__(self) -> None:
+            with collector.held():
+                held.append(not gc.isenabled())
+
+    Holding()
+    gc.collect()
+    assert held == [True]
+    assert gc.isenabled()
+
+
+FORKED = """
+import gc, os
+from aioxarray._runtime.collector import collector
+with collector.held():
+    child = os.fork()
+    if child == 0:
+        enabled = gc.isenabled()
+        with collector.held():
+            enabled = enabled and not gc.isenabled()
+        os._exit(0 if enabled and gc.isenabled() else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), gc.isenabled())
+"""
+
+
+def test_a_forked_process_has_its_own() -> None:
+    assert run_script(FORKED).strip() == "0 True"
