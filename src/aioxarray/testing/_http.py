@@ -10,16 +10,15 @@ import asyncio
 import html
 import json
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteRequest
 
-from aioxarray.testing._log import LogSnapshot, Request, RequestLog
+from aioxarray.testing._log import LogSnapshot, Outcome, Request, RequestLog
 from aioxarray.testing._webdav import multistatus
 
 if TYPE_CHECKING:
@@ -218,6 +217,16 @@ class Site:
         return Answer(HTTPStatus.NOT_FOUND)
 
 
+@lru_cache(maxsize=256)
+def _headers(lines: str) -> Mapping[str, str]:
+    """Return the headers of a request by name; a client sends the same ones again and again."""
+    parts = (line.partition(":") for line in lines.split("\r\n"))
+    return {name.lower(): value.strip() for name, _, value in parts}
+
+
+_STATUS_LINES = {status: f"HTTP/1.1 {status.value} {status.phrase}" for status in HTTPStatus}
+
+
 class Connection(asyncio.Protocol):
     """One client's connection: a request after the other, each answered after the latency.
 
@@ -232,9 +241,10 @@ class Connection(asyncio.Protocol):
     def __init__(self, site: Site) -> None:
         self._site = site
         self._received = bytearray()
-        self._headers: dict[str, str] | None = None  # of the request whose body is awaited
+        self._headers: Mapping[str, str] | None = None  # of the request whose body is awaited
         self._start: tuple[str, str, str] = ("", "", "")
-        self._counted: AbstractContextManager[None] | None = None
+        # By what the log knows the current request.
+        self._counted: object = None
         # What the answer to the current request waits for.
         self._pending: asyncio.TimerHandle | asyncio.Future[Answer] | None = None
 
@@ -249,9 +259,7 @@ class Connection(asyncio.Protocol):
         if self._pending is not None:
             self._pending.cancel()
             self._pending = None
-        if self._counted is not None:
-            self._counted.__exit__(asyncio.CancelledError, asyncio.CancelledError(), None)
-            self._counted = None
+        self._count_out("cancelled")
 
     def abort(self) -> None:
         """Drop the client."""
@@ -264,15 +272,17 @@ class Connection(asyncio.Protocol):
     def _proceed(self) -> None:
         # One request at a time: a client that sends the next one early waits for its turn.
         while self._pending is None and not self._transport.is_closing():
-            if self._headers is None and not self._read_head():
+            if self._headers is None and not (self._received and self._read_head()):
                 return
             assert self._headers is not None
             length = int(self._headers.get("content-length", 0))
             if len(self._received) < length:
                 return
-            with memoryview(self._received) as received:
-                body = bytes(received[:length])  # a slice of the array itself were one copy more
-            del self._received[:length]
+            body = b""
+            if length:
+                with memoryview(self._received) as received:
+                    body = bytes(received[:length])  # a slice of the array were one copy more
+                del self._received[:length]
             headers, self._headers = self._headers, None
             self._begin(headers, body)
 
@@ -280,14 +290,11 @@ class Connection(asyncio.Protocol):
         end = self._received.find(b"\r\n\r\n")
         if end < 0:
             return False
-        lines = self._received[:end].decode("latin-1").split("\r\n")
+        start, _, lines = self._received[:end].decode("latin-1").partition("\r\n")
         del self._received[: end + 4]
         try:
-            method, target, version = lines[0].split(" ")
-            headers = {
-                name.lower(): value.strip()
-                for name, _, value in (line.partition(":") for line in lines[1:])
-            }
+            method, target, version = start.split(" ")
+            headers = _headers(lines)
             length = int(headers.get("content-length", 0))
         except ValueError:
             length = -1
@@ -303,7 +310,7 @@ class Connection(asyncio.Protocol):
         self._headers = headers
         return True
 
-    def _begin(self, headers: dict[str, str], body: bytes) -> None:
+    def _begin(self, headers: Mapping[str, str], body: bytes) -> None:
         method, target, version = self._start
         key = unquote(target.partition("?")[0]).removeprefix("/")
         part = parse_range(headers["range"]) if "range" in headers else None
@@ -312,18 +319,20 @@ class Connection(asyncio.Protocol):
         if key.startswith(CONTROL):
             self._send(method, self._site.control(request, body), keep_alive)
             return
-        self._counted = self._site.log.record(request)
-        self._counted.__enter__()
+        self._counted = self._site.log.begin(request)
         deep = headers.get("depth", "infinity") == "infinity"
+        finish = partial(self._finish, method, len(body), keep_alive)
+        if self._site.latency_s <= 0 and not self._site.off_loop:
+            finish(self._site.answer(request, body, deep))
+            return
         answer = partial(self._site.answer, request, body, deep)
-        finish = partial(self._finish, request.method, len(body), keep_alive)
-        if self._site.latency_s > 0:
-            self._later(self._site.latency_s, partial(self._answer, answer, finish))
-        else:
-            self._answer(answer, finish)
+        self._later(self._site.latency_s, partial(self._answer, answer, finish))
 
     def _later(self, seconds: float, step: Callable[[], None]) -> None:
-        """Take the next step later, and then the next request."""
+        """Take the next step so much later, or now; and then the next request."""
+        if seconds <= 0:
+            step()
+            return
 
         def go_on() -> None:
             self._pending = None
@@ -349,21 +358,21 @@ class Connection(asyncio.Protocol):
     def _finish(self, method: str, received: int, keep_alive: bool, answer: Answer) -> None:
         now = asyncio.get_running_loop().time()
         at = self._site.carried_at(received + len(answer.body), now)
-        if at > now:
-            self._later(at - now, partial(self._send_counted, method, answer, keep_alive))
-        else:
-            self._send_counted(method, answer, keep_alive)
+        self._later(at - now, partial(self._send_counted, method, answer, keep_alive))
 
     def _send_counted(self, method: str, answer: Answer, keep_alive: bool) -> None:
         # Counted out before it is sent: who has the answer finds it counted as completed.
-        if self._counted is not None:
-            self._counted.__exit__(None, None, None)
-            self._counted = None
+        self._count_out("completed")
         self._send(method, answer, keep_alive)
+
+    def _count_out(self, outcome: Outcome) -> None:
+        if self._counted is not None:
+            self._site.log.end(self._counted, outcome)
+            self._counted = None
 
     def _send(self, method: str, answer: Answer, keep_alive: bool) -> None:
         length = len(answer.body) if answer.length is None else answer.length
-        lines = [f"HTTP/1.1 {answer.status.value} {answer.status.phrase}"]
+        lines = [_STATUS_LINES[answer.status]]
         lines += [f"{name}: {value}" for name, value in answer.headers.items()]
         if answer.status is not HTTPStatus.NO_CONTENT:
             lines.append(f"Content-Length: {length}")

@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
 
-__all__ = ["LogSnapshot", "Request", "RequestLog"]
+__all__ = ["LogSnapshot", "Outcome", "Request", "RequestLog"]
+
+Outcome = Literal["completed", "failed", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ class RequestLog:
     def _restart(self) -> None:
         self._requests: list[Request] = []
         self._most_in_flight = self._in_flight
-        self._completed = self._failed = self._cancelled = 0
+        self._ended: dict[Outcome, int] = {"completed": 0, "failed": 0, "cancelled": 0}
 
     def __getstate__(self) -> dict[str, object]:
         # A pickled copy counts for itself: requests in flight stay in this process.
@@ -90,24 +92,34 @@ class RequestLog:
         request : Request
             The request that the body carries out.
         """
+        epoch = self.begin(request)
+        outcome: Outcome = "failed"
+        try:
+            yield
+            outcome = "completed"
+        except (asyncio.CancelledError, GeneratorExit):
+            outcome = "cancelled"
+            raise
+        finally:
+            self.end(epoch, outcome)
+
+    def begin(self, request: Request) -> object:
+        """Count `request` as in flight; what is returned is to be given to `end`, once."""
         with self._lock:
             # The list's identity tells a request that began before a `clear` from later ones.
             epoch = self._requests
             epoch.append(request)
             self._in_flight += 1
-            self._most_in_flight = max(self._most_in_flight, self._in_flight)
-        outcome = "_failed"
-        try:
-            yield
-            outcome = "_completed"
-        except (asyncio.CancelledError, GeneratorExit):
-            outcome = "_cancelled"
-            raise
-        finally:
-            with self._lock:
-                self._in_flight -= 1
-                if self._requests is epoch:
-                    setattr(self, outcome, getattr(self, outcome) + 1)
+            if self._in_flight > self._most_in_flight:
+                self._most_in_flight = self._in_flight
+        return epoch
+
+    def end(self, epoch: object, outcome: Outcome) -> None:
+        """Count a request that `begin` counted by how it ended."""
+        with self._lock:
+            self._in_flight -= 1
+            if self._requests is epoch:
+                self._ended[outcome] += 1
 
     def snapshot(self) -> LogSnapshot:
         """All numbers of one moment, together."""
@@ -116,9 +128,7 @@ class RequestLog:
                 requests=tuple(self._requests),
                 in_flight=self._in_flight,
                 most_in_flight=self._most_in_flight,
-                completed=self._completed,
-                failed=self._failed,
-                cancelled=self._cancelled,
+                **self._ended,
             )
 
     def clear(self) -> None:

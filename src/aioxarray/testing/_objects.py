@@ -121,7 +121,8 @@ class DirectoryObjects(Objects):
             return None
 
         def read(start: int, stop: int) -> bytes:
-            with open(path, "rb") as file:
+            # A buffer would take as long as a small file.
+            with open(path, "rb", buffering=0) as file:
                 file.seek(start)
                 return file.read(stop - start)
 
