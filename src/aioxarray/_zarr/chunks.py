@@ -85,7 +85,10 @@ class noted:
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, Exception):
-            error.add_note(f"in chunk {self._chunk[0]!r} of {self._store!r}")
+            note = f"in chunk {self._chunk[0]!r} of {self._store!r}"
+            # Who follows another read's chunk may be handed an error that says so already.
+            if note not in getattr(error, "__notes__", ()):
+                error.add_note(note)
 
 
 class Block:

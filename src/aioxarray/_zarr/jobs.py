@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -94,6 +94,7 @@ class Job:
         if not (self.sharing.shares or source.remote):
             return await self._straight(source, stop)
         decoding = self.granted.decoding if source.remote else _ALONE
+        together = self._together(source, decoding)
 
         def read(led: Sequence[Lead[Chunk]]) -> list[bool]:
             found = []
@@ -109,21 +110,37 @@ class Job:
 
         async def in_thread(led: Sequence[Lead[Chunk]]) -> list[bool]:
             alone = not source.remote and self.size <= SMALL_BYTES
-            return await self.granted.in_thread(
-                partial(read, led), self.held, stop.set, source.remote, alone=alone
-            )
+            work, held = partial(read, led), self.held
+            if together is not None:
+                work, held = partial(together.read, led, stop), together.held
+            return await self.granted.in_thread(work, held, stop.set, source.remote, alone=alone)
+
+        def noting(chunk: Chunk) -> noted:
+            return noted(chunk, self.store)
 
         width = FETCHERS if source.remote else self.granted.thread_count
-        return await self._run_by_run(lambda run: self.sharing.read(run, in_thread), width)
+        return await self._run_by_run(lambda run: self.sharing.read(run, in_thread, noting), width)
 
     async def _straight(self, source: Source, stop: threading.Event) -> list[bool]:
         """Read what is not shared with anybody."""
-        together = SmallChunks.of(self.store, source, self.placer, self.size)
+        together = self._together(source, _ALONE)
         if together is not None:
-            return await self.by_turns(partial(together.read, stop=stop), together.held, stop)
+
+            def read_together(run: Sequence[Chunk]) -> list[bool]:
+                return together.read([(chunk, None) for chunk in run], stop)
+
+            return await self.by_turns(read_together, together.held, stop)
 
         read = self.one_by_one(partial(self.placer.read, source), stop)
         return await self.by_turns(read, self.held, stop, alone=self.size <= SMALL_BYTES)
+
+    def _together(
+        self, source: Source, decoding: AbstractContextManager[Any]
+    ) -> SmallChunks | None:
+        """Return what reads many chunks at once, or None where that does not pay."""
+        if not SmallChunks.can_read(self.placer, self.sharing, self.size):
+            return None
+        return SmallChunks(self.store, source, self.placer, self.sharing, self.size, decoding)
 
     def one_by_one(
         self, read: Callable[[Chunk], bool], stop: threading.Event

@@ -13,7 +13,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from aioxarray._runtime.flights import Flight, Flights, Follower
@@ -146,13 +146,17 @@ class Sharing(Generic[W, R]):
         return None if kept is None else (self._put_known(kept[0], part),)
 
     async def read(
-        self, parts: Sequence[W], lead: Callable[[Sequence[Lead[W]]], Awaitable[Sequence[R]]]
+        self,
+        parts: Sequence[W],
+        lead: Callable[[Sequence[Lead[W]]], Awaitable[Sequence[R]]],
+        noted: Callable[[W], AbstractContextManager[None]] | None = None,
     ) -> list[R]:
         """Put ``parts`` in their places; return what came of each.
 
         What is not known is read by ``lead``, without what others are reading. That is awaited
         afterwards, while nothing is held, and put in its place by those who read it. What these
-        give up is read by ``lead`` in the end.
+        give up is read by ``lead`` in the end. An error that others have met is raised in the
+        context ``noted`` of its part; ``lead`` says itself which part failed.
         """
         if self._table is None:
             return list(await lead([(part, None) for part in parts]))
@@ -179,7 +183,8 @@ class Sharing(Generic[W, R]):
                     found.update(zip(mine, await lead(led), strict=True))
                 todo = []
                 for index, follower in followed:
-                    outcome = await follower.outcome()
+                    with noted(parts[index]) if noted else nullcontext():
+                        outcome = await follower.outcome()
                     if outcome is None:
                         todo.append(index)
                     else:
@@ -209,12 +214,17 @@ class Sharing(Generic[W, R]):
     def put(self, data: Any | None, lead: Lead[W]) -> R:
         """Decode ``data`` and put it in its place, here and in the reads that follow; keep it."""
         part, flight = lead
-        if flight is None or not (self._keeps or flight.close()):
+        if flight is None or self.is_alone(lead):
             return self._parts.put(data, part)
         with flight:
             decoded = None if data is None else self._parts.decoded(data, part)
             flight.land(decoded, self._size(decoded))
         return self._parts.put_decoded(decoded, part)
+
+    def is_alone(self, lead: Lead[W]) -> bool:
+        """Say whether nobody else gets what comes of ``lead``: then nobody can follow any more."""
+        _, flight = lead
+        return flight is None or not (self._keeps or flight.close())
 
     def keep(self, data: Any | None, part: W) -> R:
         """Decode ``data``, which came by the way, put it in its place and keep it."""

@@ -1,8 +1,9 @@
 """Reads small chunks of which the codec can decode many by one call.
 
 A chunk of some KB is mostly work for the interpreter, whose lock two threads that read chunks one
-by one pass to and fro. Here one of them fetches some, and puts those before in their places, while
-another one decodes, for which nobody needs that lock.
+by one pass to and fro. Here some are fetched, decoded by one call, for which nobody needs that
+lock, and put in their places. Of threads that do not wait for a server one at a time has a turn at
+what does need the lock, while another one decodes.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from aioxarray._zarr.chunks import noted
 from aioxarray._zarr.placing import Placer
+from aioxarray._zarr.sharing import Lead, Sharing, failing
 from aioxarray._zarr.sources import Source
 
 if TYPE_CHECKING:
@@ -30,6 +33,7 @@ _LONGER_BY = 64
 
 # Held by the one thread of the process that works on small chunks in Python.
 _turn = threading.Lock()
+_NOTHING = nullcontext()
 
 
 class SmallChunks:
@@ -43,8 +47,12 @@ class SmallChunks:
         Reads it.
     placer
         Puts the chunks into the result.
+    sharing
+        Gives them to others, too.
     size
         Bytes of a chunk, decoded.
+    decoding
+        Held by those who decode in threads that are not for decoding.
 
     Attributes
     ----------
@@ -52,59 +60,73 @@ class SmallChunks:
         Bytes that are held while chunks are read, encoded and decoded.
     """
 
-    def __init__(self, store: Store, source: Source, placer: Placer, size: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        source: Source,
+        placer: Placer,
+        sharing: Sharing[Chunk, bool],
+        size: int,
+        decoding: AbstractContextManager[Any],
+    ) -> None:
         self._store = store
         self._source = source
         self._placer = placer
+        self._sharing = sharing
+        self._decoding = decoding
         self._most = size + _LONGER_BY
         self._count = max(1, _TOGETHER_BYTES // size)
         self.held = 2 * self._count * size
 
     @classmethod
-    def of(cls, store: Store, source: Source, placer: Placer, size: int) -> SmallChunks | None:
-        """Return what reads the chunks together, or None if it should, or can, not."""
+    def can_read(cls, placer: Placer, sharing: Sharing[Chunk, bool], size: int) -> bool:
+        """Say whether chunks of ``size`` bytes should, and can, be read together."""
         prepared = placer.prepared
-        if prepared is None or not prepared.decodes_many or not 0 < size <= SMALL_BYTES:
-            return None
-        return cls(store, source, placer, size)
+        # What is kept is decoded into memory of its own.
+        if prepared is None or sharing.keeps:
+            return False
+        return prepared.decodes_many and 0 < size <= SMALL_BYTES
 
-    def read(self, chunks: Sequence[Chunk], stop: threading.Event) -> list[bool]:
-        """Read ``chunks``, and put them in their places; return which of them were there.
+    def read(self, leads: Sequence[Lead[Chunk]], stop: threading.Event) -> list[bool]:
+        """Read chunks, and put them in their places; return which of them were there.
 
         In a thread. It ends early once ``stop`` is set.
         """
         there: list[bool] = []
-        for start in range(0, len(chunks), self._count):
+        for start in range(0, len(leads), self._count):
             if stop.is_set():
                 break
-            there += self._read(chunks[start : start + self._count])
+            there += self._read(leads[start : start + self._count])
         return there
 
-    def _read(self, chunks: Sequence[Chunk]) -> list[bool]:
-        with _turn:
-            fetched = [self._fetch(chunk) for chunk in chunks]
-        found = [
-            (data, chunk) for data, chunk in zip(fetched, chunks, strict=True) if data is not None
-        ]
-        decoder = self._placer.decoder(chunks[0][1].shape)
-        alike = all(chunk[1].shape == decoder.shape for chunk in chunks)
-        decoded = decoder.many([data for data, _ in found]) if found and alike else None
-        with _turn:
-            if decoded is None:
-                for data, chunk in found:
-                    with noted(chunk, self._store):
-                        self._placer.put(data, chunk)
-            else:
-                for part, (_, chunk) in zip(decoded, found, strict=True):
-                    self._placer.put_bytes(part, decoder, chunk)
+    def _read(self, leads: Sequence[Lead[Chunk]]) -> list[bool]:
+        # Who waits for a server shall not keep others from working.
+        turn = _NOTHING if self._source.remote else _turn
+        with turn:
+            fetched = [self._fetch(lead) for lead in leads]
+        with self._decoding:
+            decoder = self._placer.decoder(leads[0][0][1].shape)
+            found = [data for data in fetched if data is not None]
+            alike = all(chunk[1].shape == decoder.shape for chunk, _ in leads)
+            decoded = decoder.many(found) if found and alike else None
+            with turn:
+                parts = None if decoded is None else iter(decoded)
+                for data, lead in zip(fetched, leads, strict=True):
+                    part = None if parts is None or data is None else next(parts)
+                    if part is not None and self._sharing.is_alone(lead):
+                        self._placer.put_bytes(part, decoder, lead[0])
+                    else:
+                        with noted(lead[0], self._store):
+                            self._sharing.put(data, lead)
         return [data is not None for data in fetched]
 
-    def _fetch(self, chunk: Chunk) -> Any | None:
-        with noted(chunk, self._store):
-            data = self._source.read_small(chunk[0], self._most)
-            if data is None:
-                self._placer.put(None, chunk)
-            return data
+    def _fetch(self, lead: Lead[Chunk]) -> Any | None:
+        chunk, _ = lead
+        try:
+            return self._source.read_small(chunk[0], self._most)
+        except Exception:
+            with noted(chunk, self._store), failing([lead]):
+                raise
 
 
 def _reset_after_fork() -> None:
