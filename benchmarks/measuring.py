@@ -8,7 +8,7 @@ import inspect
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from statistics import median
 from time import perf_counter
@@ -54,12 +54,23 @@ class Options:
         return max(1, count // 16) if self.quick else count
 
 
+# A process that only sleeps has waited no longer than this while the machine is calm.
+_CALM_MS = 10.0
+
+
 @dataclass(frozen=True)
 class Taken:
-    """The medians over the runs of one way."""
+    """What a run of one way took, or the medians over its runs.
+
+    Attributes
+    ----------
+    calm_stall_ms
+        Of the runs in which a bystander has met no stall; None if there were none, or no bystander.
+    """
 
     seconds: float
     stall_ms: float
+    calm_stall_ms: float | None = None
 
 
 def measure(
@@ -86,6 +97,7 @@ def in_turn(
     check: Callable[[Any], None],
     options: Options,
     used_before: int = 0,
+    bystander: Bystander | None = None,
 ) -> dict[str, Taken | Exception]:
     """Measure ``ways``, by turns, so that a change of the machine's speed meets them all.
 
@@ -108,12 +120,16 @@ def in_turn(
             # What others have left is theirs to clear away.
             gc.collect()
             np.ones(used_before, np.uint8)
+            if bystander is not None:
+                bystander.worst_ms()
             begun = perf_counter()
             try:
                 taken, result = asyncio.run(_run(ways[name]))
             except Exception as error:  # noqa: BLE001 - handed to who asked for the measurement
                 errors[name] = error
                 continue
+            if bystander is not None and bystander.worst_ms() <= _CALM_MS:
+                taken = replace(taken, calm_stall_ms=taken.stall_ms)
             spent[name] += perf_counter() - begun
             if not runs[name]:
                 check(result)
@@ -124,7 +140,12 @@ def in_turn(
 
 
 def _medians(runs: Sequence[Taken]) -> Taken:
-    return Taken(median(run.seconds for run in runs), median(run.stall_ms for run in runs))
+    calm = [run.calm_stall_ms for run in runs if run.calm_stall_ms is not None]
+    return Taken(
+        median(run.seconds for run in runs),
+        median(run.stall_ms for run in runs),
+        median(calm) if calm else None,
+    )
 
 
 async def _run(way: Callable[[], Any]) -> tuple[Taken, Any]:

@@ -79,6 +79,8 @@ class PeerRow:
         What is asked of aioxarray's number.
     stall_ms
         The worst stall of the caller's loop while aioxarray worked, which has a goal of its own.
+    calm_stall_ms
+        The same, of the runs in which a process that only sleeps has met no stall.
     """
 
     HEADER: ClassVar[Sequence[str]] = ["", *(peer.name for peer in PEERS), "xarray/ours"]
@@ -90,13 +92,16 @@ class PeerRow:
     cells: Mapping[str, float | str]
     goals: Sequence[Goal] = ()
     stall_ms: float | None = None
+    calm_stall_ms: float | None = None
     verdicts: list[Verdict] = field(init=False)
 
     def __post_init__(self) -> None:
         verdicts = [goal.verdict(self.cells, self.unit) for goal in self.goals]
         found = [verdict for verdict in verdicts if verdict is not None]
         if self.stall_ms is not None:
-            text = f"worst stall {self.stall_ms:.0f} ms (<= {self.STALL_GOAL_MS:.0f})"
+            calm = self.calm_stall_ms
+            undisturbed = "" if calm is None else f", {calm:.0f} ms while the machine is calm"
+            text = f"worst stall {self.stall_ms:.0f} ms{undisturbed} (<= {self.STALL_GOAL_MS:.0f})"
             found.append(Verdict(text, self.stall_ms <= self.STALL_GOAL_MS))
         object.__setattr__(self, "verdicts", found)
 

@@ -13,7 +13,7 @@ import numpy as np
 from aioxarray.testing import ObjectServer
 from benchmarks import data, peers
 from benchmarks.data import Files
-from benchmarks.measuring import Options, Taken, in_turn
+from benchmarks.measuring import Bystander, Options, Taken, in_turn
 from benchmarks.peer_rows import Bound, Goal, PeerRow, Relative
 from benchmarks.peers import (
     FUSED,
@@ -139,20 +139,24 @@ def _row(case: Case, options: Options, server: str | None = None) -> PeerRow:
                 cells[peer.name] = str(error)
     # What zarr itself reads from the files is the oracle for all, also over HTTP.
     expected = cast(Values, peers.opened(ORACLE, local)())
-    stall_ms = None
+    ours = None
     # A gigabyte takes twice as long at times: it takes more runs to tell two ways apart.
     more = replace(options, runs=2 * options.runs - 1, seconds=1.5 * options.seconds)
     size = sum(value.nbytes for value in expected.values())
     check = partial(_check, expected)
-    for name, taken in in_turn(reads, check, more, used_before=size + size // 4).items():
+    used_before = size + size // 4
+    with Bystander() as bystander:
+        found = in_turn(reads, check, more, used_before, bystander)
+    for name, taken in found.items():
         if isinstance(taken, Taken):
             cells[name] = taken.seconds
-            stall_ms = taken.stall_ms if name == OURS.name else stall_ms
+            ours = taken if name == OURS.name else ours
         elif name == OURS.name:
             raise taken
         else:
             cells[name] = peers.reason(taken)
-    return PeerRow(case.what, "s", cells, case.goals, stall_ms)
+    stalls = (None, None) if ours is None else (ours.stall_ms, ours.calm_stall_ms)
+    return PeerRow(case.what, "s", cells, case.goals, *stalls)
 
 
 def _check(expected: Values, values: Values) -> None:
