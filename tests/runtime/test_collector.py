@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
+from aioxarray._runtime import collector as module
 from aioxarray._runtime.collector import collector
 from tests.runtime.helpers import PATIENCE_S, run_script
 
@@ -53,7 +56,14 @@ class Slow:
         assert self.may_end.wait(PATIENCE_S)
 
 
-def test_one_that_runs_in_another_thread_is_waited_for() -> None:
+def test_one_that_runs_in_another_thread_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits = threading.Event()
+
+    def sleep(seconds: float) -> None:
+        waits.set()
+        time.sleep(seconds)
+
+    monkeypatch.setattr(module, "time", SimpleNamespace(sleep=sleep))
     slow = Slow()
     begun, may_end = slow.begun, slow.may_end
     del slow
@@ -68,8 +78,8 @@ def test_one_that_runs_in_another_thread_is_waited_for() -> None:
 
     holding = threading.Thread(target=hold)
     holding.start()
-    while gc.isenabled():
-        pass
+    assert waits.wait(PATIENCE_S)
+    assert not gc.isenabled()
     assert not ended_before
     may_end.set()
     collecting.join(PATIENCE_S)

@@ -322,9 +322,6 @@ class Connection(asyncio.Protocol):
         self._counted = self._site.log.begin(request)
         deep = headers.get("depth", "infinity") == "infinity"
         finish = partial(self._finish, method, len(body), keep_alive)
-        if self._site.latency_s <= 0 and not self._site.off_loop:
-            finish(self._site.answer(request, body, deep))
-            return
         answer = partial(self._site.answer, request, body, deep)
         self._later(self._site.latency_s, partial(self._answer, answer, finish))
 
