@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, ParamSpec, TypeVar, cast
 
 import xarray as xr
@@ -12,7 +12,6 @@ import xarray as xr
 from aioxarray._runtime.loops import blocking
 from aioxarray._runtime.workers import in_worker
 from aioxarray._xarray.engine import engine_of, inner_engine
-from aioxarray._zarr.virtual import virtual_store
 from aioxarray.loading import load_async
 
 P = ParamSpec("P")
@@ -108,29 +107,29 @@ async def open_dataset_async(
     """Open a dataset from a file or store.
 
     With ``virtual=True`` (ours, keyword only) a netCDF4 or HDF5 file at a path or URL is read as
-    Zarr: the index of its chunks once, by VirtualiZarr, and then the chunks concurrently. The
-    values are those of the h5netcdf engine; ``storage_options`` are then obstore's.
+    Zarr: HDF5 reads the metadata and the index of chunks once, and then chunks are read
+    concurrently. The result is that of the h5netcdf engine; ``storage_options`` are then
+    obstore's. HDF5 goes on to read the variables that Zarr cannot: texts, compound types, and
+    values encoded by filters other than zlib, shuffle, fletcher32, zstd and blosc.
     """
     if virtual:
-        filename_or_obj, options = await in_worker(
-            lambda: _as_zarr(filename_or_obj, options), lambda _: None
-        )
+        call = partial(_open_virtual, filename_or_obj, options)
+        return await in_worker(call, discard=close)
     return cast("xr.Dataset", await _open(xr.open_dataset, filename_or_obj, options))
 
 
-def _as_zarr(source: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Return a store of the chunks of a netCDF4 file, and the options that open it."""
-    options = {**options, **(options.pop("backend_kwargs", None) or {})}
-    engine = options.pop("engine", "h5netcdf")
+def _open_virtual(source: Any, options: dict[str, Any]) -> xr.Dataset:
+    engine = options.pop("engine", None) or "h5netcdf"
     if engine not in ("h5netcdf", "netcdf4"):
         raise ValueError(f"virtual=True reads netCDF4 and HDF5 files; got engine={engine!r}")
-    store = virtual_store(
-        source,
-        group=options.pop("group", None),
-        drop_variables=options.get("drop_variables"),
-        storage_options=options.pop("storage_options", None),
-    )
-    return store, {**options, "engine": "zarr", "consolidated": False, "zarr_format": 3}
+    try:
+        from aioxarray._xarray.virtual import VirtualEntrypoint
+    except ImportError as error:
+        raise ImportError(
+            f"virtual=True needs h5netcdf, h5py and obstore, of which one is missing ({error}): "
+            "pip install 'aioxarray[virtual]'"
+        ) from error
+    return xr.open_dataset(source, engine=VirtualEntrypoint, **options)
 
 
 @_as(xr.open_dataarray)
@@ -185,7 +184,7 @@ async def _loaded(name: str, opening: Callable[..., Coroutine[Any, Any, T]], opt
     try:
         return await load_async(opened)
     finally:
-        await in_worker(functools.partial(close, opened), discard=lambda _: None)
+        await in_worker(partial(close, opened), discard=lambda _: None)
 
 
 @_as(xr.load_dataset)

@@ -201,36 +201,3 @@ def test_trees_at_paths_and_urls(way: Way, function: str, folder: Path, url: str
         xr.testing.assert_identical(root(got).load(), samples.numbers())
         for each in got.values() if isinstance(got, dict) else [got]:
             each.close()
-
-
-# --- netCDF4 as Zarr ----------------------------------------------------------------------------
-
-
-@own_ways
-def test_netcdf4_as_zarr(way: Way, folder: Path, url: str) -> None:
-    with xr.open_dataset(folder / "a.nc", engine="h5netcdf") as file:
-        expected = file.load()
-    for source in (folder / "a.nc", f"{url}/a.nc"):
-        with way("open_dataset", source, engine="h5netcdf", virtual=True) as got:
-            xr.testing.assert_identical(got.load(), expected)
-
-
-@own_ways
-def test_only_netcdf4_can_be_virtual(way: Way, folder: Path) -> None:
-    with pytest.raises(ValueError, match="virtual=True reads netCDF4 and HDF5 files"):
-        way("open_dataset", folder / "a.zarr", engine="zarr", virtual=True)
-    with pytest.raises(TypeError, match="virtual=True needs a path or a URL"):
-        way("open_dataset", io.BytesIO(), virtual=True)
-    with pytest.raises(FileNotFoundError):
-        way("open_dataset", folder / "none.nc", virtual=True)
-
-
-@own_ways
-@pytest.mark.parametrize("absent", ["virtualizarr.parsers", "obstore.store"])
-def test_without_virtualizarr_the_error_says_what_to_install(
-    way: Way, folder: Path, monkeypatch: pytest.MonkeyPatch, absent: str
-) -> None:
-    # How Python itself is told that a module is not to be had.
-    monkeypatch.setitem(sys.modules, absent, None)
-    with pytest.raises(ImportError, match=r"pip install 'aioxarray\[virtual\]'"):
-        way("open_dataset", folder / "a.nc", engine="h5netcdf", virtual=True)

@@ -7,136 +7,21 @@ told, of strings and types as well as of dimensions without a name.
 from __future__ import annotations
 
 import asyncio
-import gc
 import pickle
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import h5netcdf
-import h5py
-import netCDF4
 import numpy as np
-import psutil
 import pytest
 import xarray as xr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import aioxarray
-from tests.opening.helpers import Way, assert_loaded, assert_opened, climate, own_ways
+from tests.opening.helpers import Way, assert_loaded, assert_opened, own_ways
+from tests.opening.odd_files import ODD_FILES, compare, open_files, said, write_odd_files
 
-# --- the files ------------------------------------------------------------------------------------
-
-
-def by_netcdf4(path: Path) -> None:
-    with netCDF4.Dataset(path, "w") as file:
-        file.createDimension("time", None)
-        file.createDimension("x", 3)
-        file.createDimension("char", 5)
-        # A dimension without a variable, and a variable with the name of a dimension not its own.
-        file.createDimension("bare", 4)
-        clash = file.createVariable("x", "f4", ("time",))
-        clash[:] = [1, 2]
-        time = file.createVariable("time", "i4", ("time",))
-        time.units, time.calendar = "days since 2001-02-27", "noleap"
-        time[:] = [0, 1]
-        packed = file.createVariable("packed", "i2", ("time", "x"), zlib=True, fill_value=-9)
-        packed.scale_factor, packed.add_offset = 0.5, 10.0
-        packed[:] = [[1, 2, 3], [4, 5, 6]]
-        char = file.createVariable("char", "S1", ("x", "char"))
-        char[:] = netCDF4.stringtochar(np.array(["abc", "de", "fghij"], dtype="S5"))
-        char._Encoding = "utf-8"
-        text = file.createVariable("text", str, ("x",))
-        text[:] = np.array(["a", "bcd", "ü"], dtype=object)
-        scalar = file.createVariable("scalar", "f8", ())
-        scalar[...] = 3.5
-        big = file.createVariable("big", ">i4", ("x",), endian="big")
-        big[:] = [1, 2, 3]
-        kind = file.createEnumType("u1", "kind_t", {"dry": 0, "wet": 1})
-        enum = file.createVariable("enum", kind, ("x",), fill_value=1)
-        enum[:] = [0, 1, 0]
-        dtype = np.dtype([("a", "i8"), ("b", "f8")])
-        pair = file.createVariable("pair", file.createCompoundType(dtype, "pair_t"), ("x",))
-        pair[:] = np.array([(1, 2.0), (3, 4.0), (5, 6.0)], dtype=dtype)
-        file.setncattr("title", "odd")
-        file.setncattr_string("strings", ["one", "two"])
-        file.setncattr("numbers", np.array([1, 2, 3], dtype="i2"))
-        file.setncattr("one", np.array([7], dtype="i8"))
-        file.setncattr("empty", "")
-        below = file.createGroup("below")
-        below.createDimension("y", 2)
-        below.createVariable("y", "f8", ("y",))[:] = [1, 2]
-        below.createVariable("both", "f8", ("x", "y"))[:] = np.ones((3, 2))
-
-
-def by_h5netcdf(path: Path) -> None:
-    with h5netcdf.File(path, "w") as file:
-        file.dimensions = {"x": 3, "time": None}
-        file.resize_dimension("time", 2)
-        file.create_variable("x", ("x",), "f8", data=np.arange(3.0))
-        # Shorter than its dimension, which can grow: the rest of it is fill values.
-        file.create_variable("short", ("time",), "f4", fillvalue=np.float32(-1))
-        compressed = file.create_variable(
-            "compressed", ("x",), "i8", chunks=(2,), compression="gzip", shuffle=True
-        )
-        compressed[...] = np.arange(3)
-        file.create_variable("fixed", ("x",), "S4", data=np.array(["a", "bcd", "efgh"], "S4"))
-        file.create_variable("coord", ("x",), "f8", data=np.arange(3.0)).attrs["units"] = "m"
-        compressed.attrs["coordinates"] = "coord"
-        file.attrs["bytes"] = np.bytes_(b"abc")
-        file.attrs["float"] = 1.5
-        file.attrs["list"] = ["a", "b"]
-
-
-def by_h5py(path: Path) -> None:
-    with h5py.File(path, "w") as file:
-        # Dimensions without names, one of them twice.
-        file["square"] = np.arange(9).reshape(3, 3)
-        file["line"] = np.arange(3.0)
-        file["long"] = np.arange(5, dtype="u2")
-        file["same"] = file["line"]
-        file["line"].attrs["empty"] = h5py.Empty("f8")
-        file["line"].attrs["no text"] = h5py.Empty(h5py.string_dtype(length=1))
-        file["line"].attrs["latin"] = np.bytes_("ä".encode("latin-1"))
-        file["line"].attrs["words"] = np.array([b"ab", b"cd"], dtype="S2")
-        file["text"] = np.array(["a", "b"], dtype=h5py.string_dtype())
-        file["group/inner"] = np.zeros((2, 5))
-
-
-def by_xarray(path: Path) -> None:
-    climate().to_netcdf(path, engine="h5netcdf", unlimited_dims=["time"])
-
-
-def with_user_types(path: Path) -> None:
-    with h5py.File(path, "w") as file:
-        kind = h5py.enum_dtype({"a": 0, "b": 1}, basetype="u1")
-        file["kind"] = kind
-        file.create_dataset("kinds", (3,), dtype=file["kind"])
-        file["ragged"] = h5py.vlen_dtype(np.dtype("i4"))
-        many = file.create_dataset("many", (2,), dtype=file["ragged"])
-        many[0], many[1] = [1, 2], [3]
-
-
-def with_links(path: Path) -> None:
-    """Links within the file, and into one that has been written before."""
-    with h5py.File(path, "w") as file:
-        file["a/b/line"] = np.arange(3.0)
-        file["soft"] = h5py.SoftLink("/a/b/line")
-        file["a/up"] = h5py.SoftLink("/a/b")
-        file["variable"] = h5py.ExternalLink("h5py.nc", "/long")
-        file["group"] = h5py.ExternalLink("h5py.nc", "/group")
-
-
-FILES: dict[str, Callable[[Path], None]] = {
-    "netCDF4": by_netcdf4,
-    "h5netcdf": by_h5netcdf,
-    "h5py": by_h5py,
-    "xarray": by_xarray,
-    "user types": with_user_types,
-    "links": with_links,
-}
 OPTIONS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "undecoded": {"decode_cf": False},
@@ -147,42 +32,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "chunks": {"chunks": {}},
     "not cached": {"cache": False},
 }
-every_file = pytest.mark.parametrize("name", FILES)
-# Said by plain xarray of these files, and so by ours.
-said = pytest.mark.filterwarnings(
-    "ignore:The 'phony_dims' kwarg now defaults:UserWarning",
-    "ignore:'utf-8' codec can't decode bytes:UnicodeWarning",
-)
+every_file = pytest.mark.parametrize("name", [name for name in ODD_FILES if name != "large"])
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("odd")
-    for name, write in FILES.items():
-        write(folder / f"{name}.nc")
-    return folder
-
-
-def compare(way: Way, function: str, path: Path, options: dict[str, Any]) -> None:
-    plain, ours = (
-        _outcome(opening, path, {**options, "engine": "h5netcdf"})
-        for opening in (getattr(xr, function), lambda *a, **kw: way(function, *a, **kw))
-    )
-    if isinstance(plain, Exception) or isinstance(ours, Exception):
-        assert (type(ours), str(ours)) == (type(plain), str(plain))
-        return
-    assert_opened(ours, plain)
-    assert_loaded(ours, plain)
-    for obj in (ours, plain):
-        for each in obj.values() if isinstance(obj, dict) else [obj]:
-            each.close()
-
-
-def _outcome(opening: Callable[..., Any], path: Path, options: dict[str, Any]) -> Any:
-    try:
-        return opening(path, **options)
-    except Exception as error:  # noqa: BLE001 - compared with what plain xarray raises
-        return error
+    return write_odd_files(tmp_path_factory.mktemp("odd"))
 
 
 # --- what is in them ------------------------------------------------------------------------------
@@ -273,11 +128,6 @@ def test_whatever_xarray_writes_is_opened_the_same(
 
 
 # --- the file itself ------------------------------------------------------------------------------
-
-
-def open_files() -> list[str]:
-    gc.collect()
-    return [each.path for each in psutil.Process().open_files() if each.path.endswith(".nc")]
 
 
 @said

@@ -84,7 +84,7 @@ class AioBackendEntrypoint(BackendEntrypoint):
         if isinstance(inner, _SERIAL):
             source, options = read_ahead(inner, source, options)
             opening = _opening(inner, method, source, options)
-            return _open_in_lane(opening, source, indexes=self.reads_indexes)
+            return open_in_lane(opening, source, indexes=self.reads_indexes)
         if type(inner) is not ZarrBackendEntrypoint or options.get("store") is not None:
             result = call(source, **options)
             _equip(_datasets(result))
@@ -124,14 +124,12 @@ def _opening(
 
     def call_once() -> Any:
         opened: Any = open_once(source, options, deep=method != "open_dataset")
-        if opened is None:
-            return call()
         return datatree_from_dict_with_io_cleanup(opened) if method == "open_datatree" else opened
 
     return call_once
 
 
-def _open_in_lane(opening: Callable[[], Any], source: Any, *, indexes: bool) -> Any:
+def open_in_lane(opening: Callable[[], Any], source: Any, *, indexes: bool) -> Any:
     """Open ``source``, and later close it, where the library's reads happen too.
 
     With ``indexes`` a dataset has its default indexes: it is known that they are wanted, and so
@@ -148,10 +146,11 @@ def _open_in_lane(opening: Callable[[], Any], source: Any, *, indexes: bool) -> 
         for dataset in _datasets(result):
             # Private: what closes it; public is only the setter.
             closer = dataset._close
+            file = None
             if closer is not None:
                 file = OpenFile(getattr(closer, "__self__", None), lane)
                 dataset.set_close(partial(_close_in_lane, closer))
-                _equip([dataset], file=file)
+            _equip([dataset], file=file)
         return result
 
     return run_blocking(lambda: lane.run(open_and_equip))

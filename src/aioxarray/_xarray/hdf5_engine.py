@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ import h5netcdf
 from xarray.backends import H5netcdfBackendEntrypoint, H5NetCDFStore, StoreBackendEntrypoint
 from xarray.backends.common import _iter_nc_groups, _normalize_path
 from xarray.backends.file_manager import CachingFileManager, PickleableFileManager
+from xarray.backends.h5netcdf_ import _emit_phony_dims_warning
 from xarray.core.treenode import NodePath
 from xarray.core.utils import close_on_error, is_remote_uri
 
@@ -95,12 +96,15 @@ def opens_once(source: Any, options: Mapping[str, Any]) -> bool:
 
 
 def open_once(
-    source: Any, options: Mapping[str, Any], *, deep: bool
-) -> xr.Dataset | dict[str, xr.Dataset] | None:
+    source: Any,
+    options: Mapping[str, Any],
+    *,
+    deep: bool,
+    store_of: Callable[..., H5NetCDFStore] = H5NetCDFStore,
+) -> xr.Dataset | dict[str, xr.Dataset]:
     """Return what xarray's engine returns for ``source``; where HDF5's calls are made.
 
-    With ``deep`` that is all groups. None if it has to open the file itself: there are dimensions
-    without a name in it, of which it warns.
+    With ``deep`` that is all groups. ``store_of`` makes the store of the file's manager.
     """
     of_store = (*_OF_FILE, *_OTHERWISE, "group", "phony_dims")
     decoding = {name: value for name, value in options.items() if name not in of_store}
@@ -113,7 +117,7 @@ def open_once(
         manager = PickleableFileManager(_open_file, source, **kwargs)
     else:
         manager = CachingFileManager(_open_file, _normalize_path(source), **kwargs)
-    store = H5NetCDFStore(manager, group=group, mode="r")
+    store = store_of(manager, group=group, mode="r")
     with close_on_error(store), manager.acquire_context() as file:
         engine = StoreBackendEntrypoint()
         opened = (
@@ -125,8 +129,7 @@ def open_once(
             else engine.open_dataset(store, **decoding)
         )
         if phony_dims is None and file._phony_dim_count:
-            store.close()
-            return None
+            _emit_phony_dims_warning()
     return opened
 
 

@@ -1,0 +1,236 @@
+"""Zarr arrays whose chunks are byte ranges of one object: a file of another format."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import zarr
+from zarr.abc.store import (
+    ByteRequest,
+    OffsetByteRequest,
+    RangeByteRequest,
+    Store,
+    SuffixByteRequest,
+)
+
+# Private: the metadata of an array, and the array made of it. zarr's public functions would write
+# the metadata to a store first and read it back.
+from zarr.core.array import AsyncArray
+from zarr.core.metadata import ArrayV2Metadata
+from zarr.dtype import parse_dtype
+from zarr.storage import StorePath
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from zarr.core.buffer import Buffer, BufferPrototype
+
+# Contiguous values are read in chunks of about this many bytes.
+_CONTIGUOUS_CHUNK_BYTES = 4 << 20
+
+
+class Index(Protocol):
+    """The places of an array's chunks in a file."""
+
+    def find(self, number: int) -> tuple[int, int, int] | None:
+        """Return where the chunk of this number (in C order) is: offset, bytes, padding bytes.
+
+        None if the file does not have the chunk, and its values are the fill value.
+        """
+
+
+@dataclass(frozen=True)
+class ChunkIndex:
+    """Chunks at places of their own.
+
+    Attributes
+    ----------
+    numbers
+        Which chunks there are, in ascending order.
+    offsets, lengths
+        Where each is, in bytes.
+    """
+
+    numbers: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+
+    def find(self, number: int) -> tuple[int, int, int] | None:
+        at = int(np.searchsorted(self.numbers, number))
+        if at == len(self.numbers) or self.numbers[at] != number:
+            return None
+        return int(self.offsets[at]), int(self.lengths[at]), 0
+
+
+@dataclass(frozen=True)
+class ContiguousIndex:
+    """Values that follow each other, cut into chunks of equal length.
+
+    The last chunk may be shorter in the file; it is padded.
+    """
+
+    offset: int
+    length: int
+    chunk_length: int
+
+    def find(self, number: int) -> tuple[int, int, int] | None:
+        start = number * self.chunk_length
+        length = min(self.chunk_length, self.length - start)
+        return self.offset + start, length, self.chunk_length - length
+
+
+def contiguous_chunk_shape(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    """Return the shape of chunks of some MB that follow each other in contiguous values.
+
+    Only the first axis that is longer than one is cut: only then each chunk is one piece.
+    """
+    axis = next((axis for axis, size in enumerate(shape) if size > 1), None)
+    if axis is None:
+        return shape
+    row_bytes = prod(shape[axis + 1 :]) * itemsize
+    rows = min(shape[axis], max(1, _CONTIGUOUS_CHUNK_BYTES // row_bytes))
+    return (*shape[:axis], rows, *shape[axis + 1 :])
+
+
+class FileChunks(Store):
+    """A read-only store with the chunks of arrays that lie in one object.
+
+    It holds no metadata: `array` gives the arrays.
+
+    Parameters
+    ----------
+    client
+        A store of obstore.
+    path
+        The object in it.
+    """
+
+    supports_writes = False
+    supports_deletes = False
+    supports_listing = False
+
+    def __init__(self, client: Any, path: str) -> None:
+        super().__init__(read_only=True)
+        # Named as zarr's ``ObjectStore`` names it, which `usable_here` asks for after a fork.
+        self.store = client
+        self._path = path
+        self._arrays: dict[str, tuple[tuple[int, ...], Index]] = {}
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    __hash__ = Store.__hash__
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._path!r})"
+
+    def array(
+        self,
+        name: str,
+        *,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        chunk_shape: tuple[int, ...],
+        filters: tuple[Any, ...],
+        fill_value: Any,
+        index: Index,
+    ) -> zarr.Array[Any]:
+        """Add an array, and return it.
+
+        Parameters
+        ----------
+        name
+            Its path in the store.
+        shape, dtype, chunk_shape, fill_value
+            As of any Zarr array.
+        filters
+            The codecs of numcodecs by which chunks were encoded, in this order.
+        index
+            Where the chunks are.
+        """
+        metadata = ArrayV2Metadata(
+            shape=shape,
+            dtype=parse_dtype(dtype, zarr_format=2),
+            chunks=chunk_shape,
+            fill_value=fill_value,
+            order="C",
+            filters=filters[:-1] or None,
+            compressor=filters[-1] if filters else None,
+        )
+        grid = tuple(-(-size // chunk) for size, chunk in zip(shape, chunk_shape, strict=True))
+        self._arrays[name] = grid, index
+        return zarr.Array(AsyncArray(metadata, StorePath(self, name)))
+
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        name, _, chunk = key.rpartition("/")
+        if name not in self._arrays:
+            return None
+        grid, index = self._arrays[name]
+        try:
+            at = tuple(int(each) for each in chunk.split(".")) if grid else ()
+            place = index.find(int(np.ravel_multi_index(at, grid)) if grid else 0)
+        except ValueError:
+            # No chunk's key: zarr asks for metadata now and then.
+            return None
+        if place is None:
+            return None
+        offset, length, padding = place
+        first, last = _within(byte_range, length + padding)
+        wanted = min(last, length) - first
+        data = b""
+        if wanted > 0:
+            start = offset + first
+            data = await self.store.get_range_async(self._path, start=start, length=wanted)
+        buffer = prototype.buffer.from_bytes(data)
+        missing = last - first - max(wanted, 0)
+        return buffer + prototype.buffer.from_bytes(bytes(missing)) if missing else buffer
+
+    async def get_partial_values(
+        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
+    ) -> list[Buffer | None]:
+        return [await self.get(key, prototype, part) for key, part in key_ranges]
+
+    async def exists(self, key: str) -> bool:
+        name, _, _ = key.rpartition("/")
+        return name in self._arrays
+
+    async def set(self, key: str, value: Buffer) -> None:
+        raise _read_only(self)
+
+    async def delete(self, key: str) -> None:
+        raise _read_only(self)
+
+    async def list(self) -> AsyncIterator[str]:
+        for name in self._arrays:
+            yield name
+
+    async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
+        for name in self._arrays:
+            if name.startswith(prefix):
+                yield name
+
+    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        async for name in self.list_prefix(prefix):
+            yield name
+
+
+def _within(byte_range: ByteRequest | None, length: int) -> tuple[int, int]:
+    """Return the first byte, and the one after the last, that are asked for of a chunk."""
+    match byte_range:
+        case RangeByteRequest(start, end):
+            return min(start, length), min(end, length)
+        case OffsetByteRequest(offset):
+            return min(offset, length), length
+        case SuffixByteRequest(suffix):
+            return max(0, length - suffix), length
+        case _:
+            return 0, length
+
+
+def _read_only(store: Store) -> ValueError:
+    return ValueError(f"{store!r} is part of a file and can only be read")
