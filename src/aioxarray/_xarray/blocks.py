@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 
 Block = tuple[slice, ...]
@@ -56,3 +57,29 @@ def _cuts(region: slice, edges: Sequence[int]) -> list[int]:
 def _longest(cuts: Sequence[int], count: int) -> int:
     ends = [*cuts[count::count], cuts[-1]]
     return max((b - a for a, b in zip(cuts[::count], ends, strict=False)), default=0)
+
+
+def aligned(
+    sizes: Sequence[Sequence[int]], region: Sequence[slice], edges: Sequence[Sequence[int]]
+) -> tuple[tuple[int, ...], ...] | None:
+    """Return sizes of blocks no two of which share a chunk; None if ``sizes`` are such already.
+
+    Parameters
+    ----------
+    sizes
+        Of the blocks that ``region`` is made of, along each axis.
+    region, edges
+        As in `blocks`.
+    """
+    new = []
+    for lengths, each, at in zip(sizes, region, edges, strict=True):
+        ends = list(itertools.accumulate(lengths, initial=each.start))
+        allowed = {each.start, *at, each.stop}
+        if allowed.issuperset(ends):
+            new.append(tuple(lengths))
+            continue
+        lower = [each.start, *(edge for edge in at if each.start < edge < each.stop)]
+        # Each end moves down to where a chunk begins.
+        moved = sorted({lower[bisect_right(lower, end) - 1] for end in ends[:-1]} | {each.stop})
+        new.append(tuple(b - a for a, b in itertools.pairwise(moved)))
+    return None if all(tuple(a) == b for a, b in zip(sizes, new, strict=True)) else tuple(new)

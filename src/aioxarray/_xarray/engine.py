@@ -27,6 +27,7 @@ from xarray.core.utils import close_on_error
 
 from aioxarray._runtime.loops import run_blocking
 from aioxarray._xarray.aio_array import AioArray, OpenFile, ReadTogether
+from aioxarray._xarray.groups import name_after_groups
 from aioxarray._xarray.indexes import with_default_indexes
 from aioxarray._xarray.known import KnownArray, open_known_dataset, open_known_groups
 from aioxarray._xarray.read import lane_of_hdf5
@@ -76,6 +77,7 @@ class AioBackendEntrypoint(BackendEntrypoint):
         opened: dict[str, xr.Dataset] = self._open(
             "open_groups_as_dict", filename_or_obj, options, deep=True
         )
+        name_after_groups(opened)
         return opened
 
     def _open(self, method: str, source: Any, options: dict[str, Any], *, deep: bool) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 import xarray as xr
 
 from aioxarray._runtime.workers import in_worker
-from aioxarray._xarray.chunked import is_chunked_array
+from aioxarray._xarray.chunked import apart, is_chunked_array
 from aioxarray._xarray.find import find_variables, shallow_copy
 from aioxarray._xarray.lazy import assign, lazy_data
 from aioxarray._xarray.loader import Options, read_all
@@ -44,7 +44,11 @@ async def _save(obj: Any, path: Any, mode: str, options: Mapping[str, Any], how:
         values = await read_all(lazies, Options(how.concurrency, None, how.progress))
         assign(lazies, values, share=False)
     # Its data may itself be read in the library's lane, for which it would wait in that lane.
-    chunked = any(is_chunked_array(each.variable._data) for each in found)
+    chunked = [each.variable for each in found if is_chunked_array(each.variable._data)]
+    # xarray computes them together.
+    distinct = await in_worker(lambda: apart([each._data for each in chunked]), lambda _: None)
+    for variable, data in zip(chunked, distinct, strict=True):
+        variable._data = data
     final = os.fspath(path) if isinstance(path, str | os.PathLike) else None
     if final is None or "://" in final or mode != "w" or options.get("compute", True) is False:
         return await _call(lambda: loaded.to_netcdf(path, mode, **options), alone=not chunked)

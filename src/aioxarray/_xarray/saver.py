@@ -136,7 +136,7 @@ class _Saving:
         else:
             await self._write_values(jobs)
             await flushing.write_or_restore(self._limited, waves, changes, answers)
-        return self._result(recorded, jobs)
+        return await self._result(recorded, jobs)
 
     async def _load_first(self, nodes: Sequence[Node]) -> None:
         """Load what xarray has to see as a whole, and what this save will change."""
@@ -249,7 +249,7 @@ class _Saving:
         give_back(job.target, self._store)
         return job.target
 
-    def _result(self, recorded: Recorded, jobs: Sequence[_FreshJob]) -> Any:
+    async def _result(self, recorded: Recorded, jobs: Sequence[_FreshJob]) -> Any:
         """Return what xarray's function returns."""
         recorded.give_back_to(self._place.store)
         if self._options.compute:
@@ -261,7 +261,10 @@ class _Saving:
         targets = [Target(self._array(each.job), each.fresh) for each in chunked]
         regions = [each.job.region for each in chunked]
         options = self._options.chunkmanager_store_kwargs or {}
-        return closed_after(store_later(sources, targets, regions, options), recorded.store)
+        later = await in_worker(
+            lambda: store_later(sources, targets, regions, options), lambda _: None
+        )
+        return closed_after(later, recorded.store)
 
 
 async def _awaited(awaitable: Awaitable[None]) -> None:

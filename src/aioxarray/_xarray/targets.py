@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 class Target:
     """An array to be stored into, in this process or, pickled, in a worker of a cluster.
 
-    Setting a part of it returns when the part is in the store.
+    Setting a part of it returns when the part is in the store. No two parts that are set may share
+    a chunk.
 
     Parameters
     ----------
@@ -30,6 +31,11 @@ class Target:
         The array, which may have no metadata in its store yet.
     fresh
         Whether the store has no chunk of it.
+
+    Attributes
+    ----------
+    edges
+        For each axis, the places between its chunks or shards, in ascending order.
     """
 
     def __init__(self, array: zarr.Array[Any], fresh: bool) -> None:
@@ -38,7 +44,7 @@ class Target:
         self.shape = array.shape
         self.dtype = array.dtype
         self.ndim = array.ndim
-        self._edges = write_edges(array)
+        self.edges = write_edges(array)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Target, (self.array, self.fresh)
@@ -49,16 +55,19 @@ class Target:
 
     def is_aligned(self, region: Any) -> bool:
         """Say whether no chunk is partly in ``region``."""
-        return is_aligned(region, self.shape, self._edges)
+        return is_aligned(region, self.shape, self.edges)
 
     def __setitem__(self, region: Any, values: Any) -> None:
         run_blocking(lambda: self._write(region, values))
 
     async def _write(self, region: Any, values: Any) -> None:
         with reading() as grants:
-            fresh = self.fresh and self.is_aligned(region)
-            ours = writable(self.array, self.array.store, grants, fresh=fresh)
-            await write_block(ours, region, values)
+            await self._write_with(grants, region, values)
+
+    async def _write_with(self, grants: Reading, region: Any, values: Any) -> None:
+        fresh = self.fresh and self.is_aligned(region)
+        ours = writable(self.array, self.array.store, grants, fresh=fresh)
+        await write_block(ours, region, values)
 
 
 class ThreadTarget(Target):
@@ -73,20 +82,12 @@ class ThreadTarget(Target):
         super().__init__(array, fresh)
         self._grants = grants
         self._intake = intake
-        self._partial = asyncio.Lock()
 
     def __setitem__(self, region: Any, values: Any) -> None:
         run_blocking(lambda: self._intake.take(lambda: self._write(region, values), values.nbytes))
 
     async def _write(self, region: Any, values: Any) -> None:
-        aligned = self.is_aligned(region)
-        ours = writable(self.array, self.array.store, self._grants, fresh=self.fresh and aligned)
-        if aligned:
-            await write_block(ours, region, values)
-        else:
-            # Another part may change the same chunk, which is read and written for that.
-            async with self._partial:
-                await write_block(ours, region, values)
+        await self._write_with(self._grants, region, values)
 
 
 class Intake:

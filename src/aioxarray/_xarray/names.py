@@ -1,0 +1,152 @@
+"""The names of dask's arrays and tasks: made different where different data has the same.
+
+dask computes once what has the same name, and takes names for what they should be: made of all
+that a result depends on. Names that are given are not: those that xarray gives to what it opens
+are made of the file, the arguments and the variable.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from graphlib import TopologicalSorter
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dask.highlevelgraph import HighLevelGraph
+
+# Of a layer: which of the layers of the same name it is, or depends on, that are not the first.
+Label = frozenset[tuple[str, int]]
+
+# How dask's own names end: in a hash of all that makes the result, or in a random number.
+_HASH = re.compile(r"-[0-9a-f]{8}(-?[0-9a-f]{4}){3}-?[0-9a-f]{12}$")
+
+
+def named_after(array: Any, path: str) -> Any:
+    """Return a dask array that xarray has just opened, named after the group at ``path`` too."""
+    from dask.array import Array
+    from dask.graph_manipulation import clone
+
+    if type(array) is not Array or not array.name.startswith("open_dataset-"):
+        # Of another library, or named by the backend.
+        return array
+    return clone(array, seed=path)
+
+
+def told_apart(arrays: Sequence[Any]) -> list[Any]:
+    """Return dask arrays with the values of ``arrays``, of which no two share a name by mistake.
+
+    They do where a name is given to data, or to a function, and in two of them that is not the
+    same object: opened from two groups, say, or twice. What was made of such data is named by
+    names, and so goes by another one too. All else is computed once, as before.
+    """
+    versions: dict[str, dict[int, int]] = {}
+    for array in arrays:
+        for name, identity in _given(array):
+            known = versions.setdefault(name, {})
+            known.setdefault(identity, len(known))
+    if all(len(known) == 1 for known in versions.values()):
+        return list(arrays)
+    call = uuid.uuid4().hex
+    return [_told_apart(array, versions, call) for array in arrays]
+
+
+def _given(array: Any) -> Iterator[tuple[str, int]]:
+    """Yield the names in ``array`` that say nothing sure, and the identities of what has them."""
+    if (expression := getattr(array, "expr", None)) is not None:
+        for each in expression.walk():
+            if not each.dependencies():
+                yield each._name, id(each)
+        return
+    graph = array.__dask_graph__()
+    for name, layer in graph.layers.items():
+        if not graph.dependencies[name] or not _HASH.search(name):
+            yield name, id(layer)
+
+
+def _told_apart(array: Any, versions: Mapping[str, Mapping[int, int]], call: str) -> Any:
+    from dask.array import Array
+    from dask.base import get_collection_names
+    from dask.highlevelgraph import HighLevelGraph
+
+    others = {
+        (name, identity): version
+        for name, identity in _given(array)
+        if (version := versions[name][identity])
+    }
+    if not others:
+        return array
+    graph = array.__dask_graph__()
+    if not isinstance(graph, HighLevelGraph):
+        # That of an expression: as one layer.
+        graph = HighLevelGraph.from_collections(array.name, graph, dependencies=())
+        ending = _ending(frozenset((name, version) for (name, _), version in others.items()), call)
+        new = _renamed(graph, {array.name: ending})
+        return Array(new, _new_name(array.name, ending), array.chunks, meta=array._meta)
+    labels: dict[str, Label] = {}
+    for name in TopologicalSorter(graph.dependencies).static_order():
+        version = others.get((name, id(graph.layers[name])))
+        own: Label = frozenset([(name, version)] if version else [])
+        labels[name] = own.union(*(labels[below] for below in graph.dependencies[name]))
+    endings = {name: _ending(label, call) for name, label in labels.items()}
+    rebuild, state = array.__dask_postpersist__()
+    rename = {name: _new_name(name, endings[name]) for name in get_collection_names(array)}
+    return rebuild(_renamed(graph, endings), *state, rename=rename)
+
+
+def _renamed(graph: HighLevelGraph, endings: Mapping[str, str]) -> HighLevelGraph:
+    """Return ``graph`` with an ending added to the names of layers, and to those of their tasks.
+
+    Layers without an ending stay as they are. `dask.graph_manipulation.clone` leaves old names in
+    tasks of the present form.
+    """
+    # Private: the form of tasks, which all of dask and distributed handle like this. Can go when
+    # `clone` knows it.
+    from dask._task_spec import GraphNode, TaskRef, convert_legacy_task
+    from dask.highlevelgraph import HighLevelGraph
+
+    names: dict[Any, Any] = {
+        key: _new_name(key, ending)
+        for name, ending in endings.items()
+        if ending
+        for key in graph.layers[name]
+    }
+
+    def renamed(key: Any, task: Any) -> Any:
+        if isinstance(task, TaskRef):
+            # A result that a cluster holds keeps the name that the cluster knows.
+            return task
+        node = convert_legacy_task(key, task, graph)
+        return node.substitute(names, key=names[key]) if isinstance(node, GraphNode) else node
+
+    def new_layer(name: str, layer: Mapping[Any, Any]) -> Mapping[Any, Any]:
+        if not endings[name]:
+            return layer
+        return {names[key]: renamed(key, task) for key, task in layer.items()}
+
+    return HighLevelGraph(
+        {
+            _new_name(name, endings[name]): new_layer(name, layer)
+            for name, layer in graph.layers.items()
+        },
+        {
+            _new_name(name, endings[name]): {_new_name(each, endings[each]) for each in below}
+            for name, below in graph.dependencies.items()
+        },
+    )
+
+
+def _ending(label: Label, call: str) -> str:
+    from dask.base import tokenize
+
+    return str(tokenize(call, sorted(label))) if label else ""
+
+
+def _new_name(name: Any, ending: str) -> Any:
+    """Return the name of a layer, or the key of a task, with an ending."""
+    if not ending:
+        return name
+    if isinstance(name, tuple):
+        return (_new_name(name[0], ending), *name[1:])
+    return f"{name}-{ending}"
