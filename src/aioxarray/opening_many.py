@@ -15,8 +15,9 @@ import xarray as xr
 from aioxarray._runtime.loops import blocking, io_loop, run_on
 from aioxarray._runtime.tasks import gather
 from aioxarray._runtime.workers import in_worker
+from aioxarray._xarray.combining import combine_by_coords, combine_nested, concat_dims
 from aioxarray._xarray.many import closing_all, find_paths
-from aioxarray._xarray.pending import as_lazy, as_pending
+from aioxarray.loading import load_async
 from aioxarray.opening import close, open_dataset_async
 
 # xarray tells what was not given by defaults of its own, which warn of those that will change.
@@ -108,8 +109,9 @@ async def open_mfdataset_async(
     nested = await in_worker(partial(find_paths, paths, options), lambda _: None)
     files = [_File(path) for path in _flat(nested)]
     try:
-        await run_on(io_loop(), lambda: _open_all(files, preprocess, errors, options))
         how = _Combining(combine, concat_dim, combining, lazy=lazy)
+        prepare = partial(_prepared, preprocess=preprocess, how=how)
+        await run_on(io_loop(), lambda: _open_all(files, prepare, errors, options))
         combined: xr.Dataset = await in_worker(lambda: how.combine(nested, files), close)
         if attrs_file is not None:
             combined.attrs = _attributes(files, os.fspath(attrs_file))
@@ -133,9 +135,9 @@ class _File:
 
 
 async def _open_all(
-    files: list[_File], preprocess: Callable[..., Any] | None, errors: str, options: Any
+    files: list[_File], prepare: Callable[..., Any], errors: str, options: Any
 ) -> None:
-    """Open and preprocess ``files``, side by side; on the I/O loop."""
+    """Open and prepare ``files``, side by side; on the I/O loop."""
 
     async def open_one(file: _File) -> None:
         try:
@@ -148,12 +150,20 @@ async def _open_all(
                 warnings.warn(f"Could not open {file.path} due to {error}. Ignoring.", stacklevel=2)
             return
         try:
-            file.dataset = await _preprocessed(file.opened, preprocess)
+            file.dataset = await prepare(file.opened)
         except Exception as error:
             error.add_note(f"while preprocessing {file.path!r}")
             raise
 
     await gather([partial(open_one, file) for file in files])
+
+
+async def _prepared(
+    dataset: xr.Dataset, preprocess: Callable[[xr.Dataset], Any] | None, how: _Combining
+) -> xr.Dataset:
+    result = await _preprocessed(dataset, preprocess)
+    await load_async(how.needed(result))
+    return result
 
 
 async def _preprocessed(
@@ -179,20 +189,25 @@ class _Combining:
     options: Mapping[str, Any]
     lazy: bool
 
+    def needed(self, dataset: xr.Dataset) -> list[xr.Variable]:
+        """Return what has to be loaded first: values that become an index, as indexes are."""
+        if not self.lazy or self.combine_as != "nested":
+            return []
+        names = [dim for dim in concat_dims(self.concat_dim) if isinstance(dim, str)]
+        found = [dataset.variables[name] for name in names if name in dataset.variables]
+        return [variable for variable in found if variable.ndim == 0]
+
     def combine(self, nested: Any, files: list[_File]) -> xr.Dataset:
         """Combine what was opened; in a worker thread."""
         opened = (file for file in files)
-        datasets = _prune(_nest(nested, lambda: self._of(next(opened))))
+        datasets = _prune(_nest(nested, lambda: next(opened).dataset))
         if self.combine_as == "nested":
-            combined = xr.combine_nested(datasets, concat_dim=self.concat_dim, **self.options)
-        else:
-            combined = xr.combine_by_coords(list(_flat(datasets)), **self.options)
-        return as_lazy(combined) if self.lazy else combined
-
-    def _of(self, file: _File) -> xr.Dataset | None:
-        if file.dataset is None:
-            return None
-        return as_pending(file.dataset) if self.lazy else file.dataset
+            if self.lazy:
+                return combine_nested(datasets, self.concat_dim, self.options)
+            return xr.combine_nested(datasets, concat_dim=self.concat_dim, **self.options)
+        if self.lazy:
+            return combine_by_coords(_flat(datasets), self.options)
+        return xr.combine_by_coords(list(_flat(datasets)), **self.options)
 
 
 def _flat(nested: Any) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""Arrays made of other arrays, without their data: joined, moved, cast; read where selected.
+"""Arrays made of other arrays, without their data: joined, moved, cast, filled; read in parts.
 
 What `xarray.combine_by_coords` and `xarray.combine_nested` do to the variables of many files is
 noted as a tree of the nodes below. Which part of which array a selection needs, and where it
@@ -63,9 +63,11 @@ class Joined:
         shape[self.axis] = sum(part.shape[self.axis] for part in self.parts)
         return tuple(shape)
 
-    @property
+    @cached_property
     def dtype(self) -> np.dtype[Any]:
-        return np.dtype(self.parts[0].dtype)
+        # numpy's own choice: texts of different lengths, for one, become the longest.
+        dtype: np.dtype[Any] = np.concatenate([np.empty(0, each.dtype) for each in self.parts]).dtype
+        return dtype
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +114,33 @@ class Cast:
         return self.part.shape
 
 
-Node = Leaf | Joined | Permuted | Repeated | Cast
+@dataclass(frozen=True, eq=False)
+class Reindexed:
+    """A node with other positions along one dimension, and a fill value for those it lacks.
+
+    Attributes
+    ----------
+    index
+        Which position of ``part`` stands at each position here; -1 for none.
+    fill
+        The value where there is none: an array without dimensions, of the dtype of ``part``.
+    """
+
+    part: Node
+    axis: int
+    index: Selector
+    fill: Values
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (*self.part.shape[: self.axis], len(self.index), *self.part.shape[self.axis + 1 :])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.part.dtype
+
+
+Node = Leaf | Joined | Permuted | Repeated | Cast | Reindexed
 
 
 @dataclass(frozen=True)
@@ -190,6 +218,27 @@ def _pieces(
                     axes,
                     fit,
                 )
+        case Reindexed(part, axis, index, fill):
+            wanted = np.asarray(_take(index, selection[axis]))
+            target = axes[axis]
+            filled = Leaf(np.broadcast_to(fill, node.shape))
+            for source, at, positions in (
+                (part, wanted >= 0, wanted),
+                (filled, wanted < 0, np.asarray(selection[axis])),
+            ):
+                if not at.any():
+                    continue
+                yield from _pieces(
+                    source,
+                    (*selection[:axis], as_selector(positions[at]), *selection[axis + 1 :]),
+                    (
+                        *place[:target],
+                        _take(place[target], as_selector(np.flatnonzero(at))),
+                        *place[target + 1 :],
+                    ),
+                    axes,
+                    fit,
+                )
 
 
 def _overlap(selector: Selector, start: int, size: int) -> tuple[Selector, Selector]:
@@ -205,10 +254,21 @@ def _overlap(selector: Selector, start: int, size: int) -> tuple[Selector, Selec
 
 
 def _take(selector: Selector, at: Selector) -> Selector:
-    if isinstance(selector, range) and isinstance(at, range):
-        return selector[at.start : at.stop]
+    if isinstance(selector, range) and isinstance(at, range) and at.step > 0:
+        return selector[at.start : at.stop : at.step]
     taken: Selector = np.asarray(selector)[np.asarray(at)]
     return taken
+
+
+def as_selector(positions: Values) -> Selector:
+    """Return a range for evenly spaced, ascending positions: it is read as a slice."""
+    if len(positions) == 0:
+        return range(0)
+    first, last = int(positions[0]), int(positions[-1])
+    step = int(positions[1]) - first if len(positions) > 1 else 1
+    if step > 0 and bool(np.all(np.diff(positions) == step)):
+        return range(first, last + 1, step)
+    return positions.astype(np.int64)
 
 
 def as_index(selectors: Sequence[Selector]) -> tuple[Any, ...]:
