@@ -153,7 +153,6 @@ async def open_dataset_async(
     values are those of the h5netcdf engine; ``storage_options`` are then obstore's.
     """
 
-
     async def opened() -> xr.Dataset:
         source, rest = filename_or_obj, options
         if virtual:
@@ -204,9 +203,7 @@ async def open_groups_async(
 
 
 @_as(xr.open_zarr)
-async def open_zarr_async(
-    *args: Any, timeout: float | None = None, **options: Any
-) -> xr.Dataset:
+async def open_zarr_async(*args: Any, timeout: float | None = None, **options: Any) -> xr.Dataset:
     """Open a dataset from a Zarr store; lazy, not dask, unless ``chunks`` is given."""
     bound = _ZARR.bind(*args, **options)
     chosen = dict(bound.arguments)

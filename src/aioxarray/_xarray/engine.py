@@ -33,7 +33,8 @@ from aioxarray._xarray.known import KnownArray, open_known_dataset, open_known_g
 from aioxarray._xarray.read import lane_of_hdf5
 from aioxarray._xarray.remote_files import calls_on, read_ahead
 from aioxarray._zarr.groups import known_group
-from aioxarray._zarr.opening import Opened, Places, give_back, open_store, places
+from aioxarray._zarr.opening import Opened, give_back, open_store, places
+from aioxarray._zarr.store import Places
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store

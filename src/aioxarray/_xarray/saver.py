@@ -42,9 +42,9 @@ from aioxarray._zarr.opening import give_back, store_path
 from aioxarray._zarr.positions import Position
 from aioxarray._zarr.prefetched import Answers
 from aioxarray._zarr.reading import Reading, decoders, reading
+from aioxarray._zarr.store import ForeignStore, LimitedStore, Places
 from aioxarray._zarr.surveying import survey
 from aioxarray._zarr.write_behind import Changes, WriteBehindStore
-from aioxarray._zarr.store import ForeignStore, LimitedStore, Places
 from aioxarray._zarr.writing import writable, write_block
 from aioxarray.config import memory_limit
 from aioxarray.progress import Meter, meter

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
     from zarr.core.buffer import Buffer, BufferPrototype
 
-
     # By another name than ``list``, which a store has a method of.
     _Values = list[Buffer | None]
 
@@ -71,9 +70,7 @@ class LimitedStore(WrapperStore[Store]):
             [functools.partial(self.get, key, prototype, part) for key, part in key_ranges]
         )
 
-    async def get_documents(
-        self, prototype: BufferPrototype, keys: Sequence[str]
-    ) -> _Values:
+    async def get_documents(self, prototype: BufferPrototype, keys: Sequence[str]) -> _Values:
         """Read metadata documents: one request each, or one where all of them are one object."""
         if _has_documents_in_one_object(self._store):
             try:
