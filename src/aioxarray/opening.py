@@ -15,7 +15,7 @@ from aioxarray._runtime.loops import blocking, io_loop, run_on
 from aioxarray._runtime.workers import in_worker
 from aioxarray._xarray.engine import engine_of, inner_engine
 from aioxarray._xarray.loader import Options
-from aioxarray._zarr.calls import calling
+from aioxarray._zarr.calls import awaiting, calling, place_name
 from aioxarray._zarr.virtual import virtual_store
 from aioxarray.loading import load_async
 from aioxarray.progress import Progress
@@ -129,7 +129,8 @@ async def _opened(function: Callable[..., Any], source: Any, options: dict[str, 
         indexes = bool(options.get("create_default_indexes", True))
         return function(source, engine=engine_of(engine, reads_indexes=indexes), **options)
 
-    return await in_worker(call, discard=close)
+    with awaiting(f"a worker thread to open {place_name(source)}"):
+        return await in_worker(call, discard=close)
 
 
 def close(opened: Any) -> None:

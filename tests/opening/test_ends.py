@@ -408,3 +408,17 @@ def test_a_failing_server_is_left(client: str) -> None:
         server.fail("a.zarr/zarr.json", 403)
         server.hold("a.zarr/.z*")
         asyncio.run(main(server))
+
+
+def test_a_timeout_names_the_file_that_a_library_reads_by_itself() -> None:
+    url = "http://me:hush@"
+    with ObjectServer() as server:
+        server.hold()
+        address = server.url.removeprefix("http://")
+        with pytest.raises(TimeoutError) as caught:
+            aioxarray.open_dataset(f"{url}{address}/a.nc?key=hush", engine="h5netcdf", timeout=0.5)
+        server.release()
+    assert str(caught.value) == (
+        "not opened within the timeout of 0.5 s: "
+        f"waiting for a worker thread to open http://{address}/a.nc"
+    )

@@ -60,7 +60,7 @@ def _jobs(
         async def job() -> dict[int, Any]:
             try:
                 report = counter.part(lazy.nbytes)
-                with call.reading(lazy.label):
+                with call.awaiting(f"variable {lazy.label}"):
                     return {index: await load_data(lazy, reading, decoders, report)}
             except Exception as error:
                 error.add_note(f"while loading {lazy.label}")
@@ -73,7 +73,7 @@ def _jobs(
         try:
             with contextlib.ExitStack() as labelled:
                 for index in chunked:
-                    labelled.enter_context(call.reading(lazies[index].label))
+                    labelled.enter_context(call.awaiting(f"variable {lazies[index].label}"))
                 values = await compute_chunked(arrays, options.dask)
         except Exception as error:
             labels = ", ".join(lazies[index].label for index in chunked)

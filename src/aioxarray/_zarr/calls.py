@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from types import TracebackType
 from typing import Any
 
@@ -45,9 +45,12 @@ class Call:
         for call in list(self._inner):
             yield from call._all()
 
-    def reading(self, label: str) -> _Labelled:
-        """Return a context in which the call waits for the variable ``label``."""
-        return _Labelled(self, label)
+    def awaiting(self, what: str) -> _Labelled:
+        """Return a context in which the call waits for ``what``: the variable 'v', say.
+
+        It is named where no request is in flight: some readers make their own.
+        """
+        return _Labelled(self, what)
 
     def state(self) -> str:
         """Say how far the call has come, and what it waits for."""
@@ -61,7 +64,7 @@ class Call:
             parts.append(f"waiting for {first.key!r}{more} of {place_name(first.store)}")
         elif labels:
             more = f" and {len(labels) - 1} more" if len(labels) > 1 else ""
-            parts.append(f"waiting for variable {labels[0]}{more}")
+            parts.append(f"waiting for {labels[0]}{more}")
         others = reading.requests.in_use
         if not requests and others:
             parts.append(f"{others} requests of other calls are in flight")
@@ -84,6 +87,12 @@ def current_concurrency() -> int | None:
     """Return the limit on requests of the call for which the code here works; None for none."""
     call = _current.get()
     return None if call is None else call.concurrency
+
+
+def awaiting(what: str) -> AbstractContextManager[None]:
+    """Return a context in which the call for which the code here works waits for ``what``."""
+    call = _current.get()
+    return nullcontext() if call is None else call.awaiting(what)
 
 
 @asynccontextmanager
@@ -177,7 +186,7 @@ class requested:
 
 
 class _Labelled:
-    """A context in which a variable is read."""
+    """A context in which a call waits for something that is no request."""
 
     __slots__ = ("_call", "label")
 
@@ -197,8 +206,9 @@ _SECRET = re.compile(r"(?<=://)[^/\s@]*@|[?#][^\s'\">)]*")
 
 
 def place_name(store: Any) -> str:
-    """Return the address of ``store``, without what may be secret in it."""
+    """Return the address of ``store``, or of a path or URL, without what may be secret in it."""
     while isinstance(store, WrapperStore):
         store = store._store
     client = getattr(store, "store", None)
-    return _SECRET.sub("", str(store if client is None else client))
+    text = str(store if client is None else client)
+    return _SECRET.sub("", text) if "://" in text else text
