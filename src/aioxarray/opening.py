@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import inspect
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any, ParamSpec, TypeVar, cast
 
 import xarray as xr
 
-from aioxarray._runtime.loops import blocking
+from aioxarray._runtime.loops import blocking, io_loop, run_on
 from aioxarray._runtime.workers import in_worker
 from aioxarray._xarray.engine import engine_of, inner_engine
+from aioxarray._xarray.loader import Options
+from aioxarray._zarr.calls import awaiting, calling, place_name
 from aioxarray.loading import load_async
+from aioxarray.progress import Progress
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -21,6 +26,7 @@ T = TypeVar("T", xr.Dataset, xr.DataArray, xr.DataTree)
 _COMMON = """
 
     The arguments are those of `xarray.{name}`; so are the errors, and the result is identical.
+    {ours}
 
     Notes
     -----
@@ -34,12 +40,19 @@ _COMMON = """
 
     *Memory:* {memory}
 
-    *Cancelling:* requests in flight are cancelled, and nothing stays open. A file format that
-    reads in a worker thread (netCDF, GRIB) is closed as soon as that read ends.
+    *Cancelling:* on an error, a timeout or a cancellation the requests in flight are cancelled
+    and awaited, those of zarr's own too, and nothing stays open. A file format that reads in a
+    worker thread (netCDF, GRIB) is closed as soon as that read ends.
 
     *Event loops:* any, asyncio's or Trio's; opening happens in a worker thread.
 """
 
+_TIMEOUT = """\
+``timeout`` (ours, keyword only) is the number of seconds after which the call gives up and raises
+    TimeoutError, waiting for its turn included; the error says what was being waited for."""
+_OF_LOAD = """\
+``concurrency``, ``timeout`` and ``progress`` (ours, keyword only) are those of `load_async`;
+    the first two hold for opening and loading together."""
 _LAZY = """\
 the metadata and the index coordinates. Data stays lazy, and carries asynchronous
     reading in itself: xarray's own ``load`` and ``load_async`` on it go through aioxarray."""
@@ -61,7 +74,9 @@ def _as(
         coroutine.__signature__ = _with_ours(function, coroutine)  # type: ignore[attr-defined]
         loads = function.__name__.startswith("load_")
         coroutine.__doc__ = f"{coroutine.__doc__}" + _COMMON.format(
-            name=function.__name__, memory=_IN_MEMORY if loads else _LAZY
+            name=function.__name__,
+            ours=_OF_LOAD if loads else _TIMEOUT,
+            memory=_IN_MEMORY if loads else _LAZY,
         )
         return cast("Callable[P, Coroutine[Any, Any, R]]", coroutine)
 
@@ -81,7 +96,29 @@ def _with_ours(theirs: Callable[..., Any], ours: Callable[..., Any]) -> inspect.
     return signature.replace(parameters=[*listed[: len(listed) - len(rest)], *added, *rest])
 
 
-async def _open(function: Callable[..., Any], source: Any, options: dict[str, Any]) -> Any:
+async def as_call(what: str, function: Callable[[], Awaitable[R]], how: Options) -> R:
+    """Await ``function()`` on the I/O loop as one call, under the limits that ``how`` gives.
+
+    ``what`` is what the error of its timeout says was not done.
+    """
+    how.check()
+
+    async def run() -> R:
+        async with calling(what, how.timeout, how.concurrency):
+            return await function()
+
+    return await run_on(io_loop(), run)
+
+
+async def _open(
+    function: Callable[..., Any], source: Any, options: dict[str, Any], timeout: float | None
+) -> Any:
+    """Open ``source`` by one of xarray's functions, as one call."""
+    how = Options(timeout=timeout)
+    return await as_call("opened", lambda: _opened(function, source, options), how)
+
+
+async def _opened(function: Callable[..., Any], source: Any, options: dict[str, Any]) -> Any:
     """Call one of xarray's functions with the aioxarray form of the engine it would use."""
 
     def call() -> Any:
@@ -91,7 +128,8 @@ async def _open(function: Callable[..., Any], source: Any, options: dict[str, An
         indexes = bool(options.get("create_default_indexes", True))
         return function(source, engine=engine_of(engine, reads_indexes=indexes), **options)
 
-    return await in_worker(call, discard=close)
+    with awaiting(f"a worker thread to open {place_name(source)}"):
+        return await in_worker(call, discard=close)
 
 
 def close(opened: Any) -> None:
@@ -102,7 +140,11 @@ def close(opened: Any) -> None:
 
 @_as(xr.open_dataset)
 async def open_dataset_async(
-    filename_or_obj: Any, *, virtual: bool = False, **options: Any
+    filename_or_obj: Any,
+    *,
+    virtual: bool = False,
+    timeout: float | None = None,
+    **options: Any,
 ) -> xr.Dataset:
     """Open a dataset from a file or store.
 
@@ -112,10 +154,14 @@ async def open_dataset_async(
     obstore's. HDF5 goes on to read the variables that Zarr cannot: texts, compound types, and
     values encoded by filters other than zlib, shuffle, fletcher32, zstd and blosc.
     """
-    if virtual:
-        call = partial(_open_virtual, filename_or_obj, options)
-        return await in_worker(call, discard=close)
-    return cast("xr.Dataset", await _open(xr.open_dataset, filename_or_obj, options))
+
+    async def opened() -> xr.Dataset:
+        if virtual:
+            call = partial(_open_virtual, filename_or_obj, options)
+            return await in_worker(call, discard=close)
+        return cast("xr.Dataset", await _opened(xr.open_dataset, filename_or_obj, options))
+
+    return await as_call("opened", opened, Options(timeout=timeout))
 
 
 def _open_virtual(source: Any, options: dict[str, Any]) -> xr.Dataset:
@@ -133,26 +179,32 @@ def _open_virtual(source: Any, options: dict[str, Any]) -> xr.Dataset:
 
 
 @_as(xr.open_dataarray)
-async def open_dataarray_async(filename_or_obj: Any, **options: Any) -> xr.DataArray:
+async def open_dataarray_async(
+    filename_or_obj: Any, *, timeout: float | None = None, **options: Any
+) -> xr.DataArray:
     """Open a DataArray from a file or store that holds a single variable."""
-    return cast("xr.DataArray", await _open(xr.open_dataarray, filename_or_obj, options))
+    return cast("xr.DataArray", await _open(xr.open_dataarray, filename_or_obj, options, timeout))
 
 
 @_as(xr.open_datatree)
-async def open_datatree_async(filename_or_obj: Any, **options: Any) -> xr.DataTree:
+async def open_datatree_async(
+    filename_or_obj: Any, *, timeout: float | None = None, **options: Any
+) -> xr.DataTree:
     """Open a tree of groups from a file or store."""
-    return cast("xr.DataTree", await _open(xr.open_datatree, filename_or_obj, options))
+    return cast("xr.DataTree", await _open(xr.open_datatree, filename_or_obj, options, timeout))
 
 
 @_as(xr.open_groups)
-async def open_groups_async(filename_or_obj: Any, **options: Any) -> dict[str, xr.Dataset]:
+async def open_groups_async(
+    filename_or_obj: Any, *, timeout: float | None = None, **options: Any
+) -> dict[str, xr.Dataset]:
     """Open all groups of a file or store as a dict of datasets."""
-    groups = await _open(xr.open_groups, filename_or_obj, options)
+    groups = await _open(xr.open_groups, filename_or_obj, options, timeout)
     return cast("dict[str, xr.Dataset]", groups)
 
 
 @_as(xr.open_zarr)
-async def open_zarr_async(*args: Any, **options: Any) -> xr.Dataset:
+async def open_zarr_async(*args: Any, timeout: float | None = None, **options: Any) -> xr.Dataset:
     """Open a dataset from a Zarr store; lazy, not dask, unless ``chunks`` is given."""
     bound = _ZARR.bind(*args, **options)
     chosen = dict(bound.arguments)
@@ -163,7 +215,10 @@ async def open_zarr_async(*args: Any, **options: Any) -> xr.Dataset:
     return cast(
         "xr.Dataset",
         await _open(
-            xr.open_dataset, store, {**chosen, "engine": "zarr", "backend_kwargs": for_backend}
+            xr.open_dataset,
+            store,
+            {**chosen, "engine": "zarr", "backend_kwargs": for_backend},
+            timeout,
         ),
     )
 
@@ -177,35 +232,86 @@ _ZARR_BACKEND_OPTIONS = (
 )
 
 
-async def _loaded(name: str, opening: Callable[..., Coroutine[Any, Any, T]], options: Any) -> T:
+async def _loaded(
+    name: str,
+    opening: Callable[..., Coroutine[Any, Any, T]],
+    source: Any,
+    options: dict[str, Any],
+    how: Options,
+) -> T:
+    """Open, load and close ``source``, as one call."""
     if "cache" in options:
         raise TypeError(f"{name} has no argument 'cache': all is loaded into memory")
-    opened = await opening(**options)
+
+    async def load() -> T:
+        opened = await opening(source, **options)
+        closes = partial(close, opened)
+        async with closing_on_error(closes):
+            loaded = await load_async(opened, progress=how.progress)
+        await in_worker(closes, discard=lambda _: None)
+        return loaded
+
+    return await as_call("loaded", load, how)
+
+
+@contextlib.asynccontextmanager
+async def closing_on_error(function: Callable[[], None]) -> AsyncIterator[None]:
+    """Call ``function``, which closes something, in a worker thread if the context fails.
+
+    That is awaited for a moment only: a library closes nothing while it reads, and a read that
+    was given up may wait for a server that does not answer.
+    """
     try:
-        return await load_async(opened)
-    finally:
-        await in_worker(partial(close, opened), discard=lambda _: None)
+        yield
+    except BaseException:
+        closed = asyncio.ensure_future(in_worker(function, discard=lambda _: None))
+        await asyncio.wait([closed], timeout=_CLOSING_S)
+        raise
+
+
+_CLOSING_S = 1.0
 
 
 @_as(xr.load_dataset)
-async def load_dataset_async(filename_or_obj: Any, **options: Any) -> xr.Dataset:
+async def load_dataset_async(
+    filename_or_obj: Any,
+    *,
+    concurrency: int | None = None,
+    timeout: float | None = None,
+    progress: Progress = None,
+    **options: Any,
+) -> xr.Dataset:
     """Open a dataset, load it into memory and close it."""
-    options["filename_or_obj"] = filename_or_obj
-    return await _loaded("load_dataset", open_dataset_async, options)
+    how = Options(concurrency, timeout, progress)
+    return await _loaded("load_dataset", open_dataset_async, filename_or_obj, options, how)
 
 
 @_as(xr.load_dataarray)
-async def load_dataarray_async(filename_or_obj: Any, **options: Any) -> xr.DataArray:
+async def load_dataarray_async(
+    filename_or_obj: Any,
+    *,
+    concurrency: int | None = None,
+    timeout: float | None = None,
+    progress: Progress = None,
+    **options: Any,
+) -> xr.DataArray:
     """Open a DataArray, load it into memory and close it."""
-    options["filename_or_obj"] = filename_or_obj
-    return await _loaded("load_dataarray", open_dataarray_async, options)
+    how = Options(concurrency, timeout, progress)
+    return await _loaded("load_dataarray", open_dataarray_async, filename_or_obj, options, how)
 
 
 @_as(xr.load_datatree)
-async def load_datatree_async(filename_or_obj: Any, **options: Any) -> xr.DataTree:
+async def load_datatree_async(
+    filename_or_obj: Any,
+    *,
+    concurrency: int | None = None,
+    timeout: float | None = None,
+    progress: Progress = None,
+    **options: Any,
+) -> xr.DataTree:
     """Open a tree of groups, load it into memory and close it."""
-    options["filename_or_obj"] = filename_or_obj
-    return await _loaded("load_datatree", open_datatree_async, options)
+    how = Options(concurrency, timeout, progress)
+    return await _loaded("load_datatree", open_datatree_async, filename_or_obj, options, how)
 
 
 open_dataset = blocking(open_dataset_async)

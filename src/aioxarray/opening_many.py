@@ -12,13 +12,14 @@ from typing import Any
 
 import xarray as xr
 
-from aioxarray._runtime.loops import blocking, io_loop, run_on
+from aioxarray._runtime.loops import blocking
 from aioxarray._runtime.tasks import gather
 from aioxarray._runtime.workers import in_worker
 from aioxarray._xarray.combining import combine_by_coords, combine_nested, concat_dims
+from aioxarray._xarray.loader import Options
 from aioxarray._xarray.many import closing_all, find_paths
 from aioxarray.loading import load_async
-from aioxarray.opening import close, open_dataset_async
+from aioxarray.opening import as_call, close, closing_on_error, open_dataset_async
 
 # xarray tells what was not given by defaults of its own, which warn of those that will change.
 _DEFAULT = {
@@ -41,6 +42,8 @@ async def open_mfdataset_async(
     attrs_file: str | os.PathLike[str] | None = None,
     combine_attrs: Any = "override",
     errors: str = "raise",
+    *,
+    timeout: float | None = None,
     **options: Any,
 ) -> xr.Dataset:
     """Open many files or stores, all at once, as a single dataset.
@@ -59,6 +62,8 @@ async def open_mfdataset_async(
         thread, or a coroutine function, awaited on the I/O loop; for many files at once.
     parallel
         Changes nothing: files are opened side by side anyway, and not by dask.
+    timeout
+        Seconds after which the call gives up, waiting for its turn included.
     **options
         For `open_dataset_async`.
 
@@ -74,6 +79,8 @@ async def open_mfdataset_async(
     ValueError
         If the datasets do not combine; with ``chunks=None`` also if combining them needs values
         that are not loaded. The message says what to do.
+    TimeoutError
+        If ``timeout`` has passed. It says what was being waited for.
     Exception
         What opening a file raised, with a note that names the file, if ``errors="raise"``.
 
@@ -106,20 +113,22 @@ async def open_mfdataset_async(
     }
     lazy = chunks is None
     options |= {"engine": engine, "chunks": {} if chunks == "engine" else chunks}
-    nested = await in_worker(partial(find_paths, paths, options), lambda _: None)
-    files = [_File(path) for path in _flat(nested)]
-    try:
-        how = _Combining(combine, concat_dim, combining, lazy=lazy)
-        prepare = partial(_prepared, preprocess=preprocess, how=how)
-        await run_on(io_loop(), lambda: _open_all(files, prepare, errors, options))
-        combined: xr.Dataset = await in_worker(lambda: how.combine(nested, files), close)
-        if attrs_file is not None:
-            combined.attrs = _attributes(files, os.fspath(attrs_file))
-    except BaseException:
-        await in_worker(partial(_close_all, files), lambda _: None)
-        raise
-    combined.set_close(closing_all(each.opened for each in files if each.opened is not None))
-    return combined
+    how = _Combining(combine, concat_dim, combining, lazy=lazy)
+
+    prepare = partial(_prepared, preprocess=preprocess, how=how)
+
+    async def opened() -> xr.Dataset:
+        nested = await in_worker(partial(find_paths, paths, options), lambda _: None)
+        files = [_File(path) for path in _flat(nested)]
+        async with closing_on_error(partial(_close_all, files)):
+            await _open_all(files, prepare, errors, options)
+            combined: xr.Dataset = await in_worker(lambda: how.combine(nested, files), close)
+            if attrs_file is not None:
+                combined.attrs = _attributes(files, os.fspath(attrs_file))
+        combined.set_close(closing_all(each.opened for each in files if each.opened is not None))
+        return combined
+
+    return await as_call("opened", opened, Options(timeout=timeout))
 
 
 open_mfdataset = blocking(open_mfdataset_async)

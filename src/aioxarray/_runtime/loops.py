@@ -27,6 +27,8 @@ import anyio
 import anyio._backends._asyncio  # noqa: F401
 from anyio.lowlevel import current_token
 
+from aioxarray._runtime.leash import holding
+
 T = TypeVar("T")
 P = ParamSpec("P")
 
@@ -39,12 +41,6 @@ _deliver: contextvars.ContextVar[_Deliver | None] = contextvars.ContextVar(
 # Loops whose thread waits, blocked, for the current task: work sent there would never run.
 _blocked_loops: contextvars.ContextVar[tuple[asyncio.AbstractEventLoop, ...]] = (
     contextvars.ContextVar("aioxarray_blocked_loops", default=())
-)
-
-
-# The blocking calls of a worker thread, to be cancelled with the task it works for.
-_leash: contextvars.ContextVar[Leash | None] = contextvars.ContextVar(
-    "aioxarray_leash", default=None
 )
 
 
@@ -175,51 +171,6 @@ async def _call(function: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
     return await function()
 
 
-class Leash:
-    """Ties the blocking calls made in a worker thread to the task that waits for the thread.
-
-    A thread cannot be cancelled, but what it waits for can: after `pull`, the call under way in
-    the thread is cancelled, and so is every further one.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._calls: set[_Remote] = set()
-        self.pulled = False
-
-    def run(self, function: Callable[[], T]) -> T:
-        """Call ``function`` with its blocking calls on this leash."""
-        token = _leash.set(self)
-        try:
-            return function()
-        finally:
-            _leash.reset(token)
-
-    def pull(self) -> list[concurrent.futures.Future[Any]]:
-        """Cancel the blocking calls of the thread, this one and those to come.
-
-        Returns the outcomes of those under way, which are there when the calls have ended.
-        """
-        with self._lock:
-            self.pulled = True
-            for call in self._calls:
-                call.cancel()
-            return [call.outcome for call in self._calls]
-
-    @contextlib.contextmanager
-    def holding(self, call: _Remote) -> Iterator[None]:
-        """Hold ``call`` on the leash; raises CancelledError where the leash was pulled before."""
-        with self._lock:
-            if self.pulled:
-                raise asyncio.CancelledError
-            self._calls.add(call)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._calls.discard(call)
-
-
 def _waker() -> _Deliver:
     """Return a function that, from any thread, has its argument called on this very loop."""
     token = cast(Any, current_token().native_token)
@@ -299,10 +250,8 @@ def run_blocking(function: Callable[[], Coroutine[Any, Any, T]]) -> T:
     context.run(_deliver.set, inbox.put)
     if here is not None:
         context.run(_blocked_loops.set, (*_blocked_loops.get(), here))
-    context.run(_leash.set, None)
     remote = _Remote(loop, function, lambda: inbox.put(None))
-    leash = _leash.get()
-    with leash.holding(remote) if leash else contextlib.nullcontext():
+    with holding(remote, context):
         try:
             context.run(remote.start)
             _serve(inbox)

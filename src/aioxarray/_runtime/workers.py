@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from aioxarray._runtime.loops import Leash, io_loop, run_on
+from aioxarray._runtime.leash import Leash
+from aioxarray._runtime.loops import io_loop, run_on
 from aioxarray._runtime.threads import Pool
 
 T = TypeVar("T")
@@ -29,24 +31,38 @@ async def in_worker(function: Callable[[], T], discard: Callable[[T], object]) -
     what ``function`` still returns then is handed to ``discard``.
     """
     leash = Leash()
+    # A result that nobody waits for any more is discarded, by whichever of the two sees it.
+    results: deque[T] = deque()
     depth = _depth.get()
     pool = _pools.setdefault(depth, Pool(f"aioxarray-worker-{depth}", _THREADS))
 
     def work() -> T:
         _depth.set(depth + 1)
         result = leash.run(function)
+        results.append(result)
         if leash.pulled:
-            discard(result)
+            throw_away()
             raise asyncio.CancelledError
         return result
 
+    def throw_away() -> None:
+        try:
+            result = results.pop()
+        except IndexError:
+            return
+        discard(result)
+
     async def wait() -> T:
         try:
-            return await pool.run(work)
+            result = await pool.run(work)
         except asyncio.CancelledError:
             for outcome in leash.pull():
                 await _end_of(outcome)
+            if results:
+                await asyncio.wait([pool.start(throw_away)])
             raise
+        results.clear()
+        return result
 
     return await run_on(io_loop(), wait)
 

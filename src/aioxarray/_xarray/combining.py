@@ -176,9 +176,7 @@ class _Aligning(xr.Dataset):
         }
         rest = (fill_value, exclude_dims, exclude_vars)
         if not dim_pos_indexers or not pending:
-            return super()._reindex_callback(
-                aligner, dim_pos_indexers, variables, indexes, *rest
-            )
+            return super()._reindex_callback(aligner, dim_pos_indexers, variables, indexes, *rest)
         # These keep the places of the others in the order of the variables.
         places = dict.fromkeys(pending, xr.Variable("\0aioxarray", np.zeros(1)))
         without = self._replace(variables={**self._variables, **places})

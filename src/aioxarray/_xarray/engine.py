@@ -25,6 +25,7 @@ from xarray.backends.zarr import ZarrArrayWrapper
 from xarray.core.indexing import ExplicitlyIndexed
 from xarray.core.utils import close_on_error
 
+from aioxarray._runtime.leash import run_leashed
 from aioxarray._runtime.loops import run_blocking
 from aioxarray._xarray.aio_array import AioArray, OpenFile, ReadTogether
 from aioxarray._xarray.groups import name_after_groups
@@ -32,9 +33,9 @@ from aioxarray._xarray.indexes import with_default_indexes
 from aioxarray._xarray.known import KnownArray, open_known_dataset, open_known_groups
 from aioxarray._xarray.read import lane_of_hdf5
 from aioxarray._xarray.remote_files import calls_on, read_ahead
-from aioxarray._zarr import reading
 from aioxarray._zarr.groups import known_group
-from aioxarray._zarr.opening import Opened, give_back, open_store
+from aioxarray._zarr.opening import Opened, give_back, open_store, places
+from aioxarray._zarr.store import Places
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
@@ -91,13 +92,25 @@ class AioBackendEntrypoint(BackendEntrypoint):
             result = call(source, **options)
             _equip(_datasets(result))
             return result
-        opened = _open_store(source, options, deep=deep, indexes=self.reads_indexes)
+        with places() as given:
+            return run_leashed(lambda: self._open_zarr(inner, method, source, options, deep, given))
+
+    def _open_zarr(
+        self,
+        inner: ZarrBackendEntrypoint,
+        method: str,
+        source: Any,
+        options: dict[str, Any],
+        deep: bool,
+        given: Places,
+    ) -> Any:
+        opened = _open_store(source, options, given, deep=deep, indexes=self.reads_indexes)
         group = None
         if opened.hierarchy is not None and options.get("mode", "r") == "r":
             group = known_group(opened.stand_in, opened.hierarchy)
-        given = {**options, "storage_options": None, "consolidated": opened.consolidated}
+        known = {**options, "storage_options": None, "consolidated": opened.consolidated}
         open_known: Callable[..., Any] = open_known_groups if deep else open_known_dataset
-        result = open_known(inner, opened.stand_in, given, group)
+        result = open_known(inner, opened.stand_in, known, group)
         if method == "open_datatree":
             result = datatree_from_dict_with_io_cleanup(result)
         _equip(_datasets(result), give_back_to=opened.store, ahead=self.reads_indexes)
@@ -162,7 +175,9 @@ def _close_in_lane(closer: Callable[[], None]) -> None:
     lane_of_hdf5().wait_for(closer)
 
 
-def _open_store(source: Any, options: Mapping[str, Any], *, deep: bool, indexes: bool) -> Opened:
+def _open_store(
+    source: Any, options: Mapping[str, Any], places: Places, *, deep: bool, indexes: bool
+) -> Opened:
     if isinstance(source, os.PathLike):
         source = os.fspath(source)
     if isinstance(source, str) and "://" not in source:
@@ -180,7 +195,7 @@ def _open_store(source: Any, options: Mapping[str, Any], *, deep: bool, indexes:
             times=options.get("decode_times", True) is not False,
             indexes=indexes,
             drop=[drop] if isinstance(drop, str) else drop,
-            requests=reading.requests,
+            places=places,
         )
     )
 

@@ -66,7 +66,9 @@ class Joined:
     @cached_property
     def dtype(self) -> np.dtype[Any]:
         # numpy's own choice: texts of different lengths, for one, become the longest.
-        dtype: np.dtype[Any] = np.concatenate([np.empty(0, each.dtype) for each in self.parts]).dtype
+        dtype: np.dtype[Any] = np.concatenate(
+            [np.empty(0, each.dtype) for each in self.parts]
+        ).dtype
         return dtype
 
 

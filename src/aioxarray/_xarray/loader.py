@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from aioxarray._runtime.tasks import gather
 from aioxarray._xarray.chunked import compute_chunked
 from aioxarray._xarray.lazy import Lazy, load_data
+from aioxarray._zarr.calls import Call, calling
 from aioxarray._zarr.reading import Reading, decoders, reading
 from aioxarray.config import cache_limit, memory_limit, request_limit, thread_count
 from aioxarray.progress import Meter, Progress, check_progress, meter
@@ -42,24 +43,16 @@ class Options:
 async def read_all(lazies: Sequence[Lazy], options: Options) -> list[Any]:
     """Return the values of ``lazies``; on the I/O loop."""
     total = sum(lazy.nbytes for lazy in lazies)
-    with meter(options.progress, total) as counter, reading(options.concurrency) as granted:
-        jobs = _jobs(lazies, granted, counter, options)
-        try:
-            async with asyncio.timeout(options.timeout) as limit:
-                parts = await gather(jobs)
-        except TimeoutError as error:
-            if not limit.expired():
-                raise
-            raise TimeoutError(
-                f"not loaded within the timeout of {options.timeout} s: "
-                f"{counter.done} of {total} bytes had arrived"
-            ) from error
+    async with calling("loaded", options.timeout, options.concurrency) as call:
+        with meter(options.progress, total) as counter, reading(call.concurrency) as granted:
+            call.progress = lambda: f"{counter.done} of {total} bytes had arrived"
+            parts = await gather(_jobs(lazies, granted, counter, options, call))
     values = {index: value for part in parts for index, value in part.items()}
     return [values[index] for index in range(len(lazies))]
 
 
 def _jobs(
-    lazies: Sequence[Lazy], reading: Reading, counter: Meter, options: Options
+    lazies: Sequence[Lazy], reading: Reading, counter: Meter, options: Options, call: Call
 ) -> list[Callable[[], Coroutine[Any, Any, dict[int, Any]]]]:
     """Return what to await: a job for each lazy array, and one for all chunked ones together."""
 
@@ -67,7 +60,8 @@ def _jobs(
         async def job() -> dict[int, Any]:
             try:
                 report = counter.part(lazy.nbytes)
-                return {index: await load_data(lazy, reading, decoders, report)}
+                with call.awaiting(f"variable {lazy.label}"):
+                    return {index: await load_data(lazy, reading, decoders, report)}
             except Exception as error:
                 error.add_note(f"while loading {lazy.label}")
                 raise
@@ -77,7 +71,10 @@ def _jobs(
     async def all_chunked() -> dict[int, Any]:
         arrays = [lazies[index].data for index in chunked]
         try:
-            values = await compute_chunked(arrays, options.dask)
+            with contextlib.ExitStack() as labelled:
+                for index in chunked:
+                    labelled.enter_context(call.awaiting(f"variable {lazies[index].label}"))
+                values = await compute_chunked(arrays, options.dask)
         except Exception as error:
             labels = ", ".join(lazies[index].label for index in chunked)
             error.add_note(f"while computing chunked data: {labels}")

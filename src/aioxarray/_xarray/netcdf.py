@@ -17,22 +17,20 @@ from aioxarray._xarray.find import find_variables, shallow_copy
 from aioxarray._xarray.lazy import assign, lazy_data
 from aioxarray._xarray.loader import Options, read_all
 from aioxarray._xarray.read import lane_of_hdf5
+from aioxarray._zarr.calls import Call, calling
 
 
 async def save_netcdf(
     obj: Any, path: Any, mode: str, options: Mapping[str, Any], how: Options
 ) -> Any:
     """Call xarray's ``to_netcdf``; on the I/O loop."""
-    try:
-        async with asyncio.timeout(how.timeout) as limit:
-            return await _save(obj, path, mode, options, how)
-    except TimeoutError as error:
-        if not limit.expired():
-            raise
-        raise TimeoutError(f"not saved within the timeout of {how.timeout} s") from error
+    async with calling("saved", how.timeout, how.concurrency) as call:
+        return await _save(obj, path, mode, options, how, call)
 
 
-async def _save(obj: Any, path: Any, mode: str, options: Mapping[str, Any], how: Options) -> Any:
+async def _save(
+    obj: Any, path: Any, mode: str, options: Mapping[str, Any], how: Options, call: Call
+) -> Any:
     if not isinstance(obj, xr.Dataset | xr.DataArray | xr.DataTree):
         raise TypeError(
             f"only a Dataset, DataArray or DataTree can be saved, not {type(obj).__name__}"
@@ -43,6 +41,7 @@ async def _save(obj: Any, path: Any, mode: str, options: Mapping[str, Any], how:
     if lazies:
         values = await read_all(lazies, Options(how.concurrency, None, how.progress))
         assign(lazies, values, share=False)
+    call.progress = lambda: "all data is loaded, and the file is being written"
     # Its data may itself be read in the library's lane, for which it would wait in that lane.
     chunked = [each.variable for each in found if is_chunked_array(each.variable._data)]
     # xarray computes them together.

@@ -35,15 +35,17 @@ from aioxarray._xarray.recorder import (
 )
 from aioxarray._xarray.targets import Intake, Target, ThreadTarget
 from aioxarray._zarr import flushing
+from aioxarray._zarr.calls import Call, calling
 from aioxarray._zarr.fork import is_transaction, usable_here
 from aioxarray._zarr.grid import write_edges
 from aioxarray._zarr.opening import give_back, store_path
 from aioxarray._zarr.positions import Position
 from aioxarray._zarr.prefetched import Answers
 from aioxarray._zarr.reading import Reading, decoders, reading
+from aioxarray._zarr.store import ForeignStore, LimitedStore, Places
 from aioxarray._zarr.surveying import survey
 from aioxarray._zarr.write_behind import Changes, WriteBehindStore
-from aioxarray._zarr.writing import LimitedWriteStore, writable, write_block
+from aioxarray._zarr.writing import writable, write_block
 from aioxarray.config import memory_limit
 from aioxarray.progress import Meter, meter
 
@@ -67,23 +69,18 @@ _MOST_PIECES = 256
 async def save(obj: Any, store: Any, options: ZarrOptions, how: Options) -> Any:
     """Save ``obj`` as xarray's ``to_zarr`` does; on the I/O loop."""
     store = normalized_store(store, options.storage_options)
-    try:
-        async with asyncio.timeout(how.timeout) as limit:
-            place = await store_path(store, mode=None, storage_options=options.storage_options)
-            try:
-                with (
-                    reading(how.concurrency) as grants,
-                    staging.share(memory_limit() / _STAGED_PART) as staged,
-                ):
-                    saving = _Saving(obj, place, options, how, grants, staged)
-                    return await saving.run()
-            finally:
-                if place.store is not store and options.compute:
-                    place.store.close()
-    except TimeoutError as error:
-        if not limit.expired():
-            raise
-        raise TimeoutError(f"not saved within the timeout of {how.timeout} s") from error
+    async with calling("saved", how.timeout, how.concurrency) as call:
+        place = await store_path(store, mode=None, storage_options=options.storage_options)
+        try:
+            with (
+                reading(how.concurrency) as grants,
+                staging.share(memory_limit() / _STAGED_PART) as staged,
+            ):
+                saving = _Saving(obj, place, options, how, grants, staged, call)
+                return await saving.run()
+        finally:
+            if place.store is not store and options.compute:
+                place.store.close()
 
 
 class _Saving:
@@ -97,15 +94,17 @@ class _Saving:
         how: Options,
         grants: Reading,
         staged: Share,
+        call: Call,
     ) -> None:
         self._obj = obj
         self._options = options
         self._how = how
         self._grants = grants
         self._staged = staged
+        self._call = call
         self._place = place
         self._store: Store = usable_here(place.store)
-        self._limited = LimitedWriteStore(self._store, grants.requests)
+        self._limited = LimitedStore(self._store, grants.requests)
 
     async def run(self) -> Any:
         options = self._options
@@ -113,7 +112,8 @@ class _Saving:
         await self._load_first(nodes)
         answers = await self._survey()
         changes = Changes()
-        stand_in = WriteBehindStore(self._limited, answers, changes)
+        theirs = ForeignStore(self._store, Places(self._grants.requests))
+        stand_in = WriteBehindStore(theirs, answers, changes)
         path = self._place.path
         # As the user gave it: zarr looks at modes for a store, and not for a path in one.
         place = StorePath(stand_in, path) if path else stand_in
@@ -177,6 +177,7 @@ class _Saving:
             chunked = []
         total = sum(each.job.nbytes for each in (*here, *chunked))
         with meter(self._how.progress, total, "save") as counter:
+            self._call.progress = lambda: f"{counter.done} of {total} bytes had been written"
             steps = [self._write_here(here, counter)] if here else []
             if chunked:
                 steps.append(self._write_chunked(chunked, counter))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from aioxarray._runtime.batches import Batches
 from aioxarray._runtime.tasks import gather
+from aioxarray._zarr.calls import requested
 from aioxarray._zarr.chunks import in_runs, noted
 from aioxarray._zarr.nearness import Nearness
 from aioxarray._zarr.placing import Placer
@@ -113,7 +114,11 @@ class Job:
             work, held = partial(read, led), self.held
             if together is not None:
                 work, held = partial(together.read, led, stop), together.held
-            return await self.granted.in_thread(work, held, stop.set, source.remote, alone=alone)
+            asked = requested(self.store, led[0][0][0], len(led)) if source.remote else _ALONE
+            with asked:
+                return await self.granted.in_thread(
+                    work, held, stop.set, source.remote, alone=alone
+                )
 
         def noting(chunk: Chunk) -> noted:
             return noted(chunk, self.store)
@@ -214,7 +219,8 @@ class Job:
             with flight or _ALONE:
                 async with granted.memory.hold(self.held):
                     async with granted.requests.hold():
-                        data: Any = await store.get(chunk[0], chunk[1].prototype)
+                        with requested(store, chunk[0]):
+                            data: Any = await store.get(chunk[0], chunk[1].prototype)
                     there = data is not None
                     if there and not placer.by_zarr:
                         data = data.as_numpy_array()

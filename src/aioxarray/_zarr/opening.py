@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,12 @@ from zarr.storage import ObjectStore, StorePath
 # ``zarr.open_group`` does the same and opens in one step, but a store has to be wrapped between.
 from zarr.storage._common import make_store_path
 
-from aioxarray._runtime.budget import Budget
+from aioxarray._zarr import reading
+from aioxarray._zarr.calls import current_concurrency
 from aioxarray._zarr.fork import usable_here
 from aioxarray._zarr.prefetch import prefetch
 from aioxarray._zarr.prefetched import PrefetchedStore
-from aioxarray._zarr.store import LimitedStore
+from aioxarray._zarr.store import ForeignStore, Places
 from aioxarray.config import request_limit
 
 if TYPE_CHECKING:
@@ -49,6 +51,17 @@ class Opened:
     hierarchy: Hierarchy | None = None
 
 
+@contextmanager
+def places() -> Iterator[Places]:
+    """Give an open its places for requests, for as long as the context is open."""
+    with reading.requests.share(request_limit(current_concurrency())) as share:
+        given = Places(share)
+        try:
+            yield given
+        finally:
+            given.requests = None
+
+
 async def open_store(
     source: Any,
     *,
@@ -61,11 +74,12 @@ async def open_store(
     times: bool,
     indexes: bool,
     drop: Iterable[str],
-    requests: Budget,
+    places: Places,
 ) -> Opened:
     """Make a store of ``source`` and fetch what opening ``group`` takes; on the I/O loop.
 
-    The errors of a source that is no store, or is not there, are zarr's.
+    Requests take ``places``, those of xarray's own code too, for as long as there are any. The
+    errors of a source that is no store, or is not there, are zarr's.
     """
     theirs = _store_of_library(source, read_only=mode == "r")
     place = await _place(source if theirs is None else theirs, mode, storage_options)
@@ -73,21 +87,21 @@ async def open_store(
     if not store.supports_consolidated_metadata:
         consolidated = False
     path = f"{place.path}/{(group or '').strip('/')}".strip("/")
-    with requests.share(request_limit()) as share:
-        answers = await prefetch(
-            LimitedStore(store, share),
-            place.path,
-            path,
-            consolidated=consolidated,
-            zarr_format=zarr_format,
-            deep=deep,
-            times=times,
-            indexes=indexes,
-            drop=drop,
-        )
+    limited = ForeignStore(store, places)
+    answers = await prefetch(
+        limited,
+        place.path,
+        path,
+        consolidated=consolidated,
+        zarr_format=zarr_format,
+        deep=deep,
+        times=times,
+        indexes=indexes,
+        drop=drop,
+    )
     # xarray closes a store with the dataset unless the store is the caller's own.
     closes = store is not source and theirs is None
-    stand_in = StorePath(PrefetchedStore(store, answers, closes=closes), place.path)
+    stand_in = StorePath(PrefetchedStore(limited, answers, closes=closes), place.path)
     # Where consolidated metadata were looked for in vain, xarray's own code has to warn of it.
     hierarchy = answers.hierarchy if consolidated is False else None
     return Opened(store, stand_in, consolidated, hierarchy)

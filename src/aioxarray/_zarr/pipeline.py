@@ -26,6 +26,7 @@ from aioxarray._zarr.chunks import is_basic
 from aioxarray._zarr.decoders import decoding, describe, prepare
 from aioxarray._zarr.jobs import Job
 from aioxarray._zarr.placing import Placer
+from aioxarray._zarr.prefetched import PrefetchedStore
 from aioxarray._zarr.reading import Reading, reading
 from aioxarray._zarr.shard_jobs import ByCoroutines, ByPlainCalls
 from aioxarray._zarr.shards import ShardReader
@@ -133,6 +134,9 @@ class CodecPipeline(BatchedCodecPipeline):
 
         ``spec`` is that of one of them.
         """
+        if isinstance(store, PrefetchedStore):
+            # Of an open: who holds one place for a request must not wait for another.
+            store = store.counted_elsewhere()
         with nullcontext(self.granted) if self.granted else reading() as granted:
             done = 0
 

@@ -10,6 +10,8 @@ from zarr.abc.store import OffsetByteRequest, RangeByteRequest, Store, SuffixByt
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import WrapperStore
 
+from aioxarray._zarr.store import ForeignStore
+
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
     from zarr.core.buffer import Buffer, BufferPrototype
@@ -72,6 +74,12 @@ class PrefetchedStore(WrapperStore[Store]):
     def values(self) -> Mapping[str, Buffer | None]:
         """The values that are known; None of keys that are not there."""
         return self._answers.values
+
+    def counted_elsewhere(self) -> Store:
+        """Return this store for a reader that counts its requests itself."""
+        if not isinstance(self._store, ForeignStore):
+            return self
+        return self._with_store(self._store.counted_elsewhere())
 
     def __str__(self) -> str:
         # It stands in for the store in the errors of xarray and zarr.

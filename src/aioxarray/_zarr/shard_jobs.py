@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from zarr.abc.store import RangeByteRequest, SuffixByteRequest
 
 from aioxarray._runtime.tasks import gather
+from aioxarray._zarr.calls import requested
 from aioxarray._zarr.jobs import Job
 from aioxarray._zarr.shards import Indexes, InnerChunks, ShardPart, ShardReader, gaps
 from aioxarray._zarr.sharing import Lead, Sharing, failing
@@ -234,7 +235,8 @@ class ByCoroutines(ShardJob):
     async def _get(self, part: ShardPart, wanted: ByteRequest | None = None) -> Any | None:
         key, spec = part.chunk[:2]
         async with self.job.granted.requests.hold():
-            data: Any = await self.job.store.get(key, spec.prototype, wanted)
+            with requested(self.job.store, key):
+                data: Any = await self.job.store.get(key, spec.prototype, wanted)
         return None if data is None else data.as_numpy_array()
 
     async def _decode(self, fetched: Sequence[tuple[Any, Range]]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -49,28 +49,6 @@ if TYPE_CHECKING:
 _BATCH_BYTES = 1 << 20
 
 
-class LimitedWriteStore(LimitedStore):
-    """Lets also each request that writes through when the save has a place for it."""
-
-    async def set(self, key: str, value: Buffer) -> None:
-        async with self._requests.hold():
-            await self._store.set(key, value)
-
-    async def delete(self, key: str) -> None:
-        async with self._requests.hold():
-            await self._store.delete(key)
-
-    async def delete_dir(self, prefix: str) -> None:
-        async with self._requests.hold():
-            await self._store.delete_dir(prefix)
-
-    async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
-        async with self._requests.hold():
-            keys = [key async for key in self._store.list_prefix(prefix)]
-        for key in keys:
-            yield key
-
-
 def writable(
     array: zarr.Array[Any],
     store: Any,
@@ -91,7 +69,7 @@ def writable(
     fresh
         Whether the store has no chunk of it: then none is read, and none deleted.
     """
-    limited = LimitedWriteStore(usable_here(store), writing.requests)
+    limited = LimitedStore(usable_here(store), writing.requests)
     return with_pipeline(array, limited, WritePipeline, writing=writing, fresh=fresh)
 
 

@@ -80,6 +80,8 @@ class Gate:
         self._arrived: list[str] = []
         self._held: list[tuple[str, _Signal]] = []
         self._watchers: list[tuple[str, int, _Settable]] = []
+        # Those who wait until nothing is held.
+        self._leavers: list[_Settable] = []
 
     def _is_open(self, key: str) -> bool:
         return next((is_open for glob, is_open in reversed(self._rules) if _match(key, glob)), True)
@@ -117,6 +119,22 @@ class Gate:
         finally:
             with self._lock:
                 self._held.remove(place)
+                if not self._held:
+                    for leaver in self._leavers:
+                        leaver.set()
+
+    async def departure(self) -> None:
+        """Wait until nothing is held: all that was has been released or given up."""
+        signal = _signal()
+        with self._lock:
+            if not self._held:
+                return
+            self._leavers.append(signal)
+        try:
+            await signal.wait()
+        finally:
+            with self._lock:
+                self._leavers.remove(signal)
 
     @contextmanager
     def _watching(self, glob: str, count: int, watcher: _Settable) -> Iterator[None]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import html
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import lru_cache, partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from urllib.parse import quote, unquote
 
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteRequest
 
+from aioxarray.testing._gate import Gate
 from aioxarray.testing._log import LogSnapshot, Outcome, Request, RequestLog
 from aioxarray.testing._webdav import multistatus
 
@@ -126,6 +128,15 @@ class Site:
         self.off_loop = off_loop
         self.log = RequestLog()
         self.connections: set[Connection] = set()
+        # Holds requests by their keys; None holds none.
+        self.gate: Gate | None = None
+        # What requests for keys fail with; the last that matches decides.
+        self.faults: list[tuple[str, HTTPStatus | None]] = []
+
+    def fault(self, key: str) -> HTTPStatus | None:
+        """Return what a request for ``key`` fails with, if anything."""
+        faults = (status for glob, status in reversed(self.faults) if fnmatchcase(key, glob))
+        return next(faults, None)
 
     def carried_at(self, byte_count: int, now: float) -> float:
         """Return when the line, from ``now`` on, will have carried so many more bytes."""
@@ -136,6 +147,8 @@ class Site:
 
     def answer(self, request: Request, body: bytes, deep: bool = True) -> Answer:
         """Do what a request asks for; ``deep`` is of a listing."""
+        if (status := self.fault(request.key)) is not None:
+            return Answer(status)
         try:
             return self._do(request, body, deep)
         except OSError:  # a file that cannot be read, or went away meanwhile
@@ -246,7 +259,9 @@ class Connection(asyncio.Protocol):
         # By what the log knows the current request.
         self._counted: object = None
         # What the answer to the current request waits for.
-        self._pending: asyncio.TimerHandle | asyncio.Future[Answer] | None = None
+        self._pending: asyncio.TimerHandle | asyncio.Future[Answer] | asyncio.Task[None] | None = (
+            None
+        )
 
     # asyncio calls this with any transport; ours is always a TCP one.
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -323,7 +338,24 @@ class Connection(asyncio.Protocol):
         deep = headers.get("depth", "infinity") == "infinity"
         finish = partial(self._finish, method, len(body), keep_alive)
         answer = partial(self._site.answer, request, body, deep)
-        self._later(self._site.latency_s, partial(self._answer, answer, finish))
+        step = partial(self._later, self._site.latency_s, partial(self._answer, answer, finish))
+        if self._site.gate is None:
+            step()
+        else:
+            self._passing(self._site.gate.passage(key), step)
+
+    def _passing(self, passage: Coroutine[object, object, None], step: Callable[[], None]) -> None:
+        """Take the next step when the gate lets the request pass."""
+
+        def go_on(task: asyncio.Task[None]) -> None:
+            if not task.cancelled():
+                self._pending = None
+                step()
+                self._proceed()
+
+        task = asyncio.get_running_loop().create_task(passage)
+        task.add_done_callback(go_on)
+        self._pending = task
 
     def _later(self, seconds: float, step: Callable[[], None]) -> None:
         """Take the next step so much later, or now; and then the next request."""

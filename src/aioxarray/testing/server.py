@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Protocol, Self
 from urllib.parse import quote
 
+from aioxarray.testing._gate import Gate
 from aioxarray.testing._http import CONTROL, Connection, Site, from_json
 from aioxarray.testing._log import LogSnapshot, RequestLog
 from aioxarray.testing._objects import DirectoryObjects, MemoryObjects
@@ -70,7 +71,7 @@ class _ThreadHost:
     """Runs the server on a loop of its own in a daemon thread."""
 
     def __init__(self, site: Site) -> None:
-        self._site = site
+        self.site = site
         self.log = site.log
         self.data: MutableMapping[str, bytes] = site.objects
         started: Future[int] = Future()
@@ -84,7 +85,7 @@ class _ThreadHost:
         async def main() -> None:
             self._stop = asyncio.Event()
             self._loop = asyncio.get_running_loop()
-            await _serve(self._site, started, self._stop)
+            await _serve(self.site, started, self._stop)
 
         try:
             asyncio.run(main())
@@ -95,11 +96,11 @@ class _ThreadHost:
 
     @property
     def latency_s(self) -> float:
-        return self._site.latency_s
+        return self.site.latency_s
 
     @latency_s.setter
     def latency_s(self, seconds: float) -> None:
-        self._site.latency_s = seconds
+        self.site.latency_s = seconds
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
@@ -275,6 +276,60 @@ class ObjectServer:
                 _site(self._initial_latency_s, self._bytes_per_s, self._root, alone=False)
             )
         return self
+
+    def hold(self, glob: str = "*") -> None:
+        """Hold the answers to requests for matching keys from now on, until `release`.
+
+        Not for a server in another process.
+        """
+        host = self._running
+        if not isinstance(host, _ThreadHost):
+            raise TypeError("only a server in this process can hold requests")
+        if host.site.gate is None:
+            host.site.gate = Gate(glob)
+        else:
+            host.site.gate.set_open(glob, False)
+
+    def release(self, glob: str = "*") -> None:
+        """Answer matching requests, those that are held and those to come."""
+        self._gate.set_open(glob, True)
+
+    @property
+    def waiting(self) -> tuple[str, ...]:
+        """The keys whose requests are held now, in order of arrival."""
+        return self._gate.waiting
+
+    async def requested(self, glob: str = "*", count: int = 1) -> None:
+        """Wait until ``count`` requests for matching keys have arrived since the first `hold`."""
+        await self._gate.arrival(glob, count)
+
+    def wait_requested(self, glob: str = "*", timeout_s: float = 30.0, count: int = 1) -> None:
+        """Block this thread until ``count`` requests for matching keys have arrived.
+
+        Raises TimeoutError if they have not within ``timeout_s`` seconds.
+        """
+        self._gate.wait_arrival(glob, count, timeout_s)
+
+    async def deserted(self) -> None:
+        """Wait until no request is held: clients were answered, or have left."""
+        await self._gate.departure()
+
+    @property
+    def _gate(self) -> Gate:
+        host = self._running
+        if not isinstance(host, _ThreadHost) or host.site.gate is None:
+            raise RuntimeError("nothing is held: call `hold` first")
+        return host.site.gate
+
+    def fail(self, glob: str, status: int | None = 500) -> None:
+        """Answer requests for matching keys with an error status; with None as usual again.
+
+        Not for a server in another process.
+        """
+        host = self._running
+        if not isinstance(host, _ThreadHost):
+            raise TypeError("only a server in this process can fail requests")
+        host.site.faults.append((glob, None if status is None else HTTPStatus(status)))
 
     def close(self) -> None:
         """Drop all clients and end. What was in memory is gone."""
