@@ -12,7 +12,7 @@ from zarr.storage import MemoryStore, ObjectStore
 
 import aioxarray
 from aioxarray._zarr.nearness import Nearness
-from aioxarray._zarr.reading import FETCHERS
+from aioxarray._zarr.fetching import FETCHERS
 from aioxarray.testing import ObjectServer, VirtualClock
 
 
