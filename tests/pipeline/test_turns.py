@@ -77,7 +77,7 @@ def test_another_load_gets_the_thread_after_the_turn() -> None:
             await asyncio.to_thread(begun.wait, 60)
             assert not granted.is_wanted()
             theirs = asyncio.create_task(
-                others.in_thread(lambda: order.append("other"), 1, stop.set, False)
+                others.in_thread(lambda: order.append("other"), 1, stop.set)
             )
             await asyncio.sleep(0)
             assert granted.is_wanted()

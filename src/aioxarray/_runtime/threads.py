@@ -10,14 +10,18 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Hashable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
+
+from aioxarray._runtime.crew import Crew, Member, current
 
 T = TypeVar("T")
 
 # Blocking backends wait more than they compute; a thread costs little while it waits.
 BLOCKING_THREADS = 16
+# A thread that hangs takes little but its place.
+MOST_LOST = 64
 
 
 def usable_cores() -> int:
@@ -27,18 +31,62 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-class Pool:
-    """A thread pool that is made on first use, resized on demand, and anew after a fork."""
+class Call(Generic[T]):
+    """A function for a pool to call once, which can be given up while it runs."""
 
-    def __init__(self, name: str, size: int) -> None:
+    def __init__(self, function: Callable[[], T]) -> None:
+        self._function = function
+        self._lock = threading.Lock()
+        self._thread: Member | None = None
+
+    def __call__(self) -> T:
+        with self._lock:
+            self._thread = current()
+        try:
+            return self._function()
+        finally:
+            with self._lock:
+                self._thread = None
+
+    def give_up(self) -> None:
+        """Have another thread take the place of the one that runs this, if one does."""
+        with self._lock:
+            if self._thread is not None:
+                self._thread.replace()
+
+
+def _soon(give_up: Callable[[], None]) -> None:
+    # What waits for a thread, and is cancelled together with this, must not begin in its place.
+    asyncio.get_running_loop().call_soon(give_up)
+
+
+class Pool(Executor):
+    """A thread pool that is made on first use, resized on demand, and anew after a fork.
+
+    A thread whose call was given up is replaced: calls that hang take nobody's place. Nobody waits
+    for the threads when the interpreter ends, except for a moment.
+
+    Parameters
+    ----------
+    name
+        What the names of the threads begin with.
+    size
+        How many calls run at once, those that were given up not counted.
+    most_lost
+        How many calls that were given up may still run before further ones keep their places: a
+        thread cannot be killed, and without a bound they would be more with every timeout.
+    """
+
+    def __init__(self, name: str, size: float, most_lost: float = MOST_LOST) -> None:
         self._name = name
         self._size = size
+        self._most_lost = most_lost
         self._reset()
         _pools.add(self)
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
-        self._executor: ThreadPoolExecutor | None = None
+        self._crew: Crew | None = None
         self._queue: set[object] = set()
 
     def resize(self, size: int) -> None:
@@ -46,27 +94,35 @@ class Pool:
         with self._lock:
             if size != self._size:
                 self._size = size
-                executor, self._executor = self._executor, None
-                if executor is not None:
-                    executor.shutdown(wait=False)
+                crew, self._crew = self._crew, None
+                if crew is not None:
+                    crew.dismiss()
 
-    def _started(self) -> ThreadPoolExecutor:
-        if self._executor is None:
-            self._executor = ThreadPoolExecutor(self._size, thread_name_prefix=self._name)
-        return self._executor
-
-    def submit(self, function: Callable[[], object]) -> None:
-        """Run ``function``, which must not raise, on one of the threads."""
+    def submit(  # type: ignore[override]  # the base class has names of its own for the arguments
+        self, function: Callable[..., T], *args: Any
+    ) -> Future[T]:
+        """Run ``function`` on one of the threads."""
+        future: Future[T] = Future()
+        work = partial(_finish, future, partial(function, *args) if args else function)
         with self._lock:
-            self._started().submit(function)
+            if self._crew is None:
+                self._crew = Crew(self._name, self._size, self._most_lost)
+            self._crew.submit(work)
+        return future
 
     async def run(self, function: Callable[[], T]) -> T:
         """Await ``function()`` on one of the threads, in the context of the caller.
 
-        Cancelling returns at once; a function that has begun runs on and is forgotten.
+        Cancelling returns at once; a function that has begun runs on and is forgotten, and another
+        thread takes the place of its own.
         """
         context = contextvars.copy_context()
-        return await self.start(lambda: context.run(function))
+        call = Call(lambda: context.run(function))
+        try:
+            return await self.start(call)
+        except asyncio.CancelledError:
+            _soon(call.give_up)
+            raise
 
     async def run_to_end(
         self, function: Callable[[], T], stop: Callable[[], object], *, wait: bool = True
@@ -74,13 +130,16 @@ class Pool:
         """Await ``function()`` on one of the threads, where it runs to its end in any case.
 
         Cancelling calls ``stop``, which should make ``function`` return soon, and waits until it
-        has, unless told not to ``wait``.
+        has, unless told not to ``wait``: then another thread takes the place of its own.
         """
-        future = self.start(function)
+        call = Call(function)
+        future = self.start(call)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
             stop()
+            if not wait:
+                _soon(call.give_up)
             while wait and not future.done():
                 # Cancelled again meanwhile: by a timeout and the group around it, say.
                 with contextlib.suppress(asyncio.CancelledError):
@@ -97,9 +156,8 @@ class Pool:
             self._queue.discard(place)
             return function()
 
-        with self._lock:
-            self._queue.add(place)
-            future = asyncio.get_running_loop().run_in_executor(self._started(), begin)
+        self._queue.add(place)
+        future = asyncio.get_running_loop().run_in_executor(self, begin)
         # What is cancelled before it began never does.
         future.add_done_callback(lambda _: self._queue.discard(place))
         return future

@@ -8,7 +8,7 @@ import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from zarr.storage import WrapperStore
 
@@ -160,17 +160,18 @@ class requested:
         How many requests it counts for when it has ended.
     """
 
-    __slots__ = ("_call", "_count", "key", "store")
+    __slots__ = ("_call", "count", "key", "store")
 
     def __init__(self, store: Any, key: str, count: int = 1) -> None:
         self.store = store
         self.key = key
         self._call = _current.get()
-        self._count = count
+        self.count = count
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         if self._call is not None:
             self._call._requests[self] = None
+        return self
 
     def __exit__(
         self,
@@ -182,7 +183,7 @@ class requested:
         if call is not None:
             del call._requests[self]
             if kind is None:
-                call.done += self._count
+                call.done += self.count
 
 
 class _Labelled:

@@ -19,9 +19,10 @@ from aioxarray._runtime.batches import Batches
 from aioxarray._runtime.tasks import gather
 from aioxarray._zarr.calls import requested
 from aioxarray._zarr.chunks import in_runs, noted
+from aioxarray._zarr.fetching import FETCHERS
 from aioxarray._zarr.nearness import Nearness
 from aioxarray._zarr.placing import Placer
-from aioxarray._zarr.reading import FETCHERS, Reading
+from aioxarray._zarr.reading import Reading
 from aioxarray._zarr.sharing import Lead, Sharing, Table
 from aioxarray._zarr.small_chunks import SMALL_BYTES, SmallChunks
 from aioxarray._zarr.sources import ObjectSource, Source
@@ -92,9 +93,10 @@ class Job:
     async def by_plain_calls(self, source: Source) -> list[bool]:
         """Read in threads, each of which fetches, decodes and places chunks one by one."""
         stop = threading.Event()
-        if not (self.sharing.shares or source.remote):
+        remote = isinstance(source, ObjectSource)
+        if not (self.sharing.shares or remote):
             return await self._straight(source, stop)
-        decoding = self.granted.decoding if source.remote else _ALONE
+        decoding = self.granted.decoding if remote else _ALONE
         together = self._together(source, decoding)
 
         def read(led: Sequence[Lead[Chunk]]) -> list[bool]:
@@ -105,25 +107,34 @@ class Job:
                 chunk, flight = lead
                 with noted(chunk, self.store), flight or _ALONE:
                     data = source.read(chunk[0])
+                    if stop.is_set():
+                        break
                     with decoding:
                         found.append(self.sharing.put(data, lead))
             return found
 
         async def in_thread(led: Sequence[Lead[Chunk]]) -> list[bool]:
-            alone = not source.remote and self.size <= SMALL_BYTES
             work, held = partial(read, led), self.held
             if together is not None:
                 work, held = partial(together.read, led, stop), together.held
-            asked = requested(self.store, led[0][0][0], len(led)) if source.remote else _ALONE
-            with asked:
-                return await self.granted.in_thread(
-                    work, held, stop.set, source.remote, alone=alone
-                )
+            if not isinstance(source, ObjectSource):
+                alone = self.size <= SMALL_BYTES
+                return await self.granted.in_thread(work, held, stop.set, alone=alone)
+            with requested(self.store, led[0][0][0], len(led)) as asked:
+                found = await self.granted.fetch(source.client, work, held, stop.set)
+                if found is None:
+                    # Nothing was requested.
+                    asked.count = 0
+            if found is None:
+                found = await gather([partial(self._fetch, batches, lead) for lead in led])
+            return found
+
+        batches = self._batches()
 
         def noting(chunk: Chunk) -> noted:
             return noted(chunk, self.store)
 
-        width = FETCHERS if source.remote else self.granted.thread_count
+        width = FETCHERS if remote else self.granted.thread_count
         return await self._run_by_run(lambda run: self.sharing.read(run, in_thread, noting), width)
 
     async def _straight(self, source: Source, stop: threading.Event) -> list[bool]:
@@ -196,7 +207,20 @@ class Job:
 
     async def by_coroutines(self) -> list[bool]:
         """Fetch chunks by the store's coroutines, decode in threads what has arrived meanwhile."""
-        placer, granted, store = self.placer, self.granted, self.store
+        batches = self._batches()
+
+        async def fetch(led: Sequence[Lead[Chunk]]) -> list[bool]:
+            return [await self._fetch(batches, lead) for lead in led]
+
+        async def read(chunk: Chunk) -> bool:
+            (there,) = await self.sharing.read([chunk], fetch)
+            self.advance(1)
+            return there
+
+        return await self.side_by_side(read)
+
+    def _batches(self) -> Batches[tuple[Any, Lead[Chunk]]]:
+        """Return what decodes in threads the chunks that have arrived meanwhile."""
 
         def put(batch: Sequence[tuple[Any, Lead[Chunk]]]) -> list[Exception | None]:
             errors: list[Exception | None] = []
@@ -209,30 +233,23 @@ class Job:
                     errors.append(None)
             return errors
 
-        batches: Batches[tuple[Any, Lead[Chunk]]] = Batches(
-            granted.decoders, granted.thread_count, _BATCH_BYTES, put
-        )
+        granted = self.granted
+        return Batches(granted.decoders, granted.thread_count, _BATCH_BYTES, put)
 
-        async def fetch(led: Sequence[Lead[Chunk]]) -> list[bool]:
-            (lead,) = led
-            chunk, flight = lead
-            with flight or _ALONE:
-                async with granted.memory.hold(self.held):
-                    async with granted.requests.hold():
-                        with requested(store, chunk[0]):
-                            data: Any = await store.get(chunk[0], chunk[1].prototype)
-                    there = data is not None
-                    if there and not placer.by_zarr:
-                        data = data.as_numpy_array()
-                    await batches.add((data, lead), self.size)
-            return [there]
-
-        async def read(chunk: Chunk) -> bool:
-            (there,) = await self.sharing.read([chunk], fetch)
-            self.advance(1)
-            return there
-
-        return await self.side_by_side(read)
+    async def _fetch(self, batches: Batches[tuple[Any, Lead[Chunk]]], lead: Lead[Chunk]) -> bool:
+        """Fetch a chunk by the store's coroutine and have it decoded; say whether it is there."""
+        chunk, flight = lead
+        granted = self.granted
+        with noted(chunk, self.store), flight or _ALONE:
+            async with granted.memory.hold(self.held):
+                async with granted.requests.hold():
+                    with requested(self.store, chunk[0]):
+                        data: Any = await self.store.get(chunk[0], chunk[1].prototype)
+                there = data is not None
+                if there and not self.placer.by_zarr:
+                    data = data.as_numpy_array()
+                await batches.add((data, lead), self.size)
+        return there
 
     async def by_what_answers(self, source: ObjectSource) -> list[bool]:
         """Read by plain calls if the store answers at once, else by coroutines.
@@ -255,9 +272,9 @@ class Job:
         return present + await rest._by_nearness(source)
 
     async def _by_nearness(self, source: ObjectSource) -> list[bool]:
-        if self.count < _FEW_CHUNKS:
+        client = source.client
+        if self.count < _FEW_CHUNKS or not self.granted.can_fetch(client):
             return await self.by_coroutines()
-        client = id(source.client)
         nearness = self.granted.nearness.get(client)
         if nearness is not None:
             return await self._as_near(source, nearness)

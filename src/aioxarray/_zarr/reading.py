@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from threading import Semaphore
 from typing import TypeVar
@@ -11,20 +12,22 @@ from typing import TypeVar
 from aioxarray._runtime.budget import Budget, Share
 from aioxarray._runtime.cache import Cache
 from aioxarray._runtime.threads import Pool, usable_cores
+from aioxarray._zarr.fetching import FETCHERS, Client, Held, fetchers
 from aioxarray._zarr.nearness import Nearness
 from aioxarray.config import cache_limit, memory_limit, request_limit, thread_count
 
 T = TypeVar("T")
 
+# How long a plain call waits for others to let go of `fetching`; then it is one for a coroutine.
+_PATIENCE_S = 0.1
+
 # One of each for the process: what limits means only something when everything counts.
 requests = Budget("requests")
 memory = Budget("bytes")
 threads = Budget("threads")
+# Plain calls that wait for servers; those of one client are bounded besides.
 fetching = Budget("fetchers")
 decoders = Pool("aioxarray-decode", usable_cores())
-# For plain calls that wait for a server close by. More do not carry more requests.
-FETCHERS = 8
-fetchers = Pool("aioxarray-fetch", FETCHERS)
 # Of decoded chunks; see `aioxarray._zarr.sharing`.
 cache = Cache()
 
@@ -39,9 +42,12 @@ class Reading:
         Places for store requests in flight.
     memory
         Places for bytes of chunks that are fetched or decoded.
-    threads, fetching
-        Places in ``decoders`` and ``fetchers``: whoever has one need not wait in their queues,
-        so that the turns are fair among loads.
+    threads
+        Places in ``decoders``: whoever has one need not wait in its queue, so that the turns are
+        fair among loads.
+    fetching
+        Places for plain calls that wait for a server. They are at most half of those for requests:
+        a call that was given up keeps its own until the server lets go of it.
     decoders
         The threads that decode.
     thread_count
@@ -51,7 +57,9 @@ class Reading:
     keeps
         Whether decoded chunks are kept in ``cache``.
     nearness
-        What the load's reads know of how close stores are, by the ``id`` of a store's client.
+        What the load's reads know of how close stores are, by a store's client.
+    opened
+        Closes what is opened in the load's course when it ends.
     """
 
     requests: Share
@@ -62,7 +70,9 @@ class Reading:
     thread_count: int
     decoding: Semaphore
     keeps: bool
-    nearness: dict[int, Nearness] = field(default_factory=dict)
+    opened: ExitStack
+    nearness: dict[Client, Nearness] = field(default_factory=dict)
+    turns: dict[Client, Share] = field(default_factory=dict)
 
     def is_wanted(self) -> bool:
         """Say whether others wait for what this load's threads have; from any thread."""
@@ -75,18 +85,15 @@ class Reading:
         function: Callable[[], T],
         size: int,
         stop: Callable[[], object],
-        remote: bool,
         *,
         alone: bool = False,
     ) -> T:
-        """Await ``function()`` in a thread, with one request and ``size`` bytes in flight.
+        """Await ``function()`` in a decoding thread, with a request and ``size`` bytes in flight.
 
         ``alone`` keeps the other decoding threads free of such work meanwhile.
 
-        Cancelling calls ``stop`` and waits for the end of ``function``; if it waits for a server
-        (``remote``), which may take long, its places stay taken until then, but nobody waits.
+        Cancelling calls ``stop`` and waits for the end of ``function``.
         """
-        turns, pool = (self.fetching, fetchers) if remote else (self.threads, decoders)
         count = self.thread_count if alone else 1
         held: list[tuple[Share, int]] = []
 
@@ -103,7 +110,7 @@ class Reading:
         try:
             # The thread first: places that are held while waiting for one would be wasted.
             for share, amount in (
-                (turns, count),
+                (self.threads, count),
                 (self.memory, size),
                 (self.requests, 1),
             ):
@@ -112,7 +119,66 @@ class Reading:
         except BaseException:
             let_go()
             raise
-        return await pool.run_to_end(work, stop, wait=not remote)
+        return await decoders.run_to_end(work, stop)
+
+    def can_fetch(self, client: Client) -> bool:
+        """Say whether threads may wait for ``client``; see `fetch`."""
+        return self.fetching.bound >= 1 and not client.is_stalled
+
+    async def fetch(
+        self, client: Client, function: Callable[[], T], size: int, stop: Callable[[], object]
+    ) -> T | None:
+        """Await ``function()`` in a thread that waits for ``client``, one request at a time.
+
+        It holds ``size`` bytes. None where the client has stalled, or so many others have that no
+        further thread should wait for a server: coroutines can do so, and be cancelled.
+
+        Cancelling calls ``stop`` and returns. The request goes on, and keeps its place until the
+        server lets go of it.
+        """
+        held = Held(client)
+        try:
+            # The thread first: places that are held while waiting for one would be wasted.
+            turns = self._turns_of(client)
+            if not await client.take_turn(turns):
+                return None
+            held.add(turns, 1)
+            try:
+                async with asyncio.timeout(_PATIENCE_S):
+                    await self.fetching.acquire()
+            except TimeoutError:
+                held.let_go()
+                return None
+            held.add(self.fetching, 1)
+            for share, amount in ((self.memory, size), (self.requests, 1)):
+                await share.acquire(amount)
+                held.add(share, amount)
+        except BaseException:
+            held.let_go()
+            raise
+
+        def work() -> T:
+            try:
+                return function()
+            finally:
+                held.let_go()
+
+        try:
+            return await fetchers.run_to_end(work, stop, wait=False)
+        except asyncio.CancelledError:
+            held.lose(self.memory)
+            raise
+        except BaseException:
+            # No thread could be started, if this is not the function's own error.
+            held.let_go()
+            raise
+
+    def _turns_of(self, client: Client) -> Share:
+        turns = self.turns.get(client)
+        if turns is None:
+            turns = self.opened.enter_context(client.turns.share(FETCHERS))
+            self.turns[client] = turns
+        return turns
 
 
 @contextmanager
@@ -129,8 +195,9 @@ def reading(concurrency: int | None = None) -> Iterator[Reading]:
         requests.share(request_limit(concurrency)) as places,
         memory.share(memory_limit()) as room,
         threads.share(count) as turns,
-        fetching.share(FETCHERS) as fetching_turns,
+        fetching.share(places.bound / 2) as waiting,
+        ExitStack() as opened,
     ):
         yield Reading(
-            places, room, turns, fetching_turns, decoders, count, Semaphore(count), kept > 0
+            places, room, turns, waiting, decoders, count, Semaphore(count), kept > 0, opened
         )

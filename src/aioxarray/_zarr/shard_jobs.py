@@ -152,7 +152,7 @@ class ByPlainCalls(ShardJob):
 
     async def _in_thread(self, function: Callable[[], T]) -> T:
         return await self.job.granted.in_thread(
-            function, self.job.held, self.stop.set, False, alone=self._alone
+            function, self.job.held, self.stop.set, alone=self._alone
         )
 
     async def lead(self, part: ShardPart, led: Sequence[Lead[Wanted]]) -> list[bool]:

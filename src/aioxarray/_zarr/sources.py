@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from zarr.storage import LocalStore, MemoryStore, ObjectStore
 
+from aioxarray._zarr.fetching import client_of
 from aioxarray._zarr.scratch import scratch
 
 if TYPE_CHECKING:
@@ -210,7 +211,7 @@ class ObjectSource:
     Attributes
     ----------
     client
-        The store as obstore knows it.
+        What the process knows of the store's client.
     shortest_s
         The shortest time that `read` has taken. It is taken in the thread that waits: an event
         loop that has other work to do tells of an answer later.
@@ -220,17 +221,18 @@ class ObjectSource:
     remote = True
 
     def __init__(self, store: ObjectStore[Any]) -> None:
-        self.client = store.store
+        self.client = client_of(store.store)
         self.shortest_s = math.inf
 
     def read(self, key: str) -> Any | None:
         begun = perf_counter()
         try:
-            return memoryview(obstore().get(self.client, key).bytes())
+            return memoryview(obstore().get(self.client.store, key).bytes())
         except _MISSING:
             return None
         finally:
             self.shortest_s = min(self.shortest_s, perf_counter() - begun)
+            self.client.heard()
 
     def read_small(self, key: str, most: int) -> Any | None:
         return self.read(key)

@@ -72,7 +72,7 @@ class Turns:
         async def worker() -> None:
             # Only who has a run waits for a thread to read it.
             while (run := self._next()) is not None:
-                await granted.in_thread(partial(work, run), size, stop.set, False, alone=alone)
+                await granted.in_thread(partial(work, run), size, stop.set, alone=alone)
 
         await gather([worker] * granted.thread_count)
         return [there for number in range(len(self._present)) for there in self._present[number]]

@@ -201,7 +201,7 @@ class WritePipeline(BatchedCodecPipeline):
             assert self.writing is not None
             for run in todo:
                 function = functools.partial(write_run, run)
-                await self.writing.in_thread(function, size, stop, remote=False)
+                await self.writing.in_thread(function, size, stop)
 
         await gather([work] * threads)
 

@@ -101,6 +101,13 @@ class VirtualClock:
         return self._loop.hold()
 
 
+def _has_threads(executor: Executor) -> bool:
+    # Imported late, as below.
+    from aioxarray._runtime.threads import Pool
+
+    return isinstance(executor, ThreadPoolExecutor | Pool)
+
+
 def _as_io_loop(loop: asyncio.AbstractEventLoop) -> AbstractContextManager[None]:
     """Let aioxarray do its I/O on this loop: on its own, waiting would take real time."""
     # Imported late: the other fakes are of use without the library's runtime.
@@ -199,7 +206,7 @@ class _VirtualLoop(asyncio.SelectorEventLoop):
 
         try:
             # A job for another process has to be pickled, and cannot call this loop anyhow.
-            if isinstance(executor, ThreadPoolExecutor):
+            if _has_threads(executor):
                 done: Future[T] = executor.submit(work)
             else:
                 done = executor.submit(func, *args)

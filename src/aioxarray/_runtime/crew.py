@@ -1,0 +1,202 @@
+"""Threads that nobody waits for: what hangs in one holds up neither other work nor the exit.
+
+The standard library's pool has as many threads as it has, however many hang in a server that does
+not answer, and joins them when the interpreter ends.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import queue
+import threading
+import time
+import weakref
+from collections.abc import Callable
+
+# How long the end of the interpreter waits for calls under way. Some libraries tear down in it what
+# their calls are using (Blosc, HDF5).
+_EXIT_S = 0.4
+
+_Work = Callable[[], object]
+
+
+class Crew:
+    """Daemon threads that take work from one queue, each started when there is no idle one.
+
+    Parameters
+    ----------
+    name
+        What their names begin with.
+    size
+        How many work at once, those that were given up not counted.
+    most_lost
+        How many may be given up at once and be replaced. Further ones keep their places.
+    """
+
+    def __init__(self, name: str, size: float, most_lost: float) -> None:
+        self._name = name
+        self._size = size
+        self._most_lost = most_lost
+        self._lock = threading.Lock()
+        # None tells a thread to end.
+        self._queue: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
+        self._members = 0
+        self._idle = 0
+        self._lost = 0
+        self._started = 0
+        self._ended = False
+        # Set, once it is there, when no thread is at work any more.
+        self._at_rest: threading.Event | None = None
+
+    def submit(self, work: _Work) -> None:
+        """Have a thread call ``work``, which must not raise.
+
+        Raises RuntimeError where the interpreter is ending.
+        """
+        with self._lock:
+            if self._ended:
+                raise RuntimeError("no threads are to be had: the interpreter is ending")
+            self._queue.put(work)
+            if self._idle:
+                self._idle -= 1
+            elif self._members < self._size:
+                try:
+                    self._add()
+                except RuntimeError:
+                    if not self._members:
+                        self._queue.get()
+                        raise
+
+    def _add(self) -> None:
+        """Start a thread; the lock is held."""
+        _at_exit()
+        thread = threading.Thread(
+            target=self._serve, name=f"{self._name}_{self._started}", daemon=True
+        )
+        self._members += 1
+        self._started += 1
+        try:
+            thread.start()
+        except RuntimeError:
+            self._members -= 1
+            raise
+        _crews.add(self)
+
+    def _serve(self) -> None:
+        member = _here.member = Member(self)
+        work = self._queue.get()
+        while work is not None:
+            work()
+            # Keep nothing of it alive until the next one comes.
+            del work
+            with self._lock:
+                if member.lost:
+                    self._lost -= 1
+                    self._tell_rest()
+                    return
+                try:
+                    work = self._queue.get_nowait()
+                except queue.Empty:
+                    self._idle += 1
+                    self._tell_rest()
+                    work = _NOTHING
+            if work is _NOTHING:
+                work = self._queue.get()
+        with self._lock:
+            self._members -= 1
+            self._tell_rest()
+
+    def _tell_rest(self) -> None:
+        if self._at_rest is not None and not self._is_busy():
+            self._at_rest.set()
+
+    def _is_busy(self) -> bool:
+        return self._members - self._idle + self._lost > 0
+
+    def replace(self, member: Member) -> None:
+        """Let another thread have the place of ``member``, which ends with its work."""
+        with self._lock:
+            if member.lost or self._lost >= self._most_lost:
+                return
+            member.lost = True
+            self._members -= 1
+            self._lost += 1
+            if not self._queue.empty():
+                # Where no thread can be had, what waits is taken by the next one that is idle.
+                with contextlib.suppress(RuntimeError):
+                    self._add()
+
+    def dismiss(self) -> None:
+        """End the threads when all that was submitted is done; submit nothing from now on."""
+        with self._lock:
+            for _ in range(self._members):
+                self._queue.put(None)
+
+    def end(self, seconds: float) -> None:
+        """Drop what waits, and wait a moment for what is under way; the interpreter is ending."""
+        with self._lock:
+            self._ended = True
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    self._queue.get_nowait()
+            if not self._is_busy():
+                return
+            self._at_rest = threading.Event()
+        self._at_rest.wait(seconds)
+
+
+def _no_work() -> None:
+    """Stand for work that is still to come."""
+
+
+_NOTHING: _Work = _no_work
+
+
+class Member:
+    """A thread of a crew; in it, `current` returns it."""
+
+    def __init__(self, crew: Crew) -> None:
+        self.lost = False
+        self._crew = crew
+
+    def replace(self) -> None:
+        """Let another thread have this one's place: it may hang for long in what it does."""
+        self._crew.replace(self)
+
+
+_here = threading.local()
+
+
+def current() -> Member | None:
+    """Return the thread that this runs in, if it is of a crew."""
+    member: Member | None = getattr(_here, "member", None)
+    return member
+
+
+_crews: weakref.WeakSet[Crew] = weakref.WeakSet()
+_registered = False
+
+
+def _at_exit() -> None:
+    """Have the end of the interpreter wait for the threads, a moment; once there are any."""
+    global _registered
+    if not _registered:
+        _registered = True
+        atexit.register(_end_all)
+
+
+def _end_all() -> None:
+    deadline = time.monotonic() + _EXIT_S
+    for crew in list(_crews):
+        crew.end(max(0.0, deadline - time.monotonic()))
+
+
+def _forget() -> None:
+    # The threads stayed with the parent.
+    _crews.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
