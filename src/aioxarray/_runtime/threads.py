@@ -28,7 +28,11 @@ def usable_cores() -> int:
 
 
 class Pool:
-    """A thread pool that is made on first use, resized on demand, and anew after a fork."""
+    """A thread pool that is made on first use, resized on demand, and anew after a fork.
+
+    What takes long is started as such. While it has, or will have, all of the threads, one more
+    thread serves what does not, so that this never waits for the end of the former.
+    """
 
     def __init__(self, name: str, size: int) -> None:
         self._name = name
@@ -39,7 +43,10 @@ class Pool:
     def _reset(self) -> None:
         self._lock = threading.Lock()
         self._executor: ThreadPoolExecutor | None = None
+        self._spare: ThreadPoolExecutor | None = None
         self._queue: set[object] = set()
+        # How many that take long were started, and have not ended.
+        self._long = 0
 
     def resize(self, size: int) -> None:
         """Use ``size`` threads for what is submitted from now on."""
@@ -55,28 +62,40 @@ class Pool:
             self._executor = ThreadPoolExecutor(self._size, thread_name_prefix=self._name)
         return self._executor
 
+    def _started_for(self, long: bool) -> ThreadPoolExecutor:
+        if long or self._long < self._size:
+            return self._started()
+        if self._spare is None:
+            self._spare = ThreadPoolExecutor(1, thread_name_prefix=f"{self._name}-spare")
+        return self._spare
+
     def submit(self, function: Callable[[], object]) -> None:
         """Run ``function``, which must not raise, on one of the threads."""
         with self._lock:
             self._started().submit(function)
 
-    async def run(self, function: Callable[[], T]) -> T:
+    async def run(self, function: Callable[[], T], *, long: bool = False) -> T:
         """Await ``function()`` on one of the threads, in the context of the caller.
 
         Cancelling returns at once; a function that has begun runs on and is forgotten.
         """
         context = contextvars.copy_context()
-        return await self.start(lambda: context.run(function))
+        return await self.start(lambda: context.run(function), long=long)
 
     async def run_to_end(
-        self, function: Callable[[], T], stop: Callable[[], object], *, wait: bool = True
+        self,
+        function: Callable[[], T],
+        stop: Callable[[], object],
+        *,
+        wait: bool = True,
+        long: bool = False,
     ) -> T:
         """Await ``function()`` on one of the threads, where it runs to its end in any case.
 
         Cancelling calls ``stop``, which should make ``function`` return soon, and waits until it
         has, unless told not to ``wait``.
         """
-        future = self.start(function)
+        future = self.start(function, long=long)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
@@ -89,8 +108,11 @@ class Pool:
             future.add_done_callback(lambda ended: ended.exception())
             raise
 
-    def start(self, function: Callable[[], T]) -> asyncio.Future[T]:
-        """Start ``function()`` on one of the threads; its future belongs to the running loop."""
+    def start(self, function: Callable[[], T], *, long: bool = False) -> asyncio.Future[T]:
+        """Start ``function()`` on one of the threads; its future belongs to the running loop.
+
+        ``long`` says that it may take much longer than others.
+        """
         place = object()
 
         def begin() -> T:
@@ -99,10 +121,17 @@ class Pool:
 
         with self._lock:
             self._queue.add(place)
-            future = asyncio.get_running_loop().run_in_executor(self._started(), begin)
+            executor = self._started_for(long)
+            self._long += long
+            future = asyncio.get_running_loop().run_in_executor(executor, begin)
         # What is cancelled before it began never does.
-        future.add_done_callback(lambda _: self._queue.discard(place))
+        future.add_done_callback(lambda _: self._end(place, long))
         return future
+
+    def _end(self, place: object, long: bool) -> None:
+        self._queue.discard(place)
+        with self._lock:
+            self._long -= long
 
     @property
     def has_queue(self) -> bool:

@@ -20,7 +20,7 @@ from aioxarray._runtime.tasks import gather
 from aioxarray._zarr.chunks import in_runs, noted
 from aioxarray._zarr.nearness import Nearness
 from aioxarray._zarr.placing import Placer
-from aioxarray._zarr.reading import FETCHERS, Reading
+from aioxarray._zarr.reading import FETCHERS, Reading, is_long
 from aioxarray._zarr.sharing import Lead, Sharing, Table
 from aioxarray._zarr.small_chunks import SMALL_BYTES, SmallChunks
 from aioxarray._zarr.sources import ObjectSource, Source
@@ -205,15 +205,16 @@ class Job:
             return errors
 
         batches: Batches[tuple[Any, Lead[Chunk]]] = Batches(
-            granted.decoders, granted.thread_count, _BATCH_BYTES, put
+            granted.decoders, granted.thread_count, _BATCH_BYTES, put, is_long
         )
+        long = is_long(self.held)
 
         async def fetch(led: Sequence[Lead[Chunk]]) -> list[bool]:
             (lead,) = led
             chunk, flight = lead
             with flight or _ALONE:
-                async with granted.memory.hold(self.held):
-                    async with granted.requests.hold():
+                async with granted.memory.hold(self.held, long=long):
+                    async with granted.requests.hold(long=long):
                         data: Any = await store.get(chunk[0], chunk[1].prototype)
                     there = data is not None
                     if there and not placer.by_zarr:

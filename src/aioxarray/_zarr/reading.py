@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,11 +17,35 @@ from aioxarray.config import cache_limit, memory_limit, request_limit, thread_co
 
 T = TypeVar("T")
 
-# One of each for the process: what limits means only something when everything counts.
-requests = Budget("requests")
-memory = Budget("bytes")
-threads = Budget("threads")
-fetching = Budget("fetchers")
+# To fetch and decode more bytes than this takes longer than a round trip to most stores.
+_LONG_BYTES = 4 << 20
+
+
+def is_long(size: int) -> bool:
+    """Say whether who has ``size`` bytes in flight holds places for much longer than others."""
+    return size > _LONG_BYTES
+
+
+def _requests_apart(bound: float) -> float:
+    # Of very few places none is kept: that would slow down large chunks by a third or more.
+    return 0 if math.isinf(bound) or bound < 4 else max(1, bound // 8)
+
+
+def _bytes_beside(bound: float) -> float:
+    # Not a part of the bound: one chunk less of those that just fit would be in flight.
+    return 0 if math.isinf(bound) else bound / 8
+
+
+def _one_beside(bound: float) -> float:
+    return 1
+
+
+# One of each for the process: what limits means only something when everything counts. In each,
+# small chunks need not wait until large ones have arrived and are decoded.
+requests = Budget("requests", apart=_requests_apart)
+memory = Budget("bytes", beside=_bytes_beside)
+threads = Budget("threads", beside=_one_beside)
+fetching = Budget("fetchers", beside=_one_beside)
 decoders = Pool("aioxarray-decode", usable_cores())
 # For plain calls that wait for a server close by. More do not carry more requests.
 FETCHERS = 8
@@ -88,11 +113,12 @@ class Reading:
         """
         turns, pool = (self.fetching, fetchers) if remote else (self.threads, decoders)
         count = self.thread_count if alone else 1
+        long = is_long(size)
         held: list[tuple[Share, int]] = []
 
         def let_go() -> None:
             for share, amount in reversed(held):
-                share.release(amount)
+                share.release(amount, long=long)
 
         def work() -> T:
             try:
@@ -107,12 +133,12 @@ class Reading:
                 (self.memory, size),
                 (self.requests, 1),
             ):
-                await share.acquire(amount)
+                await share.acquire(amount, long=long)
                 held.append((share, amount))
         except BaseException:
             let_go()
             raise
-        return await pool.run_to_end(work, stop, wait=not remote)
+        return await pool.run_to_end(work, stop, wait=not remote, long=long)
 
 
 @contextmanager

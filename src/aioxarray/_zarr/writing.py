@@ -27,7 +27,7 @@ from aioxarray._zarr.encoders import Encoder, prepare_encoder
 from aioxarray._zarr.fork import usable_here
 from aioxarray._zarr.inline import run_inline
 from aioxarray._zarr.local_writes import local_root, read_file, write_file
-from aioxarray._zarr.reading import Reading
+from aioxarray._zarr.reading import Reading, is_long
 from aioxarray._zarr.sharing import forget
 from aioxarray._zarr.store import LimitedStore
 
@@ -53,7 +53,7 @@ class LimitedWriteStore(LimitedStore):
     """Lets also each request that writes through when the save has a place for it."""
 
     async def set(self, key: str, value: Buffer) -> None:
-        async with self._requests.hold():
+        async with self._requests.hold(long=is_long(len(value))):
             await self._store.set(key, value)
 
     async def delete(self, key: str) -> None:
@@ -246,7 +246,7 @@ class WritePipeline(BatchedCodecPipeline):
             return errors
 
         batches: Batches[_Chunk] = Batches(
-            writing.decoders, writing.thread_count, _BATCH_BYTES, encode_all
+            writing.decoders, writing.thread_count, _BATCH_BYTES, encode_all, is_long
         )
         todo = iter(requests)
 
@@ -265,7 +265,7 @@ class WritePipeline(BatchedCodecPipeline):
             for request in todo:
                 size = _byte_count(request[1])
                 try:
-                    async with writing.memory.hold(size):
+                    async with writing.memory.hold(size, long=is_long(size)):
                         await write_chunk(request, size)
                 except Exception as error:
                     error.add_note(f"in chunk {request[0]}")
