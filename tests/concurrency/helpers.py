@@ -106,8 +106,8 @@ def tasks_on_io_loop() -> set[asyncio.Task[Any]]:
 def assert_idle(tasks_before: set[asyncio.Task[Any]]) -> None:
     """Assert that no load has left anything behind: places taken, shares open, tasks."""
     for budget in (reading.requests, reading.memory, reading.threads, reading.fetching):
-        assert budget.in_use == 0
-        assert not budget._shares
+        now = budget.statistics()
+        assert (now.in_use, now.waiting, now.shares) == (0, 0, 0)
     assert tasks_on_io_loop() <= tasks_before
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
+import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,8 +13,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from aioxarray._runtime.budget import Budget, Share
+from aioxarray._runtime.budget import Budget, BudgetStatistics, Share
 from tests.runtime.helpers import PATIENCE_S, run_script, settle
 
 
@@ -35,13 +39,13 @@ class Holders:
         self._leave: dict[str, asyncio.Event] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
 
-    async def add(self, name: str, share: Share, amount: int = 1) -> None:
+    async def add(self, name: str, share: Share, amount: int = 1, *, long: bool = False) -> None:
         self._leave[name] = asyncio.Event()
-        self.tasks[name] = asyncio.create_task(self._hold(name, share, amount))
+        self.tasks[name] = asyncio.create_task(self._hold(name, share, amount, long))
         await settle()
 
-    async def _hold(self, name: str, share: Share, amount: int) -> None:
-        async with share.hold(amount):
+    async def _hold(self, name: str, share: Share, amount: int, long: bool) -> None:
+        async with share.hold(amount, long=long):
             self.order.append(name)
             await self._leave[name].wait()
 
@@ -138,9 +142,10 @@ async def test_what_waits_is_let_in_when_a_larger_bound_comes_or_goes(holders: H
         await holders.add("2", other)
         assert holders.order == ["1"]
         with budget.share(2):
-            # Its bound holds for all; the next change lets them in.
-            await holders.leave("1")
+            # Its bound holds for all.
+            await settle()
             assert holders.order == ["1", "2"]
+            await holders.leave("1")
             await holders.add("3", one)
             assert budget.in_use == 2
         await holders.leave("2", "3")
@@ -353,6 +358,246 @@ def test_a_loop_that_was_closed_while_it_waited_loses_its_turn() -> None:
             assert budget.in_use == 0
 
     asyncio.run(main())
+
+
+def apart(bound: float) -> float:
+    return 0 if math.isinf(bound) else bound // 4
+
+
+@with_holders
+async def test_a_short_hold_does_not_wait_for_the_end_of_long_ones(holders: Holders) -> None:
+    budget = Budget("things", apart=apart)
+    with budget.share(8) as large, budget.share(8) as small:
+        for index in range(10):
+            await holders.add(f"large {index}", large, 2, long=True)
+        # A quarter is not for them.
+        assert (budget.statistics().in_use, len(holders.order)) == (6, 3)
+        for index in range(3):
+            await holders.add(f"small {index}", small)
+        assert holders.order[3:] == ["small 0", "small 1"]
+        assert budget.statistics() == BudgetStatistics(in_use=8, waiting=8, bound=8, shares=2)
+        await holders.leave("small 0")
+        assert holders.order[5:] == ["small 2"]
+        # Nor do the short ones keep the long ones out: what they let go of goes to those.
+        await holders.leave("large 0")
+        assert holders.order[6:] == ["large 3"]
+        await holders.leave_all()
+
+
+@with_holders
+async def test_short_holds_go_beside_one_that_is_larger_than_the_bound(holders: Holders) -> None:
+    budget = Budget("things", apart=apart)
+    with budget.share(8) as large, budget.share(8) as small:
+        await holders.add("small 0", small, 2)
+        await holders.add("large 0", large, 50, long=True)
+        await holders.add("large 1", large, 50, long=True)
+        await holders.add("small 1", small)
+        assert holders.order == ["small 0", "large 0"]
+        await holders.leave("small 0")
+        await holders.add("small 2", small)
+        assert holders.order == ["small 0", "large 0", "small 1", "small 2"]
+        await holders.leave("large 0")
+        assert holders.order[4:] == ["large 1"]
+        await holders.leave_all()
+
+
+@with_holders
+async def test_a_long_hold_is_not_starved_by_short_ones(holders: Holders) -> None:
+    budget = Budget("things", apart=apart)
+    with budget.share(8) as large, budget.share(8) as small:
+        for index in range(60):
+            await holders.add(f"small {index}", small)
+        await holders.add("large", large, 50, long=True)
+        await holders.leave_all()
+        # Of the eight that are inside all but two have to leave, and two others may come in,
+        # again and again while they do.
+        assert holders.order.index("large") <= 8 + 2 * 6
+
+
+@with_holders
+async def test_what_is_beside_the_bound_is_for_short_holds_beside_long_ones(
+    holders: Holders,
+) -> None:
+    budget = Budget("things", beside=lambda bound: 1)
+    with budget.share(2) as large, budget.share(2) as small:
+        for index in range(4):
+            await holders.add(f"small {index}", small)
+        assert budget.in_use == 2
+        await holders.leave_all()
+        for index in range(4):
+            await holders.add(f"large {index}", large, long=True)
+        await holders.add("short", small)
+        await holders.add("shorter", small)
+        assert holders.order[4:] == ["large 0", "large 1", "short"]
+        await holders.leave_all()
+
+
+class Checked:
+    """A budget, and what its rules say of those who are in it and who wait, worked out simply."""
+
+    def __init__(self, budget: Budget, lane: Callable[[float], float]) -> None:
+        self.budget = budget
+        self.lane = lane
+        # Whether more may be in use than a bound that was lowered meanwhile.
+        self.has_shrunk = False
+        self.shares: dict[int, tuple[Share, float, contextlib.ExitStack]] = {}
+        self.inside: dict[int, tuple[int, int, bool]] = {}
+        self.waiting: dict[int, tuple[int, int, bool]] = {}
+        self.leave: dict[int, asyncio.Event] = {}
+        self.tasks: dict[int, asyncio.Task[None]] = {}
+
+    def open(self, number: int, bound: float) -> None:
+        stack = contextlib.ExitStack()
+        self.shares[number] = (stack.enter_context(self.budget.share(bound)), bound, stack)
+
+    async def _hold(self, name: int, number: int, amount: int, long: bool) -> None:
+        self.waiting[name] = (number, amount, long)
+        try:
+            async with self.shares[number][0].hold(amount, long=long):
+                self.inside[name] = self.waiting.pop(name)
+                await self.leave[name].wait()
+        finally:
+            self.waiting.pop(name, None)
+            self.inside.pop(name, None)
+
+    async def add(self, name: int, number: int, amount: int, long: bool) -> None:
+        self.leave[name] = asyncio.Event()
+        self.tasks[name] = asyncio.create_task(self._hold(name, number, amount, long))
+        await settle()
+
+    async def let_go(self, name: int) -> None:
+        self.leave[name].set()
+        await settle()
+
+    async def cancel(self, name: int) -> None:
+        self.tasks[name].cancel()
+        await settle()
+
+    def close(self, number: int) -> None:
+        self.has_shrunk = True
+        self.shares.pop(number)[2].close()
+
+    def check(self) -> None:
+        """Compare the budget's state with the rules."""
+        bounds = [bound for _, bound, _ in self.shares.values()]
+        bound = max(bounds, default=0)
+        used = sum(amount for _, amount, _ in self.inside.values())
+        longs = [amount for _, amount, long in self.inside.values() if long]
+        assert self.budget.statistics() == BudgetStatistics(
+            used, len(self.waiting), bound, len(self.shares)
+        )
+        lane = self.lane(bound)
+        short = used - sum(longs)
+        if used > bound and not self.has_shrunk:
+            # One that is larger than the bound, or than the lane leaves, beside the lane; or one
+            # that is larger than the lane in it.
+            shorts = len(self.inside) - len(longs)
+            assert len(self.inside) == 1 or lane
+            assert len(longs) <= 1 or sum(longs) <= bound - lane
+            assert shorts <= 1 or short <= lane
+        waiting: dict[int, tuple[int, bool]] = {}
+        for number, amount, long in self.waiting.values():
+            waiting.setdefault(number, (amount, long))
+        able = []
+        for number, (amount, long) in waiting.items():
+            own = sum(amount for at, amount, _ in self.inside.values() if at == number)
+            if own == 0 or own + amount <= self.shares[number][1]:
+                able.append((amount, long))
+        if not able:
+            return
+        # Nobody waits without need: one that has a turn does not fit, and all but the lane is
+        # kept for it; and those that could use the lane have no room there.
+        assert used > 0
+        assert any(
+            amount + used > bound or (long and amount + sum(longs) > bound - lane)
+            for amount, long in able
+        )
+        if lane:
+            shorts = [amount for amount, long in able if not long]
+            assert not shorts or any(short and amount + short > lane for amount in shorts)
+
+
+amounts = st.integers(1, 12)
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("add"), st.integers(0, 3), amounts, st.booleans()),
+        st.tuples(st.just("leave"), st.integers(0, 30)),
+        st.tuples(st.just("cancel"), st.integers(0, 30)),
+        st.tuples(st.just("reopen"), st.integers(0, 3), st.sampled_from([2, 5, 8, 8, math.inf])),
+    ),
+    max_size=40,
+)
+
+
+@pytest.mark.parametrize("with_lane", [False, True])
+@settings(max_examples=60, deadline=None)
+@given(steps=steps)
+def test_any_sequence_of_calls_keeps_the_rules(with_lane: bool, steps: list[Any]) -> None:
+    async def main() -> None:
+        lane: Callable[[float], float] = apart if with_lane else lambda bound: 0
+        model = Checked(Budget("things", apart=lane), lane)
+        for number in range(4):
+            model.open(number, 8)
+        for name, (kind, *arguments) in enumerate(steps):
+            if kind == "add":
+                await model.add(name, *arguments)
+            elif kind == "reopen":
+                number, bound = arguments
+                if all(
+                    number != each[0] for each in [*model.inside.values(), *model.waiting.values()]
+                ):
+                    model.close(number)
+                    await settle()
+                    model.open(number, bound)
+                    await settle()
+            else:
+                names = list(model.inside if kind == "leave" else model.waiting)
+                if names:
+                    chosen = names[arguments[0] % len(names)]
+                    await (model.let_go if kind == "leave" else model.cancel)(chosen)
+            model.check()
+        while model.inside:
+            await model.let_go(next(iter(model.inside)))
+            model.check()
+        # Nobody is forgotten.
+        assert not model.waiting
+        for number in range(4):
+            model.close(number)
+        assert model.budget.statistics() == BudgetStatistics(0, 0, 0, 0)
+
+    asyncio.run(main())
+
+
+def test_the_work_of_a_call_does_not_depend_on_how_many_others_wait() -> None:
+    """The shares that are looked at, a call, are as many with a thousand calls as with a hundred."""
+
+    async def hold(budget: Budget) -> None:
+        with budget.share(8) as share:
+            async with share.hold():
+                await asyncio.sleep(0)
+
+    def looks(calls: int) -> float:
+        count = 0
+        has_turn = Share._has_turn
+
+        def profile(frame: Any, event: str, _: object) -> None:
+            nonlocal count
+            count += event == "call" and frame.f_code is has_turn.__code__
+
+        async def main() -> None:
+            budget = Budget("things")
+            await asyncio.gather(*(hold(budget) for _ in range(calls)))
+            assert budget.statistics() == BudgetStatistics(0, 0, 0, 0)
+
+        before = sys.getprofile()
+        sys.setprofile(profile)
+        try:
+            asyncio.run(main())
+        finally:
+            sys.setprofile(before)
+        return count / calls
+
+    assert looks(1000) <= 1.2 * looks(100)
 
 
 FORK = """

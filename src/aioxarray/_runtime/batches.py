@@ -30,6 +30,8 @@ class Batches(Generic[T]):
         spread over the threads, not lumped into one).
     handle
         Handles a batch in a thread and returns an error, or None, for each item.
+    is_long
+        Says whether a batch of such a weight may take much longer than others' work.
     """
 
     def __init__(
@@ -38,11 +40,13 @@ class Batches(Generic[T]):
         width: int,
         max_weight: int,
         handle: Callable[[Sequence[T]], Sequence[Exception | None]],
+        is_long: Callable[[int], bool] = lambda weight: False,
     ) -> None:
         self._pool = pool
         self._width = width
         self._max_weight = max_weight
         self._handle = handle
+        self._is_long = is_long
         self._gathered: deque[tuple[T, int, asyncio.Future[None]]] = deque()
         self._running = 0
 
@@ -69,7 +73,7 @@ class Batches(Generic[T]):
         if not items:
             self._running -= 1
             return
-        batch = self._pool.start(lambda: self._handle(items))
+        batch = self._pool.start(lambda: self._handle(items), long=self._is_long(weight))
         batch.add_done_callback(functools.partial(self._end, ends))
 
     def _end(

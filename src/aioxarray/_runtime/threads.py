@@ -87,7 +87,10 @@ class Pool(Executor):
     def _reset(self) -> None:
         self._lock = threading.Lock()
         self._crew: Crew | None = None
+        self._spare: Pool | None = None
         self._queue: set[object] = set()
+        # How many that take long were started, and have not ended.
+        self._long = 0
 
     def resize(self, size: int) -> None:
         """Use ``size`` threads for what is submitted from now on."""
@@ -97,6 +100,14 @@ class Pool(Executor):
                 crew, self._crew = self._crew, None
                 if crew is not None:
                     crew.dismiss()
+
+    def _for(self, long: bool) -> Pool:
+        """Return the pool for a function; the lock is held."""
+        if long or self._long < self._size:
+            return self
+        if self._spare is None:
+            self._spare = Pool(f"{self._name}-spare", 1)
+        return self._spare
 
     def submit(  # type: ignore[override]  # the base class has names of its own for the arguments
         self, function: Callable[..., T], *args: Any
@@ -110,7 +121,7 @@ class Pool(Executor):
             self._crew.submit(work)
         return future
 
-    async def run(self, function: Callable[[], T]) -> T:
+    async def run(self, function: Callable[[], T], *, long: bool = False) -> T:
         """Await ``function()`` on one of the threads, in the context of the caller.
 
         Cancelling returns at once; a function that has begun runs on and is forgotten, and another
@@ -119,13 +130,18 @@ class Pool(Executor):
         context = contextvars.copy_context()
         call = Call(lambda: context.run(function))
         try:
-            return await self.start(call)
+            return await self.start(call, long=long)
         except asyncio.CancelledError:
             _soon(call.give_up)
             raise
 
     async def run_to_end(
-        self, function: Callable[[], T], stop: Callable[[], object], *, wait: bool = True
+        self,
+        function: Callable[[], T],
+        stop: Callable[[], object],
+        *,
+        wait: bool = True,
+        long: bool = False,
     ) -> T:
         """Await ``function()`` on one of the threads, where it runs to its end in any case.
 
@@ -133,7 +149,7 @@ class Pool(Executor):
         has, unless told not to ``wait``: then another thread takes the place of its own.
         """
         call = Call(function)
-        future = self.start(call)
+        future = self.start(call, long=long)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
@@ -148,19 +164,30 @@ class Pool(Executor):
             future.add_done_callback(lambda ended: ended.exception())
             raise
 
-    def start(self, function: Callable[[], T]) -> asyncio.Future[T]:
-        """Start ``function()`` on one of the threads; its future belongs to the running loop."""
+    def start(self, function: Callable[[], T], *, long: bool = False) -> asyncio.Future[T]:
+        """Start ``function()`` on one of the threads; its future belongs to the running loop.
+
+        ``long`` says that it may take much longer than others.
+        """
         place = object()
 
         def begin() -> T:
             self._queue.discard(place)
             return function()
 
-        self._queue.add(place)
-        future = asyncio.get_running_loop().run_in_executor(self, begin)
+        with self._lock:
+            self._queue.add(place)
+            pool = self._for(long)
+            self._long += long
+        future = asyncio.get_running_loop().run_in_executor(pool, begin)
         # What is cancelled before it began never does.
-        future.add_done_callback(lambda _: self._queue.discard(place))
+        future.add_done_callback(lambda _: self._end(place, long))
         return future
+
+    def _end(self, place: object, long: bool) -> None:
+        self._queue.discard(place)
+        with self._lock:
+            self._long -= long
 
     @property
     def has_queue(self) -> bool:

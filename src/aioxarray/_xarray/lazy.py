@@ -25,7 +25,7 @@ from aioxarray._xarray.find import Found
 from aioxarray._xarray.known import KnownArray
 from aioxarray._xarray.plan import Read, plan
 from aioxarray._xarray.read import read
-from aioxarray._zarr.reading import Reading
+from aioxarray._zarr.reading import Reading, is_long
 
 # Decoding less than this costs less than a hop to a thread and back.
 _INLINE_BYTES = 16 << 10
@@ -93,7 +93,8 @@ async def load_data(
         value = parts.finish(value)
     else:
         read_value = value
-        value = await decoders.run(lambda: parts.finish(read_value))
+        long = is_long(lazy.nbytes)
+        value = await decoders.run(lambda: parts.finish(read_value), long=long)
     report(1, 1)
     return value
 

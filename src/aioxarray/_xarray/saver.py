@@ -41,7 +41,7 @@ from aioxarray._zarr.grid import write_edges
 from aioxarray._zarr.opening import give_back, store_path
 from aioxarray._zarr.positions import Position
 from aioxarray._zarr.prefetched import Answers
-from aioxarray._zarr.reading import Reading, decoders, reading
+from aioxarray._zarr.reading import Reading, decoders, is_long, reading
 from aioxarray._zarr.store import ForeignStore, LimitedStore, Places
 from aioxarray._zarr.surveying import survey
 from aioxarray._zarr.write_behind import Changes, WriteBehindStore
@@ -227,7 +227,7 @@ class _Saving:
         lazy = Lazy(part._data, [], "", int(part.nbytes))
         value = await load_data(lazy, self._grants, decoders, lambda done, total: None)
         loaded = xr.Variable(part.dims, value, part.attrs, part.encoding)
-        return await decoders.run(lambda: source.encoded(loaded))
+        return await decoders.run(lambda: source.encoded(loaded), long=is_long(lazy.nbytes))
 
     async def _write_chunked(self, jobs: Sequence[_FreshJob], counter: Meter) -> None:
         """Compute what is chunked and write it as it is computed."""

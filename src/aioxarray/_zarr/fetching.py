@@ -41,7 +41,7 @@ class Client:
 
     def __init__(self, store: Any) -> None:
         self.store = store
-        self.turns = Budget("fetchers")
+        self.turns = Budget("fetchers", beside=lambda bound: 1)
         self._lock = threading.Lock()
         self._lost = 0
         self._heard_at = perf_counter()
@@ -57,7 +57,7 @@ class Client:
         """Note that it has answered, or that something has been asked of it after a pause."""
         self._heard_at = perf_counter()
 
-    async def take_turn(self, turns: Share) -> bool:
+    async def take_turn(self, turns: Share, *, long: bool) -> bool:
         """Wait for a place in ``turns``, a share of its own; say whether there was one.
 
         There is none while it is stalled.
@@ -65,7 +65,7 @@ class Client:
         while not self.is_stalled:
             try:
                 async with asyncio.timeout(_LOOK_S):
-                    await turns.acquire()
+                    await turns.acquire(long=long)
             except TimeoutError:
                 continue
             if self.turns.in_use == 1:
@@ -77,8 +77,9 @@ class Client:
 class Held:
     """What one plain call has of the budgets, from before it begins until it has ended."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, *, long: bool) -> None:
         self._client = client
+        self._long = long
         self._lock = threading.Lock()
         self._places: list[tuple[Share, int]] = []
         self._is_lost = False
@@ -100,7 +101,7 @@ class Held:
                 self._client._lost += 1
             gone = [place for place in self._places if place[0] is memory]
             self._places = [place for place in self._places if place[0] is not memory]
-        _release(gone)
+        self._release(gone)
 
     def let_go(self) -> None:
         """Let go of all; to be called when the call has ended, from any thread."""
@@ -110,12 +111,11 @@ class Held:
                 self._is_lost = False
                 with self._client._lock:
                     self._client._lost -= 1
-        _release(places)
+        self._release(places)
 
-
-def _release(places: list[tuple[Share, int]]) -> None:
-    for share, amount in reversed(places):
-        share.release(amount)
+    def _release(self, places: list[tuple[Share, int]]) -> None:
+        for share, amount in reversed(places):
+            share.release(amount, long=self._long)
 
 
 _lock = threading.Lock()

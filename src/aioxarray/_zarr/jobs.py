@@ -22,7 +22,7 @@ from aioxarray._zarr.chunks import in_runs, noted
 from aioxarray._zarr.fetching import FETCHERS
 from aioxarray._zarr.nearness import Nearness
 from aioxarray._zarr.placing import Placer
-from aioxarray._zarr.reading import Reading
+from aioxarray._zarr.reading import Reading, is_long
 from aioxarray._zarr.sharing import Lead, Sharing, Table
 from aioxarray._zarr.small_chunks import SMALL_BYTES, SmallChunks
 from aioxarray._zarr.sources import ObjectSource, Source
@@ -234,15 +234,16 @@ class Job:
             return errors
 
         granted = self.granted
-        return Batches(granted.decoders, granted.thread_count, _BATCH_BYTES, put)
+        return Batches(granted.decoders, granted.thread_count, _BATCH_BYTES, put, is_long)
 
     async def _fetch(self, batches: Batches[tuple[Any, Lead[Chunk]]], lead: Lead[Chunk]) -> bool:
         """Fetch a chunk by the store's coroutine and have it decoded; say whether it is there."""
         chunk, flight = lead
         granted = self.granted
+        long = is_long(self.held)
         with noted(chunk, self.store), flight or _ALONE:
-            async with granted.memory.hold(self.held):
-                async with granted.requests.hold():
+            async with granted.memory.hold(self.held, long=long):
+                async with granted.requests.hold(long=long):
                     with requested(self.store, chunk[0]):
                         data: Any = await self.store.get(chunk[0], chunk[1].prototype)
                 there = data is not None

@@ -27,7 +27,7 @@ from aioxarray._zarr.decoders import decoding, describe, prepare
 from aioxarray._zarr.jobs import Job
 from aioxarray._zarr.placing import Placer
 from aioxarray._zarr.prefetched import PrefetchedStore
-from aioxarray._zarr.reading import Reading, reading
+from aioxarray._zarr.reading import Reading, is_long, reading
 from aioxarray._zarr.shard_jobs import ByCoroutines, ByPlainCalls
 from aioxarray._zarr.shards import ShardReader
 from aioxarray._zarr.sharing import forget, table_of
@@ -182,7 +182,7 @@ class CodecPipeline(BatchedCodecPipeline):
 
         async def read(chunk: Chunk) -> bool:
             key, spec, inside, _ = chunk
-            async with job.granted.memory.hold(job.size):
+            async with job.granted.memory.hold(job.size, long=is_long(job.size)):
                 getter = StorePath(limited, key)
                 (part,) = await self.decode_partial_batch([(getter, inside, spec)])
             job.placer.put_part(part, chunk)

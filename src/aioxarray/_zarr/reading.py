@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -20,13 +21,36 @@ T = TypeVar("T")
 
 # How long a plain call waits for others to let go of `fetching`; then it is one for a coroutine.
 _PATIENCE_S = 0.1
+# To fetch and decode more bytes than this takes longer than a round trip to most stores.
+_LONG_BYTES = 4 << 20
 
-# One of each for the process: what limits means only something when everything counts.
-requests = Budget("requests")
-memory = Budget("bytes")
-threads = Budget("threads")
+
+def is_long(size: int) -> bool:
+    """Say whether who has ``size`` bytes in flight holds places for much longer than others."""
+    return size > _LONG_BYTES
+
+
+def _requests_apart(bound: float) -> float:
+    # Of very few places none is kept: that would slow down large chunks by a third or more.
+    return 0 if math.isinf(bound) or bound < 4 else max(1, bound // 8)
+
+
+def _bytes_beside(bound: float) -> float:
+    # Not a part of the bound: one chunk less of those that just fit would be in flight.
+    return 0 if math.isinf(bound) else bound / 8
+
+
+def _one_beside(bound: float) -> float:
+    return 1
+
+
+# One of each for the process: what limits means only something when everything counts. In each,
+# small chunks need not wait until large ones have arrived and are decoded.
+requests = Budget("requests", apart=_requests_apart)
+memory = Budget("bytes", beside=_bytes_beside)
+threads = Budget("threads", beside=_one_beside)
 # Plain calls that wait for servers; those of one client are bounded besides.
-fetching = Budget("fetchers")
+fetching = Budget("fetchers", beside=_one_beside)
 decoders = Pool("aioxarray-decode", usable_cores())
 # Of decoded chunks; see `aioxarray._zarr.sharing`.
 cache = Cache()
@@ -95,11 +119,12 @@ class Reading:
         Cancelling calls ``stop`` and waits for the end of ``function``.
         """
         count = self.thread_count if alone else 1
+        long = is_long(size)
         held: list[tuple[Share, int]] = []
 
         def let_go() -> None:
             for share, amount in reversed(held):
-                share.release(amount)
+                share.release(amount, long=long)
 
         def work() -> T:
             try:
@@ -114,12 +139,12 @@ class Reading:
                 (self.memory, size),
                 (self.requests, 1),
             ):
-                await share.acquire(amount)
+                await share.acquire(amount, long=long)
                 held.append((share, amount))
         except BaseException:
             let_go()
             raise
-        return await decoders.run_to_end(work, stop)
+        return await decoders.run_to_end(work, stop, long=long)
 
     def can_fetch(self, client: Client) -> bool:
         """Say whether threads may wait for ``client``; see `fetch`."""
@@ -136,22 +161,23 @@ class Reading:
         Cancelling calls ``stop`` and returns. The request goes on, and keeps its place until the
         server lets go of it.
         """
-        held = Held(client)
+        long = is_long(size)
+        held = Held(client, long=long)
         try:
             # The thread first: places that are held while waiting for one would be wasted.
             turns = self._turns_of(client)
-            if not await client.take_turn(turns):
+            if not await client.take_turn(turns, long=long):
                 return None
             held.add(turns, 1)
             try:
                 async with asyncio.timeout(_PATIENCE_S):
-                    await self.fetching.acquire()
+                    await self.fetching.acquire(long=long)
             except TimeoutError:
                 held.let_go()
                 return None
             held.add(self.fetching, 1)
             for share, amount in ((self.memory, size), (self.requests, 1)):
-                await share.acquire(amount)
+                await share.acquire(amount, long=long)
                 held.add(share, amount)
         except BaseException:
             held.let_go()

@@ -16,6 +16,7 @@ from zarr.abc.store import RangeByteRequest, SuffixByteRequest
 from aioxarray._runtime.tasks import gather
 from aioxarray._zarr.calls import requested
 from aioxarray._zarr.jobs import Job
+from aioxarray._zarr.reading import is_long
 from aioxarray._zarr.shards import Indexes, InnerChunks, ShardPart, ShardReader, gaps
 from aioxarray._zarr.sharing import Lead, Sharing, failing
 from aioxarray._zarr.small_chunks import SMALL_BYTES
@@ -202,9 +203,9 @@ class ByCoroutines(ShardJob):
     async def lead(self, part: ShardPart, led: Sequence[Lead[Wanted]]) -> list[bool]:
         memory, size = self.job.granted.memory, part.size(led)
         if part.is_all(led):
-            async with memory.hold(size):
+            async with memory.hold(size, long=is_long(size)):
                 with failing(led):
-                    whole: Any = await self._get(part)
+                    whole: Any = await self._get(part, long=is_long(size))
                     index = self.indexes.keep(part.cut_index(whole), part)
                 ranges, there = self.ranges(part, index, led, gaps())
                 # Where there is no shard there are no ranges.
@@ -217,9 +218,10 @@ class ByCoroutines(ShardJob):
         async def fetch(each: Range) -> tuple[Any, Range]:
             start, stop, leads = each
             with failing([lead for _, _, lead in leads]):
-                return await self._get(part, RangeByteRequest(start, stop)), each
+                wanted = RangeByteRequest(start, stop)
+                return await self._get(part, wanted, long=is_long(stop - start)), each
 
-        async with memory.hold(size):
+        async with memory.hold(size, long=is_long(size)):
             await self._decode(await gather([partial(fetch, each) for each in ranges]))
         return there
 
@@ -232,9 +234,11 @@ class ByCoroutines(ShardJob):
             data = await self._get(part, wanted)
         return [self.indexes.put(data, lead)]
 
-    async def _get(self, part: ShardPart, wanted: ByteRequest | None = None) -> Any | None:
+    async def _get(
+        self, part: ShardPart, wanted: ByteRequest | None = None, *, long: bool = False
+    ) -> Any | None:
         key, spec = part.chunk[:2]
-        async with self.job.granted.requests.hold():
+        async with self.job.granted.requests.hold(long=long):
             with requested(self.job.store, key):
                 data: Any = await self.job.store.get(key, spec.prototype, wanted)
         return None if data is None else data.as_numpy_array()
@@ -245,4 +249,5 @@ class ByCoroutines(ShardJob):
                 self.put(data, each)
 
         if fetched:
-            await self.job.granted.decoders.run_to_end(decode, self.stop.set)
+            long = is_long(self.job.size)
+            await self.job.granted.decoders.run_to_end(decode, self.stop.set, long=long)

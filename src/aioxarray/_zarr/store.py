@@ -14,6 +14,7 @@ from aioxarray._runtime.budget import Share
 from aioxarray._runtime.leash import leashed
 from aioxarray._runtime.tasks import first_error, gather
 from aioxarray._zarr.calls import requested
+from aioxarray._zarr.reading import is_long
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
@@ -47,10 +48,12 @@ class LimitedStore(WrapperStore[Store]):
         """The store that is limited."""
         return self._store
 
-    async def _send(self, key: str, request: Callable[[], Awaitable[T]]) -> T:
+    async def _send(
+        self, key: str, request: Callable[[], Awaitable[T]], *, long: bool = False
+    ) -> T:
         """Await ``request``, for ``key``, when there is a place for it."""
         with leashed():
-            async with self._requests.hold():
+            async with self._requests.hold(long=long):
                 with requested(self._store, key):
                     return await request()
 
@@ -134,7 +137,8 @@ class LimitedStore(WrapperStore[Store]):
         return await self._send(prefix, lambda: self._store.is_empty(prefix))
 
     async def set(self, key: str, value: Buffer) -> None:
-        await self._send(key, lambda: self._store.set(key, value))
+        long = is_long(len(value))
+        await self._send(key, lambda: self._store.set(key, value), long=long)
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
         await self._send(key, lambda: self._store.set_if_not_exists(key, value))
@@ -192,12 +196,14 @@ class ForeignStore(LimitedStore):
         """Return the store for a reader that counts its requests itself."""
         return type(self)(self._store, Places(None))
 
-    async def _send(self, key: str, request: Callable[[], Awaitable[T]]) -> T:
+    async def _send(
+        self, key: str, request: Callable[[], Awaitable[T]], *, long: bool = False
+    ) -> T:
         share = self._places.requests
         with leashed():
             if share is None:
                 return await request()
-            async with share.hold():
+            async with share.hold(long=long):
                 with requested(self._store, key):
                     return await request()
 

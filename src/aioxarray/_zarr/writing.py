@@ -27,7 +27,7 @@ from aioxarray._zarr.encoders import Encoder, prepare_encoder
 from aioxarray._zarr.fork import usable_here
 from aioxarray._zarr.inline import run_inline
 from aioxarray._zarr.local_writes import local_root, read_file, write_file
-from aioxarray._zarr.reading import Reading
+from aioxarray._zarr.reading import Reading, is_long
 from aioxarray._zarr.sharing import forget
 from aioxarray._zarr.store import LimitedStore
 
@@ -224,7 +224,7 @@ class WritePipeline(BatchedCodecPipeline):
             return errors
 
         batches: Batches[_Chunk] = Batches(
-            writing.decoders, writing.thread_count, _BATCH_BYTES, encode_all
+            writing.decoders, writing.thread_count, _BATCH_BYTES, encode_all, is_long
         )
         todo = iter(requests)
 
@@ -243,7 +243,7 @@ class WritePipeline(BatchedCodecPipeline):
             for request in todo:
                 size = _byte_count(request[1])
                 try:
-                    async with writing.memory.hold(size):
+                    async with writing.memory.hold(size, long=is_long(size)):
                         await write_chunk(request, size)
                 except Exception as error:
                     error.add_note(f"in chunk {request[0]}")
