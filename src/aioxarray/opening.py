@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextvars import ContextVar
 from typing import Any, ParamSpec, TypeVar, cast
 
 import xarray as xr
 
 from aioxarray._runtime.loops import blocking
 from aioxarray._runtime.workers import in_worker
-from aioxarray._xarray.engine import engine_of, inner_engine
+from aioxarray._xarray.engine import attempt_of, engine_of
+from aioxarray._xarray.explained import noting
+from aioxarray._zarr.printable import printable
 from aioxarray._zarr.virtual import virtual_store
 from aioxarray.loading import load_async
 
@@ -82,15 +86,31 @@ def _with_ours(theirs: Callable[..., Any], ours: Callable[..., Any]) -> inspect.
     return signature.replace(parameters=[*listed[: len(listed) - len(rest)], *added, *rest])
 
 
+# The public function that calls others of this module, which are then not to blame.
+_caller: ContextVar[str | None] = ContextVar("aioxarray_caller", default=None)
+
+
+@contextlib.contextmanager
+def called_by(name: str) -> Iterator[None]:
+    """Let errors about arguments in the body name the public function ``name``."""
+    token = _caller.set(name)
+    try:
+        yield
+    finally:
+        _caller.reset(token)
+
+
 async def _open(function: Callable[..., Any], source: Any, options: dict[str, Any]) -> Any:
     """Call one of xarray's functions with the aioxarray form of the engine it would use."""
+    caller = _caller.get() or function.__name__
 
     def call() -> Any:
-        engine = options.pop("engine", None)
-        if engine is None:
-            engine = inner_engine(source, default=None)
-        indexes = bool(options.get("create_default_indexes", True))
-        return function(source, engine=engine_of(engine, reads_indexes=indexes), **options)
+        attempt = attempt_of(source, options)
+        with attempt.explained():
+            attempt.check_names(caller, function)
+            indexes = bool(options.get("create_default_indexes", True))
+            engine = engine_of(attempt.engine, reads_indexes=indexes, said_by=attempt.said_by)
+            return function(source, engine=engine, **options)
 
     return await in_worker(call, discard=close)
 
@@ -112,9 +132,11 @@ async def open_dataset_async(
     values are those of the h5netcdf engine; ``storage_options`` are then obstore's.
     """
     if virtual:
-        filename_or_obj, options = await in_worker(
-            lambda: _as_zarr(filename_or_obj, options), lambda _: None
-        )
+        with noting(f"while opening {printable(filename_or_obj)!r} with virtual=True"):
+            store, options = await in_worker(
+                lambda: _as_zarr(filename_or_obj, options), lambda _: None
+            )
+            return cast("xr.Dataset", await _open(xr.open_dataset, store, options))
     return cast("xr.Dataset", await _open(xr.open_dataset, filename_or_obj, options))
 
 
@@ -181,7 +203,8 @@ _ZARR_BACKEND_OPTIONS = (
 async def _loaded(name: str, opening: Callable[..., Coroutine[Any, Any, T]], options: Any) -> T:
     if "cache" in options:
         raise TypeError(f"{name} has no argument 'cache': all is loaded into memory")
-    opened = await opening(**options)
+    with called_by(name):
+        opened = await opening(**options)
     try:
         return await load_async(opened)
     finally:

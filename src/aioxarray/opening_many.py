@@ -17,7 +17,8 @@ from aioxarray._runtime.tasks import gather
 from aioxarray._runtime.workers import in_worker
 from aioxarray._xarray.many import closing_all, find_paths
 from aioxarray._xarray.pending import as_lazy, as_pending
-from aioxarray.opening import close, open_dataset_async
+from aioxarray._zarr.printable import printable, without_secrets
+from aioxarray.opening import called_by, close, open_dataset_async
 
 # xarray tells what was not given by defaults of its own, which warn of those that will change.
 _DEFAULT = {
@@ -108,7 +109,8 @@ async def open_mfdataset_async(
     nested = await in_worker(partial(find_paths, paths, options), lambda _: None)
     files = [_File(path) for path in _flat(nested)]
     try:
-        await run_on(io_loop(), lambda: _open_all(files, preprocess, errors, options))
+        with called_by("open_mfdataset"):
+            await run_on(io_loop(), lambda: _open_all(files, preprocess, errors, options))
         how = _Combining(combine, concat_dim, combining, lazy=lazy)
         combined: xr.Dataset = await in_worker(lambda: how.combine(nested, files), close)
         if attrs_file is not None:
@@ -142,15 +144,18 @@ async def _open_all(
             file.opened = await open_dataset_async(file.path, **options)
         except Exception as error:
             if errors == "raise":
-                error.add_note(f"while opening {file.path!r}")
                 raise
             if errors == "warn":
-                warnings.warn(f"Could not open {file.path} due to {error}. Ignoring.", stacklevel=2)
+                reason = without_secrets(str(error))
+                warnings.warn(
+                    f"Could not open {printable(file.path)} due to {reason}. Ignoring.",
+                    stacklevel=2,
+                )
             return
         try:
             file.dataset = await _preprocessed(file.opened, preprocess)
         except Exception as error:
-            error.add_note(f"while preprocessing {file.path!r}")
+            error.add_note(f"while preprocessing {printable(file.path)!r}")
             raise
 
     await gather([partial(open_one, file) for file in files])
@@ -218,7 +223,7 @@ def _attributes(files: list[_File], path: str) -> dict[Any, Any]:
     for file in files:
         if file.path == path and file.dataset is not None:
             return dict(file.dataset.attrs)
-    raise ValueError(f"attrs_file {path!r} is not among the files that were opened")
+    raise ValueError(f"attrs_file {printable(path)!r} is not among the files that were opened")
 
 
 def _close_all(files: list[_File]) -> None:

@@ -27,6 +27,7 @@ from aioxarray._zarr.hierarchy import (
     time_nodes,
 )
 from aioxarray._zarr.prefetched import Answers
+from aioxarray._zarr.printable import printable, without_secrets
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
@@ -79,7 +80,12 @@ async def prefetch(
     try:
         await reader.read(root, group, consolidated, zarr_format)
     except Exception as error:  # noqa: BLE001 - the same request of zarr's own raises it again
-        _logger.debug("prefetching for %r stopped: %r", store, error)
+        _logger.debug(
+            "prefetching for %s stopped: %s: %s",
+            printable(store),
+            type(error).__name__,
+            without_secrets(str(error)),
+        )
     return reader.answers
 
 

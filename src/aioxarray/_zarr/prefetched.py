@@ -10,6 +10,8 @@ from zarr.abc.store import OffsetByteRequest, RangeByteRequest, Store, SuffixByt
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import WrapperStore
 
+from aioxarray._zarr.printable import NamedAsWrapped
+
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
     from zarr.core.buffer import Buffer, BufferPrototype
@@ -47,7 +49,7 @@ class Answers:
         return self.listings.get(path) == ()
 
 
-class PrefetchedStore(WrapperStore[Store]):
+class PrefetchedStore(NamedAsWrapped, WrapperStore[Store]):
     """Answers from ``answers`` what it can, and asks ``store`` for the rest.
 
     Parameters
@@ -72,13 +74,6 @@ class PrefetchedStore(WrapperStore[Store]):
     def values(self) -> Mapping[str, Buffer | None]:
         """The values that are known; None of keys that are not there."""
         return self._answers.values
-
-    def __str__(self) -> str:
-        # It stands in for the store in the errors of xarray and zarr.
-        return str(self._store)
-
-    def __repr__(self) -> str:
-        return repr(self._store)
 
     async def get(
         self,

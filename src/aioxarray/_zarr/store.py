@@ -12,13 +12,14 @@ from zarr.storage import WrapperStore
 
 from aioxarray._runtime.budget import Share
 from aioxarray._runtime.tasks import first_error, gather
+from aioxarray._zarr.printable import NamedAsWrapped
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
     from zarr.core.buffer import Buffer, BufferPrototype
 
 
-class LimitedStore(WrapperStore[Store]):
+class LimitedStore(NamedAsWrapped, WrapperStore[Store]):
     """Lets a read request through to ``store`` when ``requests`` has a place for it.
 
     It keeps no state of its own: zarr rebuilds wrappers freely, and the places are counted in
