@@ -109,7 +109,8 @@ async def _open(function: Callable[..., Any], source: Any, options: dict[str, An
         with attempt.explained():
             attempt.check_names(caller, function)
             indexes = bool(options.get("create_default_indexes", True))
-            engine = engine_of(attempt.engine, reads_indexes=indexes, said_by=attempt.said_by)
+            named: Any = attempt.engine
+            engine = engine_of(named, reads_indexes=indexes, said_by=attempt.said_by)
             return function(source, engine=engine, **options)
 
     return await in_worker(call, discard=close)

@@ -15,6 +15,7 @@ import xarray as xr
 from aioxarray._runtime.loops import blocking, io_loop, run_on
 from aioxarray._runtime.tasks import gather
 from aioxarray._runtime.workers import in_worker
+from aioxarray._xarray.explained import noting
 from aioxarray._xarray.many import closing_all, find_paths
 from aioxarray._xarray.pending import as_lazy, as_pending
 from aioxarray._zarr.printable import printable, without_secrets
@@ -106,7 +107,9 @@ async def open_mfdataset_async(
     }
     lazy = chunks is None
     options |= {"engine": engine, "chunks": {} if chunks == "engine" else chunks}
-    nested = await in_worker(partial(find_paths, paths, options), lambda _: None)
+    what = printable(paths) if isinstance(paths, str | os.PathLike) else "the files"
+    with noting(f"while looking for {what}"):
+        nested = await in_worker(partial(find_paths, paths, options), lambda _: None)
     files = [_File(path) for path in _flat(nested)]
     try:
         with called_by("open_mfdataset"):

@@ -336,7 +336,6 @@ def _did_you_mean(given: Iterable[str], signature: inspect.Signature) -> str:
 
 def blocking(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
     """Return the blocking twin of a coroutine function ``name_async``: ``name``."""
-
     name = function.__name__.removesuffix("_async")
     signature = inspect.signature(function)
 

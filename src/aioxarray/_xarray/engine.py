@@ -91,9 +91,7 @@ class AioBackendEntrypoint(BackendEntrypoint):
             check_names(_CALLERS[method], attempt.options, call, attempt.engine)
             return self._open_with(inner, method, source, dict(attempt.options), deep=deep)
 
-    def _attempt(
-        self, source: Any, options: dict[str, Any]
-    ) -> tuple[Attempt, BackendEntrypoint]:
+    def _attempt(self, source: Any, options: dict[str, Any]) -> tuple[Attempt, BackendEntrypoint]:
         """Return what is tried with the engine that was named or is guessed, and that engine."""
         if self.inner is not None and self.inner_name is not None:
             return Attempt(source, self.inner_name, options, self.said_by), self.inner
@@ -289,9 +287,9 @@ def engine_of(
         If xarray knows no such engine.
     """
     inner = plugins.get_backend(engine)
-    is_ours = isinstance(inner, AioBackendEntrypoint)
-    if is_ours and (reads_indexes, said_by) == (inner.reads_indexes, inner.said_by):
-        return type(inner)
+    if isinstance(inner, AioBackendEntrypoint):
+        if (reads_indexes, said_by) == (inner.reads_indexes, inner.said_by):
+            return type(inner)
 
     class Equipped(AioBackendEntrypoint):
         supports_groups = inner.supports_groups

@@ -56,11 +56,8 @@ class Attempt:
                 note = f"{note}, which was guessed: {self.said_by}= names another"
             if not any(each.startswith(note) for each in getattr(error, "__notes__", ())):
                 error.add_note(note)
-            if package := missing_package(error):
-                with_options = bool(self.options.get("storage_options"))
-                add_note(
-                    error, how_to_install([package], zarr=name == "zarr", options=with_options)
-                )
+            with_options = self.options.get("storage_options")
+            _note_missing(error, by_obstore=name == "zarr" and not with_options)
             raise
 
     def check_names(self, caller: str, function: Any) -> None:
@@ -82,28 +79,35 @@ def _name(engine: str | type[BackendEntrypoint]) -> str:
     return engine if isinstance(engine, str) else engine.__name__
 
 
-def guess_explained(
-    source: Any, options: Mapping[str, Any]
-) -> str | type[BackendEntrypoint]:
+def guess_explained(source: Any, options: Mapping[str, Any]) -> str | type[BackendEntrypoint]:
     """Guess the engine for ``source``; an error says what was looked at, and what to install."""
     try:
         return guess_engine(source, options)
     except Exception as error:
         add_note(error, f"while looking for an engine for {printable(source)!r}")
-        add_note(error, how_to_install(missing_engines(source)))
+        if isinstance(error, ValueError):
+            add_note(error, how_to_install(missing_engines(source)))
         raise
 
 
 @contextlib.contextmanager
-def noting(note: str) -> Iterator[None]:
-    """Add ``note`` to an error of the body, and what to install if a package is missing."""
+def noting(note: str, *, by_obstore: bool = False) -> Iterator[None]:
+    """Add ``note`` to an error of the body, and what to install if a package is missing.
+
+    ``by_obstore`` is for `how_to_install`.
+    """
     try:
         yield
     except Exception as error:
         add_note(error, note)
-        if package := missing_package(error):
-            add_note(error, how_to_install([package]))
+        _note_missing(error, by_obstore=by_obstore)
         raise
+
+
+def _note_missing(error: Exception, *, by_obstore: bool) -> None:
+    package = missing_package(error)
+    if package is not None and "pip install" not in str(error):
+        add_note(error, how_to_install([package], by_obstore=by_obstore))
 
 
 def add_note(error: BaseException, note: str) -> None:

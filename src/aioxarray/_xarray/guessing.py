@@ -15,6 +15,7 @@ from typing import Any
 # Private: the choice of an engine for a file, which has no public name, and how xarray tells a
 # URL from a path.
 from xarray.backends import BackendEntrypoint, plugins
+from xarray.backends.common import BACKEND_ENTRYPOINTS
 from xarray.core.utils import is_remote_uri
 
 from aioxarray._runtime.loops import run_blocking
@@ -54,7 +55,7 @@ def missing_engines(source: Any) -> list[str]:
     """Return the packages of engines that would open ``source`` and are not installed."""
     return [
         module
-        for name, (module, entrypoint) in plugins.BACKEND_ENTRYPOINTS.items()
+        for name, (module, entrypoint) in BACKEND_ENTRYPOINTS.items()
         if module is not None
         and name not in plugins.list_engines()
         and entrypoint().guess_can_open(source)

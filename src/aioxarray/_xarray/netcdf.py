@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import inspect
 import os
 import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import xarray as xr
 
+# Private: how xarray tells a URL from a path.
+from xarray.core.utils import is_remote_uri
+
 from aioxarray._runtime.workers import in_worker
 from aioxarray._xarray.chunked import is_chunked_array
+from aioxarray._xarray.explained import did_you_mean, noting
 from aioxarray._xarray.find import find_variables, shallow_copy
 from aioxarray._xarray.lazy import assign, lazy_data
 from aioxarray._xarray.loader import Options, read_all
+from aioxarray._xarray.packages import how_to_install, missing_for_netcdf
 from aioxarray._xarray.read import lane_of_hdf5
+from aioxarray._zarr.printable import printable
 
 
 async def save_netcdf(
@@ -37,6 +45,14 @@ async def _save(obj: Any, path: Any, mode: str, options: Mapping[str, Any], how:
         raise TypeError(
             f"only a Dataset, DataArray or DataTree can be saved, not {type(obj).__name__}"
         )
+    place = "memory" if path is None else repr(printable(path))
+    with noting(f"while saving to {place}"):
+        return await _write(obj, path, mode, options, how)
+
+
+async def _write(obj: Any, path: Any, mode: str, options: Mapping[str, Any], how: Options) -> Any:
+    final = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    _check(obj, final, options)
     loaded = shallow_copy(obj)
     found = find_variables(loaded)
     lazies = [each for each in lazy_data(found) if not each.chunked]
@@ -45,8 +61,10 @@ async def _save(obj: Any, path: Any, mode: str, options: Mapping[str, Any], how:
         assign(lazies, values, share=False)
     # Its data may itself be read in the library's lane, for which it would wait in that lane.
     chunked = any(is_chunked_array(each.variable._data) for each in found)
-    final = os.fspath(path) if isinstance(path, str | os.PathLike) else None
-    if final is None or "://" in final or mode != "w" or options.get("compute", True) is False:
+    if final is not None and is_remote_uri(final):
+        with noting(_LOCAL_ONLY):
+            return await _call(lambda: loaded.to_netcdf(path, mode, **options), alone=not chunked)
+    if final is None or mode != "w" or options.get("compute") is False:
         return await _call(lambda: loaded.to_netcdf(path, mode, **options), alone=not chunked)
     file = _Replaced(final)
     try:
@@ -57,6 +75,25 @@ async def _save(obj: Any, path: Any, mode: str, options: Mapping[str, Any], how:
     except asyncio.CancelledError:
         file.abandon()
         raise
+
+
+_LOCAL_ONLY = "to_netcdf writes local files: write one and copy it, or save with to_zarr"
+
+
+def _check(obj: Any, path: str | None, options: Mapping[str, Any]) -> None:
+    """Raise what xarray would raise in the end, before anything is loaded for it."""
+    names = inspect.signature(obj.to_netcdf).parameters
+    for name in options:
+        if name not in names:
+            raise TypeError(
+                f"to_netcdf() got an unexpected keyword argument {name!r}"
+                f"{did_you_mean(name, names)}"
+            )
+    if options.get("engine") is None and (missing := missing_for_netcdf()):
+        raise ValueError(f"cannot write netCDF files: {how_to_install(missing)}")
+    if path is not None and is_remote_uri(path) and options.get("engine") == "h5netcdf":
+        # h5netcdf would write bytes to what xarray opens for text (and HDF5 crash at its end).
+        raise TypeError(f"cannot write {printable(path)!r} with h5netcdf: {_LOCAL_ONLY}")
 
 
 async def _call(function: Callable[[], Any], *, alone: bool) -> Any:
@@ -78,9 +115,16 @@ class _Replaced:
         self._abandoned = False
 
     def write(self, write: Callable[[str], Any]) -> Any:
-        """Call ``write`` with the other name; then the file takes its place, unless abandoned."""
+        """Call ``write`` with the other name; then the file takes its place, unless abandoned.
+
+        Where no file can be made beside it, or replace it, ``write`` gets its own name: what is
+        wrong is then said of that, and a file that may be written, in a folder that may not, is.
+        """
+        if not self._is_replaceable():
+            return write(self._path)
         try:
-            result = write(self._part)
+            with self._naming():
+                result = write(self._part)
             with self._lock:
                 if not self._abandoned:
                     os.replace(self._part, self._path)
@@ -88,6 +132,27 @@ class _Replaced:
         finally:
             if os.path.exists(self._part):
                 os.unlink(self._part)
+
+    def _is_replaceable(self) -> bool:
+        if os.path.isdir(self._path):
+            return False
+        try:
+            with open(self._part, "xb"):
+                pass
+        except OSError:
+            return False
+        os.unlink(self._part)
+        return True
+
+    @contextlib.contextmanager
+    def _naming(self) -> Iterator[None]:
+        """Let an error of the body name the file that the user gave."""
+        try:
+            yield
+        except OSError as error:
+            if error.filename == self._part:
+                error.filename = self._path
+            raise
 
     def abandon(self) -> None:
         """Leave the file as it is: nobody waits any more for the thread that writes."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from importlib.util import find_spec
 
 # The extra of each package that xarray, zarr, fsspec and this package ask for, by its import.
@@ -26,7 +26,7 @@ _EXTRAS = {
 }
 # Those that no extra brings.
 _OTHERS = ("adlfs", "gcsfs", "pydap")
-# What obstore reads, which an extra brings, in their place; not with options meant for fsspec.
+# What obstore, which an extra brings, reads and writes in their place.
 _BY_OBSTORE = ("adlfs", "gcsfs")
 _NETCDF = ("netCDF4", "h5netcdf", "scipy")
 
@@ -45,26 +45,25 @@ def missing_package(error: BaseException) -> str | None:
     return next((word for word in words if word in _EXTRAS or word in _OTHERS), None)
 
 
-def how_to_install(packages: Iterable[str], *, zarr: bool = False, options: bool = False) -> str:
+def how_to_install(packages: Sequence[str], *, by_obstore: bool = False) -> str:
     """Return a sentence that says how to install one of ``packages``; "" where nobody knows.
 
     Parameters
     ----------
     packages
-        Names of imports.
-    zarr, options
-        Whether Zarr was to be opened, and with ``storage_options``: without them obstore will do.
+        Names of imports, of which one would do.
+    by_obstore
+        Whether obstore would do, too: for Zarr, without options that are meant for fsspec.
     """
-    wanted = [name for name in packages if name in _EXTRAS or name in _OTHERS]
-    extras = {
-        "remote" if zarr and not options and name in _BY_OBSTORE else _EXTRAS.get(name)
-        for name in wanted
-    }
-    commands = sorted(f"pip install 'aioxarray[{extra}]'" for extra in extras if extra)
-    commands += [f"pip install {name}" for name in wanted if not commands]
-    if not commands:
+    known = [name for name in packages if name in _EXTRAS or name in _OTHERS]
+    if not known:
         return ""
-    return f"{' or '.join(wanted)} is not installed: {' or '.join(commands)}"
+    absent = f"{known[0]} is" if len(known) == 1 else f"none of {', '.join(known)} is"
+    if by_obstore and known[0] in _BY_OBSTORE:
+        return f"{absent} not installed; obstore will do: pip install 'aioxarray[remote]'"
+    extra = _EXTRAS.get(known[0])
+    name = known[0] if extra is None else f"'aioxarray[{extra}]'"
+    return f"{absent}{' not' if len(known) == 1 else ''} installed: pip install {name}"
 
 
 def missing_for_netcdf() -> list[str]:

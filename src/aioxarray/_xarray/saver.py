@@ -19,6 +19,7 @@ from aioxarray._runtime.workers import in_worker
 from aioxarray._xarray.blocks import Block, blocks
 from aioxarray._xarray.chunked import is_chunked_array, store_chunked, store_later
 from aioxarray._xarray.deferred import Deferred, defers
+from aioxarray._xarray.explained import noting
 from aioxarray._xarray.find import find_variables
 from aioxarray._xarray.lazy import Lazy, assign, lazy_data, load_data
 from aioxarray._xarray.loader import Options, read_all
@@ -40,6 +41,7 @@ from aioxarray._zarr.grid import write_edges
 from aioxarray._zarr.opening import give_back, store_path
 from aioxarray._zarr.positions import Position
 from aioxarray._zarr.prefetched import Answers
+from aioxarray._zarr.printable import printable
 from aioxarray._zarr.reading import Reading, decoders, reading
 from aioxarray._zarr.surveying import survey
 from aioxarray._zarr.write_behind import Changes, WriteBehindStore
@@ -66,6 +68,12 @@ _MOST_PIECES = 256
 
 async def save(obj: Any, store: Any, options: ZarrOptions, how: Options) -> Any:
     """Save ``obj`` as xarray's ``to_zarr`` does; on the I/O loop."""
+    note = f"while saving to {printable(store)!r}"
+    with noting(note, by_obstore=not options.storage_options):
+        return await _save(obj, store, options, how)
+
+
+async def _save(obj: Any, store: Any, options: ZarrOptions, how: Options) -> Any:
     store = normalized_store(store, options.storage_options)
     try:
         async with asyncio.timeout(how.timeout) as limit:

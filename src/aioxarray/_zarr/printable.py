@@ -55,8 +55,8 @@ def printable(source: Any) -> str:
     if isinstance(source, bytes | memoryview):
         return f"{type(source).__name__} of {len(source)} bytes"
     if isinstance(source, StorePath):
-        name = printable(source.store)
-        return f"{name.rstrip('/')}/{source.path}" if source.path else name
+        root = printable(source.store)
+        return f"{root.rstrip('/')}/{source.path}" if source.path else root
     if isinstance(source, Store):
         return _of_store(source)
     name = _of_client(source)
