@@ -87,8 +87,7 @@ class AioBackendEntrypoint(BackendEntrypoint):
     def _open(self, method: str, source: Any, options: dict[str, Any], *, deep: bool) -> Any:
         attempt, inner = self._attempt(source, options)
         with attempt.explained():
-            call = getattr(inner, method)
-            check_names(_CALLERS[method], attempt.options, call, attempt.engine)
+            check_names(_CALLERS[method], attempt.options, inner, method, attempt.engine)
             return self._open_with(inner, method, source, dict(attempt.options), deep=deep)
 
     def _attempt(self, source: Any, options: dict[str, Any]) -> tuple[Attempt, BackendEntrypoint]:
@@ -287,9 +286,10 @@ def engine_of(
         If xarray knows no such engine.
     """
     inner = plugins.get_backend(engine)
-    if isinstance(inner, AioBackendEntrypoint):
-        if (reads_indexes, said_by) == (inner.reads_indexes, inner.said_by):
-            return type(inner)
+    if isinstance(inner, AioBackendEntrypoint) and (
+        (reads_indexes, said_by) == (inner.reads_indexes, inner.said_by)
+    ):
+        return type(inner)
 
     class Equipped(AioBackendEntrypoint):
         supports_groups = inner.supports_groups

@@ -67,9 +67,8 @@ class Attempt:
         """
         own = inspect.signature(function).parameters
         given = [name for name in self.options if name not in own]
-        entrypoint = plugins.get_backend(self.engine)
-        method = getattr(entrypoint, _METHODS.get(function.__name__, "open_dataset"))
-        check_names(caller, given, method, self.engine, own)
+        method = _METHODS.get(function.__name__, "open_dataset")
+        check_names(caller, given, plugins.get_backend(self.engine), method, self.engine, own)
 
 
 _METHODS = {"open_datatree": "open_datatree", "open_groups": "open_groups_as_dict"}
@@ -119,11 +118,12 @@ def add_note(error: BaseException, note: str) -> None:
 def check_names(
     caller: str,
     given: Iterable[str],
-    function: Any,
+    entrypoint: BackendEntrypoint,
+    method: str,
     engine: str | type[BackendEntrypoint],
     others: Iterable[str] = (),
 ) -> None:
-    """Raise TypeError for the first name in ``given`` that ``function`` has no argument of.
+    """Raise TypeError for the first name in ``given`` that an engine has no argument of.
 
     Parameters
     ----------
@@ -131,16 +131,19 @@ def check_names(
         The function that the user called.
     given
         Names of arguments that are for the engine.
-    function
-        What the engine opens with.
+    entrypoint, method
+        What opens, and its method that will be called.
     engine
-        The engine.
+        The engine as it was named.
     others
         Names that the caller has besides.
     """
-    parameters = inspect.signature(function).parameters
+    parameters = dict(inspect.signature(getattr(entrypoint, method)).parameters)
     if any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
-        return
+        if not type(entrypoint).__module__.startswith("xarray."):
+            return
+        # xarray's own pass them on to what opens a dataset.
+        parameters |= inspect.signature(entrypoint.open_dataset).parameters
     for name in given:
         if name not in parameters:
             raise TypeError(

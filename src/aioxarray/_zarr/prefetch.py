@@ -172,7 +172,9 @@ class _Prefetch:
 
         Side by side with those of a level further down, the values that opening reads.
         """
-        names = tuple([name async for name in self._store.list_dir(path)])
+        # Web servers list folders with a slash at the end, with which nothing would be found.
+        listed = [name.rstrip("/") async for name in self._store.list_dir(path)]
+        names = tuple(dict.fromkeys(filter(None, listed)))
         self.answers.listings[path] = names
         members = [name for name in names if name != "zarr.json" and not name.startswith(".z")]
         paths = [join(path, member) for member in members]
