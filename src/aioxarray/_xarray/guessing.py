@@ -26,7 +26,7 @@ _NETCDF_SUFFIXES = (".nc", ".nc4", ".cdf")
 _HDF5_SUFFIXES = (".h5", ".hdf5", ".he5")
 # What netCDF-C opens, in place of fsspec.
 _WEB = ("http", "https")
-_OF_NETCDF_C = (*_WEB, "dap2", "dap4", "dods", "file")
+_OF_NETCDF_C = (*_WEB, "dap2", "dap4", "dods")
 
 
 def guess_engine(source: Any, options: Mapping[str, Any]) -> str | type[BackendEntrypoint]:
