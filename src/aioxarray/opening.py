@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -13,9 +14,11 @@ import xarray as xr
 
 from aioxarray._runtime.loops import blocking, io_loop, run_on
 from aioxarray._runtime.workers import in_worker
-from aioxarray._xarray.engine import engine_of, inner_engine
+from aioxarray._xarray.engine import attempt_of, engine_of
+from aioxarray._xarray.explained import noting
 from aioxarray._xarray.loader import Options
-from aioxarray._zarr.calls import awaiting, calling, place_name
+from aioxarray._zarr.calls import awaiting, calling
+from aioxarray._zarr.printable import printable
 from aioxarray.loading import load_async
 from aioxarray.progress import Progress
 
@@ -96,6 +99,20 @@ def _with_ours(theirs: Callable[..., Any], ours: Callable[..., Any]) -> inspect.
     return signature.replace(parameters=[*listed[: len(listed) - len(rest)], *added, *rest])
 
 
+# The public function that calls others of this module, which are then not to blame.
+_caller: ContextVar[str | None] = ContextVar("aioxarray_caller", default=None)
+
+
+@contextlib.contextmanager
+def called_by(name: str) -> Iterator[None]:
+    """Let errors about arguments in the body name the public function ``name``."""
+    token = _caller.set(name)
+    try:
+        yield
+    finally:
+        _caller.reset(token)
+
+
 async def as_call(what: str, function: Callable[[], Awaitable[R]], how: Options) -> R:
     """Await ``function()`` on the I/O loop as one call, under the limits that ``how`` gives.
 
@@ -120,15 +137,18 @@ async def _open(
 
 async def _opened(function: Callable[..., Any], source: Any, options: dict[str, Any]) -> Any:
     """Call one of xarray's functions with the aioxarray form of the engine it would use."""
+    caller = _caller.get() or function.__name__
 
     def call() -> Any:
-        engine = options.pop("engine", None)
-        if engine is None:
-            engine = inner_engine(source, default=None)
-        indexes = bool(options.get("create_default_indexes", True))
-        return function(source, engine=engine_of(engine, reads_indexes=indexes), **options)
+        attempt = attempt_of(source, options)
+        with attempt.explained():
+            attempt.check_names(caller, function)
+            indexes = bool(options.get("create_default_indexes", True))
+            named: Any = attempt.engine
+            engine = engine_of(named, reads_indexes=indexes, said_by=attempt.said_by)
+            return function(source, engine=engine, **options)
 
-    with awaiting(f"a worker thread to open {place_name(source)}"):
+    with awaiting(f"a worker thread to open {printable(source)}"):
         return await in_worker(call, discard=close)
 
 
@@ -158,7 +178,8 @@ async def open_dataset_async(
     async def opened() -> xr.Dataset:
         if virtual:
             call = partial(_open_virtual, filename_or_obj, options)
-            return await in_worker(call, discard=close)
+            with noting(f"while opening {printable(filename_or_obj)!r} with virtual=True"):
+                return await in_worker(call, discard=close)
         return cast("xr.Dataset", await _opened(xr.open_dataset, filename_or_obj, options))
 
     return await as_call("opened", opened, Options(timeout=timeout))
@@ -244,7 +265,8 @@ async def _loaded(
         raise TypeError(f"{name} has no argument 'cache': all is loaded into memory")
 
     async def load() -> T:
-        opened = await opening(source, **options)
+        with called_by(name):
+            opened = await opening(source, **options)
         closes = partial(close, opened)
         async with closing_on_error(closes):
             loaded = await load_async(opened, progress=how.progress)

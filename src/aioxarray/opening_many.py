@@ -16,10 +16,12 @@ from aioxarray._runtime.loops import blocking
 from aioxarray._runtime.tasks import gather
 from aioxarray._runtime.workers import in_worker
 from aioxarray._xarray.combining import combine_by_coords, combine_nested, concat_dims
+from aioxarray._xarray.explained import noting
 from aioxarray._xarray.loader import Options
 from aioxarray._xarray.many import closing_all, find_paths
+from aioxarray._zarr.printable import printable, without_secrets
 from aioxarray.loading import load_async
-from aioxarray.opening import as_call, close, closing_on_error, open_dataset_async
+from aioxarray.opening import as_call, called_by, close, closing_on_error, open_dataset_async
 
 # xarray tells what was not given by defaults of its own, which warn of those that will change.
 _DEFAULT = {
@@ -114,14 +116,16 @@ async def open_mfdataset_async(
     lazy = chunks is None
     options |= {"engine": engine, "chunks": {} if chunks == "engine" else chunks}
     how = _Combining(combine, concat_dim, combining, lazy=lazy)
-
+    what = printable(paths) if isinstance(paths, str | os.PathLike) else "the files"
     prepare = partial(_prepared, preprocess=preprocess, how=how)
 
     async def opened() -> xr.Dataset:
-        nested = await in_worker(partial(find_paths, paths, options), lambda _: None)
+        with noting(f"while looking for {what}"):
+            nested = await in_worker(partial(find_paths, paths, options), lambda _: None)
         files = [_File(path) for path in _flat(nested)]
         async with closing_on_error(partial(_close_all, files)):
-            await _open_all(files, prepare, errors, options)
+            with called_by("open_mfdataset"):
+                await _open_all(files, prepare, errors, options)
             combined: xr.Dataset = await in_worker(lambda: how.combine(nested, files), close)
             if attrs_file is not None:
                 combined.attrs = _attributes(files, os.fspath(attrs_file))
@@ -153,15 +157,18 @@ async def _open_all(
             file.opened = await open_dataset_async(file.path, **options)
         except Exception as error:
             if errors == "raise":
-                error.add_note(f"while opening {file.path!r}")
                 raise
             if errors == "warn":
-                warnings.warn(f"Could not open {file.path} due to {error}. Ignoring.", stacklevel=2)
+                reason = without_secrets(str(error))
+                warnings.warn(
+                    f"Could not open {printable(file.path)} due to {reason}. Ignoring.",
+                    stacklevel=2,
+                )
             return
         try:
             file.dataset = await prepare(file.opened)
         except Exception as error:
-            error.add_note(f"while preprocessing {file.path!r}")
+            error.add_note(f"while preprocessing {printable(file.path)!r}")
             raise
 
     await gather([partial(open_one, file) for file in files])
@@ -242,7 +249,7 @@ def _attributes(files: list[_File], path: str) -> dict[Any, Any]:
     for file in files:
         if file.path == path and file.dataset is not None:
             return dict(file.dataset.attrs)
-    raise ValueError(f"attrs_file {path!r} is not among the files that were opened")
+    raise ValueError(f"attrs_file {printable(path)!r} is not among the files that were opened")
 
 
 def _close_all(files: list[_File]) -> None:

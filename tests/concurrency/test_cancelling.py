@@ -20,6 +20,7 @@ from xarray.backends.common import BackendArray
 from xarray.core import indexing
 
 import aioxarray
+from aioxarray._zarr.printable import printable
 from aioxarray.testing import FaultyStore, GatedStore, LatencyStore, RecordingStore, VirtualClock
 from tests.concurrency.helpers import (
     PATIENCE_S,
@@ -354,7 +355,7 @@ def test_an_error_in_any_request_ends_the_others(failing: int, backend: str) -> 
     # It says where: the chunk's key and store, and the variable.
     notes = "\n".join(caught.value.__notes__)
     key = str(caught.value).split("'")[1]
-    assert f"in chunk '{key}' of CompletionStore(" in notes
+    assert f"in chunk '{key}' of '{printable(faulty)}'" in notes
     assert f"while loading variable '{key[:2]}'" in notes
     # The failing request was an accident; repeated, it succeeds.
     inner: Any = faulty._store

@@ -106,6 +106,12 @@ def datasets(obj: Any) -> dict[str, xr.Dataset]:
     return dict(obj) if isinstance(obj, dict) else {"dataset": obj}
 
 
+def root(opened: Any) -> xr.Dataset:
+    """Return the dataset at the root of a tree, or of groups."""
+    ds: xr.Dataset = opened["/"] if isinstance(opened, dict) else opened.to_dataset()
+    return ds
+
+
 def copied(obj: Any) -> Any:
     """Return a copy whose loading leaves ``obj`` lazy."""
     if isinstance(obj, dict):

@@ -291,16 +291,6 @@ def test_a_save_says_what_was_waited_for() -> None:
     assert gated.waiting == ()
 
 
-def test_a_timeout_shows_no_secret() -> None:
-    from aioxarray._zarr.calls import place_name
-
-    class Secret:
-        def __str__(self) -> str:
-            return "<FsspecStore(https://me:hush@host/a.zarr?X-Signature=hush)>"
-
-    assert place_name(Secret()) == "<FsspecStore(https://host/a.zarr)>"
-
-
 # --- servers -------------------------------------------------------------------------------------
 
 

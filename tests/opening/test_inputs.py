@@ -18,7 +18,7 @@ from zarr.storage import FsspecStore, LocalStore, ObjectStore, ZipStore
 import aioxarray
 from aioxarray.testing import ObjectServer
 from tests import samples
-from tests.opening.helpers import Way, every_way, own_ways
+from tests.opening.helpers import Way, every_way, own_ways, root
 from tests.s3 import s3_server
 
 
@@ -128,12 +128,6 @@ def test_credentials_for_trees(way: Way, function: str, s3: dict[str, Any]) -> N
     url = "s3://opening/a.zarr"
     got = way(function, url, engine="zarr", storage_options=s3, consolidated=True)
     xr.testing.assert_identical(root(got).load(), samples.numbers())
-
-
-def root(opened: Any) -> xr.Dataset:
-    """Return the dataset at the root of a tree, or of groups."""
-    ds: xr.Dataset = opened["/"] if isinstance(opened, dict) else opened.to_dataset()
-    return ds
 
 
 @own_ways

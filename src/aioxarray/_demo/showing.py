@@ -16,6 +16,7 @@ from aioxarray._demo import remote, terrain
 from aioxarray._demo.extent import describe, extents
 from aioxarray._demo.measuring import Measured, Way, best, check_same, loading, opening
 from aioxarray._runtime.threads import usable_cores
+from aioxarray._zarr.printable import printable, without_secrets
 from aioxarray.config import request_limit
 from aioxarray.testing import ObjectServer, RequestLog
 
@@ -102,12 +103,13 @@ def _on_own_server(options: Options) -> None:
 def _on_url(url: str, options: Options) -> None:
     missing = remote.missing(remote.needs(url))
     if missing:
-        raise DemoError(f"reading {url} needs more packages: pip install {' '.join(missing)}")
+        packages = " ".join(missing)
+        raise DemoError(f"reading {printable(url)} needs more packages: pip install {packages}")
     try:
         function, given = remote.opener(url)
     except Exception as error:
         remote.end_requests()
-        raise DemoError(f"cannot open {url} as a Zarr group: {_told(error)}") from error
+        raise DemoError(f"cannot open {printable(url)} as a Zarr group: {_told(error)}") from error
     _print_header(counted=False)
     opened = _print_opening(opening(url, function, **given), None)
     parts = [remote.sample(one) for one in opened]
@@ -192,5 +194,5 @@ def _print_cells(library: str, call: str, *numbers: str) -> None:
 
 def _told(error: Exception) -> str:
     """Return the kind of an error and the first line of what it says."""
-    lines = str(error).strip().splitlines()
+    lines = without_secrets(str(error)).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

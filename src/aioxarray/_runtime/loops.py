@@ -12,12 +12,13 @@ import asyncio
 import concurrent.futures
 import contextlib
 import contextvars
+import difflib
 import functools
 import inspect
 import os
 import queue
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import Any, ParamSpec, TypeVar, cast
 
 import anyio
@@ -273,14 +274,33 @@ def _serve(inbox: queue.SimpleQueue[Callable[[], None] | None]) -> None:
         function()
 
 
+def _did_you_mean(given: Iterable[str], signature: inspect.Signature) -> str:
+    """Return a question for a name that is like one in ``given`` which is none; "" without."""
+    names = list(signature.parameters)
+    for name in given:
+        if name not in names and (close := difflib.get_close_matches(name, names, n=1)):
+            return f"; did you mean {close[0]!r}?"
+    return ""
+
+
 def blocking(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
     """Return the blocking twin of a coroutine function ``name_async``: ``name``."""
+    name = function.__name__.removesuffix("_async")
+    signature = inspect.signature(function)
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        return run_blocking(lambda: function(*args, **kwargs))
+        try:
+            return run_blocking(lambda: function(*args, **kwargs))
+        except TypeError:
+            try:
+                signature.bind(*args, **kwargs)
+            except TypeError as error:
+                # Python named the coroutine function, which the user did not call.
+                hint = _did_you_mean(kwargs, signature)
+                raise TypeError(f"{name}() {error}{hint}") from None
+            raise
 
-    name = function.__name__.removesuffix("_async")
     call.__name__ = name
     call.__qualname__ = function.__qualname__.removesuffix("_async")
     call.__doc__ = (

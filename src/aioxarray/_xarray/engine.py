@@ -23,11 +23,12 @@ from xarray.backends import (
 from xarray.backends.common import BackendArray, datatree_from_dict_with_io_cleanup
 from xarray.backends.zarr import ZarrArrayWrapper
 from xarray.core.indexing import ExplicitlyIndexed
-from xarray.core.utils import close_on_error
+from xarray.core.utils import close_on_error, is_remote_uri
 
 from aioxarray._runtime.leash import run_leashed
 from aioxarray._runtime.loops import run_blocking
 from aioxarray._xarray.aio_array import AioArray, OpenFile, ReadTogether
+from aioxarray._xarray.explained import Attempt, check_names, guess_explained
 from aioxarray._xarray.groups import name_after_groups
 from aioxarray._xarray.indexes import with_default_indexes
 from aioxarray._xarray.known import KnownArray, open_known_dataset, open_known_groups
@@ -45,8 +46,10 @@ class AioBackendEntrypoint(BackendEntrypoint):
     """Opens Zarr, and through xarray's other engines any other format, for reading by aioxarray.
 
     All metadata, the values that time decoding needs, and the index coordinates are each read
-    together, over all variables and groups. The results are those of the engine that xarray
-    would use.
+    together, over all variables and groups. The results are those of the engine that the argument
+    ``inner_engine`` names or, without it, that xarray would use::
+
+        xr.open_dataset(url, engine="aio", inner_engine="zarr")
     """
 
     description = "Open any data for reading by aioxarray: concurrent, limited, from any loop"
@@ -55,6 +58,9 @@ class AioBackendEntrypoint(BackendEntrypoint):
 
     # The engine whose results these are; None: found for each input.
     inner: BackendEntrypoint | None = None
+    # Its name, for messages, and the argument that names another if it was guessed.
+    inner_name: str | type[BackendEntrypoint] | None = None
+    said_by: str | None = None
     # Whether it is known that all index coordinates will be read. Who calls an engine through
     # xarray's functions may want none, of which xarray tells the engine nothing.
     reads_indexes = False
@@ -82,7 +88,33 @@ class AioBackendEntrypoint(BackendEntrypoint):
         return opened
 
     def _open(self, method: str, source: Any, options: dict[str, Any], *, deep: bool) -> Any:
-        inner = self.inner or plugins.get_backend(inner_engine(source))
+        attempt, inner = self._attempt(source, options)
+        with attempt.explained():
+            check_names(_CALLERS[method], attempt.options, inner, method, attempt.engine)
+            return self._open_with(inner, method, source, dict(attempt.options), deep=deep)
+
+    def _attempt(self, source: Any, options: dict[str, Any]) -> tuple[Attempt, BackendEntrypoint]:
+        """Return what is tried with the engine that was named or is guessed, and that engine."""
+        if self.inner is not None and self.inner_name is not None:
+            return Attempt(source, self.inner_name, options, self.said_by), self.inner
+        options = dict(options)
+        named = options.pop("inner_engine", None)
+        engine = guess_explained(source, options) if named is None else named
+        inner = plugins.get_backend(engine)
+        if isinstance(inner, AioBackendEntrypoint):
+            raise ValueError(_NO_INNER_ENGINE)
+        said_by = "inner_engine" if named is None else None
+        return Attempt(source, engine, options, said_by), inner
+
+    def _open_with(
+        self,
+        inner: BackendEntrypoint,
+        method: str,
+        source: Any,
+        options: dict[str, Any],
+        *,
+        deep: bool,
+    ) -> Any:
         call: Callable[..., Any] = getattr(inner, method)
         if isinstance(inner, _SERIAL):
             source, options = read_ahead(inner, source, options)
@@ -93,7 +125,9 @@ class AioBackendEntrypoint(BackendEntrypoint):
             _equip(_datasets(result))
             return result
         with places() as given:
-            return run_leashed(lambda: self._open_zarr(inner, method, source, options, deep, given))
+            return run_leashed(
+                lambda: self._open_zarr(inner, method, source, options, given, deep=deep)
+            )
 
     def _open_zarr(
         self,
@@ -101,10 +135,23 @@ class AioBackendEntrypoint(BackendEntrypoint):
         method: str,
         source: Any,
         options: dict[str, Any],
-        deep: bool,
         given: Places,
+        *,
+        deep: bool,
     ) -> Any:
         opened = _open_store(source, options, given, deep=deep, indexes=self.reads_indexes)
+        with opened.noting_broken_documents():
+            return self._open_known(inner, method, opened, options, deep=deep)
+
+    def _open_known(
+        self,
+        inner: ZarrBackendEntrypoint,
+        method: str,
+        opened: Opened,
+        options: dict[str, Any],
+        *,
+        deep: bool,
+    ) -> Any:
         group = None
         if opened.hierarchy is not None and options.get("mode", "r") == "r":
             group = known_group(opened.stand_in, opened.hierarchy)
@@ -116,6 +163,15 @@ class AioBackendEntrypoint(BackendEntrypoint):
         _equip(_datasets(result), give_back_to=opened.store, ahead=self.reads_indexes)
         return result
 
+
+_NO_INNER_ENGINE = "inner_engine names the engine that 'aio' opens with: another than itself"
+
+# The functions of xarray that call the methods of an engine.
+_CALLERS = {
+    "open_dataset": "open_dataset",
+    "open_datatree": "open_datatree",
+    "open_groups_as_dict": "open_groups",
+}
 
 # Engines of libraries that bear one thread at a time, while opening too.
 _SERIAL = (NetCDF4BackendEntrypoint, H5netcdfBackendEntrypoint)
@@ -180,7 +236,7 @@ def _open_store(
 ) -> Opened:
     if isinstance(source, os.PathLike):
         source = os.fspath(source)
-    if isinstance(source, str) and "://" not in source:
+    if isinstance(source, str) and not is_remote_uri(source):
         source = os.path.abspath(os.path.expanduser(source))
     drop = options.get("drop_variables") or ()
     return run_blocking(
@@ -202,41 +258,46 @@ def _open_store(
 
 # xarray reads the names of the arguments off the signature, to know which decoders there are.
 _SIGNATURE = inspect.signature(ZarrBackendEntrypoint.open_dataset)
+_SIGNATURE = _SIGNATURE.replace(
+    parameters=[
+        *_SIGNATURE.parameters.values(),
+        inspect.Parameter("inner_engine", inspect.Parameter.KEYWORD_ONLY, default=None),
+    ]
+)
 AioBackendEntrypoint.open_dataset.__signature__ = _SIGNATURE  # type: ignore[attr-defined]
 
 
-def inner_engine(source: Any, *, default: str | None = "zarr") -> str | type[BackendEntrypoint]:
-    """Return the engine for ``source``, as xarray guesses it or, where it cannot, ``default``.
+def attempt_of(source: Any, options: dict[str, Any]) -> Attempt:
+    """Return what a function of xarray's is to try; takes the names of engines from ``options``.
 
-    Raises
-    ------
-    ValueError, FileNotFoundError
-        If ``source`` is a path, xarray knows no engine for it, and there is no ``default``.
+    Without any, the engine is guessed.
     """
-    if isinstance(source, os.PathLike):
-        source = os.fspath(source)
-    is_file = isinstance(source, bytes | memoryview) or hasattr(source, "read")
-    if not is_file and (not isinstance(source, str) or os.path.isdir(source)):
-        # A store, a mapping, a session: what zarr takes and no other engine.
-        return "zarr"
-    try:
-        return plugins.guess_engine(source)
-    except (ValueError, FileNotFoundError):
-        if isinstance(source, str) and "://" in source:
-            # A URL without a known suffix is most likely the root of a store.
-            return "zarr"
-        if default is None or is_file:
-            raise
-        return default
+    engine, said_by = options.pop("engine", None), "engine"
+    if engine == "aio" or engine is AioBackendEntrypoint:
+        # All engines become this one; what it opens with may be named besides.
+        for_backend = options["backend_kwargs"] = dict(options.get("backend_kwargs") or {})
+        engine, said_by = for_backend.pop("inner_engine", None), "inner_engine"
+        engine = options.pop("inner_engine", engine)
+        if engine == "aio":
+            raise ValueError(_NO_INNER_ENGINE)
+    given = {**options, **(options.get("backend_kwargs") or {})}
+    given.pop("backend_kwargs", None)
+    if engine is None:
+        return Attempt(source, guess_explained(source, given), given, said_by)
+    return Attempt(source, engine, given, None)
 
 
 @functools.cache
 def engine_of(
-    engine: str | type[BackendEntrypoint], *, reads_indexes: bool = False
+    engine: str | type[BackendEntrypoint],
+    *,
+    reads_indexes: bool = False,
+    said_by: str | None = None,
 ) -> type[AioBackendEntrypoint]:
     """Return the engine that opens as ``engine`` does, for reading by aioxarray.
 
     With ``reads_indexes`` it fetches what indexes are made of with what time decoding needs.
+    ``said_by`` is the argument that names another engine, if this one was guessed.
 
     Raises
     ------
@@ -244,15 +305,19 @@ def engine_of(
         If xarray knows no such engine.
     """
     inner = plugins.get_backend(engine)
-    if isinstance(inner, AioBackendEntrypoint) and reads_indexes == inner.reads_indexes:
+    if isinstance(inner, AioBackendEntrypoint) and (
+        (reads_indexes, said_by) == (inner.reads_indexes, inner.said_by)
+    ):
         return type(inner)
 
     class Equipped(AioBackendEntrypoint):
         supports_groups = inner.supports_groups
         open_dataset_parameters = inner.open_dataset_parameters
 
-    Equipped.inner = inner.inner if isinstance(inner, AioBackendEntrypoint) else inner
-    Equipped.reads_indexes = reads_indexes
+    Equipped.inner, Equipped.inner_name = inner, engine
+    if isinstance(inner, AioBackendEntrypoint):
+        Equipped.inner, Equipped.inner_name = inner.inner, inner.inner_name
+    Equipped.reads_indexes, Equipped.said_by = reads_indexes, said_by
     Equipped.__name__ = Equipped.__qualname__ = f"Aio[{type(inner).__name__}]"
     return Equipped
 

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import inspect
 import os
 import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import xarray as xr
 
+# Private: how xarray tells a URL from a path.
+from xarray.core.utils import is_remote_uri
+
 from aioxarray._runtime.workers import in_worker
 from aioxarray._xarray.chunked import apart, is_chunked_array
+from aioxarray._xarray.explained import did_you_mean, noting
 from aioxarray._xarray.find import find_variables, shallow_copy
 from aioxarray._xarray.lazy import assign, lazy_data
 from aioxarray._xarray.loader import Options, read_all
+from aioxarray._xarray.packages import how_to_install, missing_for_netcdf
 from aioxarray._xarray.read import lane_of_hdf5
 from aioxarray._zarr.calls import Call, calling
+from aioxarray._zarr.printable import printable
 
 
 async def save_netcdf(
@@ -35,6 +43,16 @@ async def _save(
         raise TypeError(
             f"only a Dataset, DataArray or DataTree can be saved, not {type(obj).__name__}"
         )
+    place = "memory" if path is None else repr(printable(path))
+    with noting(f"while saving to {place}"):
+        return await _write(obj, path, mode, options, how, call)
+
+
+async def _write(
+    obj: Any, path: Any, mode: str, options: Mapping[str, Any], how: Options, call: Call
+) -> Any:
+    final = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    _check(obj, final, options)
     loaded = shallow_copy(obj)
     found = find_variables(loaded)
     lazies = [each for each in lazy_data(found) if not each.chunked]
@@ -48,8 +66,10 @@ async def _save(
     distinct = await in_worker(lambda: apart([each._data for each in chunked]), lambda _: None)
     for variable, data in zip(chunked, distinct, strict=True):
         variable._data = data
-    final = os.fspath(path) if isinstance(path, str | os.PathLike) else None
-    if final is None or "://" in final or mode != "w" or options.get("compute", True) is False:
+    if final is not None and is_remote_uri(final):
+        with noting(_LOCAL_ONLY):
+            return await _call(lambda: loaded.to_netcdf(path, mode, **options), alone=not chunked)
+    if final is None or mode != "w" or options.get("compute") is False:
         return await _call(lambda: loaded.to_netcdf(path, mode, **options), alone=not chunked)
     file = _Replaced(final)
     try:
@@ -60,6 +80,25 @@ async def _save(
     except asyncio.CancelledError:
         file.abandon()
         raise
+
+
+_LOCAL_ONLY = "to_netcdf writes local files: write one and copy it, or save with to_zarr"
+
+
+def _check(obj: Any, path: str | None, options: Mapping[str, Any]) -> None:
+    """Raise what xarray would raise in the end, before anything is loaded for it."""
+    names = inspect.signature(obj.to_netcdf).parameters
+    for name in options:
+        if name not in names:
+            raise TypeError(
+                f"to_netcdf() got an unexpected keyword argument {name!r}"
+                f"{did_you_mean(name, names)}"
+            )
+    if options.get("engine") is None and (missing := missing_for_netcdf()):
+        raise ValueError(f"cannot write netCDF files: {how_to_install(missing)}")
+    if path is not None and is_remote_uri(path) and options.get("engine") == "h5netcdf":
+        # h5netcdf would write bytes to what xarray opens for text (and HDF5 crash at its end).
+        raise TypeError(f"cannot write {printable(path)!r} with h5netcdf: {_LOCAL_ONLY}")
 
 
 async def _call(function: Callable[[], Any], *, alone: bool) -> Any:
@@ -81,9 +120,16 @@ class _Replaced:
         self._abandoned = False
 
     def write(self, write: Callable[[str], Any]) -> Any:
-        """Call ``write`` with the other name; then the file takes its place, unless abandoned."""
+        """Call ``write`` with the other name; then the file takes its place, unless abandoned.
+
+        Where no file can be made beside it, or replace it, ``write`` gets its own name: what is
+        wrong is then said of that, and a file that may be written, in a folder that may not, is.
+        """
+        if not self._is_replaceable():
+            return write(self._path)
         try:
-            result = write(self._part)
+            with self._naming():
+                result = write(self._part)
             with self._lock:
                 if not self._abandoned:
                     os.replace(self._part, self._path)
@@ -91,6 +137,27 @@ class _Replaced:
         finally:
             if os.path.exists(self._part):
                 os.unlink(self._part)
+
+    def _is_replaceable(self) -> bool:
+        if os.path.isdir(self._path):
+            return False
+        try:
+            with open(self._part, "xb"):
+                pass
+        except OSError:
+            return False
+        os.unlink(self._part)
+        return True
+
+    @contextlib.contextmanager
+    def _naming(self) -> Iterator[None]:
+        """Let an error of the body name the file that the user gave."""
+        try:
+            yield
+        except OSError as error:
+            if error.filename == self._part:
+                error.filename = self._path
+            raise
 
     def abandon(self) -> None:
         """Leave the file as it is: nobody waits any more for the thread that writes."""

@@ -108,7 +108,8 @@ def read_ahead(engine: Any, source: Any, options: Mapping[str, Any]) -> tuple[An
     given = rest.pop("open_kwargs", None) or {}
     caching = _DEFAULTS if given.get("cache_type", "blockcache") == "blockcache" else {}
     file = _open_remote_file(source, "rb", rest.pop("storage_options", None), {**caching, **given})
-    if not file.size:
+    # fsspec's caches of whole files give a plain file on the disk, which has no size.
+    if not getattr(file, "size", 0):
         return file, rest
     ahead = AheadFile(file)
     try:

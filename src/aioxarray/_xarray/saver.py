@@ -19,6 +19,7 @@ from aioxarray._runtime.workers import in_worker
 from aioxarray._xarray.blocks import Block, blocks
 from aioxarray._xarray.chunked import is_chunked_array, store_chunked, store_later
 from aioxarray._xarray.deferred import Deferred, defers
+from aioxarray._xarray.explained import noting
 from aioxarray._xarray.find import find_variables
 from aioxarray._xarray.lazy import Lazy, assign, lazy_data, load_data
 from aioxarray._xarray.loader import Options, read_all
@@ -41,6 +42,7 @@ from aioxarray._zarr.grid import write_edges
 from aioxarray._zarr.opening import give_back, store_path
 from aioxarray._zarr.positions import Position
 from aioxarray._zarr.prefetched import Answers
+from aioxarray._zarr.printable import printable
 from aioxarray._zarr.reading import Reading, decoders, is_long, reading
 from aioxarray._zarr.store import ForeignStore, LimitedStore, Places
 from aioxarray._zarr.surveying import survey
@@ -68,6 +70,12 @@ _MOST_PIECES = 256
 
 async def save(obj: Any, store: Any, options: ZarrOptions, how: Options) -> Any:
     """Save ``obj`` as xarray's ``to_zarr`` does; on the I/O loop."""
+    note = f"while saving to {printable(store)!r}"
+    with noting(note, by_obstore=not options.storage_options):
+        return await _save(obj, store, options, how)
+
+
+async def _save(obj: Any, store: Any, options: ZarrOptions, how: Options) -> Any:
     store = normalized_store(store, options.storage_options)
     async with calling("saved", how.timeout, how.concurrency) as call:
         place = await store_path(store, mode=None, storage_options=options.storage_options)

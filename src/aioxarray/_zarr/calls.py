@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from types import TracebackType
 from typing import Any, Self
 
-from zarr.storage import WrapperStore
-
 from aioxarray._zarr import reading
+from aioxarray._zarr.printable import printable
 
 
 class Call:
@@ -61,7 +59,7 @@ class Call:
         if requests:
             first = requests[0]
             more = f" and {len(requests) - 1} more" if len(requests) > 1 else ""
-            parts.append(f"waiting for {first.key!r}{more} of {place_name(first.store)}")
+            parts.append(f"waiting for {first.key!r}{more} of {printable(first.store)}")
         elif labels:
             more = f" and {len(labels) - 1} more" if len(labels) > 1 else ""
             parts.append(f"waiting for {labels[0]}{more}")
@@ -200,16 +198,3 @@ class _Labelled:
 
     def __exit__(self, *error: object) -> None:
         del self._call._labels[self]
-
-
-# What stands before the host of a URL, and what comes after its path, may be secret.
-_SECRET = re.compile(r"(?<=://)[^/\s@]*@|[?#][^\s'\">)]*")
-
-
-def place_name(store: Any) -> str:
-    """Return the address of ``store``, or of a path or URL, without what may be secret in it."""
-    while isinstance(store, WrapperStore):
-        store = store._store
-    client = getattr(store, "store", None)
-    text = str(store if client is None else client)
-    return _SECRET.sub("", text) if "://" in text else text

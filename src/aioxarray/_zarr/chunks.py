@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from aioxarray._zarr.printable import printable
+
 if TYPE_CHECKING:
     from zarr.abc.store import Store
     from zarr.core.array_spec import ArraySpec
@@ -85,7 +87,7 @@ class noted:
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, Exception):
-            note = f"in chunk {self._chunk[0]!r} of {self._store!r}"
+            note = f"in chunk {self._chunk[0]!r} of {printable(self._store)!r}"
             # Who follows another read's chunk may be handed an error that says so already.
             if note not in getattr(error, "__notes__", ()):
                 error.add_note(note)

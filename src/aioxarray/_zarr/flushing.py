@@ -21,6 +21,7 @@ from zarr.storage import ObjectStore, WrapperStore
 from aioxarray._runtime.tasks import gather
 from aioxarray._zarr.hierarchy import join, parse
 from aioxarray._zarr.prefetched import Answers
+from aioxarray._zarr.printable import without_secrets
 from aioxarray._zarr.sharing import forget
 from aioxarray._zarr.write_behind import Changes, below
 
@@ -131,7 +132,10 @@ async def write_or_restore(
             async with asyncio.timeout(_RESTORE_S):
                 await write_all(store, reversed(begun))
         except Exception as another:  # noqa: BLE001 - the first is raised
-            error.add_note(f"and the metadata from before could not be put back: {another!r}")
+            error.add_note(
+                "and the metadata from before could not be put back: "
+                f"{type(another).__name__}: {without_secrets(str(another))}"
+            )
         raise
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from zarr.storage import FsspecStore, WrapperStore
 
+from aioxarray._zarr.printable import printable
 from aioxarray.errors import ForkError
 
 if TYPE_CHECKING:
@@ -69,8 +70,8 @@ def usable_here(store: Store) -> Store:
     library = _library(store)
     if library in _lost:
         raise ForkError(
-            f"{store!r} cannot be read in this process: it was forked after {library} had "
-            f"started its threads, and {library} hangs in such a process. Start workers with "
+            f"{printable(store)!r} cannot be read in this process: it was forked after {library} "
+            f"had started its threads, and {library} hangs in such a process. Start workers with "
             "multiprocessing's 'spawn' or 'forkserver' method and open the data there, or fork "
             "before the first read."
         )

@@ -104,6 +104,15 @@ def parse(data: bytes | None) -> dict[str, Any] | None:
     return document if isinstance(document, dict) else None
 
 
+def is_json(data: bytes) -> bool:
+    """Say whether ``data`` is a JSON document of any kind."""
+    try:
+        json.loads(data)
+    except ValueError:
+        return False
+    return True
+
+
 def node_v3(path: str, document: Mapping[str, Any]) -> Node:
     """Return the node of a ``zarr.json``."""
     return Node(path, document, document.get("attributes") or {})

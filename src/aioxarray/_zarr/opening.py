@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import contextlib
+import logging
+from collections.abc import Iterable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,8 +19,10 @@ from zarr.storage._common import make_store_path
 from aioxarray._zarr import reading
 from aioxarray._zarr.calls import current_concurrency
 from aioxarray._zarr.fork import usable_here
-from aioxarray._zarr.prefetch import prefetch
+from aioxarray._zarr.hierarchy import ROOT_KEYS, V2_KEYS, is_json, join, parse
+from aioxarray._zarr.prefetch import fetch, prefetch
 from aioxarray._zarr.prefetched import PrefetchedStore
+from aioxarray._zarr.printable import NamedPath, printable, without_secrets
 from aioxarray._zarr.store import ForeignStore, Places
 from aioxarray.config import request_limit
 
@@ -26,6 +30,13 @@ if TYPE_CHECKING:
     import zarr
 
     from aioxarray._zarr.hierarchy import Hierarchy
+    from aioxarray._zarr.prefetched import Answers
+
+_logger = logging.getLogger("aioxarray")
+
+# The names of metadata documents; and those of which one is at the root of all that Zarr opens.
+_DOCUMENTS = frozenset((*ROOT_KEYS, *V2_KEYS))
+_ROOT = tuple(name for name in ROOT_KEYS if name != ".zattrs")
 
 
 @dataclass(frozen=True)
@@ -40,6 +51,8 @@ class Opened:
         What xarray's own code opens instead.
     consolidated
         What to tell that code of consolidated metadata.
+    answers
+        What was fetched.
     hierarchy
         What is opened, where its metadata are told not to be consolidated, and all known: zarr then
         need not make its objects of them over again for each question of xarray's.
@@ -48,7 +61,22 @@ class Opened:
     store: Store
     stand_in: StorePath
     consolidated: bool | None
+    answers: Answers
     hierarchy: Hierarchy | None = None
+
+    @contextlib.contextmanager
+    def noting_broken_documents(self) -> Iterator[None]:
+        """Add to an error of the body which of the metadata that were read are no JSON."""
+        try:
+            yield
+        except Exception as error:
+            for key, value in self.answers.values.items():
+                if key.rpartition("/")[2] in _DOCUMENTS and value is not None:
+                    data = value.to_bytes()
+                    if not is_json(data):
+                        kind = "an HTML page" if data.lstrip()[:1] == b"<" else "no JSON document"
+                        error.add_note(f"{key!r} holds {kind}")
+            raise
 
 
 @contextmanager
@@ -101,10 +129,10 @@ async def open_store(
     )
     # xarray closes a store with the dataset unless the store is the caller's own.
     closes = store is not source and theirs is None
-    stand_in = StorePath(PrefetchedStore(limited, answers, closes=closes), place.path)
+    stand_in = NamedPath(PrefetchedStore(limited, answers, closes=closes), place.path)
     # Where consolidated metadata were looked for in vain, xarray's own code has to warn of it.
     hierarchy = answers.hierarchy if consolidated is False else None
-    return Opened(store, stand_in, consolidated, hierarchy)
+    return Opened(store, stand_in, consolidated, answers, hierarchy)
 
 
 async def store_path(
@@ -127,12 +155,48 @@ async def _place(source: Any, mode: Any, storage_options: dict[str, Any] | None)
         return StorePath(by_obstore)
 
 
+def is_store(source: Any) -> bool:
+    """Say whether ``source`` is something that only Zarr can be read from."""
+    if isinstance(source, Store | StorePath | MutableMapping):
+        return True
+    libraries = _libraries(source)
+    return "obstore" in libraries or ("icechunk" in libraries and hasattr(source, "store"))
+
+
+async def holds_zarr(
+    source: Any, *, group: str | None, storage_options: dict[str, Any] | None
+) -> bool:
+    """Ask ``source`` for the metadata of Zarr: two or three requests at once; on the I/O loop.
+
+    False also where the question fails: what is there instead may not understand it.
+    """
+    try:
+        place = await store_path(source, mode="r", storage_options=storage_options)
+        try:
+            paths = {place.path, f"{place.path}/{(group or '').strip('/')}".strip("/")}
+            with places() as given:
+                store = ForeignStore(usable_here(place.store), given)
+                found = await fetch(store, (join(path, name) for path in paths for name in _ROOT))
+        finally:
+            place.store.close()
+    except Exception as error:  # noqa: BLE001 - whoever opens it then raises it again, or its own
+        _logger.debug(
+            "asking %s for Zarr's metadata failed: %s: %s",
+            printable(source),
+            type(error).__name__,
+            without_secrets(str(error)),
+        )
+        return False
+    # A server may have a page to say that there is none.
+    return any(value is not None and parse(value.to_bytes()) for value in found.values())
+
+
 def _store_of_library(source: Any, *, read_only: bool) -> Store | None:
     """Return the Zarr store of an obstore store or an icechunk session, which zarr does not take.
 
     None for anything else. Told by the names of modules: neither library has to be installed.
     """
-    libraries = {kind.__module__.partition(".")[0].lstrip("_") for kind in type(source).__mro__}
+    libraries = _libraries(source)
     if "obstore" in libraries:
         return ObjectStore(source, read_only=read_only)
     if "icechunk" in libraries and not isinstance(source, Store) and hasattr(source, "store"):
@@ -141,8 +205,12 @@ def _store_of_library(source: Any, *, read_only: bool) -> Store | None:
     return None
 
 
+def _libraries(source: Any) -> set[str]:
+    return {kind.__module__.partition(".")[0].lstrip("_") for kind in type(source).__mro__}
+
+
 # The schemes of obstore's own stores.
-_OBSTORE_SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "azure", "abfs", "abfss", "http", "https")
+OBSTORE_SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "azure", "abfs", "abfss", "http", "https")
 
 
 def _obstore(url: Any, storage_options: dict[str, Any] | None, *, read_only: bool) -> Store | None:
@@ -151,7 +219,7 @@ def _obstore(url: Any, storage_options: dict[str, Any] | None, *, read_only: boo
     ``storage_options`` are fsspec's words; obstore takes its settings from the environment.
     """
     scheme = url.partition("://")[0] if isinstance(url, str) else ""
-    if storage_options or scheme not in _OBSTORE_SCHEMES:
+    if storage_options or scheme not in OBSTORE_SCHEMES:
         return None
     try:
         from obstore.store import from_url

@@ -27,6 +27,7 @@ from aioxarray._zarr.hierarchy import (
     time_nodes,
 )
 from aioxarray._zarr.prefetched import Answers
+from aioxarray._zarr.printable import printable, without_secrets
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
@@ -79,7 +80,12 @@ async def prefetch(
     try:
         await reader.read(root, group, consolidated, zarr_format)
     except Exception as error:  # noqa: BLE001 - the same request of zarr's own raises it again
-        _logger.debug("prefetching for %r stopped: %r", store, error)
+        _logger.debug(
+            "prefetching for %s stopped: %s: %s",
+            printable(store),
+            type(error).__name__,
+            without_secrets(str(error)),
+        )
     return reader.answers
 
 
@@ -166,7 +172,9 @@ class _Prefetch:
 
         Side by side with those of a level further down, the values that opening reads.
         """
-        names = tuple([name async for name in self._store.list_dir(path)])
+        # Web servers list folders with a slash at the end, with which nothing would be found.
+        listed = [name.rstrip("/") async for name in self._store.list_dir(path)]
+        names = tuple(dict.fromkeys(filter(None, listed)))
         self.answers.listings[path] = names
         members = [name for name in names if name != "zarr.json" and not name.startswith(".z")]
         paths = [join(path, member) for member in members]

@@ -10,6 +10,7 @@ from zarr.abc.store import OffsetByteRequest, RangeByteRequest, Store, SuffixByt
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import WrapperStore
 
+from aioxarray._zarr.printable import NamedAsWrapped
 from aioxarray._zarr.store import ForeignStore
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Answers:
         return self.listings.get(path) == ()
 
 
-class PrefetchedStore(WrapperStore[Store]):
+class PrefetchedStore(NamedAsWrapped, WrapperStore[Store]):
     """Answers from ``answers`` what it can, and asks ``store`` for the rest.
 
     Parameters
@@ -80,13 +81,6 @@ class PrefetchedStore(WrapperStore[Store]):
         if not isinstance(self._store, ForeignStore):
             return self
         return self._with_store(self._store.counted_elsewhere())
-
-    def __str__(self) -> str:
-        # It stands in for the store in the errors of xarray and zarr.
-        return str(self._store)
-
-    def __repr__(self) -> str:
-        return repr(self._store)
 
     async def get(
         self,

@@ -14,6 +14,7 @@ from aioxarray._runtime.budget import Share
 from aioxarray._runtime.leash import leashed
 from aioxarray._runtime.tasks import first_error, gather
 from aioxarray._zarr.calls import requested
+from aioxarray._zarr.printable import NamedAsWrapped
 from aioxarray._zarr.reading import is_long
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class LimitedStore(WrapperStore[Store]):
+class LimitedStore(NamedAsWrapped, WrapperStore[Store]):
     """Lets a request through to ``store`` when ``requests`` has a place for it.
 
     A request made for a thread ends with what the thread does: see

@@ -27,6 +27,7 @@ from aioxarray._zarr.encoders import Encoder, prepare_encoder
 from aioxarray._zarr.fork import usable_here
 from aioxarray._zarr.inline import run_inline
 from aioxarray._zarr.local_writes import local_root, read_file, write_file
+from aioxarray._zarr.printable import printable
 from aioxarray._zarr.reading import Reading, is_long
 from aioxarray._zarr.sharing import forget
 from aioxarray._zarr.store import LimitedStore
@@ -191,7 +192,7 @@ class WritePipeline(BatchedCodecPipeline):
                     if new is not None or not self.fresh:
                         write_file(path, new)
                 except Exception as error:
-                    error.add_note(f"in chunk {setter}")
+                    error.add_note(f"in chunk {printable(setter)!r}")
                     raise
 
         threads = self.writing.thread_count
@@ -246,7 +247,7 @@ class WritePipeline(BatchedCodecPipeline):
                     async with writing.memory.hold(size, long=is_long(size)):
                         await write_chunk(request, size)
                 except Exception as error:
-                    error.add_note(f"in chunk {request[0]}")
+                    error.add_note(f"in chunk {printable(request[0])!r}")
                     raise
 
         await gather([work] * int(min(count, writing.requests.bound)))
