@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from xarray.core import indexing
 from zarr.storage import MemoryStore
@@ -36,10 +36,7 @@ class Held(xr.backends.BackendArray):  # type: ignore[misc, unused-ignore]
         self.values, self.shape, self.dtype = values, values.shape, values.dtype
 
     def __getitem__(self, key: Any) -> Any:
-        support = indexing.IndexingSupport.OUTER
-        return indexing.explicit_indexing_adapter(
-            key, self.shape, support, lambda index: self.values[index]
-        )
+        return indexing.apply_indexer(indexing.as_indexable(self.values), key)
 
 
 def lazily(ds: xr.Dataset) -> xr.Dataset:
@@ -109,7 +106,7 @@ FORMATS = ["h5netcdf", "netcdf4", "scipy", "zarr 2", "zarr 3"]
 def saved(ds: xr.Dataset, form: str, path: Path) -> str:
     """Save ``ds`` in one of the formats; return where."""
     if form.startswith("zarr"):
-        ds.to_zarr(path, zarr_format=3 if form == "zarr 3" else 2, consolidated=False)
+        ds.to_zarr(path, zarr_format=3 if form == "zarr 3" else 2)
     else:
         engine: Any = form
         ds.to_netcdf(path, engine=engine)
@@ -124,8 +121,10 @@ def test_types_of_files_meet_as_plain_xarrays_do(form: str, tmp_path: Path) -> N
     pairs = [
         pair
         for pair in itertools.product(STORED, repeat=2)
-        # Dates meet nothing but dates, and texts of any length, in Zarr, nothing but texts.
-        if len({*pair}) == 1 or not {*pair} & {"M8[s]", "objects", "strings"} or not {*pair} - TEXTS
+        # numpy joins dates with nothing but dates, and Zarr's texts of any length with texts.
+        if len({*pair}) == 1
+        or not {*pair} & {"M8[s]", "objects", "strings"}
+        or not {*pair} - {"U1", "U4", "objects", "strings"}
     ]
     paths = []
     for side in range(2):
@@ -134,7 +133,6 @@ def test_types_of_files_meet_as_plain_xarrays_do(form: str, tmp_path: Path) -> N
         ds = xr.Dataset(of_side, {f"coord_{name}": each for name, each in texts.items()})
         paths.append(saved(ds, form, tmp_path / str(side)))
     options: dict[str, Any] = {"engine": form.split()[0]}
-    options |= {"consolidated": False} if options["engine"] == "zarr" else {}
     parts = [xr.load_dataset(path, **options) for path in paths]
     in_memory = xr.combine_nested(parts, "n", combine_attrs="override")
     options |= {"combine": "nested", "concat_dim": "n"}
@@ -289,7 +287,8 @@ def in_memory(source: Any, options: dict[str, Any]) -> Any:
     how = {"combine_attrs": "override", **options}
     by_coords = how.pop("combine") == "by_coords"
     function: Any = xr.combine_by_coords if by_coords else xr.combine_nested
-    return function(loaded(source), **how)
+    # A copy: xarray fills in empty variables with arrays that cannot be written.
+    return function(loaded(source), **how).copy(deep=True)
 
 
 @functools.cache
@@ -323,7 +322,7 @@ def test_other_indexes_and_missing_variables_combine_lazily(name: str, join: str
         assert lazy(got)
         got.load()
     assert_same_outcome(got, outcome(lambda: in_memory(stores, options)))
-    with_dask = outcome(lambda: xr.open_mfdataset(stores, **opening).load())
+    with_dask = outcome(lambda: xr.open_mfdataset(stores, **opening).load().copy(deep=True))
     if with_dask is not NotImplementedError:
         # Which is dask's answer to positions in an array without values.
         assert_same_outcome(got, with_dask)
@@ -390,10 +389,9 @@ def test_filled_in_values_are_not_requested(way: Way) -> None:
         xr.Dataset({"v": (("x", "y"), np.arange(8.0).reshape(4, 2) + 10 * n)}, {"x": x})
         for n, x in enumerate(([0, 1, 2, 3], [2, 3, 4, 5], [8, 9, 10, 11]))
     ]
-    stores = []
-    for each in parts:
-        stores.append(MemoryStore())
-        each.to_zarr(stores[-1], encoding={"v": {"chunks": (2, 2)}})
+    stores = [MemoryStore() for _ in parts]
+    for ds, store in zip(parts, stores, strict=True):
+        ds.to_zarr(store, encoding={"v": {"chunks": (2, 2)}})
     recording = [RecordingStore(store) for store in stores]
     options: dict[str, Any] = {"engine": "zarr", "combine": "nested", "concat_dim": "new"}
     options["join"] = "outer"
@@ -454,6 +452,7 @@ def parts(draw: st.DrawFn) -> list[xr.Dataset]:
     return result
 
 
+@settings(max_examples=25)
 @given(parts(), st.sampled_from(JOINS), st.sampled_from(["new", "x", None]), st.booleans())
 def test_any_datasets_combine_as_in_memory(
     datasets: list[xr.Dataset], join: Any, dim: str | None, by_coords: bool

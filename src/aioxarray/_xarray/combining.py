@@ -36,7 +36,8 @@ def combine_by_coords(datasets: Iterable[xr.Dataset], options: Mapping[str, Any]
     CannotCombineLazily
         If it takes values that are not loaded.
     """
-    return _as_lazy(xr.combine_by_coords([_as_pending(each) for each in datasets], **options))
+    combined: Any = xr.combine_by_coords([_as_pending(each) for each in datasets], **options)
+    return _as_lazy(combined)
 
 
 def combine_nested(datasets: list[Any], concat_dim: Any, options: Mapping[str, Any]) -> xr.Dataset:
@@ -47,26 +48,26 @@ def combine_nested(datasets: list[Any], concat_dim: Any, options: Mapping[str, A
     CannotCombineLazily
         If it takes values that are not loaded.
     """
+    combined: Any = datasets
     dims = concat_dims(concat_dim)
     if len(_shape(datasets) or ()) != len(dims):
         # Let xarray say what is wrong.
-        return xr.combine_nested(datasets, concat_dim=concat_dim, **options)
-
-    def combine(line: list[Any], dim: Any) -> Any:
-        """Combine along the outermost of the lists, as xarray does first."""
-        if isinstance(line[0], list):
-            return [combine(list(each), dim) for each in zip(*line, strict=True)]
-        parts = [_as_pending(each) for each in line]
-        return xr.combine_nested(
-            parts if dim is None else _with_absent(parts, dim, options),
-            concat_dim=[dim],
-            **options,
-        )
-
-    combined: Any = datasets
+        combined = xr.combine_nested(datasets, concat_dim=concat_dim, **options)
+        return _as_lazy(combined)
     for dim in dims:
-        combined = combine(combined, dim)
+        combined = _combine_along(dim, combined, options)
     return _as_lazy(combined)
+
+
+def _combine_along(dim: Any, nested: list[Any], options: Mapping[str, Any]) -> Any:
+    """Combine along the outermost of the lists, with which xarray begins."""
+    if isinstance(nested[0], list):
+        columns = zip(*nested, strict=True)
+        return [_combine_along(dim, list(column), options) for column in columns]
+    datasets = [_as_pending(each) for each in nested]
+    if dim is not None:
+        datasets = _with_absent(datasets, dim, options)
+    return xr.combine_nested(datasets, concat_dim=[dim], **options)
 
 
 def concat_dims(concat_dim: Any) -> list[Any]:

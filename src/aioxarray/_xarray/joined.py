@@ -224,22 +224,20 @@ def _pieces(
                 )
         case Reindexed(part, axis, index, fill):
             wanted = _positions(_take(index, selection[axis]))
-            target = axes[axis]
             filled = Leaf(np.broadcast_to(fill, node.shape))
-            for source, at, positions in (
+            places = _positions(selection[axis])
+            for source, mask, positions in (
                 (part, wanted >= 0, wanted),
-                (filled, wanted < 0, _positions(selection[axis])),
+                (filled, wanted < 0, places),
             ):
-                if not at.any():
+                if not mask.any():
                     continue
+                target = axes[axis]
+                taken = _take(place[target], as_selector(np.flatnonzero(mask)))
                 yield from _pieces(
                     source,
-                    (*selection[:axis], as_selector(positions[at]), *selection[axis + 1 :]),
-                    (
-                        *place[:target],
-                        _take(place[target], as_selector(np.flatnonzero(at))),
-                        *place[target + 1 :],
-                    ),
+                    (*selection[:axis], as_selector(positions[mask]), *selection[axis + 1 :]),
+                    (*place[:target], taken, *place[target + 1 :]),
                     axes,
                     fit,
                 )
@@ -260,7 +258,8 @@ def _overlap(selector: Selector, start: int, size: int) -> tuple[Selector, Selec
 def _take(selector: Selector, at: Selector) -> Selector:
     if isinstance(selector, range) and isinstance(at, range) and at.step > 0:
         return selector[at.start : at.stop : at.step]
-    return _positions(selector)[_positions(at)]
+    taken: Selector = _positions(selector)[_positions(at)]
+    return taken
 
 
 def _positions(selector: Selector) -> np.ndarray[Any, np.dtype[np.int64]]:
