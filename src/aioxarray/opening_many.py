@@ -58,7 +58,7 @@ async def open_mfdataset_async(
     chunks
         As in xarray: by default, dask arrays with the chunks of the files. None: lazy arrays
         without dask; variables joined along a dimension become one lazy array, of which loading
-        reads only the parts that are selected, side by side.
+        reads only the parts that are selected, side by side. Other indexes are aligned as lazily.
     preprocess
         Called with each dataset before they are combined: a plain function, called in a worker
         thread, or a coroutine function, awaited on the I/O loop; for many files at once.
@@ -92,7 +92,8 @@ async def open_mfdataset_async(
 
     *Order:* files are combined in the order of ``paths``, whichever is open first.
 
-    *Memory:* the metadata and the index coordinates of all files.
+    *Memory:* the metadata and the index coordinates of all files, with ``chunks=None`` also the
+    scalar variables that ``concat_dim`` makes an index of.
 
     *Cancelling:* requests in flight are cancelled, and all files that were opened are closed.
     """
@@ -217,13 +218,18 @@ class _Combining:
         """Combine what was opened; in a worker thread."""
         opened = (file for file in files)
         datasets = _prune(_nest(nested, lambda: next(opened).dataset))
+        combined: Any
         if self.combine_as == "nested":
             if self.lazy:
-                return combine_nested(datasets, self.concat_dim, self.options)
-            return xr.combine_nested(datasets, concat_dim=self.concat_dim, **self.options)
-        if self.lazy:
-            return combine_by_coords(_flat(datasets), self.options)
-        return xr.combine_by_coords(list(_flat(datasets)), **self.options)
+                combined = combine_nested(datasets, self.concat_dim, self.options)
+            else:
+                combined = xr.combine_nested(datasets, concat_dim=self.concat_dim, **self.options)
+        elif self.lazy:
+            combined = combine_by_coords(_flat(datasets), self.options)
+        else:
+            combined = xr.combine_by_coords(list(_flat(datasets)), **self.options)
+        result: xr.Dataset = combined
+        return result
 
 
 def _flat(nested: Any) -> Iterator[Any]:

@@ -17,6 +17,7 @@ from aioxarray._xarray.joined import (
     Leaf,
     Node,
     Permuted,
+    Reindexed,
     Repeated,
     as_index,
     pieces,
@@ -36,7 +37,11 @@ def nodes(draw: st.DrawFn) -> Built:
         return Leaf(values), values
 
     def build(shape: tuple[int, ...], depth: int) -> Built:
-        kinds = ["leaf"] if depth == 0 else ["leaf", "joined", "permuted", "repeated", "cast"]
+        kinds = (
+            ["leaf"]
+            if depth == 0
+            else [*("leaf", "joined", "permuted", "repeated", "cast", "reindexed")]
+        )
         kind = draw(st.sampled_from(kinds))
         if kind == "joined" and shape:
             axis = draw(st.integers(0, len(shape) - 1))
@@ -57,6 +62,21 @@ def nodes(draw: st.DrawFn) -> Built:
             new = draw(st.integers(1, len(shape)))
             node, array = build(shape[new:], depth - 1)
             return Repeated(node, shape[:new]), np.broadcast_to(array, shape)
+        if kind == "reindexed" and shape:
+            axis = draw(st.integers(0, len(shape) - 1))
+            size = draw(st.integers(0, 5))
+            node, array = build((*shape[:axis], size, *shape[axis + 1 :]), depth - 1)
+            positions = st.lists(
+                st.integers(-1, size - 1), min_size=shape[axis], max_size=shape[axis]
+            )
+            index = np.array(draw(positions), dtype=np.int64)
+            padded = np.pad(
+                array,
+                [(0, 1 if each == axis else 0) for each in range(array.ndim)],
+                constant_values=-7,
+            )
+            fill = np.array(-7, dtype=array.dtype)
+            return Reindexed(node, axis, index, fill), padded.take(index, axis)
         if kind == "cast":
             node, array = build(shape, depth - 1)
             return Cast(node, np.dtype("f8")), array.astype("f8")

@@ -36,7 +36,8 @@ def combine_by_coords(datasets: Iterable[xr.Dataset], options: Mapping[str, Any]
     CannotCombineLazily
         If it takes values that are not loaded.
     """
-    return _as_lazy(xr.combine_by_coords([_as_pending(each) for each in datasets], **options))
+    combined: Any = xr.combine_by_coords([_as_pending(each) for each in datasets], **options)
+    return _as_lazy(combined)
 
 
 def combine_nested(datasets: list[Any], concat_dim: Any, options: Mapping[str, Any]) -> xr.Dataset:
@@ -47,26 +48,26 @@ def combine_nested(datasets: list[Any], concat_dim: Any, options: Mapping[str, A
     CannotCombineLazily
         If it takes values that are not loaded.
     """
+    combined: Any = datasets
     dims = concat_dims(concat_dim)
     if len(_shape(datasets) or ()) != len(dims):
         # Let xarray say what is wrong.
-        return xr.combine_nested(datasets, concat_dim=concat_dim, **options)
-
-    def combine(line: list[Any], dim: Any) -> Any:
-        """Combine along the outermost of the lists, as xarray does first."""
-        if isinstance(line[0], list):
-            return [combine(list(each), dim) for each in zip(*line, strict=True)]
-        parts = [_as_pending(each) for each in line]
-        return xr.combine_nested(
-            parts if dim is None else _with_absent(parts, dim, options["data_vars"]),
-            concat_dim=[dim],
-            **options,
-        )
-
-    combined: Any = datasets
+        combined = xr.combine_nested(datasets, concat_dim=concat_dim, **options)
+        return _as_lazy(combined)
     for dim in dims:
-        combined = combine(combined, dim)
+        combined = _combine_along(dim, combined, options)
     return _as_lazy(combined)
+
+
+def _combine_along(dim: Any, nested: list[Any], options: Mapping[str, Any]) -> Any:
+    """Combine along the outermost of the lists, with which xarray begins."""
+    if isinstance(nested[0], list):
+        columns = zip(*nested, strict=True)
+        return [_combine_along(dim, list(column), options) for column in columns]
+    datasets = [_as_pending(each) for each in nested]
+    if dim is not None:
+        datasets = _with_absent(datasets, dim, options)
+    return xr.combine_nested(datasets, concat_dim=[dim], **options)
 
 
 def concat_dims(concat_dim: Any) -> list[Any]:
@@ -88,61 +89,93 @@ def _shape(nested: Any) -> tuple[int, ...] | None:
 # --- variables that only some datasets have ---------------------------------------------------
 
 
-def _with_absent(datasets: list[xr.Dataset], dim: Any, data_vars: Any) -> list[xr.Dataset]:
+def _with_absent(
+    datasets: list[xr.Dataset], dim: Any, options: Mapping[str, Any]
+) -> list[xr.Dataset]:
     """Return ``datasets`` with missing values where one lacks a lazy variable that others have.
 
-    `xarray.concat` joins what there is of a variable, and reindexes that. It broadcasts a variable
-    without dimensions, which is what a dataset gets here.
+    `xarray.concat` aligns datasets, joins what there is of a variable, and reindexes that.
     """
-    absent = {
-        name: _missing([each.variables[name] for each in having])
-        for name in dict.fromkeys(name for each in datasets for name in each.data_vars)
-        if len(having := [each for each in datasets if name in each.data_vars]) < len(datasets)
-        and any(isinstance(each.variables[name]._data, Pending) for each in having)
-        and not any(name in each.coords for each in datasets)
-        and _is_concatenated(name, having, datasets, dim, data_vars)
-    }
-    return [
-        each.assign({name: value for name, value in absent.items() if name not in each.data_vars})
-        for each in datasets
-    ]
+    label = _label(dim)
+    names = dict.fromkeys(name for each in datasets for name in each.data_vars)
+    if all(name in each.variables for name in names for each in datasets):
+        return datasets
+    join = {"join": options["join"]} if "join" in options else {}
+    datasets = list(xr.align(*datasets, exclude=[label], copy=False, **join))
+    for name in names:
+        if _is_filled(name, datasets, label, options["data_vars"]):
+            datasets = _filled(name, datasets, label)
+    return datasets
 
 
-def _is_concatenated(
-    name: Hashable, having: list[xr.Dataset], datasets: list[xr.Dataset], dim: Any, data_vars: Any
-) -> bool:
-    """Say whether `xarray.concat` concatenates a variable, and does not merge it."""
-    label = dim
+def _label(dim: Any) -> Hashable:
+    """Return the name of a dimension to concatenate along, as xarray finds it."""
     if isinstance(dim, xr.DataArray):
-        label = dim.dims[0]
-    elif not isinstance(dim, Hashable):
-        label = "concat_dim" if dim.name is None else dim.name
+        return dim.dims[0]
+    if isinstance(dim, Hashable):
+        return dim
+    return "concat_dim" if dim.name is None else dim.name
+
+
+def _is_filled(name: Hashable, datasets: list[xr.Dataset], label: Hashable, data_vars: Any) -> bool:
+    """Say whether `xarray.concat` fills in values of a lazy variable that some datasets lack."""
+    having = [each for each in datasets if name in each.variables]
+    if any(name in each.coords for each in having):
+        # An error of xarray's.
+        return False
+    if not any(isinstance(each.variables[name]._data, Pending) for each in having):
+        return False
+    if not any(each.sizes.get(label, 1) for each in datasets if name not in each.variables):
+        # Those without it have no place along the dimension.
+        return False
     if any(label in each.variables[name].dims for each in having):
         return True
     if isinstance(data_vars, list | tuple | set):
         return name in data_vars
     if data_vars in ("all", "minimal", "different"):
         return bool(data_vars == "all")
+    # The default, or None.
     return not any(label in each.dims or label in each.variables for each in datasets)
 
 
-def _missing(variables: Sequence[xr.Variable]) -> xr.Variable:
-    """Return the missing value beside ``variables``, with the attributes of the first."""
-    first = variables[0]
-    fill = _fill_value([each._data for each in variables], None, {})
-    return xr.Variable((), fill, first.attrs, first.encoding)
+def _filled(name: Hashable, datasets: list[xr.Dataset], label: Hashable) -> list[xr.Dataset]:
+    """Return ``datasets`` with the variable in all of them, in one dtype."""
+    having = [each for each in datasets if name in each.variables]
+    inner = {dim for each in having for dim in each.variables[name].dims if dim != label}
+    size = min(
+        (each.sizes[dim] for each in datasets for dim in inner if dim in each.dims), default=1
+    )
+    models = [
+        np.zeros(min(size * each.sizes.get(label, 1), 1), each.variables[name].dtype)
+        for each in having
+    ]
+    fill = _fill_value(name, models)
+    first = having[0].variables[name]
+    # Without dimensions: xarray broadcasts it.
+    missing = xr.Variable((), fill, first.attrs, first.encoding)
+
+    def cast(variable: xr.Variable) -> xr.Variable:
+        data: Any = variable._data
+        return xr.Variable(
+            variable.dims, data.astype(fill.dtype), variable.attrs, variable.encoding
+        )
+
+    return [
+        each.assign({name: cast(each.variables[name]) if name in each.variables else missing})
+        for each in datasets
+    ]
 
 
-def _fill_value(arrays: Sequence[Any], name: Hashable, options: Mapping[str, Any]) -> Any:
-    """Return what xarray fills in beside ``arrays``: an array without dimensions.
+def _fill_value(name: Hashable, models: Sequence[Any], **options: Any) -> Any:
+    """Return what xarray fills in beside arrays such as ``models``: an array without dimensions.
 
-    Its dtype is the one that all of them get. xarray finds both for arrays of one element or, as
-    they have rules of their own, of none.
+    Its dtype is the one that all of them get. xarray has rules of its own for arrays without
+    elements, so models have one element or none.
     """
-    models = [xr.Variable("d", np.zeros(min(each.size, 1), each.dtype)) for each in arrays]
-    model = xr.Variable.concat(models, "d")
+    model = xr.Variable.concat([xr.Variable("d", each) for each in models], "d")
     dataset = xr.Dataset({name: model}, {"d": np.arange(model.size)})
-    return dataset.reindex(d=[-1], **options)[name].data.reshape(())
+    filled: Any = dataset.reindex(d=[-1], **options)[name].data
+    return filled.reshape(())
 
 
 # --- alignment ----------------------------------------------------------------------------------
@@ -203,7 +236,8 @@ def _reindexed(
     node = data.node
     fill = np.zeros((), node.dtype)
     if any((index < 0).any() for index in along.values()):
-        fill = _fill_value([data], name, {"fill_value": fill_value})
+        model = np.zeros(min(data.size, 1), data.dtype)
+        fill = _fill_value(name, [model], fill_value=fill_value)
         if fill.dtype != node.dtype:
             node = Cast(node, fill.dtype)
     for axis, index in along.items():

@@ -166,7 +166,9 @@ class Piece:
 
 
 def pieces(node: Node, selection: Sequence[Selector]) -> Iterator[Piece]:
-    """Yield what of which leaves makes up ``selection`` of ``node``."""
+    """Return the parts of leaves that make up ``selection`` of ``node``."""
+    if not all(len(selector) for selector in selection):
+        return iter(())
     place = tuple(range(len(selector)) for selector in selection)
     return _pieces(node, tuple(selection), place, tuple(range(len(place))), lambda values: values)
 
@@ -221,23 +223,21 @@ def _pieces(
                     fit,
                 )
         case Reindexed(part, axis, index, fill):
-            wanted = np.asarray(_take(index, selection[axis]))
-            target = axes[axis]
+            wanted = _positions(_take(index, selection[axis]))
             filled = Leaf(np.broadcast_to(fill, node.shape))
-            for source, at, positions in (
+            places = _positions(selection[axis])
+            for source, mask, positions in (
                 (part, wanted >= 0, wanted),
-                (filled, wanted < 0, np.asarray(selection[axis])),
+                (filled, wanted < 0, places),
             ):
-                if not at.any():
+                if not mask.any():
                     continue
+                target = axes[axis]
+                taken = _take(place[target], as_selector(np.flatnonzero(mask)))
                 yield from _pieces(
                     source,
-                    (*selection[:axis], as_selector(positions[at]), *selection[axis + 1 :]),
-                    (
-                        *place[:target],
-                        _take(place[target], as_selector(np.flatnonzero(at))),
-                        *place[target + 1 :],
-                    ),
+                    (*selection[:axis], as_selector(positions[mask]), *selection[axis + 1 :]),
+                    (*place[:target], taken, *place[target + 1 :]),
                     axes,
                     fit,
                 )
@@ -258,8 +258,14 @@ def _overlap(selector: Selector, start: int, size: int) -> tuple[Selector, Selec
 def _take(selector: Selector, at: Selector) -> Selector:
     if isinstance(selector, range) and isinstance(at, range) and at.step > 0:
         return selector[at.start : at.stop : at.step]
-    taken: Selector = np.asarray(selector)[np.asarray(at)]
+    taken: Selector = _positions(selector)[_positions(at)]
     return taken
+
+
+def _positions(selector: Selector) -> np.ndarray[Any, np.dtype[np.int64]]:
+    if isinstance(selector, range):
+        return np.arange(selector.start, selector.stop, selector.step, dtype=np.int64)
+    return np.asarray(selector, dtype=np.int64)
 
 
 def as_selector(positions: Values) -> Selector:
@@ -277,7 +283,7 @@ def as_index(selectors: Sequence[Selector]) -> tuple[Any, ...]:
     """Return what indexes a numpy array with ``selectors``, each along its own dimension."""
     if all(isinstance(selector, range) for selector in selectors):
         return tuple(_as_slice(selector) for selector in selectors)
-    return np.ix_(*(np.asarray(selector, dtype=np.int64) for selector in selectors))
+    return np.ix_(*(_positions(selector) for selector in selectors))
 
 
 def _as_slice(selector: Selector) -> slice:

@@ -58,6 +58,12 @@ class Pending(np.lib.mixins.NDArrayOperatorsMixin):
             raise refusal(self, "converting to text")
         return self if new == self.dtype else Pending(Cast(self.node, new), self.name)
 
+    def transpose(self, axes: Sequence[int] | None = None) -> Pending:
+        order = tuple(axes) if axes is not None else tuple(range(self.ndim))[::-1]
+        if order == tuple(range(self.ndim)):
+            return self
+        return Pending(Permuted(self.node, order), self.name)
+
     def __getitem__(self, key: Any) -> Pending:
         keys = key if isinstance(key, tuple) else (key,)
         new = 0
@@ -130,13 +136,6 @@ def _stack(arrays: Sequence[Any], axis: int = 0) -> Pending:
     return _concatenate([Pending(Repeated(_node(array), (1,)), name) for array in arrays])
 
 
-def _transpose(array: Pending, axes: Sequence[int] | None = None) -> Pending:
-    order = tuple(axes) if axes is not None else tuple(range(array.ndim))[::-1]
-    if order == tuple(range(array.ndim)):
-        return array
-    return Pending(Permuted(array.node, order), array.name)
-
-
 def _broadcast_to(array: Pending, shape: Sequence[int]) -> Pending:
     new = len(shape) - array.ndim
     if tuple(shape[new:]) != array.shape:
@@ -151,7 +150,7 @@ def _result_type(*arrays: Any) -> Any:
 _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     np.concatenate: _concatenate,
     np.stack: _stack,
-    np.transpose: _transpose,
+    np.transpose: lambda array, axes=None: array.transpose(axes),
     np.broadcast_to: _broadcast_to,
     np.result_type: _result_type,
     np.ndim: lambda array: array.ndim,
