@@ -138,9 +138,7 @@ def _kinds(arrays: Sequence[Any]) -> list[tuple[Any, list[int]]]:
     kinds: dict[type, list[int]] = {}
     for index, array in enumerate(arrays):
         kinds.setdefault(type(array), []).append(index)
-    return [
-        (get_chunked_array_type(arrays[indices[0]]), indices) for indices in kinds.values()
-    ]
+    return [(get_chunked_array_type(arrays[indices[0]]), indices) for indices in kinds.values()]
 
 
 async def _compute_with_dask(arrays: Sequence[Any], options: Mapping[str, Any]) -> list[Any]:
