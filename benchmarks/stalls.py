@@ -35,7 +35,7 @@ def run(options: Options, files: Files) -> Iterator[Row]:
     yield from _rows(f"{packed.sizes['t'] * 2} MB of packed int16, decoded", packed, options)
     with xr.open_dataset(files.netcdf(), engine="netcdf4") as netcdf:
         yield from _rows(f"{_size(netcdf)} of netCDF4", netcdf, options)
-    dask = data.opened(files.large_chunks(), chunks={})[["v0"]]
+    dask = data.opened(files.large_chunks(), chunks={})
     yield from _rows(f"{_size(dask)} of dask array, from local Zarr", dask, options)
 
 

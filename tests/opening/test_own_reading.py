@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import dask
 import numpy as np
 import pytest
 import xarray as xr
@@ -367,3 +368,45 @@ def test_chunks_make_dask_arrays_over_the_same_reading() -> None:
         ),
     )
     assert sorted(request.key for request in recording.log.requests) == ["v0/c/0", "v1/c/0"]
+
+
+@every_way
+@pytest.mark.parametrize("inline_array", [False, True])
+@pytest.mark.parametrize("kind", ["zarr", "netcdf4", "h5netcdf"])
+def test_dask_names_say_the_group(kind: str, inline_array: bool, way: Way, tmp_path: Path) -> None:
+    """`xarray.open_groups` gives one name to the same variable of all groups."""
+    groups = {f"/g{n}": xr.Dataset({"v": ("x", np.arange(6) + 10 * n)}) for n in range(3)}
+    tree = xr.DataTree.from_dict(groups)
+    source: Any = stored(tree) if kind == "zarr" else tmp_path / "groups.nc"
+    if kind != "zarr":
+        tree.to_netcdf(source, engine=kind)
+    options: dict[str, Any] = {"chunks": {}, "inline_array": inline_array}
+    if way.name != "engine aio":
+        options["engine"] = kind
+    opened, again = (way("open_groups", source, **options) for _ in range(2))
+    names = {path: ds.v.data.name for path, ds in opened.items() if "v" in ds}
+    assert len(set(names.values())) == 3
+    assert {path: ds.v.data.name for path, ds in again.items() if "v" in ds} == names
+    (computed,) = dask.compute(opened)
+    for path, ds in groups.items():
+        assert type(opened[path]) is xr.Dataset
+        xr.testing.assert_identical(computed[path], ds)
+    for ds in (*opened.values(), *again.values()):
+        ds.close()
+
+
+@every_way
+def test_groups_are_plain_datasets_that_close(way: Way, tmp_path: Path) -> None:
+    ds = file_sample("netcdf4")
+    xr.DataTree.from_dict({"/": ds, "/a": ds}).to_netcdf(tmp_path / "a.nc", engine="netcdf4")
+    for chunks in (None, {}):
+        opened = way("open_groups", tmp_path / "a.nc", chunks=chunks)
+        plain = xr.open_groups(tmp_path / "a.nc", chunks=chunks)
+        assert {path: type(ds) for path, ds in opened.items()} == {
+            "/": xr.Dataset,
+            "/a": xr.Dataset,
+        }
+        assert_loaded(opened, plain)
+        for each in (*opened.values(), *plain.values()):
+            each.close()
+            assert each._close is None

@@ -30,11 +30,16 @@ class Gathered:
 
     def __init__(self, array: Any) -> None:
         self._array = array
+        self._name = f"gather-{uuid.uuid4().hex}"
         self._ends = [[0, *itertools.accumulate(sizes)] for sizes in array.chunks]
         self._lock = threading.Lock()
         self._values: np.ndarray[Any, Any] | None = None
         # Blocks that are not what the array says of them.
         self._odd: dict[tuple[int, ...], Any] = {}
+
+    def __dask_tokenize__(self) -> str:
+        # Two are never the same.
+        return self._name
 
     @staticmethod
     def helps(array: Any) -> bool:
@@ -44,15 +49,13 @@ class Gathered:
             type(getattr(array, "_meta", None)) is np.ndarray
             and math.prod(array.numblocks) > 1
             and not any(math.isnan(size) for size in sizes)
-            and array.nbytes >= _LARGE_BYTES
+            and math.prod(array.shape) * array.dtype.itemsize >= _LARGE_BYTES
         )
 
     def pending(self) -> Any:
         """Return a dask array of nothing, with which the values are computed."""
-        name = f"gather-{uuid.uuid4().hex}"
-        return self._array.map_blocks(
-            self._put, name=name, dtype=self._array.dtype, meta=self._array._meta
-        )
+        dtype, meta = self._array.dtype, self._array._meta
+        return self._array.map_blocks(self._put, name=self._name, dtype=dtype, meta=meta)
 
     def values(self) -> Any:
         """Return the values, as dask would, when `pending` has been computed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,8 +70,10 @@ def lazy_data(found: Sequence[Found]) -> list[Lazy]:
         ):
             continue
         source = data.array if type(data) is MemoryCachedArray else data
-        # Not ``variable.nbytes``, which imports a module when it is first asked.
-        nbytes = int(variable.size) * variable.dtype.itemsize
+        # Not ``variable.nbytes``, which imports a module when it is first asked. Nor does a dask
+        # array always know its size.
+        size = 0 if math.isnan(variable.size) else int(variable.size)
+        nbytes = size * variable.dtype.itemsize
         lazy = lazies.setdefault(id(source), Lazy(data, [], each.label, nbytes))
         lazy.holders.append((variable, data))
     return list(lazies.values())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from graphlib import TopologicalSorter
 from typing import TYPE_CHECKING, Any
 
@@ -41,9 +41,10 @@ def told_apart(arrays: Sequence[Any]) -> list[Any]:
     same object: opened from two groups, say, or twice. What was made of such data is named by
     names, and so goes by another one too. All else is computed once, as before.
     """
+    given = {name for array in arrays for name, _ in _layers(array, None)}
     versions: dict[str, dict[int, int]] = {}
     for array in arrays:
-        for name, identity in _given(array):
+        for name, identity in _layers(array, given):
             known = versions.setdefault(name, {})
             known.setdefault(identity, len(known))
     if all(len(known) == 1 for known in versions.values()):
@@ -52,16 +53,20 @@ def told_apart(arrays: Sequence[Any]) -> list[Any]:
     return [_told_apart(array, versions, call) for array in arrays]
 
 
-def _given(array: Any) -> Iterator[tuple[str, int]]:
-    """Yield the names in ``array`` that say nothing sure, and the identities of what has them."""
+def _layers(array: Any, names: Container[str] | None) -> Iterator[tuple[str, int]]:
+    """Yield the names of the layers of ``array``, as far as in ``names``, and their identities.
+
+    Without ``names``, yield those of layers with data, and those that are not dask's own.
+    """
     if (expression := getattr(array, "expr", None)) is not None:
         for each in expression.walk():
-            if not each.dependencies():
+            if not each.dependencies() if names is None else each._name in names:
                 yield each._name, id(each)
         return
     graph = array.__dask_graph__()
     for name, layer in graph.layers.items():
-        if not graph.dependencies[name] or not _HASH.search(name):
+        has_data = not graph.dependencies[name]
+        if has_data or not _HASH.search(name) if names is None else name in names:
             yield name, id(layer)
 
 
@@ -72,7 +77,7 @@ def _told_apart(array: Any, versions: Mapping[str, Mapping[int, int]], call: str
 
     others = {
         (name, identity): version
-        for name, identity in _given(array)
+        for name, identity in _layers(array, versions)
         if (version := versions[name][identity])
     }
     if not others:

@@ -1,0 +1,234 @@
+"""Dask data: equal names of different data, and values put together from odd blocks."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+import xarray as xr
+from zarr.storage import MemoryStore
+
+import aioxarray
+from tests.oracle import Way, assert_same, every_way, mapped, plainly_computed
+from tests.samples import stored
+
+# A gigabyte and a few bytes are put together alike, but only this much and more block by block.
+LARGE = (4 << 20) // 8
+
+PATHS = ("/a", "/a/b", "/c")
+
+
+# --- equal names ---------------------------------------------------------------------------------
+
+
+def groups() -> dict[str, xr.Dataset]:
+    """Open groups with the same variables with plain xarray, which gives them the same names."""
+    tree = xr.DataTree.from_dict(
+        {path: xr.Dataset({"v": ("x", np.arange(6) + 10 * n)}) for n, path in enumerate(PATHS)}
+    )
+    encoding = {path: {"v": {"chunks": (2,)}} for path in PATHS}
+    opened = xr.open_groups(stored(tree, encoding=encoding), engine="zarr", chunks={})
+    chosen = {path: opened[path] for path in PATHS}
+    assert len({ds.v.data.name for ds in chosen.values()}) == 1, "the names differ by now"
+    return chosen
+
+
+@pytest.fixture(params=["as opened", "derived", "rechunked", "optimized", "in memory"])
+def same_names(request: pytest.FixtureRequest) -> dict[str, xr.Dataset]:
+    """Different data of the same names."""
+    makes: dict[str, Callable[[xr.Dataset], xr.Dataset]] = {
+        "as opened": lambda ds: ds,
+        "derived": lambda ds: ds + ds.isel(x=[5, 0, 1, 1, 2, 3]).mean(),
+        "rechunked": lambda ds: ds.chunk(x=3) * 2,
+        "optimized": lambda ds: dask.optimize(ds + 1)[0],
+        "in memory": lambda ds: (ds + 1).persist(),
+    }
+    made = {path: makes[request.param](ds) for path, ds in groups().items()}
+    assert len({ds.v.data.name for ds in made.values()}) == 1
+    return made
+
+
+@every_way
+def test_equal_names_of_different_data(same_names: dict[str, xr.Dataset], way: Way) -> None:
+    expected = plainly_computed(same_names)
+    copies = mapped(same_names, lambda ds: ds.copy())
+    assert_same(way(copies), expected)
+    tree = xr.DataTree.from_dict(same_names)
+    xr.testing.assert_identical(way(tree), xr.DataTree.from_dict(expected))
+    one = xr.Dataset({path[1:].replace("/", "_"): ds.v for path, ds in same_names.items()})
+    sums = [ds.v + 1 for ds in same_names.values()]
+    got, got_sums = way((one, sums))
+    for path, ds in expected.items():
+        xr.testing.assert_equal(got[path[1:].replace("/", "_")].variable, ds.v.variable)
+    assert [each.values.tolist() for each in got_sums] == [
+        (ds.v.values + 1).tolist() for ds in expected.values()
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:Consolidated metadata")
+@pytest.mark.parametrize("compute", [True, False])
+def test_saving_equal_names_of_different_data(
+    same_names: dict[str, xr.Dataset], compute: bool, tmp_path: Path
+) -> None:
+    expected = xr.DataTree.from_dict(plainly_computed(same_names))
+    tree = xr.DataTree.from_dict(same_names)
+    for node in tree.subtree:
+        for variable in node.variables.values():
+            variable.encoding.clear()
+    store: Any = MemoryStore()
+    later = aioxarray.to_zarr(tree, store, compute=compute)
+    if not compute:
+        later.compute()
+    xr.testing.assert_identical(xr.open_datatree(store, engine="zarr").load(), expected)
+    aioxarray.to_netcdf(tree, tmp_path / "tree.nc", engine="h5netcdf")
+    xr.testing.assert_identical(xr.load_datatree(tmp_path / "tree.nc"), expected)
+
+
+def test_equal_names_on_a_cluster() -> None:
+    distributed = pytest.importorskip("distributed")
+    opened = groups()
+    expected = plainly_computed(opened)
+    with (
+        distributed.LocalCluster(
+            n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0"
+        ) as cluster,
+        distributed.Client(cluster),
+    ):
+        assert_same(aioxarray.compute(opened), expected)
+
+
+def test_names_that_were_given_by_hand() -> None:
+    sources = [da.from_array(np.arange(6) + 10 * n, chunks=2, name="given") for n in range(2)]
+    functions = [
+        da.arange(6, chunks=2).map_blocks(function, name="also given", dtype="i8")
+        for function in (np.negative, np.square)
+    ]
+    got = aioxarray.compute([xr.Variable("x", each) for each in (*sources, *functions)])
+    assert [each.values.tolist() for each in got] == [
+        [0, 1, 2, 3, 4, 5],
+        [10, 11, 12, 13, 14, 15],
+        [0, -1, -2, -3, -4, -5],
+        [0, 1, 4, 9, 16, 25],
+    ]
+
+
+@every_way
+def test_data_in_memory_and_other_data_of_the_same_name(way: Way) -> None:
+    opened = groups()
+    got = way([(opened["/a"] + 1).persist(), opened["/c"] + 1])
+    assert [each.v.values.tolist() for each in got] == [list(range(1, 7)), list(range(21, 27))]
+
+
+@every_way
+def test_what_different_data_has_in_common_is_computed_once(way: Way) -> None:
+    calls: list[int] = []
+
+    def count(block: Any) -> Any:
+        calls.append(1)
+        return block
+
+    common = da.arange(6, chunks=6).map_blocks(count, dtype="i8", meta=np.zeros(0, "i8"))
+    opened = [xr.Variable("x", ds.v.data.rechunk(6) + common) for ds in groups().values()]
+    twice = xr.Variable("x", da.ones(6, chunks=6) * common)
+    got = way([*opened, twice, xr.Variable("x", da.ones(6, chunks=6) * common)])
+    assert [each.values[0] for each in got] == [0, 10, 20, 0, 0]
+    assert calls == [1]
+
+
+# --- values --------------------------------------------------------------------------------------
+
+
+def numbers(count: int = LARGE, dtype: Any = "f8") -> da.Array:
+    return da.arange(count, chunks=count // 3, dtype=dtype)
+
+
+def by_block(function: Callable[[Any, Any], Any], dtype: Any = "f8") -> da.Array:
+    """Make of each block, and where it is, something that dask is not told of."""
+
+    def call(block: Any, block_id: Any = None) -> Any:
+        return function(block, block_id[0])
+
+    return numbers().map_blocks(call, dtype=dtype, meta=np.zeros(0, dtype))
+
+
+def square() -> da.Array:
+    return numbers().reshape(1 << 10, -1).rechunk((300, 200))
+
+
+ARRAYS: dict[str, Callable[[], da.Array]] = {
+    "numbers": numbers,
+    "two dimensions": square,
+    "transposed": lambda: square().T,
+    "big-endian": lambda: numbers(dtype=">i4"),
+    "times": lambda: numbers(dtype="i8").astype("M8[s]"),
+    "texts": lambda: numbers(1 << 19, "i4").astype("U8"),
+    "texts of a length for each block": lambda: by_block(
+        lambda b, at: b.astype(f"U{9 - at}"), "U9"
+    ),
+    "objects": lambda: numbers().astype(object),
+    "structured": lambda: by_block(
+        lambda b, _: np.rec.fromarrays([b, b > 3], names="a,b").view(np.ndarray), "f8,?"
+    ),
+    "of unknown size": lambda: numbers()[numbers() > 5],
+    "masked": lambda: da.ma.masked_less(numbers(), 5),
+    "masked, unannounced": lambda: by_block(lambda b, _: np.ma.masked_less(b, 5)),
+    "of another type": lambda: by_block(lambda b, _: b.astype("f4")),
+    "of several types": lambda: by_block(lambda b, at: b.astype("f4") if at == 1 else b),
+    "with metadata": lambda: by_block(lambda b, _: b.astype(np.dtype("f8", metadata={"a": 1}))),
+    "of another shape": lambda: by_block(lambda b, at: b[: at + 1]),
+    "a block without values": lambda: by_block(lambda b, at: b[:0] if at == 0 else b),
+    "a block of no length": lambda: da.concatenate([da.ones(0), numbers()]),
+    "of no dimension": lambda: numbers().sum(),
+    "one block": lambda: da.ones(LARGE, chunks=LARGE),
+    "no values": lambda: da.ones((0, LARGE), chunks=LARGE // 2),
+}
+
+
+@pytest.mark.parametrize("scheduler", ["threads", "synchronous"])
+@pytest.mark.parametrize("kind", ARRAYS)
+def test_every_kind_of_array(kind: str, scheduler: str) -> None:
+    array = ARRAYS[kind]()
+    with dask.config.set(scheduler=scheduler):
+        lazily = xr.Variable(tuple("yx"[2 - array.ndim :]), array)
+        (expected,) = dask.compute(array)
+        got = aioxarray.compute(lazily)._data
+    # As plain xarray takes in what was computed, when it loads a dataset.
+    expected = xr.Variable(lazily.dims, expected)._data
+    assert type(got) is type(expected)
+    assert got.dtype == expected.dtype
+    assert got.dtype.metadata == expected.dtype.metadata
+    assert got.shape == expected.shape
+    np.testing.assert_array_equal(got, expected)
+    assert got.flags.writeable
+
+
+def test_blocks_are_let_go_of_one_by_one() -> None:
+    alive: list[weakref.ref[Any]] = []
+    most = 0
+
+    def make(block: Any) -> Any:
+        nonlocal most
+        new = block + 1
+        alive.append(weakref.ref(new))
+        most = max(most, sum(each() is not None for each in alive))
+        return new
+
+    array = da.zeros(LARGE, chunks=LARGE // 16).map_blocks(make, dtype="f8", meta=np.zeros(0))
+    with dask.config.set(scheduler="synchronous"):
+        got = aioxarray.compute(xr.Variable("x", array))
+    assert len(alive) == 16
+    assert got.values.sum() == LARGE
+    assert most <= 2
+
+
+def test_the_result_is_not_the_data_that_dask_holds() -> None:
+    held = da.ones(LARGE, chunks=LARGE // 2).persist()
+    got = aioxarray.compute(xr.Variable("x", held))
+    got.values[:] = 0
+    assert held.sum().compute() == LARGE
