@@ -134,16 +134,16 @@ MISSPELLED: dict[str, tuple[Callable[[Path, dict[str, Any]], Any], str]] = {
     "to_zarr": (lambda _, given: aioxarray.to_zarr(sample(), {}, **given), "encoding"),
     "to_netcdf": (lambda at, given: aioxarray.to_netcdf(sample(), at / "b.nc", **given), "engine"),
 }
+
+
+def opening(name: str) -> Callable[[Path, dict[str, Any]], Any]:
+    return lambda folder, given: getattr(aioxarray, name)(folder / "a.nc", **given)
+
+
 for _name in ("open_dataset", "open_dataarray", "open_datatree", "open_groups", "open_mfdataset"):
-    MISSPELLED[_name] = (
-        lambda at, given, name=_name: getattr(aioxarray, name)(at / "a.nc", **given),
-        "chunks",
-    )
+    MISSPELLED[_name] = (opening(_name), "chunks")
 for _name in ("load_dataset", "load_dataarray", "load_datatree"):
-    MISSPELLED[_name] = (
-        lambda at, given, name=_name: getattr(aioxarray, name)(at / "a.nc", **given),
-        "decode_times",
-    )
+    MISSPELLED[_name] = (opening(_name), "decode_times")
 
 
 @pytest.mark.parametrize("function", MISSPELLED)

@@ -101,6 +101,7 @@ def test_the_inner_engine_can_be_named(name: str, folder: Path) -> None:
     url, options = zarr_urls(folder)[name]
     given = {"engine": "aio", **options}
     named = {"inner_engine": "zarr"}
+    function: Any
     for function in (xr.open_dataset, aioxarray.open_dataset):
         xr.testing.assert_identical(function(url, **given, **named).load(), samples.numbers())
         got = function(url, **given, backend_kwargs=named)
