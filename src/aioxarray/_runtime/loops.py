@@ -18,7 +18,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 import anyio
 
@@ -175,6 +175,15 @@ async def _call(function: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
     return await function()
 
 
+class Cancellable(Protocol):
+    """What a leash holds: a call that can be cancelled, and its outcome when it has ended."""
+
+    @property
+    def outcome(self) -> concurrent.futures.Future[Any]: ...
+
+    def cancel(self) -> None: ...
+
+
 class Leash:
     """Ties the blocking calls made in a worker thread to the task that waits for the thread.
 
@@ -184,7 +193,7 @@ class Leash:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._calls: set[_Remote] = set()
+        self._calls: set[Cancellable] = set()
         self.pulled = False
 
     def run(self, function: Callable[[], T]) -> T:
@@ -207,7 +216,7 @@ class Leash:
             return [call.outcome for call in self._calls]
 
     @contextlib.contextmanager
-    def holding(self, call: _Remote) -> Iterator[None]:
+    def holding(self, call: Cancellable) -> Iterator[None]:
         """Hold ``call`` on the leash; raises CancelledError where the leash was pulled before."""
         with self._lock:
             if self.pulled:
@@ -218,6 +227,12 @@ class Leash:
         finally:
             with self._lock:
                 self._calls.discard(call)
+
+
+def on_leash(call: Cancellable) -> contextlib.AbstractContextManager[None]:
+    """Hold ``call``, which this thread waits for, on the leash of the thread, if it has one."""
+    leash = _leash.get()
+    return leash.holding(call) if leash else contextlib.nullcontext()
 
 
 def _waker() -> _Deliver:
@@ -301,8 +316,7 @@ def run_blocking(function: Callable[[], Coroutine[Any, Any, T]]) -> T:
         context.run(_blocked_loops.set, (*_blocked_loops.get(), here))
     context.run(_leash.set, None)
     remote = _Remote(loop, function, lambda: inbox.put(None))
-    leash = _leash.get()
-    with leash.holding(remote) if leash else contextlib.nullcontext():
+    with on_leash(remote):
         try:
             context.run(remote.start)
             _serve(inbox)
