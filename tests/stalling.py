@@ -89,17 +89,19 @@ class StallingProxy:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         self._clients: set[asyncio.StreamWriter] = set()
+        self._no_clients = asyncio.Event()
+        self._no_clients.set()
         server = await asyncio.start_server(self._connected, HOST, 0, backlog=1024)
         started.set_result(server.sockets[0].getsockname()[1])
         await self._stop.wait()
         server.close()
         for each in self._clients:
             each.transport.abort()
-        while self._clients:
-            await asyncio.sleep(0)
+        await self._no_clients.wait()
 
     async def _connected(self, reader: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
         self._clients.add(client)
+        self._no_clients.clear()
         answers, server = await asyncio.open_connection(HOST, self._upstream)
         back = asyncio.create_task(self._pass_back(answers, client))
         try:
@@ -122,6 +124,8 @@ class StallingProxy:
             server.close()
             client.close()
             self._clients.discard(client)
+            if not self._clients:
+                self._no_clients.set()
 
     async def _pass_back(self, answers: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
         passed = 0

@@ -20,12 +20,14 @@ GIVEN_UP_S = 3.0
 
 
 def fsspec_http(url: str) -> xr.Dataset:
-    return aioxarray.open_zarr(f"{url}/bucket/data")
+    ds: xr.Dataset = aioxarray.open_zarr(f"{url}/bucket/data")
+    return ds
 
 
 def s3fs(url: str) -> xr.Dataset:
     options = {"key": "test", "secret": "test", "client_kwargs": {"endpoint_url": url}}
-    return aioxarray.open_zarr("s3://bucket/data", storage_options=options)
+    ds: xr.Dataset = aioxarray.open_zarr("s3://bucket/data", storage_options=options)
+    return ds
 
 
 def obstore_http(url: str) -> xr.Dataset:
@@ -33,7 +35,8 @@ def obstore_http(url: str) -> xr.Dataset:
 
     allowed: Any = {"allow_http": True}
     client = obstore.store.HTTPStore(f"{url}/bucket/data", client_options=allowed)
-    return aioxarray.open_zarr(client)
+    ds: xr.Dataset = aioxarray.open_zarr(client)
+    return ds
 
 
 def obstore_s3(url: str) -> xr.Dataset:
@@ -48,7 +51,8 @@ def obstore_s3(url: str) -> xr.Dataset:
         region="us-east-1",
         client_options={"allow_http": True},
     )
-    return aioxarray.open_zarr(client)
+    ds: xr.Dataset = aioxarray.open_zarr(client)
+    return ds
 
 
 def icechunk(url: str) -> xr.Dataset:
@@ -65,11 +69,13 @@ def icechunk(url: str) -> xr.Dataset:
         region="us-east-1",
     )
     repo = icechunk.Repository.open(storage)
-    return aioxarray.open_zarr(repo.readonly_session("main"), consolidated=False)
+    ds: xr.Dataset = aioxarray.open_zarr(repo.readonly_session("main"), consolidated=False)
+    return ds
 
 
 def h5netcdf(url: str) -> xr.Dataset:
-    return aioxarray.open_dataset(f"{url}/data.nc", engine="h5netcdf")
+    ds: xr.Dataset = aioxarray.open_dataset(f"{url}/data.nc", engine="h5netcdf")
+    return ds
 
 
 def plain_h5netcdf(url: str) -> xr.Dataset:
@@ -78,7 +84,15 @@ def plain_h5netcdf(url: str) -> xr.Dataset:
 
 STORES: dict[str, Callable[[str], xr.Dataset]] = {
     function.__name__: function
-    for function in (fsspec_http, s3fs, obstore_http, obstore_s3, icechunk, h5netcdf, plain_h5netcdf)
+    for function in (
+        fsspec_http,
+        s3fs,
+        obstore_http,
+        obstore_s3,
+        icechunk,
+        h5netcdf,
+        plain_h5netcdf,
+    )
 }
 
 
@@ -114,11 +128,13 @@ def end_of_loop(ds: xr.Dataset) -> None:
         loading = asyncio.create_task(aioxarray.load_async(ds))
         loop = asyncio.get_running_loop()
         ended = loop.create_future()
+
+        def end() -> None:
+            told()
+            loop.call_soon_threadsafe(ended.set_result, None)
+
         # Not by ``to_thread``: the loop's own threads are not what is tested.
-        reader = threading.Thread(
-            target=lambda: (told(), loop.call_soon_threadsafe(ended.set_result, None)), daemon=True
-        )
-        reader.start()
+        threading.Thread(target=end, daemon=True).start()
         await ended
         assert not loading.done()
 
@@ -160,6 +176,6 @@ WAYS: dict[str, Callable[[xr.Dataset], None]] = {
 if __name__ == "__main__":
     store, way, url = sys.argv[1:]
     dataset = STORES[store](url)
-    print("open", flush=True)  # noqa: T201
+    print("open", flush=True)
     told()
     WAYS[way](dataset)

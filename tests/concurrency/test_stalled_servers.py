@@ -39,12 +39,14 @@ class Remote:
             client_options={"allow_http": True},
             retry_config={"max_retries": 0},
         )
-        return aioxarray.open_zarr(self.client)[["v0"]]
+        ds: xr.Dataset = aioxarray.open_zarr(self.client)
+        return ds[["v0"]]
 
     @property
     def other(self) -> xr.Dataset:
         """Other data of the same client."""
-        return aioxarray.open_zarr(self.client)[["v1"]]
+        ds: xr.Dataset = aioxarray.open_zarr(self.client)
+        return ds[["v1"]]
 
     @asynccontextmanager
     async def stalled(self, asked: int = 1, **options: Any) -> AsyncIterator[asyncio.Task[Any]]:

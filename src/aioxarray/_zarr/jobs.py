@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 from aioxarray._runtime.batches import Batches
 from aioxarray._runtime.tasks import gather
 from aioxarray._zarr.chunks import in_runs, noted
+from aioxarray._zarr.fetching import FETCHERS
 from aioxarray._zarr.nearness import Nearness
 from aioxarray._zarr.placing import Placer
-from aioxarray._zarr.fetching import FETCHERS
 from aioxarray._zarr.reading import Reading
 from aioxarray._zarr.sharing import Lead, Sharing, Table
 from aioxarray._zarr.small_chunks import SMALL_BYTES, SmallChunks
@@ -231,9 +231,7 @@ class Job:
         granted = self.granted
         return Batches(granted.decoders, granted.thread_count, _BATCH_BYTES, put)
 
-    async def _fetch(
-        self, batches: Batches[tuple[Any, Lead[Chunk]]], lead: Lead[Chunk]
-    ) -> bool:
+    async def _fetch(self, batches: Batches[tuple[Any, Lead[Chunk]]], lead: Lead[Chunk]) -> bool:
         """Fetch a chunk by the store's coroutine and have it decoded; say whether it is there."""
         chunk, flight = lead
         granted = self.granted
