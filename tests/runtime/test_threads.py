@@ -118,6 +118,99 @@ def test_cancelling_returns_at_once_and_the_call_ends_unheard() -> None:
     asyncio.run(main())
 
 
+def test_threads_of_calls_that_were_given_up_are_replaced() -> None:
+    async def main() -> None:
+        pool = Pool("own", 2)
+        hanging = [Gated() for _ in range(10)]
+        for call in hanging:
+            task = asyncio.create_task(pool.run(call))
+            await until(call.begun)
+            task.cancel()
+            await asyncio.wait([task])
+        # Two at once still, and not one of the ten has ended.
+        calls = [Gated(index) for index in range(3)]
+        tasks = [asyncio.create_task(pool.run(call)) for call in calls]
+        await until(calls[0].begun)
+        await until(calls[1].begun)
+        assert not calls[2].begun.is_set()
+        assert not any(call.ended.is_set() for call in hanging)
+        for call in (*calls, *hanging):
+            call.may_end.set()
+        assert await asyncio.gather(*tasks) == [0, 1, 2]
+
+    asyncio.run(main())
+
+
+def test_what_waits_for_a_thread_gets_that_of_a_call_that_was_given_up() -> None:
+    async def main() -> None:
+        pool = Pool("own", 1)
+        hanging = Gated()
+        task = asyncio.create_task(pool.run_to_end(hanging, lambda: None, wait=False))
+        await until(hanging.begun)
+        waiting = asyncio.create_task(pool.run(lambda: "done"))
+        await settle()
+        assert pool.has_queue
+        task.cancel()
+        assert await waiting == "done"
+        assert not hanging.ended.is_set()
+        hanging.may_end.set()
+
+    asyncio.run(main())
+
+
+def test_no_more_than_a_bounded_number_of_threads_is_replaced() -> None:
+    async def main() -> None:
+        pool = Pool("own", 1, most_lost=2)
+        hanging = [Gated() for _ in range(3)]
+        for call in hanging:
+            task = asyncio.create_task(pool.run(call))
+            await until(call.begun)
+            task.cancel()
+            await asyncio.wait([task])
+        waiting = asyncio.create_task(pool.run(lambda: "done"))
+        await settle()
+        assert pool.has_queue
+        hanging[2].may_end.set()
+        assert await waiting == "done"
+        for call in hanging[:2]:
+            call.may_end.set()
+
+    asyncio.run(main())
+
+
+EXIT = """
+import asyncio, sys, threading
+from aioxarray._runtime.crew import uncut
+from aioxarray._runtime.threads import Pool
+
+pool, never, begun = Pool("own", 2), threading.Event(), threading.Event()
+
+def hang():
+    begun.set()
+    never.wait()
+
+def finish():
+    with uncut():
+        begun.set()
+        while not sys.is_finalizing() and threading.main_thread().is_alive():
+            pass
+        print("to its end", flush=True)
+
+async def main(function):
+    task = asyncio.ensure_future(pool.run(function))
+    await asyncio.to_thread(begun.wait)
+    task.cancel()
+
+asyncio.run(main(FUNCTION))
+"""
+
+
+@pytest.mark.parametrize("function", ["hang", "finish"])
+def test_the_end_of_the_process_waits_for_what_must_not_be_cut_off_only(function: str) -> None:
+    output = run_script(EXIT.replace("FUNCTION", function), timeout_s=PATIENCE_S)
+    assert output == ("" if function == "hang" else "to its end\n")
+
+
 # --- Lane ----------------------------------------------------------------------------------
 
 

@@ -6,14 +6,17 @@ not answer, and joins them when the interpreter ends.
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import contextlib
+import ctypes
 import os
 import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 # How long the end of the interpreter waits for calls under way. Some libraries tear down in it what
 # their calls are using (Blosc, HDF5).
@@ -46,7 +49,6 @@ class Crew:
         self._idle = 0
         self._lost = 0
         self._started = 0
-        self._ended = False
         # Set, once it is there, when no thread is at work any more.
         self._at_rest: threading.Event | None = None
 
@@ -56,7 +58,7 @@ class Crew:
         Raises RuntimeError where the interpreter is ending.
         """
         with self._lock:
-            if self._ended:
+            if _ending:
                 raise RuntimeError("no threads are to be had: the interpreter is ending")
             self._queue.put(work)
             if self._idle:
@@ -137,7 +139,6 @@ class Crew:
     def end(self, seconds: float) -> None:
         """Drop what waits, and wait a moment for what is under way; the interpreter is ending."""
         with self._lock:
-            self._ended = True
             with contextlib.suppress(queue.Empty):
                 while True:
                     self._queue.get_nowait()
@@ -177,6 +178,41 @@ def current() -> Member | None:
 
 _crews: weakref.WeakSet[Crew] = weakref.WeakSet()
 _registered = False
+_ending = False
+# What ends waits that could be long.
+_cancels: set[Callable[[], object]] = set()
+# The threads of calls that the interpreter must not end in.
+_uncut: set[int] = set()
+_no_uncut = threading.Condition()
+
+
+@contextmanager
+def cancelled_at_exit(cancel: Callable[[], object]) -> Iterator[None]:
+    """Have ``cancel`` called if the interpreter ends while the context is open."""
+    _cancels.add(cancel)
+    try:
+        yield
+    finally:
+        _cancels.discard(cancel)
+
+
+@contextmanager
+def uncut() -> Iterator[None]:
+    """Keep the interpreter from ending while the context is open.
+
+    For calls of libraries that crash or hang when they are torn down meanwhile. What they wait for
+    should be `cancelled_at_exit`. If they wait in other Python code, of a file object, say, the end
+    of the interpreter raises CancelledError there.
+    """
+    thread = threading.get_ident()
+    with _no_uncut:
+        _uncut.add(thread)
+    try:
+        yield
+    finally:
+        with _no_uncut:
+            _uncut.discard(thread)
+            _no_uncut.notify_all()
 
 
 def _at_exit() -> None:
@@ -188,6 +224,17 @@ def _at_exit() -> None:
 
 
 def _end_all() -> None:
+    global _ending
+    _ending = True
+    for cancel in list(_cancels):
+        cancel()
+    with _no_uncut:
+        if not _no_uncut.wait_for(lambda: not _uncut, _EXIT_S):
+            for thread in _uncut:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                    ctypes.c_ulong(thread), ctypes.py_object(asyncio.CancelledError)
+                )
+        _no_uncut.wait_for(lambda: not _uncut)
     deadline = time.monotonic() + _EXIT_S
     for crew in list(_crews):
         crew.end(max(0.0, deadline - time.monotonic()))
@@ -195,7 +242,11 @@ def _end_all() -> None:
 
 def _forget() -> None:
     # The threads stayed with the parent.
+    global _no_uncut
     _crews.clear()
+    _cancels.clear()
+    _uncut.clear()
+    _no_uncut = threading.Condition()
 
 
 if hasattr(os, "register_at_fork"):

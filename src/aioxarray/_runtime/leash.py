@@ -112,6 +112,12 @@ def run_leashed(function: Callable[[], T]) -> T:
     return Leash(_leash.get()).run(function)
 
 
+def on_leash(call: Cancellable) -> contextlib.AbstractContextManager[None]:
+    """Hold ``call``, which this thread waits for, on the leash of the thread, if it has one."""
+    leash = _leash.get()
+    return _NO_LEASH if leash is None else leash.holding(call)
+
+
 def holding(
     call: Cancellable, context: contextvars.Context
 ) -> contextlib.AbstractContextManager[None]:
@@ -121,8 +127,7 @@ def holding(
     its own requests are.
     """
     context.run(_leash.set, None)
-    leash = _leash.get()
-    return _NO_LEASH if leash is None else leash.holding(call)
+    return on_leash(call)
 
 
 def leashed() -> contextlib.AbstractContextManager[None]:

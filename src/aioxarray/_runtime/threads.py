@@ -14,7 +14,7 @@ from concurrent.futures import Executor, Future
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from aioxarray._runtime.crew import Crew, Member, current
+from aioxarray._runtime.crew import Crew, Member, current, uncut
 
 T = TypeVar("T")
 
@@ -216,16 +216,20 @@ class Lane:
     Without it, such calls would fill the pool with threads that wait for each other.
     """
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, is_uncut: bool = False) -> None:
         self._pool = pool
+        self._is_uncut = is_uncut
         self._lock = threading.Lock()
         self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._busy = False
 
     @classmethod
-    def of(cls, key: Hashable, pool: Pool) -> Lane:
-        """Return the lane for ``key`` (what identifies the lock); it lives while in use."""
-        return _lanes.setdefault(key, cls(pool))
+    def of(cls, key: Hashable, pool: Pool, *, is_uncut: bool = False) -> Lane:
+        """Return the lane for ``key`` (what identifies the lock); it lives while in use.
+
+        If it ``is_uncut``, the end of the interpreter waits for the call under way: see `uncut`.
+        """
+        return _lanes.setdefault(key, cls(pool, is_uncut))
 
     async def run(self, function: Callable[[], T]) -> T:
         """Await ``function()`` after those before it, in the context of the caller.
@@ -266,7 +270,8 @@ class Lane:
                     self._busy = False
                     return
                 call, function = self._calls.popleft()
-            _finish(call, function)
+            with uncut() if self._is_uncut else contextlib.nullcontext():
+                _finish(call, function)
             # Keep nothing of this call alive until the next one comes.
             del call, function
 

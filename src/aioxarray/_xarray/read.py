@@ -112,12 +112,17 @@ async def _read_in_thread(function: Callable[[], Any], array: Any) -> Any:
         with calls_on(getattr(getattr(array, "datastore", None), "_manager", None)):
             return function()
 
-    return await Lane.of(key, blocking_pool).run(call)
+    return await _lane_of(key).run(call)
 
 
 def lane_of_hdf5() -> Lane:
     """Return the lane of HDF5, and with it of netCDF-C."""
-    return Lane.of(HDF5_LOCK.token, blocking_pool)
+    return _lane_of(HDF5_LOCK.token)
+
+
+def _lane_of(key: Hashable) -> Lane:
+    # HDF5 is torn down by the end of the process, whoever is in it; h5py waits for its own lock.
+    return Lane.of(key, blocking_pool, is_uncut=key == HDF5_LOCK.token)
 
 
 def _lock_of(array: Any) -> Any:

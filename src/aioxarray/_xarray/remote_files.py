@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import copy
 import io
 import os
 from collections.abc import Mapping
@@ -18,7 +20,11 @@ from xarray.backends.file_manager import PickleableFileManager
 from xarray.core.utils import is_remote_uri
 
 from aioxarray._runtime.collector import collector
+from aioxarray._runtime.detours import detour
+from aioxarray._runtime.threads import Pool
 
+# For reads of files that HDF5 waits for.
+_network = Pool("aioxarray-files", 32)
 # Those of xarray's engine.
 _BLOCK_BYTES = 4 << 20
 _DEFAULTS: dict[str, Any] = {"cache_type": "blockcache", "block_size": _BLOCK_BYTES}
@@ -39,7 +45,8 @@ class AheadFile(io.RawIOBase):
     """
 
     def __init__(self, file: Any) -> None:
-        self._file = file
+        self._file: Any = file
+        self._given_up: list[Any] = []
         self._size: int = file.size
         self._at = 0
         self._blocks: list[tuple[int, memoryview]] = []
@@ -57,11 +64,15 @@ class AheadFile(io.RawIOBase):
         return bool(self._blocks) and self._blocks[0][1][: len(_SIGNATURE)] == _SIGNATURE
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._file,)
+        return type(self), (self._any_file,)
 
     def __repr__(self) -> str:
         # h5py makes the name of the file of it, and xarray the "source" of its variables.
-        return repr(self._file)
+        return repr(self._any_file)
+
+    @property
+    def _any_file(self) -> Any:
+        return self._given_up[-1] if self._file is None else self._file
 
     def readable(self) -> bool:
         return True
@@ -85,10 +96,33 @@ class AheadFile(io.RawIOBase):
                 count = len(wanted)
                 break
         else:
-            self._file.seek(self._at)
-            count = self._file.readinto(wanted)
+            data = self._read(len(wanted))
+            count = len(data)
+            wanted[:count] = data
         self._at += count
         return count
+
+    def _read(self, count: int) -> bytes:
+        """Read from the file; not here, where HDF5 holds its locks, but in another thread.
+
+        Into memory of its own: a read that was given up must not write to that of HDF5.
+        """
+        file, at = self._file, self._at
+        if file is None:
+            # A read that was given up still uses the one before.
+            file = self._file = copy.copy(self._given_up.pop())
+
+        def read() -> bytes:
+            file.seek(at)
+            data: bytes = file.read(count)
+            return data
+
+        try:
+            return detour(_network, read)
+        except asyncio.CancelledError:
+            self._given_up.append(file)
+            self._file = None
+            raise
 
 
 def read_ahead(engine: Any, source: Any, options: Mapping[str, Any]) -> tuple[Any, Any]:

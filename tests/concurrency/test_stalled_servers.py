@@ -1,0 +1,198 @@
+"""A server that answers no more holds up those who wait for it, and nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import obstore.store
+import pytest
+import xarray as xr
+import zarr
+
+import aioxarray
+from aioxarray._zarr import jobs, reading
+from aioxarray._zarr.fetching import FETCHERS
+from aioxarray.testing import ObjectServer
+from tests.concurrency.helpers import PATIENCE_S, plain, written
+from tests.stalling import StallingProxy
+
+# More than the threads and the calls of this client, less than the limit on requests.
+CHUNKS = 64
+
+
+class Remote:
+    """Data behind a proxy that can stall, read through a client of obstore's."""
+
+    def __init__(self, proxy: StallingProxy) -> None:
+        self.proxy = proxy
+        self.ds = self.opened()
+
+    def opened(self) -> xr.Dataset:
+        """Open the data through a client of its own."""
+        # Nothing is asked a second time: the threads that wait end with the connections.
+        self.client = obstore.store.HTTPStore(
+            f"{self.proxy.url}/data",
+            client_options={"allow_http": True},
+            retry_config={"max_retries": 0},
+        )
+        ds: xr.Dataset = aioxarray.open_zarr(self.client)
+        return ds[["v0"]]
+
+    @property
+    def other(self) -> xr.Dataset:
+        """Other data of the same client."""
+        ds: xr.Dataset = aioxarray.open_zarr(self.client)
+        return ds[["v1"]]
+
+    @asynccontextmanager
+    async def stalled(self, asked: int = 1, **options: Any) -> AsyncIterator[asyncio.Task[Any]]:
+        """Begin a load; give its task when ``asked`` more requests wait in vain."""
+        before = self.proxy.asked
+        task = asyncio.create_task(aioxarray.compute_async(self.ds, **options))
+        await asyncio.to_thread(self.proxy.wait_asked, before + asked)
+        try:
+            yield task
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
+
+@contextmanager
+def remotes(count: int = 2) -> Iterator[list[Remote]]:
+    """Serve the same data behind several proxies; end when no thread waits for one any more."""
+    store = written(2, CHUNKS)
+    zarr.consolidate_metadata(store)
+    with ObjectServer(process=True) as server:
+        for key, data in store._store_dict.items():
+            server.put(f"data/{key}", data.to_bytes())
+        port = urlsplit(server.url).port
+        assert port is not None
+        proxies = [StallingProxy(port).__enter__() for _ in range(count)]
+        try:
+            yield [Remote(proxy) for proxy in proxies]
+        finally:
+            for proxy in proxies:
+                proxy.__exit__()
+            asyncio.run(nobody_waits())
+
+
+async def nobody_waits() -> None:
+    """Wait until all that was given up has ended."""
+    for budget in (reading.fetching, reading.requests):
+        with budget.share(1) as share:
+            async with asyncio.timeout(PATIENCE_S):
+                # What is more than all is let in when nobody has anything.
+                async with share.hold(1 << 60):
+                    pass
+
+
+async def loads(ds: xr.Dataset, **options: Any) -> None:
+    """Load what `remotes` serves, without touching ``ds``."""
+    async with asyncio.timeout(PATIENCE_S):
+        loaded = await aioxarray.compute_async(ds, **options)
+    xr.testing.assert_identical(loaded, plain(2, CHUNKS)[list(ds)])
+
+
+@pytest.fixture
+def always_near(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every server taken for one close by, however busy the machine is."""
+    monkeypatch.setattr(jobs, "_AT_ONCE_S", PATIENCE_S)
+
+
+def test_many_loads_given_up_leave_other_servers_alone() -> None:
+    async def main() -> None:
+        bad, good = both
+        bad.proxy.stall()
+        for _ in range(24):
+            async with bad.stalled():
+                pass
+        await loads(good.ds)
+        # They are still waited for, by no more than one client's threads.
+        assert 1 <= reading.requests.in_use <= FETCHERS
+        assert bad.proxy.in_vain >= reading.requests.in_use
+        assert reading.memory.in_use == 0
+        # New requests of the same client, once the server is well.
+        bad.proxy.resume()
+        await loads(bad.ds)
+        assert reading.requests.in_use >= 1
+
+    with remotes() as both:
+        asyncio.run(main())
+
+
+@pytest.mark.usefixtures("always_near")
+@pytest.mark.parametrize("concurrency", [128, 6, 2, 1])
+def test_all_threads_of_a_server_that_stalls_in_a_load(concurrency: int) -> None:
+    async def main() -> None:
+        bad, good = both
+        # At most half of the requests are made by calls that cannot be cancelled.
+        waiting = min(FETCHERS, concurrency // 2)
+        bad.proxy.stall(after=1)
+        async with bad.stalled(max(1, waiting)):
+            pass
+        assert reading.requests.in_use == waiting
+        assert reading.memory.in_use == 0
+        await loads(good.ds)
+        bad.proxy.resume()
+        await loads(bad.ds)
+        assert reading.requests.in_use == waiting
+
+    with aioxarray.config.set(concurrency=concurrency), remotes() as both:
+        asyncio.run(main())
+
+
+@pytest.mark.usefixtures("always_near")
+def test_a_load_that_waits_for_a_stalled_server_keeps_nobody_waiting() -> None:
+    async def main() -> None:
+        bad, good = both
+        other = await asyncio.to_thread(lambda: bad.other)
+        bad.proxy.stall(after=1)
+        async with bad.stalled(FETCHERS) as task:
+            await loads(good.ds)
+            bad.proxy.resume()
+            # The same client too, whose threads all wait.
+            await loads(other)
+            assert not task.done()
+
+    with remotes() as both:
+        asyncio.run(main())
+
+
+@pytest.mark.usefixtures("always_near")
+def test_clients_without_number_do_not_take_all_requests() -> None:
+    async def main() -> None:
+        bad, good = both
+        bad.proxy.stall(after=10 * 1000)
+        datasets = [bad.opened() for _ in range(10)]
+        bad.proxy.stall()
+        for ds in datasets:
+            bad.ds = ds
+            async with bad.stalled():
+                pass
+        assert reading.requests.in_use == 3
+        await loads(good.ds)
+
+    with aioxarray.config.set(concurrency=6), remotes() as both:
+        asyncio.run(main())
+
+
+@pytest.mark.usefixtures("always_near")
+def test_a_client_is_read_by_threads_again_when_none_waits_in_vain() -> None:
+    async def main() -> None:
+        bad, _ = both
+        bad.proxy.stall(after=1)
+        async with bad.stalled(FETCHERS):
+            pass
+        bad.proxy.drop()
+        await nobody_waits()
+        bad.proxy.stall(after=1)
+        # As many as there are threads, and no more.
+        async with bad.stalled(FETCHERS):
+            assert reading.fetching.in_use == FETCHERS
+
+    with remotes() as both:
+        asyncio.run(main())
