@@ -16,9 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 from zarr.storage import MemoryStore
 
 import aioxarray
+from aioxarray._runtime.workers import in_worker
+
+from aioxarray.opening import closing_on_error
 from aioxarray.testing import (
     FaultyStore,
     GatedStore,
@@ -87,12 +91,10 @@ def test_a_load_by_name_may_have_a_limit_of_its_own(function: str) -> None:
 
 
 def test_reading_under_the_pipeline_of_an_open_takes_one_place_a_request() -> None:
-    """Who holds a place and waits for another would wait for ever."""
+    """A read that held one and waited for another would wait for ever."""
     asked = Asked()
-    path = "aioxarray.CodecPipeline"
-    import zarr
-
-    with zarr.config.set({"codec_pipeline.path": path}), aioxarray.config.set(concurrency=1):
+    ours = {"codec_pipeline.path": "aioxarray.CodecPipeline"}
+    with zarr.config.set(ours), aioxarray.config.set(concurrency=1):
         ds = xr.open_dataset(asked.store, **{**asked.options, "engine": "aio"})
     xr.testing.assert_identical(ds.load(), wide())
     assert asked.store.log.most_in_flight == 1
@@ -412,3 +414,44 @@ def test_a_timeout_names_the_file_that_a_library_reads_by_itself() -> None:
         "not opened within the timeout of 0.5 s: "
         f"waiting for a worker thread to open http://{address}/a.nc"
     )
+
+
+def test_a_failed_open_does_not_wait_long_for_a_file_that_cannot_be_closed() -> None:
+    """A library closes nothing while it reads; and that may be from a server that stalls."""
+    reading, closed = threading.Event(), threading.Event()
+
+    def close() -> None:
+        reading.wait(PATIENCE_S)
+        closed.set()
+
+    async def main() -> None:
+        async with closing_on_error(close):
+            raise OSError("no luck")
+
+    with pytest.raises(OSError, match="no luck"):
+        asyncio.run(main())
+    assert not closed.is_set()
+    reading.set()
+    assert closed.wait(PATIENCE_S)
+
+
+def test_a_cancelled_open_has_ended_in_its_thread() -> None:
+    """Not only its requests: nothing of it runs when the call returns."""
+    asked = Asked("zarr.json")
+    ended = threading.Event()
+
+    def open_it() -> None:
+        try:
+            xr.open_dataset(asked.store, **{**asked.options, "engine": "aio"})
+        finally:
+            ended.set()
+
+    async def main() -> None:
+        task = asyncio.create_task(in_worker(open_it, lambda _: None))
+        await asked.gate.requested("zarr.json")
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert ended.is_set()
+
+    asyncio.run(main())

@@ -352,6 +352,57 @@ def test_a_process_serves_and_reports(tmp_path: Path) -> None:
         assert server.log.completed == server.log.most_in_flight == 1
 
 
+def test_requests_are_held_until_they_are_released_or_given_up() -> None:
+    with ObjectServer() as server:
+        server.put("a", b"1")
+        server.put("b", b"2")
+        server.hold("a")
+        address = server.url.removeprefix("http://")
+        client, other = (http.client.HTTPConnection(address) for _ in range(2))
+        client.request("GET", "/a")
+        server.wait_requested("a")
+        other.request("GET", "/b")
+        assert other.getresponse().read() == b"2"
+        assert (server.waiting, server.log.in_flight) == (("a",), 1)
+        client.close()
+        asyncio.run(server.deserted())
+        other.request("GET", "/a")
+        server.wait_requested("a", count=2)
+        server.release()
+        assert other.getresponse().read() == b"1"
+        assert server.waiting == ()
+        other.close()
+
+
+def test_requests_fail_as_told() -> None:
+    with ObjectServer() as server:
+        server.put("a", b"1")
+        server.put("b", b"2")
+        server.fail("a", 503)
+        client = http.client.HTTPConnection(server.url.removeprefix("http://"))
+        statuses = []
+        for key in ("a", "b"):
+            client.request("GET", f"/{key}")
+            answer = client.getresponse()
+            answer.read()
+            statuses.append(answer.status)
+        server.fail("a", None)
+        client.request("GET", "/a")
+        assert client.getresponse().read() == b"1"
+        client.close()
+    assert statuses == [503, 200]
+
+
+def test_holding_and_failing_need_a_server_in_this_process() -> None:
+    with ObjectServer() as server, pytest.raises(RuntimeError, match="nothing is held"):
+        server.release()
+    with ObjectServer(process=True) as server:
+        with pytest.raises(TypeError, match="in this process"):
+            server.hold()
+        with pytest.raises(TypeError, match="in this process"):
+            server.fail("*")
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kills a process the Unix way")
 def test_the_process_ends_with_its_parent() -> None:
     code = (

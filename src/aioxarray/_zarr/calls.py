@@ -88,7 +88,7 @@ def current_concurrency() -> int | None:
 
 
 def awaiting(what: str) -> AbstractContextManager[None]:
-    """Return a context in which the call for which the code here works waits for ``what``."""
+    """Return a context in which the current call waits for ``what``."""
     call = _current.get()
     return nullcontext() if call is None else call.awaiting(what)
 

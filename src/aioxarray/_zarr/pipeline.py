@@ -135,7 +135,7 @@ class CodecPipeline(BatchedCodecPipeline):
         ``spec`` is that of one of them.
         """
         if isinstance(store, PrefetchedStore):
-            # Of an open: who holds one place for a request must not wait for another.
+            # It counts requests itself, and a read that holds a place must not wait for another.
             store = store.counted_elsewhere()
         with nullcontext(self.granted) if self.granted else reading() as granted:
             done = 0
