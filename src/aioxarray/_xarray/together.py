@@ -1,0 +1,117 @@
+"""Reads small variables many at a time: those that plain calls read, in one thread.
+
+A hop to a thread and back, a task, and zarr's asynchronous indexing cost more than a variable of
+a few values does. So such variables are read and decoded in runs, one after the other in the
+thread where their backend is read: a decoding thread for Zarr in memory and in local files, the
+lane of the library for netCDF.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import partial
+from time import perf_counter
+from typing import Any
+
+from aioxarray._runtime.threads import Lane
+from aioxarray._xarray.lazy import Lazy
+from aioxarray._xarray.plan import Read, base_of, plan
+from aioxarray._xarray.read import blocking_pool, is_zarr, lane_key, read_by_plain_call
+from aioxarray._zarr.arrays import read_small_block, reads_by_plain_calls
+from aioxarray._zarr.chunks import is_basic
+from aioxarray._zarr.reading import Reading
+
+# Decoding more than this costs more than a hop to a thread.
+_SMALL_BYTES = 16 << 10
+# So many variables a hop, as long as they do not take longer than this: others may wait.
+RUN = 64
+_RUN_S = 0.01
+# Fewer of one place are as fast one by one.
+_LEAST = 8
+# What a variable is that has to be read by other means.
+UNREAD = object()
+# The place of Zarr arrays; others' places are the keys of their lanes.
+_ZARR = object()
+
+
+def by_place(
+    lazies: Sequence[Lazy], indexes: Iterable[int], reading: Reading
+) -> tuple[dict[Hashable, list[int]], list[int]]:
+    """Return which of ``lazies`` to read together, by the place where they are read, and the rest."""
+    places: dict[Hashable, list[int]] = {}
+    rest: list[int] = []
+    for index in indexes:
+        place = _place_of(lazies[index], reading)
+        (rest if place is None else places.setdefault(place, [])).append(index)
+    for place, members in list(places.items()):
+        if len(members) < _LEAST:
+            rest += places.pop(place)
+    rest.sort()
+    return places, rest
+
+
+def _place_of(lazy: Lazy, reading: Reading) -> Hashable | None:
+    if lazy.nbytes > _SMALL_BYTES:
+        return None
+    array = base_of(lazy.data)
+    if array is None:
+        return None
+    if is_zarr(array):
+        # What is kept, or looked for in what is kept, goes through the pipeline.
+        local = not reading.keeps and reads_by_plain_calls(array._array)
+        return _ZARR if local else None
+    return lane_key(array)
+
+
+async def read_run(
+    place: Hashable, lazies: Sequence[Lazy], run: Sequence[int], reading: Reading
+) -> list[Any]:
+    """Return the values of the first of ``run``, `UNREAD` for what has to be read otherwise.
+
+    At least one is read, and no more than a thread does in a moment. Cancelling ends the run
+    after the variable that it is at.
+    """
+    stop = threading.Event()
+    read = _read_zarr if place is _ZARR else read_by_plain_call
+    work = partial(_read_run, read, lazies, run, stop)
+    if place is _ZARR:
+        # Such work holds the interpreter's lock: more threads would only pass it to and fro.
+        return await reading.in_thread(work, _SMALL_BYTES, stop.set, False, alone=True)
+    try:
+        return await Lane.of(place, blocking_pool).run(work)
+    except asyncio.CancelledError:
+        stop.set()
+        raise
+
+
+def _read_run(
+    read: Callable[[Read], Any], lazies: Sequence[Lazy], run: Sequence[int], stop: threading.Event
+) -> list[Any]:
+    values: list[Any] = []
+    until = perf_counter() + _RUN_S
+    for index in run:
+        lazy = lazies[index]
+        try:
+            values.append(_value(read, lazy))
+        except Exception as error:
+            error.add_note(f"while loading {lazy.label}")
+            raise
+        if stop.is_set() or perf_counter() >= until:
+            break
+    return values
+
+
+def _value(read: Callable[[Read], Any], lazy: Lazy) -> Any:
+    parts = plan(lazy.data)
+    if not isinstance(parts.source, Read):
+        return UNREAD
+    value = read(parts.source)
+    return UNREAD if value is UNREAD else parts.finish(value)
+
+
+def _read_zarr(source: Read) -> Any:
+    key, array = source.key.tuple, source.array
+    block = read_small_block(array._array, key) if is_basic(key) else None
+    return UNREAD if block is None else block
