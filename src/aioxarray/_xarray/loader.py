@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from aioxarray._runtime.tasks import gather
+from aioxarray._runtime.tasks import gather, in_steps
 from aioxarray._runtime.threads import BLOCKING_THREADS
 from aioxarray._xarray.chunked import compute_chunked
 from aioxarray._xarray.lazy import Lazy, load_data
-from aioxarray._xarray.together import RUN, UNREAD, by_place, read_run
+from aioxarray._xarray.together import RUN, UNREAD, Sorting, read_run
 from aioxarray._zarr.reading import Reading, decoders, reading
 from aioxarray.config import cache_limit, memory_limit, request_limit, thread_count
 from aioxarray.progress import Meter, Progress, check_progress, meter
@@ -49,7 +49,7 @@ async def read_all(lazies: Sequence[Lazy], options: Options) -> list[Any]:
         load = _Load(lazies, granted, counter, options)
         try:
             async with asyncio.timeout(options.timeout) as limit:
-                await gather(load.jobs())
+                await gather(await load.jobs())
         except TimeoutError as error:
             if not limit.expired():
                 raise
@@ -72,11 +72,13 @@ class _Load:
         self._counter = counter
         self._options = options
 
-    def jobs(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
+    async def jobs(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         """Return what to await side by side."""
         chunked = [index for index, lazy in enumerate(self._lazies) if lazy.chunked]
         others = [index for index, lazy in enumerate(self._lazies) if not lazy.chunked]
-        places, rest = by_place(self._lazies, others, self._reading)
+        sorting = Sorting()
+        await in_steps(sorting.each(self._lazies, others, self._reading))
+        places, rest = sorting.done()
         jobs = self._workers(rest)
         jobs += [partial(self._together, *each) for each in places.items()]
         return [*jobs, partial(self._all_chunked, chunked)] if chunked else jobs

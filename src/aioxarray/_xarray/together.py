@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -36,20 +36,29 @@ UNREAD = object()
 _ZARR = object()
 
 
-def by_place(
-    lazies: Sequence[Lazy], indexes: Iterable[int], reading: Reading
-) -> tuple[dict[Hashable, list[int]], list[int]]:
-    """Return which of ``lazies`` to read together, by the place where they are read, and the rest."""
-    places: dict[Hashable, list[int]] = {}
-    rest: list[int] = []
-    for index in indexes:
-        place = _place_of(lazies[index], reading)
-        (rest if place is None else places.setdefault(place, [])).append(index)
-    for place, members in list(places.items()):
-        if len(members) < _LEAST:
-            rest += places.pop(place)
-    rest.sort()
-    return places, rest
+class Sorting:
+    """Sorts lazy arrays into those that are read together, by place, and the rest."""
+
+    def __init__(self) -> None:
+        self._places: dict[Hashable, list[int]] = {}
+        self._rest: list[int] = []
+
+    def each(
+        self, lazies: Sequence[Lazy], indexes: Iterable[int], reading: Reading
+    ) -> Iterator[None]:
+        """Sort what is at ``indexes`` of ``lazies``, one a step."""
+        for index in indexes:
+            yield
+            place = _place_of(lazies[index], reading)
+            members = self._rest if place is None else self._places.setdefault(place, [])
+            members.append(index)
+
+    def done(self) -> tuple[dict[Hashable, list[int]], list[int]]:
+        """Return the indexes by place, and those of the rest."""
+        for place, members in list(self._places.items()):
+            if len(members) < _LEAST:
+                self._rest += self._places.pop(place)
+        return self._places, sorted(self._rest)
 
 
 def _place_of(lazy: Lazy, reading: Reading) -> Hashable | None:
