@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from aioxarray._runtime.loops import blocking, io_loop, run_on
-from aioxarray._xarray.find import find_variables, shallow_copy
-from aioxarray._xarray.lazy import assign, lazy_data
+from aioxarray._runtime.tasks import in_steps
+from aioxarray._xarray.find import each_variable, find_variables, shallow_copy
+from aioxarray._xarray.lazy import Assignment, Lazy, collecting
 from aioxarray._xarray.loader import Options, read_all
 from aioxarray.progress import Progress
 
@@ -123,7 +124,11 @@ async def computed(obj: T, options: Options) -> T:
 
 async def _load(obj: Any, options: Options, *, share: bool) -> None:
     options.check()
-    lazies = lazy_data(find_variables(obj))
-    if lazies:
+    found: dict[int, Lazy] = {}
+    await in_steps(collecting(each_variable(obj), found))
+    if found:
+        lazies = list(found.values())
         values = await run_on(io_loop(), lambda: read_all(lazies, options))
-        assign(lazies, values, share=share)
+        assignment = Assignment()
+        await in_steps(assignment.preparing(lazies, values, share=share))
+        assignment.make()

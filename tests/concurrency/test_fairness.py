@@ -14,6 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import zarr
+from zarr.storage import MemoryStore
 
 import aioxarray
 from aioxarray._zarr import reading
@@ -135,7 +137,7 @@ def test_an_own_limit_of_the_large_load_leaves_the_rest_to_others() -> None:
 
 def test_a_small_load_of_another_thread_is_next() -> None:
     """Over loops and threads too: each place that is given back goes to the next in turn."""
-    gates = [GatedStore(written(*shape), keys="*/c/*") for shape in (LARGE, (2, 1))]
+    gates = [GatedStore(written(*shape), keys="*/c/*") for shape in ((20, 10), (2, 1))]
     datasets = [lazily(gate) for gate in gates]
     with (
         aioxarray.config.set(concurrency=LIMIT),
@@ -145,7 +147,8 @@ def test_a_small_load_of_another_thread_is_next() -> None:
             large = threads.submit(_run_own_loop, datasets[0])
             gates[0].wait_requested("*/c/*", PATIENCE_S, count=LIMIT)
             small = threads.submit(_run_own_loop, datasets[1])
-            _wait_until_both_wait(2)
+            # All but those in flight, and the two of the small load.
+            _wait_until_waiting(20 * 10 - LIMIT + 2)
             assert gates[1].waiting == ()
             # Four places become free, one after another: two of them are the small load's.
             for key in gates[0].waiting[:4]:
@@ -158,7 +161,7 @@ def test_a_small_load_of_another_thread_is_next() -> None:
             for gate in gates:
                 gate.release_all()
         large.result(PATIENCE_S)
-    same(datasets[0], *LARGE)
+    same(datasets[0], 20, 10)
     same(datasets[1], 2, 1)
 
 
@@ -166,12 +169,85 @@ def _run_own_loop(ds: xr.Dataset) -> None:
     asyncio.run(aioxarray.load_async(ds))
 
 
-def _wait_until_both_wait(count: int) -> None:
-    """Wait until two loads wait for places, the smaller one with ``count`` requests."""
+def _wait_until_waiting(count: int) -> None:
+    """Wait until two loads are under way and ``count`` of their requests wait for places."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
-        waiting = sorted(len(share.waiting) for share in reading.requests._shares)
-        if len(waiting) == 2 and count == waiting[0] < waiting[1]:
+        now = reading.requests.statistics()
+        if now.shares == 2 and now.waiting == count:
             return
         assert time.monotonic() < deadline
         time.sleep(0.001)
+
+
+# A decoded chunk of these is more than 4 MiB: places for it are held for long.
+LARGE_CHUNK = 1 << 20
+
+
+def large_chunks(count: int) -> MemoryStore:
+    """Return a store of ``count`` chunks of 8 MiB, none of which is there: all are requested."""
+    store = MemoryStore()
+    zarr.create_array(
+        store,
+        name="v0",
+        shape=(count * LARGE_CHUNK,),
+        chunks=(LARGE_CHUNK,),
+        dtype="f8",
+        dimension_names=["x"],
+    )
+    return store
+
+
+@pytest.mark.parametrize(
+    ("concurrency", "memory"),
+    [(LIMIT, "4MiB"), (LIMIT, "8MiB"), (LIMIT, "17MiB"), (4, "1GiB"), (0, "8MiB")],
+    ids=["over-sized", "just one", "a few", "requests", "no limit of requests"],
+)
+def test_a_small_load_does_not_wait_for_the_end_of_large_chunks(
+    concurrency: int, memory: str
+) -> None:
+    """A small chunk takes a second, a large one a hundred."""
+    slow, quick = LatencyStore(large_chunks(6), 0.0), LatencyStore(written(1, 1), 0.0)
+    large, small = lazily(slow), [lazily(quick) for _ in range(3)]
+    slow.latency_s, quick.latency_s = 100.0, 1.0
+    waited_s = []
+
+    async def main() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(aioxarray.load_async(large))
+            await asyncio.sleep(0.5)
+            for each in small:
+                begun_s = clock.elapsed_s
+                await aioxarray.load_async(each)
+                waited_s.append(clock.elapsed_s - begun_s)
+
+    clock = VirtualClock()
+    with aioxarray.config.set(concurrency=concurrency, memory=memory):
+        clock.run(main)
+    # Its own round trip.
+    assert waited_s == [1, 1, 1]
+    assert large.v0.size == 6 * LARGE_CHUNK
+
+
+def test_many_small_loads_beside_large_chunks_keep_to_the_limit() -> None:
+    slow, quick = LatencyStore(large_chunks(12), 0.0), LatencyStore(written(40, 1), 0.0)
+    counter = RecordingStore(quick)
+    large, small = lazily(slow), lazily(counter)
+    slow.latency_s, quick.latency_s = 100.0, 1.0
+    counter.log.clear()
+    ended_s = []
+
+    async def main() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(aioxarray.load_async(large))
+            await asyncio.sleep(0.5)
+            await aioxarray.load_async(small)
+            ended_s.append(clock.elapsed_s)
+
+    clock = VirtualClock()
+    with aioxarray.config.set(concurrency=8):
+        clock.run(main)
+    # Seven places have large chunks; one is left, for one after the other.
+    assert (counter.log.most_in_flight, ended_s) == (1, [40.5])
+    # The large load has not waited for them.
+    assert clock.elapsed_s == 200

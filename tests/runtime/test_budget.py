@@ -569,7 +569,7 @@ def test_any_sequence_of_calls_keeps_the_rules(with_lane: bool, steps: list[Any]
 
 
 def test_the_work_of_a_call_does_not_depend_on_how_many_others_wait() -> None:
-    """The shares that are looked at, a call, are as many with a thousand calls as with a hundred."""
+    """A call looks at as many shares beside a thousand others as beside a hundred."""
 
     async def hold(budget: Budget) -> None:
         with budget.share(8) as share:

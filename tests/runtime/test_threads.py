@@ -48,6 +48,41 @@ def test_a_pool_runs_in_its_own_threads_with_the_callers_context() -> None:
     asyncio.run(main())
 
 
+def test_what_takes_long_leaves_a_thread_to_the_others() -> None:
+    """As many long calls as there are threads, and more that wait: a short one still runs."""
+
+    async def main() -> None:
+        pool = Pool("own", 2)
+        calls = [Gated() for _ in range(4)]
+        long = [pool.start(call, long=True) for call in calls]
+        for call in calls[:2]:
+            await until(call.begun)
+        assert await pool.run(lambda: "short") == "short"
+        assert not calls[2].begun.is_set()
+        for call in calls:
+            call.may_end.set()
+        await asyncio.gather(*long)
+        # The threads are the pool's own again.
+        name = await pool.run(lambda: threading.current_thread().name)
+        assert "spare" not in name
+
+    asyncio.run(main())
+
+
+def test_without_long_calls_no_further_thread_is_used() -> None:
+    async def main() -> None:
+        pool = Pool("own", 1)
+        first, second = Gated(), Gated()
+        calls = [pool.start(first), pool.start(second)]
+        await until(first.begun)
+        assert not second.begun.is_set()
+        first.may_end.set()
+        second.may_end.set()
+        await asyncio.gather(*calls)
+
+    asyncio.run(main())
+
+
 def test_the_error_of_a_call_is_the_very_same() -> None:
     error = ZeroDivisionError("original")
 

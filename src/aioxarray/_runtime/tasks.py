@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
+from time import perf_counter
 from typing import TypeVar
 
+from anyio.lowlevel import checkpoint
+
 T = TypeVar("T")
+
+# How long a step may keep the loop.
+_STEP_S = 0.002
 
 
 async def gather(functions: Iterable[Callable[[], Awaitable[T]]]) -> list[T]:
@@ -32,6 +38,18 @@ async def gather(functions: Iterable[Callable[[], Awaitable[T]]]) -> list[T]:
         # Its own context would show the group, which says nothing more.
         raise first_error(errors) from None
     return [results[index] for index in range(len(listed))]
+
+
+async def in_steps(work: Iterable[object]) -> None:
+    """Iterate over ``work``, and let the loop, any library's, go on every few milliseconds.
+
+    What takes less is not interrupted.
+    """
+    until = perf_counter() + _STEP_S
+    for _ in work:
+        if perf_counter() >= until:
+            await checkpoint()
+            until = perf_counter() + _STEP_S
 
 
 def first_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -26,9 +26,17 @@ def find_variables(obj: Any) -> list[Found]:
     TypeError
         If something in ``obj`` is neither an xarray object nor a list, tuple or dict.
     """
-    found: dict[int, Found] = {}
+    return list(each_variable(obj))
+
+
+def each_variable(obj: Any) -> Iterator[Found]:
+    """Find the variables of ``obj`` one by one; see `find_variables`."""
+    seen: set[int] = set()
     for place, leaf in _leaves(obj, "obj"):
         for name, variable, group in _variables(leaf):
+            if id(variable) in seen:
+                continue
+            seen.add(id(variable))
             where = "".join(
                 [
                     "" if name is None else f" {name!r}",
@@ -36,8 +44,7 @@ def find_variables(obj: Any) -> list[Found]:
                     "" if place == "obj" else f" in {place}",
                 ]
             )
-            found.setdefault(id(variable), Found(variable, f"variable{where}"))
-    return list(found.values())
+            yield Found(variable, f"variable{where}")
 
 
 def _variables(obj: Any) -> Iterator[tuple[Hashable, xr.Variable, str | None]]:
@@ -51,14 +58,15 @@ def _variables(obj: Any) -> Iterator[tuple[Hashable, xr.Variable, str | None]]:
     else:
         for path, node in obj.subtree_with_keys:
             # Inherited coordinates are the parent's own variables: found there already.
-            for name, variable in node.variables.items():
+            for name, variable in list(node.variables.items()):
                 yield name, variable, "/" if path == "." else f"/{path}"
 
 
 def _named(
     variables: Mapping[Any, xr.Variable],
 ) -> Iterator[tuple[Hashable, xr.Variable, str | None]]:
-    for name, variable in variables.items():
+    # A list: the object may be changed while others' code runs in between.
+    for name, variable in list(variables.items()):
         yield name, variable, None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,10 +55,18 @@ class Lazy:
         return is_chunked_array(self.data)
 
 
-def lazy_data(found: Sequence[Found]) -> list[Lazy]:
+def lazy_data(found: Iterable[Found]) -> list[Lazy]:
     """Return what of ``found`` is not in memory; data that variables share appears once."""
     lazies: dict[int, Lazy] = {}
+    for _ in collecting(found, lazies):
+        pass
+    return list(lazies.values())
+
+
+def collecting(found: Iterable[Found], lazies: dict[int, Lazy]) -> Iterator[None]:
+    """Put what of ``found`` is not in memory into ``lazies``, one variable a step."""
     for each in found:
+        yield
         variable = each.variable
         if isinstance(variable, xr.IndexVariable):
             # Holds an index: always in memory.
@@ -76,7 +84,6 @@ def lazy_data(found: Sequence[Found]) -> list[Lazy]:
         nbytes = size * variable.dtype.itemsize
         lazy = lazies.setdefault(id(source), Lazy(data, [], each.label, nbytes))
         lazy.holders.append((variable, data))
-    return list(lazies.values())
 
 
 async def load_data(
@@ -119,23 +126,45 @@ def assign(lazies: Sequence[Lazy], values: Sequence[Any], *, share: bool) -> Non
     With ``share``, other variables that hold the same lazy data get it too, as with xarray's
     own ``load``.
     """
-    ready = [
-        as_compatible_data(value) if lazy.chunked else value
-        for lazy, value in zip(lazies, values, strict=True)
-    ]
-    for lazy, value in zip(lazies, ready, strict=True):
-        unused = [value]
-        by_cache: dict[int, Any] = {}
-        for variable, data in lazy.holders:
-            own = by_cache.get(id(data))
-            if own is None:
-                # xarray would have read the data once for each cache, and for each variable
-                # that has none; here each gets a copy.
-                own = unused.pop() if unused else value.copy()
-                if type(data) is MemoryCachedArray:
-                    by_cache[id(data)] = own
-                    if share:
-                        data.array = as_indexable(own)
+    assignment = Assignment()
+    for _ in assignment.preparing(lazies, values, share=share):
+        pass
+    assignment.make()
+
+
+class Assignment:
+    """Values for variables: prepared one by one, put in place all at once."""
+
+    def __init__(self) -> None:
+        self._values: list[tuple[xr.Variable, Any, Any]] = []
+        self._caches: list[tuple[MemoryCachedArray, Any]] = []
+
+    def preparing(
+        self, lazies: Sequence[Lazy], values: Sequence[Any], *, share: bool
+    ) -> Iterator[None]:
+        """Prepare the values of ``lazies``, one a step; see `assign`."""
+        for lazy, value in zip(lazies, values, strict=True):
+            yield
+            unused = [as_compatible_data(value) if lazy.chunked else value]
+            value = unused[0]
+            by_cache: dict[int, Any] = {}
+            for variable, data in lazy.holders:
+                own = by_cache.get(id(data))
+                if own is None:
+                    # xarray would have read the data once for each cache, and for each variable
+                    # that has none; here each gets a copy.
+                    own = unused.pop() if unused else value.copy()
+                    if type(data) is MemoryCachedArray:
+                        by_cache[id(data)] = own
+                        if share:
+                            self._caches.append((data, as_indexable(own)))
+                self._values.append((variable, data, own))
+
+    def make(self) -> None:
+        """Put the values in place."""
+        for cache, own in self._caches:
+            cache.array = own
+        for variable, data, own in self._values:
             # Whoever assigned other data while this was loaded meant it.
             if variable._data is data:
                 variable._data = own

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from aioxarray._runtime.tasks import gather
+from aioxarray._runtime.tasks import gather, in_steps
+from aioxarray._runtime.threads import BLOCKING_THREADS
 from aioxarray._xarray.chunked import compute_chunked
 from aioxarray._xarray.lazy import Lazy, load_data
+from aioxarray._xarray.together import RUN, UNREAD, Sorting, read_run
 from aioxarray._zarr.calls import Call, calling
 from aioxarray._zarr.reading import Reading, decoders, reading
 from aioxarray.config import cache_limit, memory_limit, request_limit, thread_count
@@ -46,42 +49,93 @@ async def read_all(lazies: Sequence[Lazy], options: Options) -> list[Any]:
     async with calling("loaded", options.timeout, options.concurrency) as call:
         with meter(options.progress, total) as counter, reading(call.concurrency) as granted:
             call.progress = lambda: f"{counter.done} of {total} bytes had arrived"
-            parts = await gather(_jobs(lazies, granted, counter, options, call))
-    values = {index: value for part in parts for index, value in part.items()}
-    return [values[index] for index in range(len(lazies))]
+            load = _Load(lazies, granted, counter, options, call)
+            await gather(await load.jobs())
+    return load.values
 
 
-def _jobs(
-    lazies: Sequence[Lazy], reading: Reading, counter: Meter, options: Options, call: Call
-) -> list[Callable[[], Coroutine[Any, Any, dict[int, Any]]]]:
-    """Return what to await: a job for each lazy array, and one for all chunked ones together."""
+class _Load:
+    """The reads of one call, and the values that they have given."""
 
-    def single(index: int, lazy: Lazy) -> Callable[[], Coroutine[Any, Any, dict[int, Any]]]:
-        async def job() -> dict[int, Any]:
-            try:
-                report = counter.part(lazy.nbytes)
-                with call.awaiting(f"variable {lazy.label}"):
-                    return {index: await load_data(lazy, reading, decoders, report)}
-            except Exception as error:
-                error.add_note(f"while loading {lazy.label}")
-                raise
+    def __init__(
+        self,
+        lazies: Sequence[Lazy],
+        reading: Reading,
+        counter: Meter,
+        options: Options,
+        call: Call,
+    ) -> None:
+        self.values: list[Any] = [None] * len(lazies)
+        self._lazies = lazies
+        self._reading = reading
+        self._counter = counter
+        self._options = options
+        self._call = call
 
-        return job
+    async def jobs(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
+        """Return what to await side by side."""
+        chunked = [index for index, lazy in enumerate(self._lazies) if lazy.chunked]
+        others = [index for index, lazy in enumerate(self._lazies) if not lazy.chunked]
+        sorting = Sorting()
+        await in_steps(sorting.each(self._lazies, others, self._reading))
+        places, rest = sorting.done()
+        jobs = self._workers(rest)
+        jobs += [partial(self._together, *each) for each in places.items()]
+        return [*jobs, partial(self._all_chunked, chunked)] if chunked else jobs
 
-    async def all_chunked() -> dict[int, Any]:
-        arrays = [lazies[index].data for index in chunked]
+    def _workers(self, indexes: Sequence[int]) -> list[Callable[[], Coroutine[Any, Any, None]]]:
+        """Return workers that read what is at ``indexes``, one after the other each.
+
+        As many as can have something to do: not a task for each of ten thousand variables.
+        """
+        todo = iter(indexes)
+
+        async def work() -> None:
+            for index in todo:
+                await self._one(index)
+
+        width = self._reading.requests.bound + BLOCKING_THREADS
+        return [work] * int(min(len(indexes), width))
+
+    async def _one(self, index: int) -> None:
+        lazy = self._lazies[index]
+        report = self._counter.part(lazy.nbytes)
+        try:
+            with self._call.awaiting(f"variable {lazy.label}"):
+                self.values[index] = await load_data(lazy, self._reading, decoders, report)
+        except Exception as error:
+            error.add_note(f"while loading {lazy.label}")
+            raise
+
+    async def _together(self, place: Hashable, indexes: list[int]) -> None:
+        """Read what is at ``indexes`` in runs, and what that cannot read one by one."""
+        unread = []
+        start = 0
+        while start < len(indexes):
+            run = indexes[start : start + RUN]
+            with self._call.awaiting(f"variable {self._lazies[run[0]].label}"):
+                values = await read_run(place, self._lazies, run, self._reading)
+            start += len(values)
+            for index, value in zip(run, values, strict=False):
+                if value is UNREAD:
+                    unread.append(index)
+                else:
+                    self.values[index] = value
+                    self._counter.part(self._lazies[index].nbytes)(1, 1)
+        await gather(self._workers(unread))
+
+    async def _all_chunked(self, chunked: Sequence[int]) -> None:
+        lazies = [self._lazies[index] for index in chunked]
         try:
             with contextlib.ExitStack() as labelled:
-                for index in chunked:
-                    labelled.enter_context(call.awaiting(f"variable {lazies[index].label}"))
-                values = await compute_chunked(arrays, options.dask)
+                for lazy in lazies:
+                    labelled.enter_context(self._call.awaiting(f"variable {lazy.label}"))
+                arrays = [lazy.data for lazy in lazies]
+                values = await compute_chunked(arrays, self._options.dask)
         except Exception as error:
-            labels = ", ".join(lazies[index].label for index in chunked)
+            labels = ", ".join(lazy.label for lazy in lazies)
             error.add_note(f"while computing chunked data: {labels}")
             raise
-        counter.part(sum(lazies[index].nbytes for index in chunked))(1, 1)
-        return dict(zip(chunked, values, strict=True))
-
-    chunked = [index for index, lazy in enumerate(lazies) if lazy.chunked]
-    jobs = [single(index, lazy) for index, lazy in enumerate(lazies) if not lazy.chunked]
-    return [*jobs, all_chunked] if chunked else jobs
+        self._counter.part(sum(lazy.nbytes for lazy in lazies))(1, 1)
+        for index, value in zip(chunked, values, strict=True):
+            self.values[index] = value

@@ -35,6 +35,16 @@ from xarray.core.indexing import (
 )
 
 _DECODING = (_ElementwiseFunctionArray, NativeEndiannessArray, BoolTypeArray, StackedBytesArray)
+_AROUND = frozenset(
+    (
+        *_DECODING,
+        LazilyIndexedArray,
+        LazilyVectorizedIndexedArray,
+        CopyOnWriteArray,
+        MemoryCachedArray,
+        ImplicitToExplicitIndexingAdapter,
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +100,18 @@ def plan(array: Any) -> Plan:
         inside = getattr(array, "aioxarray_chain", None)
         return Plan(Opaque(array), _as_read) if inside is None else plan(inside)
     return Plan(None, lambda _: array)
+
+
+def base_of(array: Any) -> BackendArray | None:
+    """Return the backend's array that is the source of ``array``; None if it is not known."""
+    while not isinstance(array, BackendArray):
+        if type(array) in _AROUND:
+            array = array.array
+        else:
+            array = getattr(array, "aioxarray_chain", None)
+            if array is None:
+                return None
+    return array
 
 
 def _as_read(data: Any) -> Any:

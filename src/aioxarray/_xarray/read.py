@@ -54,7 +54,7 @@ async def read(
                 # An adapter around something that cannot.
                 pass
         return await blocking_pool.run(array.get_duck_array)
-    if type(array) in (ZarrArrayWrapper, KnownArray):
+    if is_zarr(array):
         array = copy.copy(array)
         array._array = readable(array._array, reading, report)
         if not isinstance(source.key, VectorizedIndexer) and is_basic(source.key.tuple):
@@ -71,6 +71,11 @@ async def read(
             # It has the method, but not for this key or in this state.
             pass
     return await _read_in_thread(lambda: array[source.key], array)
+
+
+def is_zarr(array: BackendArray) -> bool:
+    """Say whether ``array`` reads a Zarr array, its attribute ``_array``."""
+    return type(array) in (ZarrArrayWrapper, KnownArray)
 
 
 def _sound(key: ExplicitIndexer, shape: tuple[int, ...]) -> ExplicitIndexer:
@@ -106,21 +111,39 @@ async def _read_in_thread(function: Callable[[], Any], array: Any) -> Any:
     key = _lock_key(_lock_of(array))
     if key is None:
         return await blocking_pool.run(function)
+    return await lane_of(key).run(lambda: _in_lane(function, array))
 
-    def call() -> Any:
-        # Private: the manager of the file that a store of xarray reads.
-        with calls_on(getattr(getattr(array, "datastore", None), "_manager", None)):
-            return function()
 
-    return await _lane_of(key).run(call)
+def _in_lane(function: Callable[[], Any], array: Any) -> Any:
+    # Private: the manager of the file that a store of xarray reads.
+    with calls_on(getattr(getattr(array, "datastore", None), "_manager", None)):
+        return function()
+
+
+def lane_key(array: BackendArray) -> Hashable | None:
+    """Return the key of the lane in which ``array`` is read by plain calls.
+
+    None where there is no lane, or the array has a better way.
+    """
+    if type(array).async_getitem is not BackendArray.async_getitem:
+        return None
+    return _lock_key(_lock_of(array))
+
+
+def read_by_plain_call(source: Read) -> Any:
+    """Read ``source`` here, in its lane (see `lane_key`)."""
+    array: Any = source.array
+    key = _sound(source.key, array.shape)
+    return _in_lane(lambda: array[key], array)
 
 
 def lane_of_hdf5() -> Lane:
     """Return the lane of HDF5, and with it of netCDF-C."""
-    return _lane_of(HDF5_LOCK.token)
+    return lane_of(HDF5_LOCK.token)
 
 
-def _lane_of(key: Hashable) -> Lane:
+def lane_of(key: Hashable) -> Lane:
+    """Return the lane for a key that `lane_key` gives."""
     # HDF5 is torn down by the end of the process, whoever is in it; h5py waits for its own lock.
     return Lane.of(key, blocking_pool, is_uncut=key == HDF5_LOCK.token)
 

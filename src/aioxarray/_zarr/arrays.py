@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from aioxarray._zarr.fork import usable_here
 from aioxarray._zarr.pipeline import CodecPipeline
 from aioxarray._zarr.placing import Placer
 from aioxarray._zarr.reading import Reading
+from aioxarray._zarr.sources import source_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -107,6 +109,37 @@ def known_block(
         data = values[chunk[0]]
         with noted(chunk, array.store):
             job.placer.put(None if data is None else data.as_numpy_array(), chunk)
+    return job.out.as_numpy_array()
+
+
+# Of larger chunks decoding is more work than all that `read_small_block` spares.
+_SMALL_BLOCK_BYTES = 64 << 10
+
+
+def reads_by_plain_calls(array: zarr.Array[Any]) -> bool:
+    """Say whether the store of ``array`` is at hand: in memory, or local files."""
+    source = source_of(array.store)
+    return source is not None and not source.remote
+
+
+def read_small_block(
+    array: zarr.Array[Any], selection: Sequence[int | slice]
+) -> NDArray[Any] | None:
+    """Read a block of few and small chunks of a store at hand, and decode it, right here.
+
+    None, and nothing is read, where there are more bytes, or zarr's own code is needed.
+    """
+    pipeline = CodecPipeline.from_codecs(codecs_of(array))
+    job = _block_job(array._async_array, pipeline, selection, least=0)
+    if job is None or job.placer.by_zarr:
+        return None
+    size = math.prod(job.spec.shape) * job.out.dtype.itemsize
+    if job.count * size > _SMALL_BLOCK_BYTES:
+        return None
+    source: Any = source_of(array.store)
+    for chunk in job.chunks:
+        with noted(chunk, array.store):
+            job.placer.read(source, chunk)
     return job.out.as_numpy_array()
 
 

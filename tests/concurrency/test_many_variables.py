@@ -1,0 +1,211 @@
+"""Thousands of small variables: the same values, few tasks, few hops, little memory."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+from zarr.storage import LocalStore, MemoryStore
+
+import aioxarray
+from aioxarray._runtime.threads import Pool
+from aioxarray.testing import GatedStore, RecordingStore
+from tests import samples
+from tests.concurrency.helpers import PATIENCE_S, lazily, plain, tasks_on_io_loop, written
+from tests.oracle import assert_same
+
+SELECTIONS: dict[str, Any] = {
+    "all": {},
+    "a part": {"x": slice(1, 3)},
+    "one": {"x": 1},
+    "backwards": {"x": slice(None, None, -1)},
+    "nothing": {"x": slice(0)},
+    "a list": {"x": [2, 0]},
+}
+
+
+def copies(ds: xr.Dataset, count: int) -> xr.Dataset:
+    """Return ``ds`` with ``count`` of each of its variables, so that there are many of all."""
+    ds = ds.reset_coords()
+    return xr.merge(
+        [ds.rename({name: f"{name}_{i}" for name in ds.data_vars}) for i in range(count)]
+    )
+
+
+@pytest.mark.parametrize("make", [samples.numbers, samples.texts, samples.empty])
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("selection", SELECTIONS)
+@pytest.mark.filterwarnings("ignore::zarr.errors.UnstableSpecificationWarning")
+def test_zarr_at_hand_has_the_values_of_plain_xarray(
+    tmp_path: Path, make: Any, zarr_format: Any, selection: str
+) -> None:
+    ds = copies(make(), 4)
+    ds.to_zarr(tmp_path, zarr_format=zarr_format, consolidated=False)
+    chosen = {dim: key for dim, key in SELECTIONS[selection].items() if dim in ds.dims}
+
+    def lazy() -> xr.Dataset:
+        return lazily(LocalStore(tmp_path)).isel(chosen)
+
+    assert_same(aioxarray.load(lazy()), lazy().load())
+    assert_same(aioxarray.compute(lazy()), lazy().compute())
+
+
+@pytest.mark.parametrize("engine", ["netcdf4", "h5netcdf", "scipy"])
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_netcdf_has_the_values_of_plain_xarray(tmp_path: Path, engine: Any, selection: str) -> None:
+    path = tmp_path / "many.nc"
+    plain(100, 1).to_netcdf(path, engine=engine)
+    chosen = SELECTIONS[selection]
+    with xr.open_dataset(path, engine=engine) as ds, xr.open_dataset(path, engine=engine) as other:
+        assert_same(aioxarray.load(ds.isel(chosen)), other.isel(chosen).load())
+
+
+def test_missing_chunks_and_chunks_that_are_large_or_sharded(tmp_path: Path) -> None:
+    ds = plain(30, 4)
+    ds["v1"] = ("y", np.arange(200_000.0))
+    ds["v2"].encoding |= {"shards": (16,)}
+    store = LocalStore(tmp_path)
+    ds.to_zarr(store, zarr_format=3, consolidated=False)
+    (tmp_path / "v3" / "c" / "0").unlink()
+
+    def lazy() -> xr.Dataset:
+        # A few values of a large chunk.
+        return lazily(store).isel(y=slice(2))
+
+    assert_same(aioxarray.load(lazy()), lazy().load())
+
+
+def test_an_error_names_its_variable_and_leaves_all_lazy(tmp_path: Path) -> None:
+    plain(100, 1).to_zarr(tmp_path, zarr_format=3, consolidated=False)
+    (tmp_path / "v57" / "c" / "0").write_bytes(b"damaged")
+    ds = lazily(LocalStore(tmp_path))
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - what the codec raises
+        aioxarray.load(ds)
+    notes = "\n".join(caught.value.__notes__)
+    assert "while loading variable 'v57'" in notes
+    assert "v57/c/0" in notes
+    assert not any(variable._in_memory for variable in ds.variables.values())
+
+
+def test_progress_tells_of_each_variable(tmp_path: Path) -> None:
+    plain(100, 1).to_zarr(tmp_path, zarr_format=3, consolidated=False)
+    seen: list[tuple[int, int]] = []
+    aioxarray.load(lazily(LocalStore(tmp_path)), progress=lambda *each: seen.append(each))
+    assert seen[-1] == (6400, 6400)
+    assert seen == sorted(seen)
+
+
+def test_a_cancelled_load_takes_no_further_variable(tmp_path: Path) -> None:
+    """The lane of a serial library is free after the variable that it is at."""
+    path = tmp_path / "many.nc"
+    plain(200, 1).to_netcdf(path, engine="scipy")
+    begun, go_on = threading.Event(), threading.Event()
+    read: list[object] = []
+
+    class Array(xr.backends.BackendArray):
+        lock = threading.Lock()
+        shape, dtype = (8,), np.dtype("f8")
+
+        def __getitem__(self, key: Any) -> Any:
+            read.append(key)
+            begun.set()
+            assert go_on.wait(PATIENCE_S)
+            return np.zeros(8)
+
+    ds = xr.Dataset(
+        {f"v{i}": ("x", xr.core.indexing.LazilyIndexedArray(Array())) for i in range(20)}
+    )
+
+    async def main() -> None:
+        load = asyncio.create_task(aioxarray.load_async(ds))
+        await asyncio.to_thread(begun.wait, PATIENCE_S)
+        load.cancel()
+        await asyncio.wait([load])
+        assert load.cancelled()
+        go_on.set()
+
+    asyncio.run(main())
+    # What comes after it in the same lane.
+    assert aioxarray.load(ds.v0.copy(deep=False)).values.tolist() == [0] * 8
+    assert len(read) == 2
+
+
+def test_a_load_has_no_task_a_variable() -> None:
+    limit = 7
+    gate = GatedStore(written(300, 1), keys="*/c/*")
+    counter = RecordingStore(gate)
+    ds = lazily(counter)
+    counter.log.clear()
+    tasks: list[int] = []
+
+    def count_and_release() -> None:
+        gate.wait_requested("*/c/*", PATIENCE_S, count=limit)
+        tasks.append(len(tasks_on_io_loop()))
+        gate.release_all()
+
+    counting = threading.Thread(target=count_and_release)
+    counting.start()
+    with aioxarray.config.set(concurrency=limit):
+        aioxarray.load(ds)
+    counting.join()
+    # The limit is used, by as many workers and a few that have other work.
+    assert counter.log.most_in_flight == limit
+    assert tasks[0] < 60
+    xr.testing.assert_identical(ds, plain(300, 1))
+
+
+@pytest.mark.parametrize("kind", ["memory", "local", "netcdf4"])
+def test_small_variables_share_the_hops_to_a_thread(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = 200
+    store = MemoryStore() if kind == "memory" else LocalStore(tmp_path / "zarr")
+    if kind == "netcdf4":
+        plain(count, 1).to_netcdf(tmp_path / "many.nc", engine="netcdf4")
+        ds = xr.open_dataset(tmp_path / "many.nc", engine="netcdf4")
+    else:
+        plain(count, 1).to_zarr(store, zarr_format=3, consolidated=False)
+        ds = lazily(store)
+    # The time that a run may take, on a machine that is busy with other things.
+    monkeypatch.setattr("aioxarray._xarray.together._RUN_S", PATIENCE_S)
+    hops = 0
+    original = {name: getattr(Pool, name) for name in ("start", "submit")}
+
+    def counted(name: str) -> Any:
+        def call(self: Pool, *args: Any, **kwargs: Any) -> Any:
+            nonlocal hops
+            hops += 1
+            return original[name](self, *args, **kwargs)
+
+        return call
+
+    for name in original:
+        monkeypatch.setattr(Pool, name, counted(name))
+    with ds:
+        aioxarray.load(ds)
+        xr.testing.assert_identical(ds, plain(count, 1))
+    assert 1 <= hops <= 4
+
+
+def test_memory_above_the_result_does_not_grow_with_the_variables(tmp_path: Path) -> None:
+    count = 1000
+    root = zarr.create_group(LocalStore(tmp_path), zarr_format=3)
+    for index in range(count):
+        root.create_array(f"v{index}", shape=(8,), dtype="f8", dimension_names=["x"])
+    ds = xr.open_zarr(tmp_path, chunks=None, consolidated=False)
+    aioxarray.load(xr.open_zarr(tmp_path, chunks=None, consolidated=False)[["v0"]])
+    tracemalloc.start()
+    try:
+        aioxarray.load(ds)
+        held, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # Before, 20 KB a variable.
+    assert (peak - held) / count < 1500
