@@ -25,7 +25,7 @@ from aioxarray._xarray.joined import JoinedArray
 from aioxarray._xarray.known import KnownArray
 from aioxarray._xarray.plan import Opaque, Read
 from aioxarray._xarray.remote_files import calls_on
-from aioxarray._zarr.arrays import read_block, readable
+from aioxarray._zarr.arrays import read_block, read_points, readable
 from aioxarray._zarr.chunks import is_basic
 from aioxarray._zarr.reading import Reading
 
@@ -57,10 +57,14 @@ async def read(
     if is_zarr(array):
         array = copy.copy(array)
         array._array = readable(array._array, reading, report)
-        if not isinstance(source.key, VectorizedIndexer) and is_basic(source.key.tuple):
-            block = await read_block(array._array, source.key.tuple)
-            if block is not None:
-                return block
+        part = None
+        if isinstance(source.key, VectorizedIndexer):
+            if not any(isinstance(each, slice) for each in source.key.tuple):
+                part = await read_points(array._array, source.key.tuple, reading)
+        elif is_basic(source.key.tuple):
+            part = await read_block(array._array, source.key.tuple)
+        if part is not None:
+            return part
         return await array.async_getitem(_without_scalars(source.key))
     if type(array) is JoinedArray:
         return await array.read(source.key, load)

@@ -1,4 +1,4 @@
-"""Makes, of an array that is open, one that reads or writes under a budget; reads blocks of it."""
+"""Makes, of an array that is open, one that reads or writes under a budget; reads parts of it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import zarr
 
 # Private, all three: how zarr builds the codecs of an array from its metadata. zarr's own
@@ -24,6 +25,7 @@ from aioxarray._zarr.decoders import prepare
 from aioxarray._zarr.fork import usable_here
 from aioxarray._zarr.pipeline import CodecPipeline
 from aioxarray._zarr.placing import Placer
+from aioxarray._zarr.points import Points
 from aioxarray._zarr.reading import Reading
 from aioxarray._zarr.sources import source_of
 
@@ -70,6 +72,8 @@ def with_pipeline(
 
 # What xarray's own tests count as asynchronous reads, of one chunk each, are calls of zarr's array.
 _FEW_CHUNKS = 4
+# Sorting less takes less time than a hop to a thread and back.
+_FEW_POINTS = 1000
 
 
 async def read_block(
@@ -82,10 +86,37 @@ async def read_block(
     chunks are errors), and for so few chunks that it is as good.
     """
     inner = array._async_array
-    pipeline: Any = inner.codec_pipeline
-    job = _block_job(inner, pipeline, selection, least=_FEW_CHUNKS)
-    if job is None:
+    job = _block_job(inner, inner.codec_pipeline, selection, least=_FEW_CHUNKS)
+    return None if job is None else await _read_job(inner, job)
+
+
+async def read_points(
+    array: zarr.Array[Any], coordinates: Sequence[NDArray[Any]], reading: Reading
+) -> NDArray[Any] | None:
+    """Read single points of ``array``, which is `readable`, without zarr's own indexing.
+
+    That sorts the coordinates of every axis on the event loop. Returns None, and requests
+    nothing, where `read_block` does, and for points outside of the array.
+    """
+    inner = array._async_array
+    chunk_shape = _chunk_shape(inner)
+    if chunk_shape is None or _missing_are_errors(inner):
         return None
+
+    def find() -> Points | None:
+        return Points.of(coordinates, inner.metadata.shape, chunk_shape)
+
+    few = math.prod(np.broadcast_shapes(*(each.shape for each in coordinates))) <= _FEW_POINTS
+    points = find() if few else await reading.decoders.run(find)
+    if points is None or (few and points.count < _FEW_CHUNKS):
+        return None
+    out_shape = (math.prod(points.shape),)
+    job = _job(inner, inner.codec_pipeline, points, out_shape, basic=False)
+    return (await _read_job(inner, job)).reshape(points.shape)
+
+
+async def _read_job(inner: Any, job: _Job) -> NDArray[Any]:
+    pipeline: CodecPipeline = inner.codec_pipeline
     store = inner.store_path.store
     await pipeline.read_chunks(store, job.chunks, job.count, job.spec, job.placer)
     return job.out.as_numpy_array()
@@ -144,8 +175,8 @@ def read_small_block(
 
 
 @dataclass(frozen=True)
-class _BlockJob:
-    """What reading a block takes."""
+class _Job:
+    """What reading a selection takes."""
 
     chunks: Iterator[Chunk]
     count: int
@@ -156,20 +187,31 @@ class _BlockJob:
 
 def _block_job(
     inner: Any, pipeline: Any, selection: Sequence[int | slice], *, least: int
-) -> _BlockJob | None:
+) -> _Job | None:
     """Return what reading a block of at least so many chunks takes; None if zarr has to do it."""
-    # From zarr 3.2 on.
-    if getattr(inner.config, "read_missing_chunks", True) is False:
+    if _missing_are_errors(inner):
         return None
     block = regular_block(inner, selection)
     if block is None or block.count < least:
         return None
-    spec = chunk_spec(inner, block)
+    return _job(inner, pipeline, block, block.shape, basic=True)
+
+
+def _job(
+    inner: Any, pipeline: Any, selected: Block | Points, shape: tuple[int, ...], *, basic: bool
+) -> _Job:
+    """Return what reading ``selected`` into an array of ``shape`` takes."""
+    spec = chunk_spec(inner, selected)
     out = spec.prototype.nd_buffer.empty(
-        shape=block.shape, dtype=spec.dtype.to_native_dtype(), order=spec.config.order
+        shape=shape, dtype=spec.dtype.to_native_dtype(), order=spec.config.order
     )
-    placer = Placer(pipeline, prepare(pipeline, spec), out, (), basic=True)
-    return _BlockJob(block.chunks(chunk_keys(inner), spec), block.count, spec, placer, out)
+    placer = Placer(pipeline, prepare(pipeline, spec), out, (), basic)
+    return _Job(selected.chunks(chunk_keys(inner), spec), selected.count, spec, placer, out)
+
+
+def _missing_are_errors(inner: Any) -> bool:
+    # From zarr 3.2 on.
+    return getattr(inner.config, "read_missing_chunks", True) is False
 
 
 def regular_block(inner: Any, selection: Sequence[int | slice]) -> Block | None:
@@ -179,25 +221,31 @@ def regular_block(inner: Any, selection: Sequence[int | slice]) -> Block | None:
     """
     if any(isinstance(each, slice) and (each.step or 1) < 1 for each in selection):
         return None
+    chunk_shape = _chunk_shape(inner)
+    return None if chunk_shape is None else Block(selection, inner.metadata.shape, chunk_shape)
+
+
+def _chunk_shape(inner: Any) -> tuple[int, ...] | None:
+    """Return the shape of the chunks of an asynchronous array; None for no regular grid."""
     metadata = inner.metadata
     if isinstance(metadata, ArrayV2Metadata):
-        return Block(selection, metadata.shape, metadata.chunks)
+        return metadata.chunks
     # A class of its own name in each line of zarr, and others for other grids. Its chunks are
     # the shards, if there are any.
     grid = metadata.chunk_grid
     if type(grid).__name__ not in ("RegularChunkGrid", "RegularChunkGridMetadata"):
         return None
-    return Block(selection, metadata.shape, grid.chunk_shape)
+    return tuple(grid.chunk_shape)
 
 
-def chunk_spec(inner: Any, block: Block) -> ArraySpec:
-    """Return what zarr tells codecs of each chunk of ``block``, of an asynchronous array."""
+def chunk_spec(inner: Any, selected: Block | Points) -> ArraySpec:
+    """Return what zarr tells codecs of each chunk of ``selected``, of an asynchronous array."""
     metadata = inner.metadata
     config = inner.config
     if isinstance(metadata, ArrayV2Metadata):
         config = replace(config, order=metadata.order)
     return ArraySpec(
-        shape=block.chunk_shape,
+        shape=selected.chunk_shape,
         dtype=metadata.dtype,
         fill_value=metadata.fill_value,
         config=config,

@@ -11,6 +11,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import zarr
 from zarr.codecs import ShardingCodec
 
@@ -25,10 +26,10 @@ from zarr.core.indexing import get_indexer
 from aioxarray._zarr.chunks import Block, is_basic, merged
 from aioxarray._zarr.decoders import Decoder, Prepared, decoding, prepare
 from aioxarray._zarr.placing import Placer
+from aioxarray._zarr.points import Points
 from aioxarray._zarr.sharing import Lead
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
     from zarr.core.array_spec import ArraySpec
     from zarr.core.buffer import NDBuffer
@@ -145,7 +146,18 @@ class ShardReader:
             # Its keys are what it is told.
             inner: Any = list(block.chunks(lambda at: at, self.inner_spec))
             return ShardPart(self, chunk, inner, out, basic=True)
-        indexer: Any = get_indexer(inside, spec.shape, _grid(spec.shape, self.codec.chunk_shape))
+        chunk_shape = self.codec.chunk_shape
+        if all(isinstance(each, np.ndarray) for each in inside):
+            points = Points.of(inside, spec.shape, chunk_shape)
+            if points is not None:
+                out = spec.prototype.nd_buffer.empty(
+                    shape=(math.prod(points.shape),),
+                    dtype=spec.dtype.to_native_dtype(),
+                    order=spec.order,
+                )
+                inner = list(points.chunks(lambda at: at, self.inner_spec))
+                return ShardPart(self, chunk, inner, out, basic=False, shape=points.shape)
+        indexer: Any = get_indexer(inside, spec.shape, _grid(spec.shape, chunk_shape))
         out = spec.prototype.nd_buffer.empty(
             shape=indexer.shape, dtype=spec.dtype.to_native_dtype(), order=spec.order
         )
