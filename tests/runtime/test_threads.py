@@ -214,7 +214,7 @@ def test_no_more_than_a_bounded_number_of_threads_is_replaced() -> None:
 
 
 EXIT = """
-import asyncio, sys, threading
+import asyncio, threading
 from aioxarray._runtime.crew import uncut
 from aioxarray._runtime.threads import Pool
 
@@ -227,8 +227,7 @@ def hang():
 def finish():
     with uncut():
         begun.set()
-        while not sys.is_finalizing() and threading.main_thread().is_alive():
-            pass
+        threading.main_thread().join()
         print("to its end", flush=True)
 
 async def main(function):

@@ -102,7 +102,7 @@ class AheadFile(io.RawIOBase):
         self._at += count
         return count
 
-    def _read(self, count: int) -> bytes:
+    def _read(self, count: int) -> memoryview:
         """Read from the file; not here, where HDF5 holds its locks, but in another thread.
 
         Into memory of its own: a read that was given up must not write to that of HDF5.
@@ -112,10 +112,10 @@ class AheadFile(io.RawIOBase):
             # A read that was given up still uses the one before.
             file = self._file = copy.copy(self._given_up.pop())
 
-        def read() -> bytes:
+        def read() -> memoryview:
             file.seek(at)
-            data: bytes = file.read(count)
-            return data
+            data = memoryview(bytearray(count))
+            return data[: file.readinto(data)]
 
         try:
             return detour(_network, read)
