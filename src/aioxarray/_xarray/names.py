@@ -92,7 +92,7 @@ def _told_apart(array: Any, versions: Mapping[str, Mapping[int, int]], call: str
         return Array(renamed, _new_name(array.name, ending), array.chunks, meta=array._meta)
     labels: dict[str, Label] = {}
     for name in TopologicalSorter(graph.dependencies).static_order():
-        version = others.get((name, id(graph.layers[name])))
+        version = others.get((name, id(graph.layers[name])), 0)
         own: Label = frozenset([(name, version)] if version else [])
         labels[name] = own.union(*(labels[below] for below in graph.dependencies[name]))
     endings = {name: _ending(label, call) for name, label in labels.items()}
