@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import dask
+import dask.base
 import numpy as np
 import pytest
 import xarray as xr
@@ -387,7 +387,7 @@ def test_dask_names_say_the_group(kind: str, inline_array: bool, way: Way, tmp_p
     names = {path: ds.v.data.name for path, ds in opened.items() if "v" in ds}
     assert len(set(names.values())) == 3
     assert {path: ds.v.data.name for path, ds in again.items() if "v" in ds} == names
-    (computed,) = dask.compute(opened)
+    (computed,) = dask.base.compute(opened)
     for path, ds in groups.items():
         assert type(opened[path]) is xr.Dataset
         xr.testing.assert_identical(computed[path], ds)
@@ -399,7 +399,8 @@ def test_dask_names_say_the_group(kind: str, inline_array: bool, way: Way, tmp_p
 def test_groups_are_plain_datasets_that_close(way: Way, tmp_path: Path) -> None:
     ds = file_sample("netcdf4")
     xr.DataTree.from_dict({"/": ds, "/a": ds}).to_netcdf(tmp_path / "a.nc", engine="netcdf4")
-    for chunks in (None, {}):
+    options: list[Any] = [None, {}]
+    for chunks in options:
         opened = way("open_groups", tmp_path / "a.nc", chunks=chunks)
         plain = xr.open_groups(tmp_path / "a.nc", chunks=chunks)
         assert {path: type(ds) for path, ds in opened.items()} == {

@@ -96,7 +96,7 @@ def _stores(
     it back.
     """
     distinct = apart(sources)
-    stores = []
+    stores: list[tuple[Any, Callable[..., Any]]] = []
     for manager, indices in _kinds(distinct):
         blocks = []
         for index in indices:

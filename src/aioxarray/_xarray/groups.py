@@ -43,7 +43,7 @@ class _Group(xr.Dataset):
     """A group on its way through ``xarray.open_groups``.
 
     A backend is not told that dask arrays will be made, nor asked for their names. Setting what
-    closes a dataset is the last that xarray does with it, chunked or not. Can go when
+    closes a dataset is xarray's last step with it, chunked or not. Can go when
     ``xarray.open_groups`` names groups itself, as it does nodes of trees.
     """
 
@@ -57,4 +57,4 @@ class _Group(xr.Dataset):
                 if variable.chunks is not None:
                     variable._data = named_after(variable._data, close.path)
             close = close.close
-        super(_Group, _Group).set_close(self, close)
+        xr.Dataset.set_close(self, close)

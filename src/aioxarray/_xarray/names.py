@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from graphlib import TopologicalSorter
 from typing import TYPE_CHECKING, Any
 
@@ -41,44 +41,45 @@ def told_apart(arrays: Sequence[Any]) -> list[Any]:
     same object: opened from two groups, say, or twice. What was made of such data is named by
     names, and so goes by another one too. All else is computed once, as before.
     """
-    given = {name for array in arrays for name, _ in _layers(array, None)}
-    versions: dict[str, dict[int, int]] = {}
+    # With data of their own, or not named by dask.
+    doubtful = {
+        name
+        for array in arrays
+        for name, below, _ in _layers(array)
+        if not below or not _HASH.search(str(name))
+    }
+    versions: dict[str, dict[int, int]] = {name: {} for name in doubtful}
     for array in arrays:
-        for name, identity in _layers(array, given):
-            known = versions.setdefault(name, {})
-            known.setdefault(identity, len(known))
+        for name, _, layer in _layers(array):
+            if name in doubtful:
+                versions[name].setdefault(id(layer), len(versions[name]))
     if all(len(known) == 1 for known in versions.values()):
         return list(arrays)
     call = uuid.uuid4().hex
     return [_told_apart(array, versions, call) for array in arrays]
 
 
-def _layers(array: Any, names: Container[str] | None) -> Iterator[tuple[str, int]]:
-    """Yield the names of the layers of ``array``, as far as in ``names``, and their identities.
-
-    Without ``names``, yield those of layers with data, and those that are not dask's own.
-    """
+def _layers(array: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the names of the layers of ``array``, what each depends on, and the layers."""
     if (expression := getattr(array, "expr", None)) is not None:
         for each in expression.walk():
-            if not each.dependencies() if names is None else each._name in names:
-                yield each._name, id(each)
+            yield each._name, each.dependencies(), each
         return
     graph = array.__dask_graph__()
     for name, layer in graph.layers.items():
-        has_data = not graph.dependencies[name]
-        if has_data or not _HASH.search(name) if names is None else name in names:
-            yield name, id(layer)
+        yield name, graph.dependencies[name], layer
 
 
 def _told_apart(array: Any, versions: Mapping[str, Mapping[int, int]], call: str) -> Any:
+    """Return ``array``, renamed where it has, or depends on, a layer that is not the first."""
     from dask.array import Array
-    from dask.base import get_collection_names
+    from dask.core import flatten
     from dask.highlevelgraph import HighLevelGraph
 
     others = {
-        (name, identity): version
-        for name, identity in _layers(array, versions)
-        if (version := versions[name][identity])
+        (name, id(layer)): version
+        for name, _, layer in _layers(array)
+        if name in versions and (version := versions[name][id(layer)])
     }
     if not others:
         return array
@@ -87,21 +88,24 @@ def _told_apart(array: Any, versions: Mapping[str, Mapping[int, int]], call: str
         # That of an expression: as one layer.
         graph = HighLevelGraph.from_collections(array.name, graph, dependencies=())
         ending = _ending(frozenset((name, version) for (name, _), version in others.items()), call)
-        new = _renamed(graph, {array.name: ending})
-        return Array(new, _new_name(array.name, ending), array.chunks, meta=array._meta)
+        renamed, _ = _renamed(graph, {array.name: ending})
+        return Array(renamed, _new_name(array.name, ending), array.chunks, meta=array._meta)
     labels: dict[str, Label] = {}
     for name in TopologicalSorter(graph.dependencies).static_order():
-        version = others.get((name, id(graph.layers[name])))
+        version = others.get((name, id(graph.layers[name])), 0)
         own: Label = frozenset([(name, version)] if version else [])
         labels[name] = own.union(*(labels[below] for below in graph.dependencies[name]))
     endings = {name: _ending(label, call) for name, label in labels.items()}
+    renamed, names = _renamed(graph, endings)
+    rename = {key[0]: names.get(key, key)[0] for key in flatten(array.__dask_keys__())}
     rebuild, state = array.__dask_postpersist__()
-    rename = {name: _new_name(name, endings[name]) for name in get_collection_names(array)}
-    return rebuild(_renamed(graph, endings), *state, rename=rename)
+    return rebuild(renamed, *state, rename=rename)
 
 
-def _renamed(graph: HighLevelGraph, endings: Mapping[str, str]) -> HighLevelGraph:
-    """Return ``graph`` with an ending added to the names of layers, and to those of their tasks.
+def _renamed(
+    graph: HighLevelGraph, endings: Mapping[str, str]
+) -> tuple[HighLevelGraph, Mapping[Any, Any]]:
+    """Return ``graph`` with endings added to the names of layers and their tasks, and the latter.
 
     Layers without an ending stay as they are. `dask.graph_manipulation.clone` leaves old names in
     tasks of the present form.
@@ -130,7 +134,7 @@ def _renamed(graph: HighLevelGraph, endings: Mapping[str, str]) -> HighLevelGrap
             return layer
         return {names[key]: renamed(key, task) for key, task in layer.items()}
 
-    return HighLevelGraph(
+    new_graph = HighLevelGraph(
         {
             _new_name(name, endings[name]): new_layer(name, layer)
             for name, layer in graph.layers.items()
@@ -140,6 +144,7 @@ def _renamed(graph: HighLevelGraph, endings: Mapping[str, str]) -> HighLevelGrap
             for name, below in graph.dependencies.items()
         },
     )
+    return new_graph, names
 
 
 def _ending(label: Label, call: str) -> str:
