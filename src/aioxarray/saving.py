@@ -170,7 +170,7 @@ async def to_netcdf_async(
 
     *Order:* a local file that is written anew appears under its name when it is whole: until
     then, and if the save fails, what was there stays. With mode "a", with ``compute=False``, or
-    in a file object, it changes in place.
+    in a file object, it changes in place; so does a file in a folder that cannot be written to.
 
     *Memory:* all lazy data of ``obj``, since HDF5 cannot be read while it writes.
 

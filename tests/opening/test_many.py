@@ -174,7 +174,7 @@ def test_a_bad_file_is_named(way: Way, with_a_bad_one: list[str]) -> None:
     with pytest.raises(OSError) as ours:  # noqa: PT011
         way("open_mfdataset", with_a_bad_one, engine="h5netcdf")
     assert type(ours.value) is type(plain.value)
-    assert f"while opening {with_a_bad_one[2]!r}" in ours.value.__notes__
+    assert f"while opening {with_a_bad_one[2]!r} with engine 'h5netcdf'" in ours.value.__notes__
     assert open_files() <= before
 
 
