@@ -8,7 +8,8 @@ some of them have. Here both become `Reindexed` nodes or broadcast fill values.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -145,11 +146,9 @@ def _filled(name: Hashable, datasets: list[xr.Dataset], label: Hashable) -> list
     size = min(
         (each.sizes[dim] for each in datasets for dim in inner if dim in each.dims), default=1
     )
-    models = [
-        np.zeros(min(size * each.sizes.get(label, 1), 1), each.variables[name].dtype)
-        for each in having
-    ]
-    fill = _fill_value(name, models)
+    fill = _fill_value(
+        *((each.variables[name].dtype, min(size * each.sizes.get(label, 1), 1)) for each in having)
+    )
     first = having[0].variables[name]
     # Without dimensions: xarray broadcasts it.
     missing = xr.Variable((), fill, first.attrs, first.encoding)
@@ -166,15 +165,16 @@ def _filled(name: Hashable, datasets: list[xr.Dataset], label: Hashable) -> list
     ]
 
 
-def _fill_value(name: Hashable, models: Sequence[Any], **options: Any) -> Any:
-    """Return what xarray fills in beside arrays such as ``models``: an array without dimensions.
+@functools.lru_cache(256)
+def _fill_value(*models: tuple[np.dtype[Any], int]) -> Any:
+    """Return what xarray fills in beside arrays of these dtypes: an array without dimensions.
 
     Its dtype is the one that all of them get. xarray has rules of its own for arrays without
-    elements, so models have one element or none.
+    elements, so each dtype comes with the size of a model: one element or none.
     """
-    model = xr.Variable.concat([xr.Variable("d", each) for each in models], "d")
-    dataset = xr.Dataset({name: model}, {"d": np.arange(model.size)})
-    filled: Any = dataset.reindex(d=[-1], **options)[name].data
+    arrays = [xr.Variable("d", np.zeros(size, dtype)) for dtype, size in models]
+    model = xr.Variable.concat(arrays, "d")
+    filled: Any = xr.DataArray(model, {"d": np.arange(model.size)}).reindex(d=[-1]).data
     return filled.reshape(())
 
 
@@ -217,16 +217,16 @@ class _Aligning(xr.Dataset):
             without, aligner, dim_pos_indexers, variables, indexes, *rest
         )
         reindexed = {
-            name: _reindexed(name, variable, dim_pos_indexers, fill_value)
-            for name, variable in pending.items()
+            name: _reindexed(name, variable, dim_pos_indexers) for name, variable in pending.items()
         }
         return aligned._replace_with_new_dims({**aligned._variables, **reindexed})
 
 
-def _reindexed(
-    name: Hashable, variable: xr.Variable, indexers: Mapping[Any, Any], fill_value: Any
-) -> xr.Variable:
-    """Return ``variable`` with other positions along its dimensions; -1 is none."""
+def _reindexed(name: Hashable, variable: xr.Variable, indexers: Mapping[Any, Any]) -> xr.Variable:
+    """Return ``variable`` with other positions along its dimensions; -1 is none.
+
+    The fill value is xarray's default: `xarray.open_mfdataset` has no argument for another.
+    """
     data: Any = variable._data
     along = {
         axis: np.asarray(indexers[dim], dtype=np.int64)
@@ -236,8 +236,7 @@ def _reindexed(
     node = data.node
     fill = np.zeros((), node.dtype)
     if any((index < 0).any() for index in along.values()):
-        model = np.zeros(min(data.size, 1), data.dtype)
-        fill = _fill_value(name, [model], fill_value=fill_value)
+        fill = _fill_value((node.dtype, min(data.size, 1)))
         if fill.dtype != node.dtype:
             node = Cast(node, fill.dtype)
     for axis, index in along.items():
