@@ -16,6 +16,11 @@ name            default    meaning
                            or a text like ``"1GiB"``; None, 0 or below: none
 =============== ========== ==================================================================
 
+Chunks of more than 4 MiB leave places to smaller ones, which then need not wait for their end: an
+eighth of ``concurrency`` (of at least four places), and beyond the limit an eighth of ``memory``, or
+one such chunk, and one thread. So at most 9/8 of ``memory`` are in flight, or one chunk that is larger
+than ``memory`` and an eighth. With fewer than four places a small chunk waits for one of them.
+
 What is in the cache is read without a request. aioxarray's own writes, and those of its
 `CodecPipeline`, are seen: what was kept of that store goes. What others write, in this process or
 another, or what zarr deletes when it resizes or replaces an array, is not seen, so keep the cache
