@@ -69,17 +69,18 @@ def test_netcdf_has_the_values_of_plain_xarray(tmp_path: Path, engine: Any, sele
         assert_same(aioxarray.load(ds.isel(chosen)), other.isel(chosen).load())
 
 
+@pytest.mark.filterwarnings("ignore:Consolidated metadata")
 def test_missing_chunks_and_chunks_that_are_large_or_sharded(tmp_path: Path) -> None:
     ds = plain(30, 4)
     ds["v1"] = ("y", np.arange(200_000.0))
     ds["v2"].encoding |= {"shards": (16,)}
     store = LocalStore(tmp_path)
-    ds.to_zarr(store, zarr_format=3, consolidated=False)
+    ds.to_zarr(store, zarr_format=3, consolidated=True)
     (tmp_path / "v3" / "c" / "0").unlink()
 
     def lazy() -> xr.Dataset:
         # A few values of a large chunk.
-        return lazily(store).isel(y=slice(2))
+        return samples.opened(store).isel(y=slice(2))
 
     assert_same(aioxarray.load(lazy()), lazy().load())
 
