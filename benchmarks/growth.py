@@ -74,7 +74,8 @@ def _variables(count: int, folder: Path) -> Iterator[Row]:
     }
     for name, opened in openers.items():
         seconds = []
-        for load in (lambda ds: ds.load(), aioxarray.load):
+        loads: list[Callable[[xr.Dataset], object]] = [xr.Dataset.load, aioxarray.load]
+        for load in loads:
             with opened() as lazy:
                 size = len(lazy.variables)
                 begun_s = time.process_time()
