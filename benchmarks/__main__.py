@@ -16,6 +16,7 @@ from time import perf_counter, sleep
 from benchmarks import (
     budget,
     cancelling,
+    growth,
     latency,
     memory,
     opening,
@@ -32,6 +33,7 @@ GROUPS = {
     "opening": opening,
     "latency": latency,
     "budget": budget,
+    "growth": growth,
     "stalls": stalls,
     "cancelling": cancelling,
     "throughput": throughput,

@@ -16,6 +16,12 @@ name            default    meaning
                            or a text like ``"1GiB"``; None, 0 or below: none
 =============== ========== ==================================================================
 
+Chunks of more than 4 MiB leave places to smaller ones, which then need not wait for their end: an
+eighth of ``concurrency`` (of at least four places) and, beyond the limit, an eighth of ``memory``,
+or one smaller chunk, and one thread. So the bytes in flight are at most ``memory``, or one chunk
+that is larger, and beside them an eighth of ``memory`` or one chunk of up to 4 MiB. With fewer than
+four places a small chunk waits for one of them.
+
 What is in the cache is read without a request. aioxarray's own writes, and those of its
 `CodecPipeline`, are seen: what was kept of that store goes. What others write, in this process or
 another, or what zarr deletes when it resizes or replaces an array, is not seen, so keep the cache
@@ -25,6 +31,7 @@ next load begins.
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 import re
@@ -53,6 +60,7 @@ class _Settings(donfig.Config):  # type: ignore[misc]  # donfig has no types
 
 config = _Settings("aioxarray", defaults=[_DEFAULTS])
 
+_BYTES = "a number of bytes or a text like '1GiB'"
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
 
@@ -109,10 +117,14 @@ def _integer(name: str, value: Any, kind: str = "an integer") -> int:
 
 
 def _byte_count(name: str, value: Any) -> int:
-    kind = "a number of bytes or a text like '1GiB'"
     if not isinstance(value, str):
-        return _integer(name, value, kind)
+        return _integer(name, value, _BYTES)
+    return _bytes_of_text(name, value)
+
+
+@functools.lru_cache(maxsize=32)
+def _bytes_of_text(name: str, value: str) -> int:
     match = re.fullmatch(r"\s*(-?\d+(?:\.\d+)?)\s*([kmg]i?)?b?\s*", value, re.IGNORECASE)
     if match is None:
-        raise ValueError(f"{name} must be {kind}, got {value!r}")
+        raise ValueError(f"{name} must be {_BYTES}, got {value!r}")
     return int(float(match[1]) * _UNITS[(match[2] or "").lower()])

@@ -69,7 +69,9 @@ async def load_async(
     *Order:* requests begin in the order of the variables, as places become free, and end in any;
     all values are put in place together, at the end.
 
-    *Memory:* the result, and as many bytes of chunks in flight as the setting ``memory`` allows.
+    *Memory:* the result, and as many bytes of chunks in flight as the setting ``memory`` allows;
+    small chunks beside large ones up to an eighth more. Of thousands of variables only as many are
+    in work as there may be requests in flight.
 
     *Cancelling:* on an error, a timeout or a cancellation ``obj`` is as lazy as before; the
     requests in flight are cancelled and awaited. A worker thread that is in the middle of a

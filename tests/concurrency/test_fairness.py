@@ -210,7 +210,7 @@ def test_a_small_load_does_not_wait_for_the_end_of_large_chunks(
     slow, quick = LatencyStore(large_chunks(6), 0.0), LatencyStore(written(1, 1), 0.0)
     large, small = lazily(slow), [lazily(quick) for _ in range(3)]
     slow.latency_s, quick.latency_s = 100.0, 1.0
-    waited_s = []
+    waited_s: list[float] = []
 
     async def main() -> None:
         async with asyncio.TaskGroup() as tasks:

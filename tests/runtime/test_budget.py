@@ -513,8 +513,8 @@ class Checked:
             for amount, long in able
         )
         if lane:
-            shorts = [amount for amount, long in able if not long]
-            assert not shorts or any(short and amount + short > lane for amount in shorts)
+            able_short = [amount for amount, long in able if not long]
+            assert not able_short or any(short and each + short > lane for each in able_short)
 
 
 amounts = st.integers(1, 12)

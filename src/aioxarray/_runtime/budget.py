@@ -9,7 +9,7 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 
@@ -117,27 +117,25 @@ class Budget:
             waiting = sum(share._count_waiting() for share in self._open)
             return BudgetStatistics(self.in_use, waiting, self._bound, len(self._open))
 
-    @contextlib.contextmanager
-    def share(self, bound: float) -> Iterator[Share]:
-        """Open a share of at most ``bound`` (``math.inf`` for none)."""
-        share = Share(self, bound)
+    def share(self, bound: float) -> Share:
+        """Return a share of at most ``bound`` (``math.inf`` for none), open as a context."""
+        return Share(self, bound)
+
+    def _join(self, share: Share) -> None:
         with self._lock:
             self._open.add(share)
-            self._bounds.add(bound)
-            self._resize()
-            if self._kept:
-                # Its bound, if it is the largest, holds for all.
-                self._let_in()
-        try:
-            yield share
-        finally:
-            if share._is_current():
-                with self._lock:
-                    self._open.remove(share)
-                    self._bounds.remove(bound)
-                    self._resize()
-                    share._is_open = False
+            if self._bounds.add(share.bound):
+                self._resize()
+                if self._kept:
+                    # Its bound holds for all.
                     self._let_in()
+
+    def _leave(self, share: Share) -> None:
+        with self._lock:
+            self._open.remove(share)
+            if self._bounds.remove(share.bound):
+                self._resize()
+            self._let_in()
 
     def _fits(self, amount: int, long: bool) -> bool:
         """Say whether there is room for ``amount``."""
@@ -205,21 +203,28 @@ class _Largest:
         self._heap: list[float] = []
         self.largest: float = 0
 
-    def add(self, number: float) -> None:
+    def add(self, number: float) -> bool:
+        """Count ``number``; say whether it is larger than all others."""
         count = self._counts.get(number, 0)
         self._counts[number] = count + 1
         if count == 0:
             heapq.heappush(self._heap, -number)
-            self.largest = max(self.largest, number)
+        if number <= self.largest:
+            return False
+        self.largest = number
+        return True
 
-    def remove(self, number: float) -> None:
+    def remove(self, number: float) -> bool:
+        """Count ``number`` no longer; say whether the largest is another one now."""
         self._counts[number] -= 1
         if self._counts[number]:
-            return
+            return False
+        before = self.largest
         del self._counts[number]
         while self._heap and -self._heap[0] not in self._counts:
             heapq.heappop(self._heap)
         self.largest = -self._heap[0] if self._heap else 0
+        return self.largest != before
 
 
 _budgets: weakref.WeakSet[Budget] = weakref.WeakSet()
@@ -245,10 +250,20 @@ class Share:
         self.waiting: deque[tuple[int, bool, asyncio.Future[None]]] = deque()
         self._budget = budget
         self._generation = budget._generation
-        self._is_open = True
+        self._is_open = False
         # Whether the budget's turns, and those of its lane, have it.
         self._in_turns = False
         self._in_lane = False
+
+    def __enter__(self) -> Share:
+        self._is_open = True
+        self._budget._join(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_open = False
+        if self._is_current():
+            self._budget._leave(self)
 
     def _is_current(self) -> bool:
         """Say whether this is a share of this process, not of one that it was forked from."""
@@ -269,7 +284,7 @@ class Share:
 
     def _line_up(self) -> None:
         """Take turns, if somebody waits for one."""
-        if not self._has_turn():
+        if not self.waiting or not self._has_turn():
             return
         if not self._in_turns:
             self._in_turns = True

@@ -63,7 +63,7 @@ class Sorting:
 def _place_of(lazy: Lazy, reading: Reading) -> Hashable | None:
     if lazy.nbytes > _SMALL_BYTES:
         return None
-    array = base_of(lazy.data)
+    array: Any = base_of(lazy.data)
     if array is None:
         return None
     if is_zarr(array):
@@ -120,6 +120,7 @@ def _value(read: Callable[[Read], Any], lazy: Lazy) -> Any:
 
 
 def _read_zarr(source: Read) -> Any:
-    key, array = source.key.tuple, source.array
+    array: Any = source.array
+    key = source.key.tuple
     block = read_small_block(array._array, key) if is_basic(key) else None
     return UNREAD if block is None else block
