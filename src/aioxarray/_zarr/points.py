@@ -96,7 +96,7 @@ class Points:
         return cls(*flat, found, grid, tuple(chunk_shape))
 
     def chunks(self, key: Callable[[tuple[int, ...]], Any], spec: ArraySpec) -> Iterator[Chunk]:
-        """Return the chunks in C order, lazily; their places in the result are those of a flat one."""
+        """Return the chunks in C order, lazily, with their places in a flat result."""
         edges = zip(self._edges, self._edges[1:], strict=False)
         for at, (start, stop) in zip(zip(*self._at, strict=True), edges, strict=True):
             inside = np.unravel_index(self._offset[start:stop], self.chunk_shape)
