@@ -185,7 +185,7 @@ def test_an_array_says_how_far_apart_ranges_may_lie() -> None:
         with zarr.config.set(OURS):
             array = zarr.open_array(store, mode="r", config=config)
         store.log.clear()
-        # A column of inner chunks. In the shard they lie in Morton order: two and two are neighbours.
+        # A column of inner chunks. In the shard, in Morton order, two and two are neighbours.
         np.testing.assert_array_equal(array[:40, :10], EXPECTED[:40, :10])
         counts.append(len(store.log.requests))
     # The index, and each of the pairs, or both in one.
