@@ -12,7 +12,9 @@ import numpy as np
 import obstore.store
 import pytest
 import zarr
+from zarr.abc.store import SuffixByteRequest
 from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, TransposeCodec, ZstdCodec
+from zarr.core.array_spec import ArrayConfig
 from zarr.storage import LocalStore, MemoryStore, ObjectStore, WrapperStore
 
 import aioxarray
@@ -150,6 +152,44 @@ def test_writes_the_same_keys_and_bytes(kind: str) -> None:
 
     by_zarr, by_us = in_one_second(contents)
     assert by_zarr == by_us
+
+
+class _Vanishing(WrapperStore[MemoryStore]):
+    """Shards are gone once their index was read."""
+
+    async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Buffer | None:
+        whole = byte_range is None or isinstance(byte_range, SuffixByteRequest)
+        return await self._store.get(key, prototype, byte_range) if whole else None
+
+
+def test_a_shard_that_is_deleted_after_its_index_was_read_is_missing() -> None:
+    memory = MemoryStore()
+    made(memory, **ARRAYS["shards"])
+    # zarr's own pipeline says so too; that of 3.3 and later reads ranges by another method.
+    with zarr.config.set(OURS):
+        part = zarr.open_array(_Vanishing(memory), mode="r")[:5, :5]
+    np.testing.assert_array_equal(part, np.full((5, 5), 7))
+
+
+@pytest.mark.skipif(
+    "sharding_coalesce_max_gap_bytes" not in ArrayConfig.__annotations__,
+    reason="zarr before 3.3 has the setting for all arrays only, and no name for it",
+)
+def test_an_array_says_how_far_apart_ranges_may_lie() -> None:
+    memory = MemoryStore()
+    made(memory, **ARRAYS["shards"])
+    counts = []
+    for gap in (0, 1 << 20):
+        store = RecordingStore(memory)
+        config: Any = {"sharding_coalesce_max_gap_bytes": gap}
+        with zarr.config.set(OURS):
+            array = zarr.open_array(store, mode="r", config=config)
+        store.log.clear()
+        # A column of inner chunks. In the shard, in Morton order, two and two are neighbours.
+        np.testing.assert_array_equal(array[:40, :10], EXPECTED[:40, :10])
+        counts.append(len(store.log.requests))
+    # The index, and each of the pairs, or both in one.
+    assert counts == [1 + 2, 1 + 1]
 
 
 def test_asynchronous_zarr() -> None:

@@ -92,11 +92,12 @@ class Points:
             chunk, inside = np.divmod(positive.astype(np.intp, copy=False), length)
             # Of axes that are not broadcast yet these stay as small as the axes are.
             number, offset = number * count + chunk, offset * length + inside
-        flat = (np.broadcast_to(each, found).reshape(-1) for each in (number, offset))
-        return cls(*flat, found, grid, tuple(chunk_shape))
+        number = np.broadcast_to(number, found).reshape(-1)
+        offset = np.broadcast_to(offset, found).reshape(-1)
+        return cls(number, offset, found, grid, tuple(chunk_shape))
 
     def chunks(self, key: Callable[[tuple[int, ...]], Any], spec: ArraySpec) -> Iterator[Chunk]:
-        """Return the chunks in C order, lazily; their places in the result are those of a flat one."""
+        """Return the chunks in C order, lazily, with their places in a flat result."""
         edges = zip(self._edges, self._edges[1:], strict=False)
         for at, (start, stop) in zip(zip(*self._at, strict=True), edges, strict=True):
             inside = np.unravel_index(self._offset[start:stop], self.chunk_shape)

@@ -107,7 +107,12 @@ class ShardJob(ABC):
     def put(self, data: Any | None, of: Range) -> None:
         """Decode the inner chunks that are in ``data``, the bytes of the range ``of``."""
         start, stop, leads = of
-        if data is None or len(data) != stop - start:
+        if data is None:
+            # The shard was deleted after its index was read: to zarr that is a missing one.
+            for _, _, lead in leads:
+                self.inner.put(None, lead)
+            return
+        if len(data) != stop - start:
             with failing([lead for _, _, lead in leads]):
                 raise ValueError(f"the shard ends before byte {stop}: it is truncated")
         for first, last, lead in leads:
@@ -207,13 +212,13 @@ class ByCoroutines(ShardJob):
                 with failing(led):
                     whole: Any = await self._get(part, long=is_long(size))
                     index = self.indexes.keep(part.cut_index(whole), part)
-                ranges, there = self.ranges(part, index, led, gaps())
+                ranges, there = self.ranges(part, index, led, gaps(part.chunk[1]))
                 # Where there is no shard there are no ranges.
                 await self._decode([(whole[each[0] : each[1]], each) for each in ranges])
             return there
         with failing(led):
             index = await self.index(part)
-        ranges, there = self.ranges(part, index, led, gaps())
+        ranges, there = self.ranges(part, index, led, gaps(part.chunk[1]))
 
         async def fetch(each: Range) -> tuple[Any, Range]:
             start, stop, leads = each

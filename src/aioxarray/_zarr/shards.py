@@ -314,15 +314,20 @@ class InnerChunks:
         return part.placer.put_decoded(array, inner)
 
 
-def gaps() -> tuple[int, int]:
-    """Return how far apart ranges may lie to be one request, and how long that may be.
+def gaps(spec: ArraySpec) -> tuple[int, int]:
+    """Return how far apart ranges of a shard may lie to be one request, and how long that may be.
 
-    Settings of zarr from 3.3 on; here they hold for all.
+    From zarr 3.3 on the array itself says so; before, the settings of the same names.
     """
     return (
-        int(zarr.config.get("array.sharding_coalesce_max_gap_bytes", 1 << 20)),
-        int(zarr.config.get("array.sharding_coalesce_max_bytes", 16 << 20)),
+        _setting(spec, "sharding_coalesce_max_gap_bytes", 1 << 20),
+        _setting(spec, "sharding_coalesce_max_bytes", 16 << 20),
     )
+
+
+def _setting(spec: ArraySpec, name: str, default: int) -> int:
+    found = getattr(spec.config, name, None)
+    return int(zarr.config.get(f"array.{name}", default) if found is None else found)
 
 
 def _grid(shape: tuple[int, ...], chunk_shape: tuple[int, ...]) -> Any:
