@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from aioxarray._runtime.detours import detour
-from aioxarray._runtime.loops import Leash
+from aioxarray._runtime.leash import Leash
 from aioxarray._runtime.threads import Pool
 from tests.runtime.helpers import PATIENCE_S, run_script, until
 
