@@ -198,7 +198,7 @@ def test_small_variables_share_the_hops_to_a_thread(
 
 
 def test_memory_above_the_result_does_not_grow_with_the_variables(tmp_path: Path) -> None:
-    count = 1000
+    count = 300
     root = zarr.create_group(LocalStore(tmp_path), zarr_format=3)
     for index in range(count):
         root.create_array(f"v{index}", shape=(8,), dtype="f8", dimension_names=["x"])
