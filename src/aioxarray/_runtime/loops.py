@@ -27,6 +27,9 @@ import anyio
 import anyio._backends._asyncio  # noqa: F401
 from anyio.lowlevel import current_token
 
+from aioxarray._runtime.outcomes import Outcome
+from aioxarray._runtime.own_threads import mark_own_thread
+
 T = TypeVar("T")
 P = ParamSpec("P")
 
@@ -121,7 +124,10 @@ def deliver(function: Callable[[], None]) -> None:
 
 
 class _Remote:
-    """A task on another loop: its outcome, set only when the task has really ended."""
+    """A task on another loop: its outcome is there only when the task has really ended.
+
+    When it has, nothing in the thread of that loop holds the function or its result any more.
+    """
 
     def __init__(
         self,
@@ -130,12 +136,13 @@ class _Remote:
         on_end: Callable[[], None],
     ) -> None:
         self._loop = loop
-        self._function = function
+        self._functions = [function]
         self._on_end = on_end
         self._task: asyncio.Task[Any] | None = None
-        # Not the future of ``run_coroutine_threadsafe``: that one counts as done as soon as it
-        # is cancelled, while the task may still have requests in flight.
-        self.outcome: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        self._taken: Outcome[Any] = Outcome()
+        # Done when the task is. Not the future of ``run_coroutine_threadsafe``: that one counts as
+        # done as soon as it is cancelled, while the task may still have requests in flight.
+        self.outcome: concurrent.futures.Future[None] = concurrent.futures.Future()
 
     def start(self) -> None:
         self._loop.call_soon_threadsafe(self._start)
@@ -143,36 +150,43 @@ class _Remote:
     def cancel(self) -> None:
         self._loop.call_soon_threadsafe(self._cancel)
 
+    def take(self) -> Any:
+        """Return or raise what the task did."""
+        return self._taken.take()
+
+    def drop(self) -> None:
+        """Let go of what the task did, in this thread."""
+        self._taken.drop()
+
     def _start(self) -> None:
+        if self._loop is io_loop():
+            mark_own_thread()
         if self.outcome.done():
             # Cancelled, by a leash, just before the start was sent.
             return
-        self._task = self._loop.create_task(_call(self._function))
+        # Called in the task, so that wrong arguments are its error: nobody else would hear it, and
+        # the caller would wait for ever.
+        self._task = self._loop.create_task(self._taken.of_async(self._functions.pop()))
         self._task.add_done_callback(self._end)
 
     def _cancel(self) -> None:
         if self._task is not None:
             self._task.cancel()
-        else:
+        elif not self.outcome.done():
             # An interrupt came before the start was sent; it never will be.
-            self.outcome.set_exception(concurrent.futures.CancelledError())
-            self._on_end()
+            self._taken.fail(concurrent.futures.CancelledError())
+            self._finish()
 
     def _end(self, task: asyncio.Task[Any]) -> None:
+        self._task = None
         if task.cancelled():
-            self.outcome.set_exception(concurrent.futures.CancelledError())
-        elif (error := task.exception()) is not None:
-            self.outcome.set_exception(error)
-        else:
-            self.outcome.set_result(task.result())
+            # Before it began.
+            self._taken.fail(concurrent.futures.CancelledError())
+        self._finish()
+
+    def _finish(self) -> None:
+        self.outcome.set_result(None)
         self._on_end()
-
-
-async def _call(function: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-    # Called in the task, so that wrong arguments are its error: nobody else would hear it, and the
-    # caller would wait for ever. Not a method: the traceback of an error holds this frame, which
-    # must not hold the outcome with that error.
-    return await function()
 
 
 class Leash:
@@ -180,12 +194,21 @@ class Leash:
 
     A thread cannot be cancelled, but what it waits for can: after `pull`, the call under way in
     the thread is cancelled, and so is every further one.
+
+    Attributes
+    ----------
+    pulled
+        Whether nobody wants what the thread does any more.
+    awaited
+        Whether the task has to wait, when it is cancelled, for what the thread does: see
+        `be_awaited`.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._calls: set[_Remote] = set()
         self.pulled = False
+        self.awaited = False
 
     def run(self, function: Callable[[], T]) -> T:
         """Call ``function`` with its blocking calls on this leash."""
@@ -206,6 +229,16 @@ class Leash:
                 call.cancel()
             return [call.outcome for call in self._calls]
 
+    def be_awaited(self) -> None:
+        """Have the task wait for the end of the thread's function, also when it is cancelled.
+
+        Raises CancelledError where it was cancelled before.
+        """
+        with self._lock:
+            if self.pulled:
+                raise asyncio.CancelledError
+            self.awaited = True
+
     @contextlib.contextmanager
     def holding(self, call: _Remote) -> Iterator[None]:
         """Hold ``call`` on the leash; raises CancelledError where the leash was pulled before."""
@@ -218,6 +251,23 @@ class Leash:
         finally:
             with self._lock:
                 self._calls.discard(call)
+
+
+def be_awaited() -> None:
+    """Have whoever waits for this worker thread wait for its end, also when they are cancelled.
+
+    For what must not go on beside the user's code. It should not take long, or end early when the
+    blocking calls that it makes are cancelled. In other threads this does nothing.
+    """
+    leash = _leash.get()
+    if leash is not None:
+        leash.be_awaited()
+
+
+def is_cancelled() -> bool:
+    """Say whether nobody waits any more for what this worker thread does."""
+    leash = _leash.get()
+    return leash is not None and leash.pulled
 
 
 def _waker() -> _Deliver:
@@ -270,13 +320,13 @@ async def run_on(
                     # A task of asyncio can be cancelled again, past any shield: by a timeout
                     # and the task group around it, say. The first one goes on below.
                     continue
+        remote.drop()
         raise
     try:
-        result: T = remote.outcome.result()
+        result: T = remote.take()
         return result
     finally:
-        # The outcome holds the exception, whose traceback holds this frame: break the circle, so
-        # that what had been opened is let go of with the exception, not some time later.
+        # The traceback of an error holds this frame: hold nothing that was opened.
         del remote
 
 
@@ -308,14 +358,14 @@ def run_blocking(function: Callable[[], Coroutine[Any, Any, T]]) -> T:
             _serve(inbox)
         except BaseException:
             remote.cancel()
-            remote.outcome.exception()
+            remote.outcome.result()
+            remote.drop()
             raise
     try:
-        result: T = remote.outcome.result()
+        result: T = remote.take()
         return result
     finally:
-        # The outcome holds the exception, whose traceback holds this frame: break the circle, so
-        # that what had been opened is let go of with the exception, not some time later.
+        # The traceback of an error holds this frame: hold nothing that was opened.
         del remote
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -32,6 +33,14 @@ async def gather(functions: Iterable[Callable[[], Awaitable[T]]]) -> list[T]:
         # Its own context would show the group, which says nothing more.
         raise first_error(errors) from None
     return [results[index] for index in range(len(listed))]
+
+
+async def until_done(future: asyncio.Future[Any]) -> None:
+    """Wait until ``future`` is done, however often this task is cancelled meanwhile."""
+    while not future.done():
+        # By a timeout and the group around it, say.
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait([future])
 
 
 def first_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -14,6 +14,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
+from aioxarray._runtime.loops import Leash
+from aioxarray._runtime.outcomes import Outcome
+from aioxarray._runtime.own_threads import in_own_thread, mark_own_thread
+from aioxarray._runtime.tasks import until_done
+
 T = TypeVar("T")
 
 # Blocking backends wait more than they compute; a thread costs little while it waits.
@@ -92,10 +97,13 @@ class Pool:
     def start(self, function: Callable[[], T]) -> asyncio.Future[T]:
         """Start ``function()`` on one of the threads; its future belongs to the running loop."""
         place = object()
+        # Popped, so that the thread holds nothing of it when it has told its outcome.
+        functions = [function]
 
         def begin() -> T:
+            mark_own_thread()
             self._queue.discard(place)
-            return function()
+            return functions.pop()()
 
         with self._lock:
             self._queue.add(place)
@@ -118,7 +126,8 @@ def _reset_after_fork() -> None:
     # The threads stayed with the parent, and its locks may have been held by one of them.
     for pool in _pools:
         pool._reset()
-    _lanes.clear()
+    for lane in list(_lanes.values()):
+        lane._reset()
 
 
 if hasattr(os, "register_at_fork"):
@@ -129,13 +138,24 @@ class Lane:
     """The queue of calls into a library that works behind one lock: one runs at a time.
 
     Without it, such calls would fill the pool with threads that wait for each other.
+
+    Parameters
+    ----------
+    pool
+        The threads that make the calls.
     """
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
+        self._reset()
+
+    def _reset(self) -> None:
         self._lock = threading.Lock()
-        self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self._calls: deque[tuple[Future[None], Callable[[], None]]] = deque()
         self._busy = False
+        # Had by whoever is in the library.
+        self._turn = threading.Lock()
+        self._dropped: deque[list[object]] = deque()
 
     @classmethod
     def of(cls, key: Hashable, pool: Pool) -> Lane:
@@ -147,34 +167,81 @@ class Lane:
 
         Cancelling returns at once: a call that waits is dropped, one that has begun runs on.
         """
-        return await asyncio.wrap_future(self._queue(function))
+        outcome: Outcome[T] = Outcome()
+        await asyncio.wrap_future(self._queue(function, outcome))
+        return outcome.take()
 
-    def wait_for(self, function: Callable[[], T]) -> T:
-        """Return ``function()`` when it ran after those before it; blocks this thread till then."""
-        return self._queue(function).result()
+    async def run_to_end(self, function: Callable[[], T]) -> T:
+        """Await ``function()`` as `run` does, and its end also when this is cancelled.
 
-    def _queue(self, function: Callable[[], T]) -> Future[T]:
-        call: Future[T] = Future()
+        Cancelling cancels the blocking calls that it makes. What it still returns is let go of in
+        the lane.
+        """
+        leash = Leash()
+        outcome: Outcome[T] = Outcome()
+        call = self._queue(partial(leash.run, function), outcome)
+        ended = asyncio.wrap_future(call)
+        try:
+            await asyncio.shield(ended)
+        except asyncio.CancelledError:
+            if not call.cancel():
+                leash.pull()
+                await until_done(ended)
+                await until_done(asyncio.wrap_future(self._queue(outcome.drop, Outcome())))
+            raise
+        return outcome.take()
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Return ``function()``, called in this thread, while nobody else is in the library."""
+        try:
+            with self._turn:
+                return function()
+        finally:
+            self._tidy()
+
+    def drop(self, held: list[object]) -> None:
+        """Empty ``held``, which may have the last reference to what the library has open.
+
+        That is done here and now, as if this were not here; but while somebody is in the library
+        it is left to them, and in a thread that does not run for the user, which the garbage
+        collector may be in at any time, to whoever is there next. No lock is waited for, except in
+        the moment in which another thread takes its turn.
+        """
+        self._dropped.append(held)
+        if not in_own_thread():
+            self._tidy()
+
+    def _tidy(self) -> None:
+        # Somebody who has the turn looks here when they have given it up.
+        while self._dropped and not self._turn.locked():
+            with self._turn:
+                self._let_go()
+
+    def _let_go(self) -> None:
+        while self._dropped:
+            self._dropped.popleft().clear()
+
+    def _queue(self, function: Callable[[], T], outcome: Outcome[T]) -> Future[None]:
+        call: Future[None] = Future()
         context = contextvars.copy_context()
+        # Popped, so that the thread holds nothing of it when it has told that it ended.
+        functions = [function]
+
+        def take_turn() -> None:
+            with self._turn:
+                outcome.of(lambda: context.run(functions.pop()))
+                self._let_go()
+            self._tidy()
+
         with self._lock:
-            self._calls.append((call, lambda: context.run(function)))
+            self._calls.append((call, take_turn))
             start, self._busy = not self._busy, True
         if start:
             self._pool.submit(self._work)
         return call
 
-    def drop(self, obj: object) -> None:
-        """Let go of ``obj``, whose last reference this may be, between the calls."""
-        with self._lock:
-            self._calls.append((Future(), partial(_keep, obj)))
-            start, self._busy = not self._busy, True
-        del obj
-        if start:
-            # At the end of the interpreter no thread is to be had, nor needed.
-            with contextlib.suppress(RuntimeError):
-                self._pool.submit(self._work)
-
     def _work(self) -> None:
+        mark_own_thread()
         while True:
             with self._lock:
                 if not self._calls:
@@ -184,10 +251,6 @@ class Lane:
             _finish(call, function)
             # Keep nothing of this call alive until the next one comes.
             del call, function
-
-
-def _keep(obj: object) -> None:
-    """Do nothing, but hold ``obj`` until here."""
 
 
 def _finish(call: Future[Any], function: Callable[[], Any]) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from aioxarray._runtime.loops import Leash, io_loop, run_on
+from aioxarray._runtime.outcomes import Outcome
+from aioxarray._runtime.tasks import until_done
 from aioxarray._runtime.threads import Pool
 
 T = TypeVar("T")
@@ -25,35 +28,54 @@ _pools: dict[int, Pool] = {}
 async def in_worker(function: Callable[[], T], discard: Callable[[T], object]) -> T:
     """Await ``function()`` in a worker thread, from any event loop.
 
-    Cancelling cancels the requests that ``function`` waits for and returns when they have ended;
-    what ``function`` still returns then is handed to ``discard``.
+    Cancelling cancels the requests that ``function`` waits for and returns when they have ended, or
+    when ``function`` has, if that called `be_awaited`; what ``function`` still returns then is
+    handed to ``discard``.
     """
     leash = Leash()
     depth = _depth.get()
     pool = _pools.setdefault(depth, Pool(f"aioxarray-worker-{depth}", _THREADS))
+    # Popped, so that the thread holds nothing of it when this returns.
+    functions = [function]
+    outcome: Outcome[T] = Outcome()
 
-    def work() -> T:
+    ended: Future[None] = Future()
+
+    def work() -> None:
         _depth.set(depth + 1)
-        result = leash.run(function)
-        if leash.pulled:
+        try:
+            outcome.of(lambda: leash.run(functions.pop()))
+            if leash.pulled:
+                throw_away()
+        finally:
+            ended.set_result(None)
+
+    def throw_away() -> None:
+        for result in outcome.results():
             discard(result)
-            raise asyncio.CancelledError
-        return result
 
     async def wait() -> T:
         try:
-            return await pool.run(work)
+            await pool.run(work)
         except asyncio.CancelledError:
-            for outcome in leash.pull():
-                await _end_of(outcome)
+            for call in leash.pull():
+                await _end_of(call)
+            if leash.awaited:
+                await _end_of(ended)
+            if outcome.has_result:
+                # Cancelled in the moment in which it came.
+                await until_done(pool.start(throw_away))
             raise
+        return outcome.take()
 
     return await run_on(io_loop(), wait)
 
 
-async def _end_of(outcome: Future[Any]) -> None:
-    """Wait for ``outcome``; unlike `asyncio.wrap_future`, without a hold on it."""
+async def _end_of(call: Future[None]) -> None:
+    """Wait for ``call``, however often this task is cancelled; without a hold on it."""
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
-    outcome.add_done_callback(lambda _: loop.call_soon_threadsafe(ended.set))
-    await ended.wait()
+    call.add_done_callback(lambda _: loop.call_soon_threadsafe(ended.set))
+    while not ended.is_set():
+        with contextlib.suppress(asyncio.CancelledError):
+            await ended.wait()

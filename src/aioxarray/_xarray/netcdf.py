@@ -11,12 +11,13 @@ from typing import Any
 
 import xarray as xr
 
+from aioxarray._runtime.loops import be_awaited
 from aioxarray._runtime.workers import in_worker
-from aioxarray._xarray.chunked import is_chunked_array
+from aioxarray._xarray.chunked import is_chunked_array, tasks_end_with_the_call
 from aioxarray._xarray.find import find_variables, shallow_copy
 from aioxarray._xarray.lazy import assign, lazy_data
 from aioxarray._xarray.loader import Options, read_all
-from aioxarray._xarray.read import lane_of_hdf5
+from aioxarray._xarray.read import in_hdf5
 
 
 async def save_netcdf(
@@ -61,8 +62,15 @@ async def _save(obj: Any, path: Any, mode: str, options: Mapping[str, Any], how:
 
 async def _call(function: Callable[[], Any], *, alone: bool) -> Any:
     if alone:
-        return await lane_of_hdf5().run(function)
-    return await in_worker(function, lambda _: None)
+        return await in_hdf5(function)
+
+    def call() -> Any:
+        # It goes into the library for each block, and in the end to close the file.
+        be_awaited()
+        with tasks_end_with_the_call():
+            return function()
+
+    return await in_worker(call, lambda _: None)
 
 
 class _Replaced:
