@@ -123,6 +123,13 @@ def deliver(function: Callable[[], None]) -> None:
         to_caller(function)
 
 
+def deliver_if_sent(function: Callable[[], None]) -> None:
+    """Call ``function`` soon where the caller is, if there is one; takes no lock."""
+    to_caller = _deliver.get()
+    if to_caller is not None:
+        to_caller(function)
+
+
 class _Remote:
     """A task on another loop: its outcome is there only when the task has really ended.
 

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
-from aioxarray._runtime.loops import Leash
+from aioxarray._runtime.loops import Leash, deliver_if_sent
 from aioxarray._runtime.outcomes import Outcome
 from aioxarray._runtime.own_threads import in_own_thread, mark_own_thread
 from aioxarray._runtime.tasks import until_done
@@ -204,12 +204,18 @@ class Lane:
 
         That is done here and now, as if this were not here; but while somebody is in the library
         it is left to them, and in a thread that does not run for the user, which the garbage
-        collector may be in at any time, to whoever is there next. No lock is waited for, except in
-        the moment in which another thread takes its turn.
+        collector may be in at any time, to the caller for whom it works or, if there is none, to
+        whoever is in the library next. No lock is waited for, except in the moment in which
+        another thread takes its turn.
         """
         self._dropped.append(held)
+        self._tidy_for_the_user()
+
+    def _tidy_for_the_user(self) -> None:
         if not in_own_thread():
             self._tidy()
+        elif self._dropped and not self._turn.locked():
+            deliver_if_sent(self._tidy_for_the_user)
 
     def _tidy(self) -> None:
         # Somebody who has the turn looks here when they have given it up.
