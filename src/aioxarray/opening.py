@@ -35,8 +35,9 @@ _COMMON = """
 
     *Memory:* {memory}
 
-    *Cancelling:* requests in flight are cancelled, and nothing stays open. A file format that
-    reads in a worker thread (netCDF, GRIB) is closed as soon as that read ends.
+    *Cancelling:* requests in flight are cancelled, and nothing stays open. What a worker thread
+    reads by HDF5 or netCDF-C is waited for, and closed; another format that reads in a worker
+    thread (GRIB) is closed as soon as that read ends.
 
     *Event loops:* any, asyncio's or Trio's; opening happens in a worker thread.
 """

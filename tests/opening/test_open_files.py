@@ -20,7 +20,7 @@ import xarray as xr
 import aioxarray
 from aioxarray._runtime.loops import io_loop, run_blocking, run_on
 from aioxarray._xarray.aio_array import AioArray
-from aioxarray._xarray.read import blocking_pool, in_hdf5
+from aioxarray._xarray.read import blocking_pool, in_hdf5, lane_of_hdf5
 from aioxarray.testing import ObjectServer
 from tests.runtime.helpers import PATIENCE_S, run_script
 
@@ -138,7 +138,7 @@ def reading(variable: xr.Variable) -> Any:
 
 
 class Closes:
-    """What is open, as long as this is referred to."""
+    """Notes in which thread what a file object is kept with is let go of."""
 
     def __init__(self) -> None:
         self.closed_in: list[str] = []
@@ -153,6 +153,11 @@ class Closes:
         return Open()
 
 
+def keep_with(array: Any, obj: Any) -> None:
+    """Have ``obj`` let go of with the file of ``array``."""
+    lane_of_hdf5()._kept[array.file._key].append(obj)
+
+
 def _collect_in_a_thread_of_ours() -> None:
     run_blocking(lambda: blocking_pool.run(gc.collect))
 
@@ -165,7 +170,7 @@ def test_what_is_collected_in_a_thread_of_ours_is_closed_where_the_caller_is(
     cycle: list[Any] = [aioxarray.open_dataset(path, engine=engine)]
     # Lives as long as the file's store.
     closes = Closes()
-    reading(cycle[0].u.variable)._file._held.append(closes.open())
+    keep_with(reading(cycle[0].u.variable), closes.open())
     cycle.append(cycle)
     del cycle
     _collect_in_a_thread_of_ours()
@@ -190,14 +195,14 @@ def test_a_copy_keeps_what_closes_its_file(
     ds = OPENINGS[name](path, engine)
     data = copied(reading(ds.u.variable))
     del ds
-    assert data._file is not None
+    assert data.file is not None
     assert data.get_duck_array().tolist() == [0.0, 1.0, 2.0]
     assert times_open(path) == 1
     # In a cycle that a thread of ours collects.
     cycle = [data]
     cycle.append(cycle)  # type: ignore[arg-type]
     closes = Closes()
-    data._file._held.append(closes.open())
+    keep_with(data, closes.open())
     del cycle, data
     _collect_in_a_thread_of_ours()
     assert times_open(path) == 0
@@ -255,19 +260,6 @@ async def test_a_cancelled_opening_ends_when_hdf5_has(tmp_path: Path) -> None:
     file.may_go_on.clear()
     opening = asyncio.create_task(aioxarray.open_dataset_async(file, engine="h5netcdf"))
     await _ends_with_the_library(opening, file)
-
-
-def test_a_blocking_load_that_times_out_ends_when_hdf5_has(tmp_path: Path) -> None:
-    file = Gated(large(tmp_path))
-    ds = aioxarray.open_dataset(file, engine="h5netcdf")
-    file.may_go_on.clear()
-    go_on = threading.Thread(target=lambda: (file.waits.wait(), file.may_go_on.set()))
-    go_on.start()
-    with pytest.raises(TimeoutError):
-        aioxarray.load(ds, timeout=0.01)
-    assert file.may_go_on.is_set()
-    go_on.join()
-    ds.close()
 
 
 def test_a_stalled_server_is_not_waited_for(tmp_path: Path, path: Path) -> None:

@@ -147,6 +147,7 @@ class Lane:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
+        self._kept: dict[int, list[object]] = {}
         self._reset()
 
     def _reset(self) -> None:
@@ -199,8 +200,18 @@ class Lane:
         finally:
             self._tidy()
 
-    def drop(self, held: list[object]) -> None:
-        """Empty ``held``, which may have the last reference to what the library has open.
+    def keep(self, obj: object) -> int:
+        """Hold ``obj``, which the library has open, until `drop` is called with what this returns.
+
+        What is held from here is no garbage, of which Python would call the finalizers in any
+        thread, when the objects that use it are.
+        """
+        held = [obj]
+        self._kept[id(held)] = held
+        return id(held)
+
+    def drop(self, key: int) -> None:
+        """Let go of what was kept, which this may have the last reference to.
 
         That is done here and now, as if this were not here; but while somebody is in the library
         it is left to them, and in a thread that does not run for the user, which the garbage
@@ -208,7 +219,7 @@ class Lane:
         whoever is in the library next. No lock is waited for, except in the moment in which
         another thread takes its turn.
         """
-        self._dropped.append(held)
+        self._dropped.append(self._kept.pop(key))
         self._tidy_for_the_user()
 
     def _tidy_for_the_user(self) -> None:

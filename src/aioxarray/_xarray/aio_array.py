@@ -35,22 +35,23 @@ class AioArray(ExplicitlyIndexedNDArrayMixin):
         Arrays that are read with this one, when xarray asks for the values of one of them.
     """
 
-    __slots__ = ("_file", "_together", "array")
+    # Python clears them in the order of their names, so the file is let go of after its readers.
+    __slots__ = ("_together", "array", "file")
 
     def __init__(
         self, array: Any, file: OpenFile | None = None, together: ReadTogether | None = None
     ) -> None:
         self.array = array
-        self._file = file
+        self.file = file
         self._together = together
 
     def __reduce__(self) -> tuple[Any, ...]:
         # What is read together is a matter of opening, in this process. A copy whose parts are
         # copied, too, reads a file that is opened anew, in another process maybe.
-        return _rebuilt, (self.array, self._file is not None)
+        return _rebuilt, (self.array, self.file is not None)
 
     def __copy__(self) -> AioArray:
-        return type(self)(self.array, self._file)
+        return type(self)(self.array, self.file)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.array!r})"
@@ -72,17 +73,17 @@ class AioArray(ExplicitlyIndexedNDArrayMixin):
 
     def transpose(self, order: Any) -> AioArray:
         """Return it with other axes, as lazily."""
-        return type(self)(self.array.transpose(order), self._file)
+        return type(self)(self.array.transpose(order), self.file)
 
     def _oindex_get(self, indexer: Any) -> AioArray:
-        return type(self)(self.array.oindex[indexer], self._file)
+        return type(self)(self.array.oindex[indexer], self.file)
 
     def _vindex_get(self, indexer: Any) -> AioArray:
-        return type(self)(self.array.vindex[indexer], self._file)
+        return type(self)(self.array.vindex[indexer], self.file)
 
     def __getitem__(self, indexer: Any) -> AioArray:
         self._check_and_raise_if_non_basic_indexer(indexer)
-        return type(self)(self.array[indexer], self._file)
+        return type(self)(self.array[indexer], self.file)
 
 
 class OpenFile:
@@ -97,16 +98,16 @@ class OpenFile:
     that of xarray's file manager, which closes the file.
     """
 
-    __slots__ = ("_drop", "_held")
+    __slots__ = ("_key", "_lane")
 
     def __init__(self, store: object, lane: Lane) -> None:
-        self._held = [store]
-        self._drop = lane.drop
+        self._lane = lane
+        self._key = lane.keep(store)
 
     def __del__(self) -> None:
         # Near the end of the interpreter other threads hold their locks for ever.
         if not sys.is_finalizing():
-            self._drop(self._held)
+            self._lane.drop(self._key)
 
 
 def keep_open(array: Any) -> OpenFile | None:

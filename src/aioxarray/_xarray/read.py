@@ -158,7 +158,9 @@ def _lock_key(lock: Any) -> Hashable | None:
     # A file being written has a lock of its own besides the library's: the library's decides.
     # That of netCDF-C, which its own access to servers has alone, counts as that of HDF5: a thread
     # can be in one of these libraries only.
-    if any(shared is each for shared in (HDF5_LOCK, NETCDFC_LOCK) for each in locks):
+    # A copy of a lock, from a pickle, is told by its token.
+    shared = (HDF5_LOCK.token, NETCDFC_LOCK.token)
+    if any(isinstance(each, SerializableLock) and each.token in shared for each in locks):
         return HDF5_LOCK.token
     lock = locks[0] if locks else None
     if isinstance(lock, SerializableLock):
