@@ -1,4 +1,4 @@
-"""Files of HDF5 and netCDF-C: nobody but their caller is ever in these libraries beside the user."""
+"""Files of HDF5 and netCDF-C: nobody is in these libraries beside the user."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def test_a_copy_keeps_what_closes_its_file(
     assert times_open(path) == 1
     # In a cycle that a thread of ours collects.
     cycle = [data]
-    cycle.append(cycle)  # type: ignore[arg-type]
+    cycle.append(cycle)
     closes = Closes()
     keep_with(data, closes.open())
     del cycle, data

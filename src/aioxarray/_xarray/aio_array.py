@@ -111,7 +111,7 @@ class OpenFile:
 
 
 def keep_open(array: Any) -> OpenFile | None:
-    """Return what keeps the file open that a chain of adapters reads by HDF5 or netCDF-C, if any."""
+    """Return what keeps the file open that a chain of adapters reads by HDF5, if it does."""
     while isinstance(array, ExplicitlyIndexed) and not isinstance(array, BackendArray):
         array = getattr(array, "array", None)
     return OpenFile(array.datastore, lane_of_hdf5()) if reads_hdf5(array) else None
@@ -175,9 +175,7 @@ class ReadTogether:
     def _read(self, chains: Sequence[Any]) -> list[Any]:
         if self._file is not None:
             # All of them in the same lane: one visit there, not one for each.
-            return run_blocking(
-                lambda: in_hdf5(lambda: [each.get_duck_array() for each in chains])
-            )
+            return run_blocking(lambda: in_hdf5(lambda: [each.get_duck_array() for each in chains]))
         values = [known_data(each) for each in chains]
         unknown = [index for index, value in enumerate(values) if value is None]
         if unknown:

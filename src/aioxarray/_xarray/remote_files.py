@@ -118,7 +118,7 @@ def _fetching(file: Any) -> tuple[asyncio.AbstractEventLoop, _Fetch] | None:
     Awaited, it can be cancelled: HDF5, which waits for it, then gets an error and returns, however
     long the server would have it wait. Reading ``file`` itself cannot.
     """
-    fs = getattr(file, "fs", None)
+    fs: Any = getattr(file, "fs", None)
     # Where the user asked for another cache, that is kept.
     if not getattr(fs, "async_impl", False) or fs.asynchronous or not _caches_blocks(file):
         return None
