@@ -75,7 +75,8 @@ async def load_async(
 
     *Cancelling:* on an error, a timeout or a cancellation ``obj`` is as lazy as before; the
     requests in flight are cancelled and awaited. A worker thread that is in the middle of a
-    blocking read finishes it unheard.
+    blocking read finishes it unheard; only a read by HDF5 or netCDF-C is waited for, unless it
+    waits for a server itself, because the caller's own code may use these libraries next.
 
     *Event loops:* any, asyncio's or Trio's; fetching and decoding happen elsewhere.
 

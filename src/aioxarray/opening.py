@@ -44,8 +44,9 @@ _COMMON = """
     *Memory:* {memory}
 
     *Cancelling:* on an error, a timeout or a cancellation the requests in flight are cancelled
-    and awaited, those of zarr's own too, and nothing stays open. A file format that reads in a
-    worker thread (netCDF, GRIB) is closed as soon as that read ends.
+    and awaited, those of zarr's own too, and nothing stays open. A read by HDF5 or netCDF-C in a
+    worker thread is awaited, and the file closed; another format that reads in a worker thread
+    (GRIB) is closed as soon as that read ends.
 
     *Event loops:* any, asyncio's or Trio's; opening happens in a worker thread.
 """

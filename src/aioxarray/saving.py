@@ -174,8 +174,9 @@ async def to_netcdf_async(
 
     *Memory:* all lazy data of ``obj``, since HDF5 cannot be read while it writes.
 
-    *Cancelling:* returns at once; a worker thread that is in the middle of writing finishes
-    unheard, and its file is removed.
+    *Cancelling:* returns when the library has returned, which the user's own code may then call
+    (netCDF-C bears one thread at a time): what is being written is written to its end, of chunked
+    data the blocks that were begun. The new file is removed.
 
     *Event loops:* any, asyncio's or Trio's. HDF5 and netCDF-C bear one caller at a time: reads
     of such files wait for the save, and the save for them. (Not if ``obj`` has chunked data,

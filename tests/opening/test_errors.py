@@ -17,7 +17,6 @@ from zarr.abc.store import Store
 from zarr.storage import LocalStore, MemoryStore
 
 import aioxarray
-from aioxarray._xarray.read import lane_of_hdf5
 from aioxarray.testing import FaultyStore, GatedStore, RecordingStore
 from tests import samples
 from tests.opening.helpers import ENGINE, Way, every_way, own_ways
@@ -151,8 +150,6 @@ def test_what_could_not_be_opened_lets_go_of_its_file(engine: Any, tmp_path: Pat
     try:
         with pytest.raises(ValueError, match="yesterday"):
             aioxarray.open_dataset(path, engine=engine)
-        # The thread that had it lets go of it before its next call.
-        lane_of_hdf5().wait_for(lambda: None)
         assert not is_open(path)
     finally:
         gc.enable()

@@ -16,7 +16,7 @@ from zarr.storage import MemoryStore
 
 import aioxarray
 from aioxarray._runtime.loops import run_blocking
-from aioxarray._xarray.read import lane_of_hdf5
+from aioxarray._xarray.read import in_hdf5
 from aioxarray.testing import RecordingStore
 from tests.opening.helpers import BLOCKING, OWN, Way, every_way, own_ways
 from tests.oracle import assert_same, lazy
@@ -162,7 +162,7 @@ def with_a_bad_one(folder: Path, tmp_path: Path) -> list[str]:
 
 def open_files() -> set[str]:
     """Return the netCDF files that are open when the library has done what it had begun."""
-    run_blocking(lambda: lane_of_hdf5().run(gc.collect))
+    run_blocking(lambda: in_hdf5(gc.collect))
     return {each.path for each in psutil.Process().open_files() if each.path.endswith(".nc")}
 
 

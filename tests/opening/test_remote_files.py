@@ -166,6 +166,8 @@ def with_garbage(call: Callable[[], Any], folder: Path) -> Any:
     try:
         garbage: list[Any] = [h5py.File(folder / "climate.nc", "r")]
         garbage.append(garbage)
+        # Old, so that no collection of the youngest takes it.
+        gc.collect()
         del garbage
         return call()
     finally:

@@ -104,6 +104,76 @@ def test_a_finalizer_can_hold_it_back_itself() -> None:
     assert gc.isenabled()
 
 
+def test_nothing_stands_in_the_callbacks_of_the_collector() -> None:
+    before = list(gc.callbacks)
+    with collector.held():
+        assert gc.callbacks == before
+    assert not any("aioxarray" in str(getattr(each, "__module__", "")) for each in before)
+
+
+SIGNALLED = """
+import gc, signal, sys
+import aioxarray
+
+class Stop(Exception):
+    pass
+
+def stop(number, frame):
+    raise Stop
+
+signal.signal(signal.SIGALRM, signal.default_int_handler if {how!r} == "Ctrl-C" else stop)
+# So much that a collection takes longer than the alarm.
+keep = [[] for _ in range(300_000)]
+for _ in range(3):
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.005)
+        gc.collect()
+        for _ in range(200_000):
+            pass
+    except (KeyboardInterrupt, Stop) as error:
+        print(type(error).__name__)
+"""
+
+
+@pytest.mark.parametrize(("how", "error"), [("Ctrl-C", "KeyboardInterrupt"), ("own", "Stop")])
+def test_a_signal_during_a_collection_is_the_programs(how: str, error: str) -> None:
+    assert run_script(SIGNALLED.format(how=how)) == f"{error}\n" * 3
+
+
+INTERRUPTED = """
+import gc, io, signal, sys
+import numpy as np, xarray as xr
+import aioxarray
+
+data = bytes(xr.Dataset({"v": ("x", np.arange(9.0))}).to_netcdf(engine="h5netcdf"))
+
+def opened():
+    with aioxarray.open_dataset(io.BytesIO(data), engine="h5netcdf") as ds:
+        return ds.v.values.sum()
+
+assert opened() == 36
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+interrupted = 0
+for number in range(40):
+    try:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.0005 * (number + 1))
+            opened()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    except KeyboardInterrupt:
+        interrupted += 1
+assert interrupted
+assert opened() == 36
+assert gc.isenabled()
+print("fine")
+"""
+
+
+def test_an_interrupted_call_leaves_the_collector_as_it_was() -> None:
+    assert run_script(INTERRUPTED).splitlines()[-1] == "fine"
+
+
 FORKED = """
 import gc, os
 from aioxarray._runtime.collector import collector

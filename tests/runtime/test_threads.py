@@ -340,8 +340,8 @@ def test_a_thread_may_wait_for_its_turn_in_a_lane() -> None:
         before = Gated()
         first = asyncio.create_task(lane.run(before))
         await until(before.begun)
-        waiting = asyncio.create_task(asyncio.to_thread(lane.wait_for, lambda: "in turn"))
-        failing = asyncio.create_task(asyncio.to_thread(lane.wait_for, lambda: 1 / 0))
+        waiting = asyncio.create_task(asyncio.to_thread(lane.call, lambda: "in turn"))
+        failing = asyncio.create_task(asyncio.to_thread(lane.call, lambda: 1 / 0))
         before.may_end.set()
         await first
         assert await waiting == "in turn"

@@ -18,6 +18,8 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from aioxarray._runtime.own_threads import mark_own_thread
+
 # How long the end of the interpreter waits for calls under way. Some libraries tear down in it what
 # their calls are using (Blosc, HDF5).
 _EXIT_S = 0.4
@@ -87,6 +89,7 @@ class Crew:
         _crews.add(self)
 
     def _serve(self) -> None:
+        mark_own_thread()
         member = _here.member = Member(self)
         work = self._queue.get()
         while work is not None:

@@ -54,6 +54,14 @@ class Leash:
     ----------
     outer
         Another leash that holds the requests too.
+
+    Attributes
+    ----------
+    pulled
+        Whether nobody wants what the thread does any more.
+    awaited
+        Whether the task has to wait, when it is cancelled, for what the thread does: see
+        `be_awaited`.
     """
 
     def __init__(self, outer: Leash | None = None) -> None:
@@ -62,6 +70,7 @@ class Leash:
         self._calls: set[Cancellable] = set()
         self._ended = False
         self.pulled = False
+        self.awaited = False
 
     def run(self, function: Callable[[], T]) -> T:
         """Call ``function`` with what it waits for on this leash.
@@ -92,6 +101,16 @@ class Leash:
                 call.cancel()
             return [call.outcome for call in self._calls]
 
+    def be_awaited(self) -> None:
+        """Have the task wait for the end of the thread's function, also when it is cancelled.
+
+        Raises CancelledError where it was cancelled before.
+        """
+        with self._lock:
+            if self.pulled:
+                raise asyncio.CancelledError
+            self.awaited = True
+
     @contextlib.contextmanager
     def holding(self, call: Cancellable) -> Iterator[None]:
         """Hold ``call`` on the leash; raises CancelledError where nothing more may be awaited."""
@@ -105,6 +124,23 @@ class Leash:
             finally:
                 with self._lock:
                     self._calls.discard(call)
+
+
+def be_awaited() -> None:
+    """Have whoever waits for this worker thread wait for its end, also when they are cancelled.
+
+    For what must not go on beside the user's code. It should not take long, or end early when the
+    blocking calls that it makes are cancelled. In other threads this does nothing.
+    """
+    leash = _leash.get()
+    if leash is not None:
+        leash.be_awaited()
+
+
+def is_cancelled() -> bool:
+    """Say whether nobody waits any more for what this worker thread does."""
+    leash = _leash.get()
+    return leash is not None and leash.pulled
 
 
 def run_leashed(function: Callable[[], T]) -> T:

@@ -29,6 +29,8 @@ import anyio._backends._asyncio  # noqa: F401
 from anyio.lowlevel import current_token
 
 from aioxarray._runtime.leash import holding
+from aioxarray._runtime.outcomes import Outcome
+from aioxarray._runtime.own_threads import mark_own_thread
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -117,8 +119,18 @@ def deliver(function: Callable[[], None]) -> None:
         to_caller(function)
 
 
+def deliver_if_sent(function: Callable[[], None]) -> None:
+    """Call ``function`` soon where the caller is, if there is one; takes no lock."""
+    to_caller = _deliver.get()
+    if to_caller is not None:
+        to_caller(function)
+
+
 class _Remote:
-    """A task on another loop: its outcome, set only when the task has really ended."""
+    """A task on another loop: its outcome is there only when the task has really ended.
+
+    When it has, nothing in the thread of that loop holds the function or its result any more.
+    """
 
     def __init__(
         self,
@@ -127,12 +139,13 @@ class _Remote:
         on_end: Callable[[], None],
     ) -> None:
         self._loop = loop
-        self._function = function
+        self._functions = [function]
         self._on_end = on_end
         self._task: asyncio.Task[Any] | None = None
-        # Not the future of ``run_coroutine_threadsafe``: that one counts as done as soon as it
-        # is cancelled, while the task may still have requests in flight.
-        self.outcome: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        self._taken: Outcome[Any] = Outcome()
+        # Done when the task is. Not the future of ``run_coroutine_threadsafe``: that one counts as
+        # done as soon as it is cancelled, while the task may still have requests in flight.
+        self.outcome: concurrent.futures.Future[None] = concurrent.futures.Future()
 
     def start(self) -> None:
         self._loop.call_soon_threadsafe(self._start)
@@ -140,36 +153,43 @@ class _Remote:
     def cancel(self) -> None:
         self._loop.call_soon_threadsafe(self._cancel)
 
+    def take(self) -> Any:
+        """Return or raise what the task did."""
+        return self._taken.take()
+
+    def drop(self) -> None:
+        """Let go of what the task did, in this thread."""
+        self._taken.drop()
+
     def _start(self) -> None:
+        if self._loop is io_loop():
+            mark_own_thread()
         if self.outcome.done():
             # Cancelled, by a leash, just before the start was sent.
             return
-        self._task = self._loop.create_task(_call(self._function))
+        # Called in the task, so that wrong arguments are its error: nobody else would hear it, and
+        # the caller would wait for ever.
+        self._task = self._loop.create_task(self._taken.of_async(self._functions.pop()))
         self._task.add_done_callback(self._end)
 
     def _cancel(self) -> None:
         if self._task is not None:
             self._task.cancel()
-        else:
+        elif not self.outcome.done():
             # An interrupt came before the start was sent; it never will be.
-            self.outcome.set_exception(concurrent.futures.CancelledError())
-            self._on_end()
+            self._taken.fail(concurrent.futures.CancelledError())
+            self._finish()
 
     def _end(self, task: asyncio.Task[Any]) -> None:
+        self._task = None
         if task.cancelled():
-            self.outcome.set_exception(concurrent.futures.CancelledError())
-        elif (error := task.exception()) is not None:
-            self.outcome.set_exception(error)
-        else:
-            self.outcome.set_result(task.result())
+            # Before it began.
+            self._taken.fail(concurrent.futures.CancelledError())
+        self._finish()
+
+    def _finish(self) -> None:
+        self.outcome.set_result(None)
         self._on_end()
-
-
-async def _call(function: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-    # Called in the task, so that wrong arguments are its error: nobody else would hear it, and the
-    # caller would wait for ever. Not a method: the traceback of an error holds this frame, which
-    # must not hold the outcome with that error.
-    return await function()
 
 
 def _waker() -> _Deliver:
@@ -222,13 +242,13 @@ async def run_on(
                     # A task of asyncio can be cancelled again, past any shield: by a timeout
                     # and the task group around it, say. The first one goes on below.
                     continue
+        remote.drop()
         raise
     try:
-        result: T = remote.outcome.result()
+        result: T = remote.take()
         return result
     finally:
-        # The outcome holds the exception, whose traceback holds this frame: break the circle, so
-        # that what had been opened is let go of with the exception, not some time later.
+        # The traceback of an error holds this frame: hold nothing that was opened.
         del remote
 
 
@@ -258,14 +278,14 @@ def run_blocking(function: Callable[[], Coroutine[Any, Any, T]]) -> T:
             _serve(inbox)
         except BaseException:
             remote.cancel()
-            remote.outcome.exception()
+            remote.outcome.result()
+            remote.drop()
             raise
     try:
-        result: T = remote.outcome.result()
+        result: T = remote.take()
         return result
     finally:
-        # The outcome holds the exception, whose traceback holds this frame: break the circle, so
-        # that what had been opened is let go of with the exception, not some time later.
+        # The traceback of an error holds this frame: hold nothing that was opened.
         del remote
 
 

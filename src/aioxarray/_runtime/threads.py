@@ -14,7 +14,12 @@ from concurrent.futures import Executor, Future
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from aioxarray._runtime.crew import Crew, Member, current, uncut
+from aioxarray._runtime.crew import Crew, Member, cancelled_at_exit, current, uncut
+from aioxarray._runtime.leash import Leash
+from aioxarray._runtime.loops import deliver_if_sent
+from aioxarray._runtime.outcomes import Outcome
+from aioxarray._runtime.own_threads import in_own_thread
+from aioxarray._runtime.tasks import until_done
 
 T = TypeVar("T")
 
@@ -156,10 +161,8 @@ class Pool(Executor):
             stop()
             if not wait:
                 _soon(call.give_up)
-            while wait and not future.done():
-                # Cancelled again meanwhile: by a timeout and the group around it, say.
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.wait([future])
+            if wait:
+                await until_done(future)
             # Its error, if any, is no longer of interest, and must not be logged as unheard.
             future.add_done_callback(lambda ended: ended.exception())
             raise
@@ -170,10 +173,12 @@ class Pool(Executor):
         ``long`` says that it may take much longer than others.
         """
         place = object()
+        # Popped, so that the thread holds nothing of it when it has told its outcome.
+        functions = [function]
 
         def begin() -> T:
             self._queue.discard(place)
-            return function()
+            return functions.pop()()
 
         with self._lock:
             self._queue.add(place)
@@ -203,7 +208,8 @@ def _reset_after_fork() -> None:
     # The threads stayed with the parent, and its locks may have been held by one of them.
     for pool in _pools:
         pool._reset()
-    _lanes.clear()
+    for lane in list(_lanes.values()):
+        lane._reset()
 
 
 if hasattr(os, "register_at_fork"):
@@ -214,14 +220,26 @@ class Lane:
     """The queue of calls into a library that works behind one lock: one runs at a time.
 
     Without it, such calls would fill the pool with threads that wait for each other.
+
+    Parameters
+    ----------
+    pool
+        The threads that make the calls.
     """
 
     def __init__(self, pool: Pool, is_uncut: bool = False) -> None:
         self._pool = pool
         self._is_uncut = is_uncut
+        self._kept: dict[int, list[object]] = {}
+        self._reset()
+
+    def _reset(self) -> None:
         self._lock = threading.Lock()
-        self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self._calls: deque[tuple[Future[None], Callable[[], None]]] = deque()
         self._busy = False
+        # Had by whoever is in the library.
+        self._turn = threading.Lock()
+        self._dropped: deque[list[object]] = deque()
 
     @classmethod
     def of(cls, key: Hashable, pool: Pool, *, is_uncut: bool = False) -> Lane:
@@ -236,32 +254,99 @@ class Lane:
 
         Cancelling returns at once: a call that waits is dropped, one that has begun runs on.
         """
-        return await asyncio.wrap_future(self._queue(function))
+        outcome: Outcome[T] = Outcome()
+        await asyncio.wrap_future(self._queue(function, outcome))
+        return outcome.take()
 
-    def wait_for(self, function: Callable[[], T]) -> T:
-        """Return ``function()`` when it ran after those before it; blocks this thread till then."""
-        return self._queue(function).result()
+    async def run_to_end(self, function: Callable[[], T]) -> T:
+        """Await ``function()`` as `run` does, and its end also when this is cancelled.
 
-    def _queue(self, function: Callable[[], T]) -> Future[T]:
-        call: Future[T] = Future()
+        Cancelling cancels the blocking calls that it makes. What it still returns is let go of in
+        the lane.
+        """
+        leash = Leash()
+        outcome: Outcome[T] = Outcome()
+
+        def leashed() -> T:
+            with cancelled_at_exit(leash.pull):
+                return leash.run(function)
+
+        call = self._queue(leashed, outcome)
+        ended = asyncio.wrap_future(call)
+        try:
+            await asyncio.shield(ended)
+        except asyncio.CancelledError:
+            if not call.cancel():
+                leash.pull()
+                await until_done(ended)
+                await until_done(asyncio.wrap_future(self._queue(outcome.drop, Outcome())))
+            raise
+        return outcome.take()
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Return ``function()``, called in this thread, while nobody else is in the library."""
+        try:
+            with self._turn:
+                return function()
+        finally:
+            self._tidy()
+
+    def keep(self, obj: object) -> int:
+        """Hold ``obj``, which the library has open, until `drop` is called with what this returns.
+
+        What is held from here is no garbage, of which Python would call the finalizers in any
+        thread, when the objects that use it are.
+        """
+        held = [obj]
+        self._kept[id(held)] = held
+        return id(held)
+
+    def drop(self, key: int) -> None:
+        """Let go of what was kept, which this may have the last reference to.
+
+        That is done here and now, as if this were not here; but while somebody is in the library
+        it is left to them, and in a thread that does not run for the user, which the garbage
+        collector may be in at any time, to the caller for whom it works or, if there is none, to
+        whoever is in the library next. No lock is waited for, except in the moment in which
+        another thread takes its turn.
+        """
+        self._dropped.append(self._kept.pop(key))
+        self._tidy_for_the_user()
+
+    def _tidy_for_the_user(self) -> None:
+        if not in_own_thread():
+            self._tidy()
+        elif self._dropped and not self._turn.locked():
+            deliver_if_sent(self._tidy_for_the_user)
+
+    def _tidy(self) -> None:
+        # Somebody who has the turn looks here when they have given it up.
+        while self._dropped and not self._turn.locked():
+            with self._turn:
+                self._let_go()
+
+    def _let_go(self) -> None:
+        while self._dropped:
+            self._dropped.popleft().clear()
+
+    def _queue(self, function: Callable[[], T], outcome: Outcome[T]) -> Future[None]:
+        call: Future[None] = Future()
         context = contextvars.copy_context()
+        # Popped, so that the thread holds nothing of it when it has told that it ended.
+        functions = [function]
+
+        def take_turn() -> None:
+            with self._turn:
+                outcome.of(lambda: context.run(functions.pop()))
+                self._let_go()
+            self._tidy()
+
         with self._lock:
-            self._calls.append((call, lambda: context.run(function)))
+            self._calls.append((call, take_turn))
             start, self._busy = not self._busy, True
         if start:
             self._pool.submit(self._work)
         return call
-
-    def drop(self, obj: object) -> None:
-        """Let go of ``obj``, whose last reference this may be, between the calls."""
-        with self._lock:
-            self._calls.append((Future(), partial(_keep, obj)))
-            start, self._busy = not self._busy, True
-        del obj
-        if start:
-            # At the end of the interpreter no thread is to be had, nor needed.
-            with contextlib.suppress(RuntimeError):
-                self._pool.submit(self._work)
 
     def _work(self) -> None:
         while True:
@@ -274,10 +359,6 @@ class Lane:
                 _finish(call, function)
             # Keep nothing of this call alive until the next one comes.
             del call, function
-
-
-def _keep(obj: object) -> None:
-    """Do nothing, but hold ``obj`` until here."""
 
 
 def _finish(call: Future[Any], function: Callable[[], Any]) -> None:

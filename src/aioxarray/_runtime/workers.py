@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from aioxarray._runtime.leash import Leash
 from aioxarray._runtime.loops import io_loop, run_on
+from aioxarray._runtime.outcomes import Outcome
+from aioxarray._runtime.tasks import until_done
 from aioxarray._runtime.threads import Pool
 
 T = TypeVar("T")
@@ -32,61 +33,59 @@ async def in_worker(function: Callable[[], T], discard: Callable[[T], object]) -
     """Await ``function()`` in a worker thread, from any event loop.
 
     Cancelling cancels the requests that ``function`` waits for and returns when they have ended,
-    and ``function`` with them, unless that waits for something else; what it still returns then is
+    and ``function`` with them: in any case if it called `be_awaited`, else unless it waits for
+    something other than requests. What it still returns then is
     handed to ``discard``.
     """
     leash = Leash()
-    # A result that nobody waits for any more is discarded, by whichever of the two sees it.
-    results: deque[T] = deque()
     # When the thread has done with it; none before it begins.
     ends: list[Future[None]] = []
     depth = _depth.get()
     pool = _pools.setdefault(depth, Pool(f"aioxarray-worker-{depth}", _THREADS))
+    # Popped, so that the thread holds nothing of it when this returns.
+    functions = [function]
+    outcome: Outcome[T] = Outcome()
 
-    def work() -> T:
-        end: Future[None] = Future()
-        ends.append(end)
+    def work() -> None:
+        _depth.set(depth + 1)
+        ended: Future[None] = Future()
+        ends.append(ended)
         try:
-            _depth.set(depth + 1)
-            result = leash.run(function)
-            results.append(result)
+            outcome.of(lambda: leash.run(functions.pop()))
             if leash.pulled:
                 throw_away()
-                raise asyncio.CancelledError
-            return result
         finally:
-            end.set_result(None)
+            ended.set_result(None)
 
     def throw_away() -> None:
-        try:
-            result = results.pop()
-        except IndexError:
-            return
-        discard(result)
+        for result in outcome.results():
+            discard(result)
 
     async def wait() -> T:
         try:
-            result = await pool.run(work)
+            await pool.run(work)
         except asyncio.CancelledError:
-            for outcome in leash.pull():
-                await _end_of(outcome)
+            for call in leash.pull():
+                await _end_of(call)
             # Without its requests it comes to its end, mostly; not in the middle of other code.
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_UNWINDING_S):
-                    for end in ends:
-                        await _end_of(end)
-            if results:
-                await asyncio.wait([pool.start(throw_away)])
+                async with asyncio.timeout(None if leash.awaited else _UNWINDING_S):
+                    for ended in ends:
+                        await _end_of(ended)
+            if outcome.has_result:
+                # Cancelled in the moment in which it came.
+                await until_done(pool.start(throw_away))
             raise
-        results.clear()
-        return result
+        return outcome.take()
 
     return await run_on(io_loop(), wait)
 
 
-async def _end_of(outcome: Future[Any]) -> None:
-    """Wait for ``outcome``; unlike `asyncio.wrap_future`, without a hold on it."""
+async def _end_of(call: Future[None]) -> None:
+    """Wait for ``call``, however often this task is cancelled; without a hold on it."""
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
-    outcome.add_done_callback(lambda _: loop.call_soon_threadsafe(ended.set))
-    await ended.wait()
+    call.add_done_callback(lambda _: loop.call_soon_threadsafe(ended.set))
+    while not ended.is_set():
+        with contextlib.suppress(asyncio.CancelledError):
+            await ended.wait()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from xarray.namedarray.parallelcompat import get_chunked_array_type
 from xarray.namedarray.pycompat import is_chunked_array
 
+from aioxarray._runtime.leash import is_cancelled
 from aioxarray._runtime.loops import run_on
 from aioxarray._runtime.tasks import gather
 from aioxarray._xarray.blocks import aligned
@@ -24,7 +26,14 @@ from aioxarray._xarray.read import blocking_pool
 if TYPE_CHECKING:
     from aioxarray._xarray.targets import Target
 
-__all__ = ["apart", "compute_chunked", "is_chunked_array", "store_chunked", "store_later"]
+__all__ = [
+    "apart",
+    "compute_chunked",
+    "is_chunked_array",
+    "store_chunked",
+    "store_later",
+    "tasks_end_with_the_call",
+]
 
 
 async def compute_chunked(arrays: Sequence[Any], options: Mapping[str, Any]) -> list[Any]:
@@ -180,6 +189,25 @@ async def _run_with_dask(arrays: Sequence[Any], options: Mapping[str, Any]) -> l
     except asyncio.CancelledError:
         stop.set()
         raise
+
+
+@contextmanager
+def tasks_end_with_the_call() -> Iterator[None]:
+    """Return a context in which dask begins no more tasks for this thread once it is cancelled."""
+    if "dask" not in sys.modules:
+        yield
+        return
+    from dask.callbacks import Callback
+
+    here = threading.get_ident()
+
+    def before_task(*_: Any) -> None:
+        # Called in the thread that computes, for the computations of all threads.
+        if threading.get_ident() == here and is_cancelled():
+            raise asyncio.CancelledError
+
+    with Callback(pretask=before_task):
+        yield
 
 
 def _is_dask(manager: Any) -> bool:

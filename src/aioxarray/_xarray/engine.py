@@ -25,15 +25,15 @@ from xarray.backends.zarr import ZarrArrayWrapper
 from xarray.core.indexing import ExplicitlyIndexed
 from xarray.core.utils import close_on_error, is_remote_uri
 
-from aioxarray._runtime.leash import run_leashed
+from aioxarray._runtime.leash import be_awaited, run_leashed
 from aioxarray._runtime.loops import run_blocking
 from aioxarray._xarray.aio_array import AioArray, OpenFile, ReadTogether
 from aioxarray._xarray.explained import Attempt, check_names, guess_explained
 from aioxarray._xarray.groups import name_after_groups
 from aioxarray._xarray.indexes import with_default_indexes
 from aioxarray._xarray.known import KnownArray, open_known_dataset, open_known_groups
-from aioxarray._xarray.read import lane_of_hdf5
-from aioxarray._xarray.remote_files import calls_on, read_ahead
+from aioxarray._xarray.read import in_hdf5, lane_of_hdf5
+from aioxarray._xarray.remote_files import read_ahead
 from aioxarray._zarr.groups import known_group
 from aioxarray._zarr.opening import Opened, give_back, open_store, places
 from aioxarray._zarr.store import Places
@@ -119,7 +119,7 @@ class AioBackendEntrypoint(BackendEntrypoint):
         if isinstance(inner, _SERIAL):
             source, options = read_ahead(inner, source, options)
             opening = _opening(inner, method, source, options)
-            return open_in_lane(opening, source, indexes=self.reads_indexes)
+            return open_in_lane(opening, indexes=self.reads_indexes)
         if type(inner) is not ZarrBackendEntrypoint or options.get("store") is not None:
             result = call(source, **options)
             _equip(_datasets(result))
@@ -200,35 +200,35 @@ def _opening(
     return call_once
 
 
-def open_in_lane(opening: Callable[[], Any], source: Any, *, indexes: bool) -> Any:
-    """Open ``source``, and later close it, where the library's reads happen too.
+def open_in_lane(opening: Callable[[], Any], *, indexes: bool) -> Any:
+    """Open, and later close, where the library's reads happen too.
 
     With ``indexes`` a dataset has its default indexes: it is known that they are wanted, and so
     their coordinates are read in the same turn.
     """
-    lane = lane_of_hdf5()
+    # A worker thread that has opened it, and is cancelled, drops it, and with it closes it.
+    be_awaited()
 
     def open_and_equip() -> Any:
-        with calls_on(source):
-            result = opening()
-            if indexes and isinstance(result, xr.Dataset):
-                with close_on_error(result):
-                    result = with_default_indexes(result)
+        result = opening()
+        if indexes and isinstance(result, xr.Dataset):
+            with close_on_error(result):
+                result = with_default_indexes(result)
         for dataset in _datasets(result):
             # Private: what closes it; public is only the setter.
             closer = dataset._close
             file = None
             if closer is not None:
-                file = OpenFile(getattr(closer, "__self__", None), lane)
-                dataset.set_close(partial(_close_in_lane, closer))
+                file = OpenFile(getattr(closer, "__self__", None), lane_of_hdf5())
+                dataset.set_close(partial(_close_in_turn, closer))
             _equip([dataset], file=file)
         return result
 
-    return run_blocking(lambda: lane.run(open_and_equip))
+    return run_blocking(lambda: in_hdf5(open_and_equip))
 
 
-def _close_in_lane(closer: Callable[[], None]) -> None:
-    lane_of_hdf5().wait_for(closer)
+def _close_in_turn(closer: Callable[[], None]) -> None:
+    lane_of_hdf5().call(closer)
 
 
 def _open_store(

@@ -23,8 +23,11 @@ from xarray.backends.h5netcdf_ import _emit_phony_dims_warning
 from xarray.core.treenode import NodePath
 from xarray.core.utils import close_on_error, is_remote_uri
 
+from aioxarray._runtime.loops import run_blocking
+from aioxarray._runtime.own_threads import in_own_thread
 from aioxarray._xarray.hdf5 import OnceFile
-from aioxarray._xarray.remote_files import AheadFile, calls_on
+from aioxarray._xarray.read import in_hdf5
+from aioxarray._xarray.remote_files import AheadFile
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -68,14 +71,15 @@ class _File(_Group, h5netcdf.File):  # type: ignore[misc]
 
 def _open_file(source: Any, mode: str, **options: Any) -> Any:
     """Open what h5netcdf opens; at the top of a module, because managers pickle it."""
-    # Here too, because unpickling opens in the thread of whoever unpickles.
-    with calls_on(source):
-        once = OnceFile(source)
-        try:
-            file = _File(once, mode, **options)
-        except BaseException:
-            once.close()
-            raise
+    if not in_own_thread():
+        # Unpickling opens in the thread of whoever unpickles.
+        return run_blocking(lambda: in_hdf5(lambda: _open_file(source, mode, **options)))
+    once = OnceFile(source)
+    try:
+        file = _File(once, mode, **options)
+    except BaseException:
+        once.close()
+        raise
     # Private: whether the one closes the other. h5netcdf takes a file that is open for its user's.
     file._close_h5file = True
     return file

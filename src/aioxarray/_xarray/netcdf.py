@@ -16,14 +16,15 @@ import xarray as xr
 # Private: how xarray tells a URL from a path.
 from xarray.core.utils import is_remote_uri
 
+from aioxarray._runtime.leash import be_awaited
 from aioxarray._runtime.workers import in_worker
-from aioxarray._xarray.chunked import apart, is_chunked_array
+from aioxarray._xarray.chunked import apart, is_chunked_array, tasks_end_with_the_call
 from aioxarray._xarray.explained import did_you_mean, noting
 from aioxarray._xarray.find import find_variables, shallow_copy
 from aioxarray._xarray.lazy import assign, lazy_data
 from aioxarray._xarray.loader import Options, read_all
 from aioxarray._xarray.packages import how_to_install, missing_for_netcdf
-from aioxarray._xarray.read import lane_of_hdf5
+from aioxarray._xarray.read import in_hdf5
 from aioxarray._zarr.calls import Call, calling
 from aioxarray._zarr.printable import printable
 
@@ -103,8 +104,15 @@ def _check(obj: Any, path: str | None, options: Mapping[str, Any]) -> None:
 
 async def _call(function: Callable[[], Any], *, alone: bool) -> Any:
     if alone:
-        return await lane_of_hdf5().run(function)
-    return await in_worker(function, lambda _: None)
+        return await in_hdf5(function)
+
+    def call() -> Any:
+        # It goes into the library for each block, and in the end to close the file.
+        be_awaited()
+        with tasks_end_with_the_call():
+            return function()
+
+    return await in_worker(call, lambda _: None)
 
 
 class _Replaced:

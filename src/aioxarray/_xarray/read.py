@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Awaitable, Callable, Hashable
-from typing import Any
+from typing import Any, TypeVar
 
 # Private: backends' arrays and locks have no public names. ``BackendArray.async_getitem`` is the
 # extension point, as xarray's guide to backends has it; that of xarray's own Zarr backend goes
@@ -20,14 +20,16 @@ from xarray.core.indexing import (
     VectorizedIndexer,
 )
 
+from aioxarray._runtime.collector import collector
 from aioxarray._runtime.threads import BLOCKING_THREADS, Lane, Pool
 from aioxarray._xarray.joined import JoinedArray
 from aioxarray._xarray.known import KnownArray
 from aioxarray._xarray.plan import Opaque, Read
-from aioxarray._xarray.remote_files import calls_on
 from aioxarray._zarr.arrays import read_block, read_points, readable
 from aioxarray._zarr.chunks import is_basic
 from aioxarray._zarr.reading import Reading
+
+T = TypeVar("T")
 
 blocking_pool = Pool("aioxarray-blocking", BLOCKING_THREADS)
 
@@ -115,13 +117,7 @@ async def _read_in_thread(function: Callable[[], Any], array: Any) -> Any:
     key = _lock_key(_lock_of(array))
     if key is None:
         return await blocking_pool.run(function)
-    return await lane_of(key).run(lambda: _in_lane(function, array))
-
-
-def _in_lane(function: Callable[[], Any], array: Any) -> Any:
-    # Private: the manager of the file that a store of xarray reads.
-    with calls_on(getattr(getattr(array, "datastore", None), "_manager", None)):
-        return function()
+    return await in_lane(key, function)
 
 
 def lane_key(array: BackendArray) -> Hashable | None:
@@ -134,22 +130,48 @@ def lane_key(array: BackendArray) -> Hashable | None:
     return _lock_key(_lock_of(array))
 
 
+async def in_lane(key: Hashable, function: Callable[[], T]) -> T:
+    """Await ``function()`` in the lane for a key that `lane_key` gives; on the I/O loop."""
+    if key == HDF5_LOCK.token:
+        return await in_hdf5(function)
+    return await Lane.of(key, blocking_pool).run(function)
+
+
 def read_by_plain_call(source: Read) -> Any:
     """Read ``source`` here, in its lane (see `lane_key`)."""
     array: Any = source.array
-    key = _sound(source.key, array.shape)
-    return _in_lane(lambda: array[key], array)
+    return array[_sound(source.key, array.shape)]
+
+
+# Held for good: the end of a lane that the user's thread lets go of would run Python code there.
+# HDF5 is torn down by the end of the process, whoever is in it; h5py waits for its own lock.
+_lane_of_hdf5 = Lane.of(HDF5_LOCK.token, blocking_pool, is_uncut=True)
 
 
 def lane_of_hdf5() -> Lane:
     """Return the lane of HDF5, and with it of netCDF-C."""
-    return lane_of(HDF5_LOCK.token)
+    return _lane_of_hdf5
 
 
-def lane_of(key: Hashable) -> Lane:
-    """Return the lane for a key that `lane_key` gives."""
-    # HDF5 is torn down by the end of the process, whoever is in it; h5py waits for its own lock.
-    return Lane.of(key, blocking_pool, is_uncut=key == HDF5_LOCK.token)
+async def in_hdf5(function: Callable[[], T]) -> T:
+    """Await ``function()``, which calls HDF5 or netCDF-C, in their lane; on the I/O loop.
+
+    The user's own code may be in these libraries whenever no call of this package is under way:
+    plain xarray takes no lock where it reads metadata. So cancelling waits until ``function`` has
+    ended, and no garbage is collected meanwhile, whose finalizers close files.
+    """
+
+    def call() -> T:
+        with collector.held():
+            return function()
+
+    return await _lane_of_hdf5.run_to_end(call)
+
+
+def reads_hdf5(array: Any) -> bool:
+    """Say whether a backend's array is read by HDF5 or netCDF-C, in a store of its own."""
+    has_store = getattr(array, "datastore", None) is not None
+    return has_store and _lock_key(_lock_of(array)) == HDF5_LOCK.token
 
 
 def _lock_of(array: Any) -> Any:
@@ -165,9 +187,12 @@ def _lock_key(lock: Any) -> Hashable | None:
     """Return what two locks have in common when one waits for the other; None for no lock."""
     locks = list(lock.locks) if isinstance(lock, CombinedLock) else [lock]
     # A file being written has a lock of its own besides the library's: the library's decides.
-    for shared in (HDF5_LOCK, NETCDFC_LOCK):
-        if any(shared is each for each in locks):
-            return shared.token
+    # That of netCDF-C, which its own access to servers has alone, counts as that of HDF5: a thread
+    # can be in one of these libraries only.
+    # A copy of a lock, from a pickle, is told by its token.
+    shared = (HDF5_LOCK.token, NETCDFC_LOCK.token)
+    if any(isinstance(each, SerializableLock) and each.token in shared for each in locks):
+        return HDF5_LOCK.token
     lock = locks[0] if locks else None
     if isinstance(lock, SerializableLock):
         return lock.token

@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import io
 import os
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Callable, Coroutine, Mapping
+from functools import lru_cache, partial
+from typing import Any, Protocol, runtime_checkable
 
 # Private: how xarray's h5netcdf engine opens a URL. Done here, ahead of it, so that the bytes it
 # reads first are there before it takes its turn in HDF5, where one file at a time is open.
 from xarray.backends import H5netcdfBackendEntrypoint
 from xarray.backends.common import _open_remote_file
-
-# Private: what has a file object open, which its arrays are not asked for otherwise.
-from xarray.backends.file_manager import PickleableFileManager
 from xarray.core.utils import is_remote_uri
 
-from aioxarray._runtime.collector import collector
-from aioxarray._runtime.detours import detour
-from aioxarray._runtime.threads import Pool
+from aioxarray._runtime.loops import io_loop, run_blocking, run_on
 
-# For reads of files that HDF5 waits for.
-_network = Pool("aioxarray-files", 32)
 # Those of xarray's engine.
 _BLOCK_BYTES = 4 << 20
+_BLOCKS = 32
 _DEFAULTS: dict[str, Any] = {"cache_type": "blockcache", "block_size": _BLOCK_BYTES}
 # What HDF5 files begin with.
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -45,18 +38,24 @@ class AheadFile(io.RawIOBase):
     """
 
     def __init__(self, file: Any) -> None:
-        self._file: Any = file
-        self._given_up: list[Any] = []
+        self._file = file
         self._size: int = file.size
         self._at = 0
         self._blocks: list[tuple[int, memoryview]] = []
+        fetch = _fetching(file)
+        self._later = None if fetch is None else lru_cache(_BLOCKS)(partial(_block, fetch))
 
     def read_ahead(self) -> None:
         """Read the first and the last block; where HDF5's calls are not made."""
         last = (self._size - 1) // _BLOCK_BYTES * _BLOCK_BYTES
         for start in dict.fromkeys((0, max(0, last))):
-            self._file.seek(start)
-            self._blocks.append((start, memoryview(self._file.read(_BLOCK_BYTES))))
+            self._blocks.append((start, self._block(start)))
+
+    def _block(self, start: int) -> memoryview:
+        if self._later is not None:
+            return self._later(start, min(start + _BLOCK_BYTES, self._size))
+        self._file.seek(start)
+        return memoryview(self._file.read(_BLOCK_BYTES))
 
     @property
     def is_hdf5(self) -> bool:
@@ -64,15 +63,11 @@ class AheadFile(io.RawIOBase):
         return bool(self._blocks) and self._blocks[0][1][: len(_SIGNATURE)] == _SIGNATURE
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._any_file,)
+        return type(self), (self._file,)
 
     def __repr__(self) -> str:
         # h5py makes the name of the file of it, and xarray the "source" of its variables.
-        return repr(self._any_file)
-
-    @property
-    def _any_file(self) -> Any:
-        return self._given_up[-1] if self._file is None else self._file
+        return repr(self._file)
 
     def readable(self) -> bool:
         return True
@@ -93,36 +88,71 @@ class AheadFile(io.RawIOBase):
         for start, block in self._blocks:
             if start <= self._at and self._at + len(wanted) <= start + len(block):
                 wanted[:] = block[self._at - start : self._at - start + len(wanted)]
-                count = len(wanted)
-                break
-        else:
-            data = self._read(len(wanted))
-            count = len(data)
-            wanted[:count] = data
+                self._at += len(wanted)
+                return len(wanted)
+        if self._later is None:
+            self._file.seek(self._at)
+            count: int = self._file.readinto(wanted)
+            self._at += count
+            return count
+        end = min(self._at + len(wanted), self._size)
+        count = max(0, end - self._at)
+        filled = 0
+        while filled < count:
+            start = (self._at + filled) // _BLOCK_BYTES * _BLOCK_BYTES
+            part = self._block(start)[self._at + filled - start :][: count - filled]
+            if not part:
+                raise EOFError(f"{self._file!r} ended at byte {self._at + filled} of {self._size}")
+            wanted[filled : filled + len(part)] = part
+            filled += len(part)
         self._at += count
         return count
 
-    def _read(self, count: int) -> memoryview:
-        """Read from the file; not here, where HDF5 holds its locks, but in another thread.
 
-        Into memory of its own: a read that was given up must not write to that of HDF5.
-        """
-        file, at = self._file, self._at
-        if file is None:
-            # A read that was given up still uses the one before.
-            file = self._file = copy.copy(self._given_up.pop())
+_Fetch = Callable[[int, int], Coroutine[Any, Any, bytes]]
 
-        def read() -> memoryview:
-            file.seek(at)
-            data = memoryview(bytearray(count))
-            return data[: file.readinto(data)]
 
-        try:
-            return detour(_network, read)
-        except asyncio.CancelledError:
-            self._given_up.append(file)
-            self._file = None
-            raise
+@runtime_checkable
+class FetchedFile(Protocol):
+    """A file whose bytes can be awaited on the I/O loop."""
+
+    size: int
+
+    async def fetch_async(self, start: int, end: int) -> bytes:
+        """Return the bytes from ``start`` to before ``end``."""
+
+
+def _fetching(file: Any) -> tuple[asyncio.AbstractEventLoop, _Fetch] | None:
+    """Return what fetches bytes of ``file``, and its loop; None where only ``file`` itself can.
+
+    Awaited, it can be cancelled: HDF5, which waits for it, then gets an error and returns, however
+    long the server would have it wait. Reading ``file`` itself cannot.
+    """
+    if isinstance(file, FetchedFile):
+        return io_loop(), file.fetch_async
+    fs: Any = getattr(file, "fs", None)
+    # Where the user asked for another cache, that is kept.
+    if not getattr(fs, "async_impl", False) or fs.asynchronous or not _caches_blocks(file):
+        return None
+    # fsspec's HTTP files check that the server sent the range.
+    fetch = getattr(file, "async_fetch_range", None)
+    if fetch is None:
+        fetch = partial(_cat, fs, file.path)
+    return fs.loop, fetch
+
+
+def _caches_blocks(file: Any) -> bool:
+    return getattr(getattr(file, "cache", None), "name", None) == "blockcache"
+
+
+async def _cat(fs: Any, path: str, start: int, end: int) -> bytes:
+    data: bytes = await fs._cat_file(path, start=start, end=end)
+    return data
+
+
+def _block(fetching: tuple[asyncio.AbstractEventLoop, _Fetch], start: int, end: int) -> memoryview:
+    loop, fetch = fetching
+    return memoryview(run_blocking(lambda: run_on(loop, lambda: fetch(start, end))))
 
 
 def read_ahead(engine: Any, source: Any, options: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -152,13 +182,3 @@ def read_ahead(engine: Any, source: Any, options: Mapping[str, Any]) -> tuple[An
         file.close()
         raise
     return (ahead if ahead.is_hdf5 else file), rest
-
-
-def calls_on(source: Any) -> AbstractContextManager[None]:
-    """Return a context for HDF5's calls on ``source``: a path, a file object or a file's manager.
-
-    HDF5 waits, behind the lock that its finalizers want, for the threads by which a file object
-    reads. No garbage is collected meanwhile, because one of them could be made to do it.
-    """
-    by_python = hasattr(source, "read") or isinstance(source, PickleableFileManager)
-    return collector.held() if by_python else nullcontext()

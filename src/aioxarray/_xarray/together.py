@@ -17,7 +17,7 @@ from typing import Any
 
 from aioxarray._xarray.lazy import Lazy
 from aioxarray._xarray.plan import Read, base_of, plan
-from aioxarray._xarray.read import is_zarr, lane_key, lane_of, read_by_plain_call
+from aioxarray._xarray.read import in_lane, is_zarr, lane_key, read_by_plain_call
 from aioxarray._zarr.arrays import read_small_block, reads_by_plain_calls
 from aioxarray._zarr.chunks import is_basic
 from aioxarray._zarr.reading import Reading
@@ -88,7 +88,7 @@ async def read_run(
         # Such work holds the interpreter's lock: more threads would only pass it to and fro.
         return await reading.in_thread(work, _SMALL_BYTES, stop.set, alone=True)
     try:
-        return await lane_of(place).run(work)
+        return await in_lane(place, work)
     except asyncio.CancelledError:
         stop.set()
         raise

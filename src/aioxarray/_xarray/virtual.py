@@ -7,10 +7,8 @@ give, the variable is a Zarr array over these chunks. HDF5 itself reads all othe
 
 from __future__ import annotations
 
-import io
 import math
 import os
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -33,6 +31,7 @@ from xarray.backends import H5netcdfBackendEntrypoint, H5NetCDFStore, plugins
 from xarray.backends.zarr import ZarrArrayWrapper
 from xarray.core.indexing import LazilyIndexedArray
 
+from aioxarray._runtime.loops import run_blocking
 from aioxarray._xarray.engine import AioBackendEntrypoint, open_in_lane
 from aioxarray._xarray.hdf5_engine import open_once, opens_once
 from aioxarray._xarray.remote_files import AheadFile
@@ -47,11 +46,6 @@ from aioxarray._zarr.file_chunks import (
 if TYPE_CHECKING:
     import zarr
 
-# HDF5 reads metadata in pieces of some bytes. They are requested in blocks of 4 MB, as xarray's
-# h5netcdf engine does, of which so many are kept.
-_BLOCK_BYTES = 4 << 20
-_KEPT_BLOCKS = 32
-
 
 class VirtualEntrypoint(AioBackendEntrypoint):
     """Opens netCDF4 and HDF5 files, whose chunks are then read as Zarr's."""
@@ -65,7 +59,7 @@ class VirtualEntrypoint(AioBackendEntrypoint):
         file = VirtualFile(filename_or_obj, options.pop("storage_options", None))
         source = file.read_ahead()
         opening = partial(_open, file, source, options)
-        dataset: xr.Dataset = open_in_lane(opening, source, indexes=self.reads_indexes)
+        dataset: xr.Dataset = open_in_lane(opening, indexes=self.reads_indexes)
         return dataset
 
 
@@ -152,8 +146,8 @@ def _client_of(url: str, storage_options: Mapping[str, Any] | None) -> tuple[Any
     return from_url(f"{parts.scheme}://{parts.netloc}", **options), parts.path.lstrip("/")
 
 
-class ObjectFile(io.RawIOBase):
-    """An object of obstore's as a file object, read in blocks, of which the latest are kept.
+class ObjectFile:
+    """An object of obstore's, as the file that an `AheadFile` reads.
 
     Parameters
     ----------
@@ -167,9 +161,7 @@ class ObjectFile(io.RawIOBase):
         self._client = client
         self._key = key
         self._name = name
-        self._at = 0
-        self._blocks: OrderedDict[int, memoryview] = OrderedDict()
-        self.size: int = obstore.head(client, key)["size"]
+        self.size: int = run_blocking(self._size)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._client, self._key, self._name)
@@ -177,41 +169,16 @@ class ObjectFile(io.RawIOBase):
     def __repr__(self) -> str:
         return self._name
 
-    def readable(self) -> bool:
-        return True
+    async def _size(self) -> int:
+        found: Any = await obstore.head_async(self._client, self._key)
+        return int(found["size"])
 
-    def seekable(self) -> bool:
-        return True
+    async def fetch_async(self, start: int, end: int) -> bytes:
+        """Return the bytes from ``start`` to before ``end``; on the I/O loop."""
+        return bytes(await obstore.get_range_async(self._client, self._key, start=start, end=end))
 
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.size}[whence]
-        self._at = start + offset
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        wanted = memoryview(buffer)
-        done = 0
-        while done < len(wanted) and self._at < self.size:
-            number, inside = divmod(self._at, _BLOCK_BYTES)
-            part = self._block(number)[inside : inside + len(wanted) - done]
-            wanted[done : done + len(part)] = part
-            done += len(part)
-            self._at += len(part)
-        return done
-
-    def _block(self, number: int) -> memoryview:
-        if number not in self._blocks:
-            start = number * _BLOCK_BYTES
-            length = min(_BLOCK_BYTES, self.size - start)
-            data = obstore.get_range(self._client, self._key, start=start, length=length)
-            self._blocks[number] = memoryview(data)
-            if len(self._blocks) > _KEPT_BLOCKS:
-                self._blocks.popitem(last=False)
-        self._blocks.move_to_end(number)
-        return self._blocks[number]
+    def close(self) -> None:
+        """Do nothing: a client holds no file open."""
 
 
 class ChunkStore(H5NetCDFStore):
