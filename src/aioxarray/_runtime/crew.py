@@ -184,6 +184,7 @@ _registered = False
 _ending = False
 # What ends waits that could be long.
 _cancels: set[Callable[[], object]] = set()
+_last_calls: set[Callable[[], object]] = set()
 # The threads of calls that the interpreter must not end in.
 _uncut: set[int] = set()
 _no_uncut = threading.Condition()
@@ -197,6 +198,12 @@ def cancelled_at_exit(cancel: Callable[[], object]) -> Iterator[None]:
         yield
     finally:
         _cancels.discard(cancel)
+
+
+def called_at_exit(function: Callable[[], object]) -> None:
+    """Have ``function`` called when the interpreter ends and no `uncut` call is under way."""
+    _last_calls.add(function)
+    _at_exit()
 
 
 @contextmanager
@@ -216,6 +223,11 @@ def uncut() -> Iterator[None]:
         with _no_uncut:
             _uncut.discard(thread)
             _no_uncut.notify_all()
+
+
+def is_ending() -> bool:
+    """Whether the end of the interpreter has begun."""
+    return _ending
 
 
 def _at_exit() -> None:
@@ -238,6 +250,8 @@ def _end_all() -> None:
                     ctypes.c_ulong(thread), ctypes.py_object(asyncio.CancelledError)
                 )
         _no_uncut.wait_for(lambda: not _uncut)
+    for function in list(_last_calls):
+        function()
     deadline = time.monotonic() + _EXIT_S
     for crew in list(_crews):
         crew.end(max(0.0, deadline - time.monotonic()))
@@ -248,6 +262,7 @@ def _forget() -> None:
     global _no_uncut
     _crews.clear()
     _cancels.clear()
+    _last_calls.clear()
     _uncut.clear()
     _no_uncut = threading.Condition()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import logging
 import os
 import threading
 import weakref
@@ -12,9 +13,17 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from concurrent.futures import Executor, Future
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
-from aioxarray._runtime.crew import Crew, Member, cancelled_at_exit, current, uncut
+from aioxarray._runtime.crew import (
+    Crew,
+    Member,
+    called_at_exit,
+    cancelled_at_exit,
+    current,
+    is_ending,
+    uncut,
+)
 from aioxarray._runtime.leash import Leash
 from aioxarray._runtime.loops import deliver_if_sent
 from aioxarray._runtime.outcomes import Outcome
@@ -22,6 +31,7 @@ from aioxarray._runtime.own_threads import in_own_thread
 from aioxarray._runtime.tasks import until_done
 
 T = TypeVar("T")
+_logger = logging.getLogger(__name__)
 
 # Blocking backends wait more than they compute; a thread costs little while it waits.
 BLOCKING_THREADS = 16
@@ -216,6 +226,12 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_reset_after_fork)
 
 
+class Closes(Protocol):
+    """What a lane's library has open."""
+
+    def close(self) -> object: ...
+
+
 class Lane:
     """The queue of calls into a library that works behind one lock: one runs at a time.
 
@@ -258,11 +274,11 @@ class Lane:
         await asyncio.wrap_future(self._queue(function, outcome))
         return outcome.take()
 
-    async def run_to_end(self, function: Callable[[], T]) -> T:
+    async def run_to_end(self, function: Callable[[], T], patience_s: float | None = None) -> T:
         """Await ``function()`` as `run` does, and its end also when this is cancelled.
 
         Cancelling cancels the blocking calls that it makes. What it still returns is let go of in
-        the lane.
+        the lane. With ``patience_s``, its end is awaited no longer than that.
         """
         leash = Leash()
         outcome: Outcome[T] = Outcome()
@@ -278,8 +294,16 @@ class Lane:
         except asyncio.CancelledError:
             if not call.cancel():
                 leash.pull()
-                await until_done(ended)
-                await until_done(asyncio.wrap_future(self._queue(outcome.drop, Outcome())))
+                if patience_s is None:
+                    await until_done(ended)
+                else:
+                    await until_done(
+                        asyncio.ensure_future(asyncio.wait([ended], timeout=patience_s))
+                    )
+                if ended.done():
+                    await until_done(asyncio.wrap_future(self._queue(outcome.drop, Outcome())))
+                else:
+                    call.add_done_callback(lambda _: self._queue(outcome.drop, Outcome()))
             raise
         return outcome.take()
 
@@ -291,15 +315,27 @@ class Lane:
         finally:
             self._tidy()
 
-    def keep(self, obj: object) -> int:
+    def keep(self, obj: Closes) -> int:
         """Hold ``obj``, which the library has open, until `drop` is called with what this returns.
+
+        What is held when the interpreter ends is closed: HDF5 would close it later, and call file
+        objects of Python's for it, which are gone then.
 
         What is held from here is no garbage, of which Python would call the finalizers in any
         thread, when the objects that use it are.
         """
-        held = [obj]
+        called_at_exit(self._close_kept)
+        held: list[object] = [obj]
         self._kept[id(held)] = held
         return id(held)
+
+    def _close_kept(self) -> None:
+        for held in list(self._kept.values()):
+            for obj in held:
+                try:
+                    cast(Closes, obj).close()
+                except Exception as error:  # noqa: BLE001 - the end of the interpreter goes on
+                    _logger.debug("a file could not be closed at the end: %s", type(error).__name__)
 
     def drop(self, key: int) -> None:
         """Let go of what was kept, which this may have the last reference to.
@@ -308,8 +344,11 @@ class Lane:
         it is left to them, and in a thread that does not run for the user, which the garbage
         collector may be in at any time, to the caller for whom it works or, if there is none, to
         whoever is in the library next. No lock is waited for, except in the moment in which
-        another thread takes its turn.
+        another thread takes its turn. At the end of the interpreter it is left to the end itself:
+        HDF5 must not be closing a file in one thread while it is torn down in another.
         """
+        if is_ending():
+            return
         self._dropped.append(self._kept.pop(key))
         self._tidy_for_the_user()
 

@@ -100,7 +100,7 @@ class OpenFile:
 
     __slots__ = ("_key", "_lane")
 
-    def __init__(self, store: object, lane: Lane) -> None:
+    def __init__(self, store: Any, lane: Lane) -> None:
         self._lane = lane
         self._key = lane.keep(store)
 

@@ -33,7 +33,7 @@ from aioxarray._xarray.groups import name_after_groups
 from aioxarray._xarray.indexes import with_default_indexes
 from aioxarray._xarray.known import KnownArray, open_known_dataset, open_known_groups
 from aioxarray._xarray.read import in_hdf5, lane_of_hdf5
-from aioxarray._xarray.remote_files import read_ahead
+from aioxarray._xarray.remote_files import AheadFile, read_ahead
 from aioxarray._zarr.groups import known_group
 from aioxarray._zarr.opening import Opened, give_back, open_store, places
 from aioxarray._zarr.store import Places
@@ -119,7 +119,7 @@ class AioBackendEntrypoint(BackendEntrypoint):
         if isinstance(inner, _SERIAL):
             source, options = read_ahead(inner, source, options)
             opening = _opening(inner, method, source, options)
-            return open_in_lane(opening, indexes=self.reads_indexes)
+            return open_in_lane(opening, source, indexes=self.reads_indexes)
         if type(inner) is not ZarrBackendEntrypoint or options.get("store") is not None:
             result = call(source, **options)
             _equip(_datasets(result))
@@ -200,14 +200,16 @@ def _opening(
     return call_once
 
 
-def open_in_lane(opening: Callable[[], Any], *, indexes: bool) -> Any:
-    """Open, and later close, where the library's reads happen too.
+def open_in_lane(opening: Callable[[], Any], source: Any, *, indexes: bool) -> Any:
+    """Open ``source``, and later close it, where the library's reads happen too.
 
     With ``indexes`` a dataset has its default indexes: it is known that they are wanted, and so
     their coordinates are read in the same turn.
     """
-    # A worker thread that has opened it, and is cancelled, drops it, and with it closes it.
-    be_awaited()
+    by_python = hasattr(source, "read")
+    if not by_python or isinstance(source, AheadFile):
+        # A worker thread that has opened it, and is cancelled, drops it, and with it closes it.
+        be_awaited()
 
     def open_and_equip() -> Any:
         result = opening()
@@ -224,7 +226,7 @@ def open_in_lane(opening: Callable[[], Any], *, indexes: bool) -> Any:
             _equip([dataset], file=file)
         return result
 
-    return run_blocking(lambda: in_hdf5(open_and_equip))
+    return run_blocking(lambda: in_hdf5(open_and_equip, by_python=by_python))
 
 
 def _close_in_turn(closer: Callable[[], None]) -> None:

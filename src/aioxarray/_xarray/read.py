@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 # extension point, as xarray's guide to backends has it; that of xarray's own Zarr backend goes
 # past every limit (pydata/xarray#10622), so for that one the array is exchanged.
 from xarray.backends.common import BackendArray
+from xarray.backends.file_manager import PickleableFileManager
 from xarray.backends.locks import HDF5_LOCK, NETCDFC_LOCK, CombinedLock, SerializableLock
 from xarray.backends.zarr import ZarrArrayWrapper
 from xarray.core.indexing import (
@@ -117,6 +118,10 @@ async def _read_in_thread(function: Callable[[], Any], array: Any) -> Any:
     key = _lock_key(_lock_of(array))
     if key is None:
         return await blocking_pool.run(function)
+    if key == HDF5_LOCK.token:
+        # Private: the manager of the file that a store of xarray reads.
+        manager = getattr(getattr(array, "datastore", None), "_manager", None)
+        return await in_hdf5(function, by_python=isinstance(manager, PickleableFileManager))
     return await in_lane(key, function)
 
 
@@ -143,6 +148,8 @@ def read_by_plain_call(source: Read) -> Any:
     return array[_sound(source.key, array.shape)]
 
 
+_PATIENCE_S = 0.5
+
 # Held for good: the end of a lane that the user's thread lets go of would run Python code there.
 # HDF5 is torn down by the end of the process, whoever is in it; h5py waits for its own lock.
 _lane_of_hdf5 = Lane.of(HDF5_LOCK.token, blocking_pool, is_uncut=True)
@@ -153,19 +160,22 @@ def lane_of_hdf5() -> Lane:
     return _lane_of_hdf5
 
 
-async def in_hdf5(function: Callable[[], T]) -> T:
+async def in_hdf5(function: Callable[[], T], *, by_python: bool = False) -> T:
     """Await ``function()``, which calls HDF5 or netCDF-C, in their lane; on the I/O loop.
 
     The user's own code may be in these libraries whenever no call of this package is under way:
     plain xarray takes no lock where it reads metadata. So cancelling waits until ``function`` has
     ended, and no garbage is collected meanwhile, whose finalizers close files.
+
+    With ``by_python`` HDF5 reads a file object of Python's, which may wait for a server for ever.
+    Its end is then awaited for a moment only: h5py, alone in reading such files, has a lock.
     """
 
     def call() -> T:
         with collector.held():
             return function()
 
-    return await _lane_of_hdf5.run_to_end(call)
+    return await _lane_of_hdf5.run_to_end(call, _PATIENCE_S if by_python else None)
 
 
 def reads_hdf5(array: Any) -> bool:

@@ -59,7 +59,7 @@ class VirtualEntrypoint(AioBackendEntrypoint):
         file = VirtualFile(filename_or_obj, options.pop("storage_options", None))
         source = file.read_ahead()
         opening = partial(_open, file, source, options)
-        dataset: xr.Dataset = open_in_lane(opening, indexes=self.reads_indexes)
+        dataset: xr.Dataset = open_in_lane(opening, source, indexes=self.reads_indexes)
         return dataset
 
 
