@@ -108,7 +108,8 @@ def assert_idle(tasks_before: set[asyncio.Task[Any]]) -> None:
     for budget in (reading.requests, reading.memory, reading.threads, reading.fetching):
         now = budget.statistics()
         assert (now.in_use, now.waiting, now.shares) == (0, 0, 0)
-    assert tasks_on_io_loop() <= tasks_before
+    left = tasks_on_io_loop() - tasks_before
+    assert not left, left
 
 
 def io_thread() -> int:

@@ -32,7 +32,7 @@ class CountedPlaces:
         self.count = 0
 
     @asynccontextmanager
-    async def hold(self) -> AsyncIterator[None]:
+    async def hold(self, *, long: bool = False) -> AsyncIterator[None]:
         self.count += 1
         yield
 

@@ -15,7 +15,7 @@ from zarr.storage import LocalStore
 import aioxarray
 from aioxarray._zarr import turns
 from aioxarray._zarr.chunks import Block
-from aioxarray._zarr.reading import decoders, reading
+from aioxarray._zarr.reading import decoders, memory, reading, requests, threads
 from aioxarray._zarr.scratch import scratch
 from aioxarray._zarr.sources import FileSource
 from aioxarray._zarr.turns import Turns
@@ -37,10 +37,10 @@ def test_a_thread_takes_all_runs_while_nobody_waits(monkeypatch: pytest.MonkeyPa
     start = decoders.start
     advanced: list[int] = []
 
-    def counted(function: Any) -> Any:
+    def counted(function: Any, **options: Any) -> Any:
         nonlocal hops
         hops += 1
-        return start(function)
+        return start(function, **options)
 
     def read(run: Sequence[Any]) -> list[bool]:
         return [each != "b" for each in run]
@@ -55,6 +55,21 @@ def test_a_thread_takes_all_runs_while_nobody_waits(monkeypatch: pytest.MonkeyPa
     assert asyncio.run(main()) == [True, False, True, True]
     assert hops == 1
     assert advanced == [1, 2, 1]
+
+
+def test_places_are_let_go_of_where_no_thread_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(function: Any, **options: Any) -> Any:
+        raise RuntimeError("can't start new thread")
+
+    async def main() -> None:
+        with reading() as granted:
+            await granted.in_thread(lambda: None, 1, lambda: None)
+
+    monkeypatch.setattr(decoders, "start", none)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        asyncio.run(main())
+    for budget in (threads, memory, requests):
+        assert budget.statistics().in_use == 0
 
 
 def test_another_load_gets_the_thread_after_the_turn() -> None:

@@ -115,6 +115,10 @@ def add_note(error: BaseException, note: str) -> None:
         error.add_note(note)
 
 
+# Options that xarray's functions take out of those for the engine, and show in no signature.
+_TAKEN_BY_XARRAY = frozenset({"overwrite_encoded_chunks"})
+
+
 def check_names(
     caller: str,
     given: Iterable[str],
@@ -138,14 +142,14 @@ def check_names(
     others
         Names that the caller has besides.
     """
-    parameters = dict(inspect.signature(getattr(entrypoint, method)).parameters)
+    parameters: dict[str, Any] = dict(inspect.signature(getattr(entrypoint, method)).parameters)
     if any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
         if not type(entrypoint).__module__.startswith("xarray."):
             return
         # xarray's own pass them on to what opens a dataset.
         parameters |= inspect.signature(entrypoint.open_dataset).parameters
     for name in given:
-        if name not in parameters:
+        if name not in parameters and name not in _TAKEN_BY_XARRAY:
             raise TypeError(
                 f"{caller}() got an unexpected keyword argument {name!r} for engine "
                 f"{_name(engine)!r}{did_you_mean(name, [*parameters, *others])}"

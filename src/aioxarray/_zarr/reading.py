@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -120,10 +121,12 @@ class Reading:
         """
         count = self.thread_count if alone else 1
         long = is_long(size)
-        held: list[tuple[Share, int]] = []
+        # Popped: whoever comes first lets go, the thread or, where none could be had, the task.
+        held: deque[tuple[Share, int]] = deque()
 
         def let_go() -> None:
-            for share, amount in reversed(held):
+            while held:
+                share, amount = held.pop()
                 share.release(amount, long=long)
 
         def work() -> T:
@@ -144,7 +147,10 @@ class Reading:
         except BaseException:
             let_go()
             raise
-        return await decoders.run_to_end(work, stop, long=long)
+        try:
+            return await decoders.run_to_end(work, stop, long=long)
+        finally:
+            let_go()
 
     def can_fetch(self, client: Client) -> bool:
         """Say whether threads may wait for ``client``; see `fetch`."""
