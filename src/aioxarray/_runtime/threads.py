@@ -337,6 +337,11 @@ class Lane:
                 except Exception as error:  # noqa: BLE001 - the end of the interpreter goes on
                     _logger.debug("a file could not be closed at the end: %s", type(error).__name__)
 
+    def forget(self, key: int) -> None:
+        """Hold no longer what was kept, which others hold; at the interpreter's end, go on."""
+        if not is_ending():
+            del self._kept[key]
+
     def drop(self, key: int) -> None:
         """Let go of what was kept, which this may have the last reference to.
 

@@ -120,8 +120,14 @@ async def _read_in_thread(function: Callable[[], Any], array: Any) -> Any:
         return await blocking_pool.run(function)
     if key == HDF5_LOCK.token:
         # Private: the manager of the file that a store of xarray reads.
-        manager = getattr(getattr(array, "datastore", None), "_manager", None)
-        return await in_hdf5(function, by_python=isinstance(manager, PickleableFileManager))
+        store: Any = getattr(array, "datastore", None)
+        if not isinstance(getattr(store, "_manager", None), PickleableFileManager):
+            return await in_hdf5(function)
+        kept = _lane_of_hdf5.keep(store)
+        try:
+            return await in_hdf5(function, by_python=True)
+        finally:
+            _lane_of_hdf5.forget(kept)
     return await in_lane(key, function)
 
 
