@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import pytest
 
-from aioxarray._runtime.threads import Lane, Pool, usable_cores
+from aioxarray._runtime.lanes import Lane
+from aioxarray._runtime.threads import Pool, usable_cores
 from tests.runtime.helpers import PATIENCE_S, run_script, settle, until
 
 variable = contextvars.ContextVar("variable", default="unset")
@@ -368,7 +369,8 @@ def test_a_lane_serves_several_loops() -> None:
 
 FORK = """
 import asyncio, os, threading
-from aioxarray._runtime.threads import Lane, Pool
+from aioxarray._runtime.lanes import Lane
+from aioxarray._runtime.threads import Pool
 
 pool = Pool("own", 1)
 

@@ -12,8 +12,8 @@ from typing import Any
 from xarray.backends.common import BackendArray
 from xarray.core.indexing import ExplicitlyIndexed, ExplicitlyIndexedNDArrayMixin
 
+from aioxarray._runtime.lanes import Lane
 from aioxarray._runtime.loops import io_loop, run_blocking, run_on
-from aioxarray._runtime.threads import Lane
 from aioxarray._xarray.lazy import Lazy, known_data
 from aioxarray._xarray.loader import Options, read_all
 from aioxarray._xarray.read import in_hdf5, lane_of_hdf5, reads_hdf5

@@ -22,7 +22,8 @@ from xarray.core.indexing import (
 )
 
 from aioxarray._runtime.collector import collector
-from aioxarray._runtime.threads import BLOCKING_THREADS, Lane, Pool
+from aioxarray._runtime.lanes import Lane
+from aioxarray._runtime.threads import BLOCKING_THREADS, Pool
 from aioxarray._xarray.joined import JoinedArray
 from aioxarray._xarray.known import KnownArray
 from aioxarray._xarray.plan import Opaque, Read
