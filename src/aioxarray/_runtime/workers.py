@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -68,10 +67,8 @@ async def in_worker(function: Callable[[], T], discard: Callable[[T], object]) -
             for call in leash.pull():
                 await _end_of(call)
             # Without its requests it comes to its end, mostly; not in the middle of other code.
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(None if leash.awaited else _UNWINDING_S):
-                    for ended in ends:
-                        await _end_of(ended)
+            for ended in ends:
+                await _end_of(ended, None if leash.awaited else _UNWINDING_S)
             if outcome.has_result:
                 # Cancelled in the moment in which it came.
                 await until_done(pool.start(throw_away))
@@ -81,11 +78,14 @@ async def in_worker(function: Callable[[], T], discard: Callable[[T], object]) -
     return await run_on(io_loop(), wait)
 
 
-async def _end_of(call: Future[None]) -> None:
-    """Wait for ``call``, however often this task is cancelled; without a hold on it."""
+async def _end_of(call: Future[None], patience_s: float | None = None) -> None:
+    """Wait for ``call``, however often this task is cancelled; without a hold on it.
+
+    With ``patience_s``, it is waited for no longer than that.
+    """
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     call.add_done_callback(lambda _: loop.call_soon_threadsafe(ended.set))
-    while not ended.is_set():
-        with contextlib.suppress(asyncio.CancelledError):
-            await ended.wait()
+    waiting = asyncio.ensure_future(ended.wait())
+    await until_done(asyncio.ensure_future(asyncio.wait([waiting], timeout=patience_s)))
+    waiting.cancel()
