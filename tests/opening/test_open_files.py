@@ -21,7 +21,7 @@ import aioxarray
 from aioxarray._runtime.loops import io_loop, run_blocking, run_on
 from aioxarray._xarray.aio_array import AioArray
 from aioxarray._xarray.read import blocking_pool, in_hdf5, lane_of_hdf5
-from aioxarray.testing import ObjectServer
+from aioxarray.testing import ObjectServer, VirtualClock
 from tests.runtime.helpers import PATIENCE_S, run_script
 
 engines = pytest.mark.parametrize("engine", ["netcdf4", "h5netcdf"])
@@ -160,6 +160,17 @@ def keep_with(array: Any, obj: Any) -> None:
 
 def _collect_in_a_thread_of_ours() -> None:
     run_blocking(lambda: blocking_pool.run(gc.collect))
+
+
+def test_a_thread_that_ran_the_io_loop_for_a_while_is_the_users_again(path: Path) -> None:
+    async def nothing() -> None:
+        pass
+
+    VirtualClock().run(lambda: asyncio.to_thread(run_blocking, nothing))
+    ds = aioxarray.open_dataset(path, engine="h5netcdf")
+    assert times_open(path) == 1
+    del ds
+    assert times_open(path) == 0
 
 
 @pytest.mark.usefixtures("no_collections")

@@ -162,7 +162,8 @@ class _Remote:
         self._taken.drop()
 
     def _start(self) -> None:
-        if self._loop is io_loop():
+        # The main thread is the user's, also where a test runs the I/O loop in it for a while.
+        if self._loop is io_loop() and threading.current_thread() is not threading.main_thread():
             mark_own_thread()
         if self.outcome.done():
             # Cancelled, by a leash, just before the start was sent.
