@@ -79,7 +79,8 @@ def test_without_netcdf_libraries(folder: Path) -> None:
     assert "install" not in "".join(raised["absent"].notes)
 
 
-@pytest.mark.parametrize("also", [[], ["fsspec"]], ids=["", "without fsspec"])
+# zarr 3.4 imports upath, which needs fsspec, where it is installed.
+@pytest.mark.parametrize("also", [[], ["fsspec", "upath"]], ids=["", "without fsspec"])
 def test_without_clients_of_object_stores(also: list[str], folder: Path) -> None:
     opening = {
         "s3": "aioxarray.open_dataset('s3://bucket/a.zarr')",
