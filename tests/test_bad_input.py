@@ -20,7 +20,7 @@ from zarr.registry import register_codec
 from zarr.storage import MemoryStore, ZipStore
 
 import aioxarray
-from aioxarray._zarr.printable import printable
+from aioxarray._zarr.stores.printable import printable
 from aioxarray.testing import FaultyStore, ObjectServer, RecordingStore
 from tests import samples
 from tests.oracle import Way, assert_same, every_way, lazy, plainly_computed

@@ -17,7 +17,7 @@ import pytest
 import xarray as xr
 
 import aioxarray
-from aioxarray._runtime.threads import usable_cores
+from aioxarray._runtime.threads.pool import usable_cores
 from aioxarray.config import cache_limit, config, memory_limit, request_limit, thread_count
 from aioxarray.testing import GatedStore, RecordingStore
 from tests import samples

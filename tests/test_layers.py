@@ -9,6 +9,7 @@ import ast
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -218,6 +219,73 @@ def test_layers() -> None:
     modules = frozenset(path.parts[0].removesuffix(".py") for path in files)
     broken = [line for path in files for line in violations(read(path), path, modules)]
     assert not broken, "\n" + "\n".join(broken)
+
+
+# Parts of a layer, lowest first: a part may import itself, those before it, and the modules that
+# lie beside the parts ("").
+ORDERS = {
+    "_runtime": ["threads", ""],
+    "_zarr": ["", "stores", "metadata", "codecs", "chunks"],
+    "_xarray": ["", "arrays", "dask", "lazy", "hdf5", "opening", "saving"],
+}
+# A folder that holds more than this is looked through, not known.
+MOST_MODULES = 12
+
+
+def _part(module: str) -> tuple[str, str]:
+    """Return the layer and the part of a dotted name without ``aioxarray.``."""
+    layer, _, rest = module.partition(".")
+    first = rest.partition(".")[0]
+    return layer, first if first in ORDERS.get(layer, ()) else ""
+
+
+def climbing(source: str, path: PurePosixPath) -> list[str]:
+    """List the imports of a module from parts of its layer that lie above its own."""
+    own = path.with_suffix("").as_posix().replace("/", ".")
+    layer, part = _part(own)
+    order = ORDERS.get(layer)
+    if order is None:
+        return []
+    found = []
+    for use in imports(ast.parse(source), ".".join([PACKAGE, *path.parts[:-1]])):
+        target, above = _part(use.name.removeprefix(f"{PACKAGE}."))
+        is_layer = use.name.startswith(f"{PACKAGE}.{layer}.")
+        if is_layer and target == layer and order.index(above) > order.index(part):
+            found.append(
+                f"src/{PACKAGE}/{path}:{use.line}: {layer}/{part} imports {use.name}, which lies "
+                f"above it in the order {', '.join(filter(None, order))}"
+            )
+    return found
+
+
+def test_parts_of_layers() -> None:
+    broken = [line for path in source_files() for line in climbing(read(path), path)]
+    assert not broken, "\n" + "\n".join(broken)
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "climbs"),
+    [
+        ("_zarr/stores/request.py", "from aioxarray._zarr.chunks.jobs import Job", True),
+        ("_zarr/stores/request.py", "from aioxarray._zarr.chunks import jobs", True),
+        ("_zarr/selection.py", "from aioxarray._zarr.stores.request import LimitedStore", True),
+        ("_zarr/chunks/jobs.py", "from aioxarray._zarr.stores.request import LimitedStore", False),
+        ("_zarr/chunks/jobs.py", "from aioxarray._zarr.chunks.shards import Index", False),
+        ("_zarr/chunks/jobs.py", "from aioxarray._zarr.selection import Chunk", False),
+        ("_xarray/lazy/find.py", "import aioxarray._xarray.opening.engine", True),
+        ("loading.py", "from aioxarray._xarray.lazy.find import find", False),
+    ],
+)
+def test_rules_of_parts(path: str, source: str, climbs: bool) -> None:
+    assert bool(climbing(source, PurePosixPath(path))) == climbs
+
+
+def test_folders_are_small() -> None:
+    counts = Counter(path.parent.as_posix() for path in source_files() if path.stem != "__init__")
+    # The public verbs and what stands beside them.
+    del counts["."]
+    large = {name: count for name, count in counts.items() if count > MOST_MODULES}
+    assert not large, f"split these folders, or fold modules: {large}"
 
 
 # The rules themselves: (module, source, what the message must say), None where all is well.

@@ -14,7 +14,7 @@ import xarray as xr
 from zarr.storage import MemoryStore, WrapperStore
 
 import aioxarray
-from aioxarray._zarr.printable import printable
+from aioxarray._zarr.stores.printable import printable
 from aioxarray.testing import ObjectServer
 from tests import samples
 from tests.opening.helpers import ENGINE, Way, every_way, own_ways

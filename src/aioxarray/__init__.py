@@ -6,15 +6,15 @@ The layers, each importing only from those below it::
     accessors                     .aio, DataTree.load_async, install()
     loading, opening, saving      the public verbs
     config, errors, progress      settings, errors, progress
-    _xarray                       finding, reading and recording variables: xarray's internals
-    _zarr                         codec pipelines, store wrappers, zarr's loop: zarr's internals
+    _xarray                       arrays, dask, lazy, hdf5, opening, saving: xarray's internals
+    _zarr                         stores, metadata, codecs, chunks: zarr's internals
     _runtime                      loops, threads, budgets; knows nothing of arrays
     testing                       the test kit, public
 """
 
 from __future__ import annotations
 
-from aioxarray._zarr.pipeline import CodecPipeline
+from aioxarray._zarr.chunks.pipeline import CodecPipeline
 from aioxarray.accessors import Installation, install, register
 from aioxarray.config import config
 from aioxarray.errors import ForkError

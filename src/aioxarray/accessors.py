@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import xarray as xr
 
 from aioxarray._runtime.loops import run_blocking
-from aioxarray._xarray.loader import Options
+from aioxarray._xarray.lazy.loader import Options
 from aioxarray.loading import (
     compute,
     compute_async,

@@ -40,7 +40,7 @@ from typing import Any
 
 import donfig
 
-from aioxarray._runtime.threads import usable_cores
+from aioxarray._runtime.threads.pool import usable_cores
 
 _DEFAULTS = {"concurrency": 128, "memory": "1GiB", "threads": None, "cache": 0}
 

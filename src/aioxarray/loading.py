@@ -6,9 +6,9 @@ from typing import Any, TypeVar
 
 from aioxarray._runtime.loops import blocking, io_loop, run_on
 from aioxarray._runtime.tasks import in_steps
-from aioxarray._xarray.find import each_variable, find_variables, shallow_copy
-from aioxarray._xarray.lazy import Assignment, Lazy, collecting
-from aioxarray._xarray.loader import Options, read_all
+from aioxarray._xarray.lazy.find import each_variable, find_variables, shallow_copy
+from aioxarray._xarray.lazy.loader import Options, read_all
+from aioxarray._xarray.lazy.variables import Assignment, Lazy, collecting
 from aioxarray.progress import Progress
 
 __all__ = ["compute", "compute_async", "load", "load_async"]

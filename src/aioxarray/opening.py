@@ -14,11 +14,11 @@ import xarray as xr
 
 from aioxarray._runtime.loops import blocking, io_loop, run_on
 from aioxarray._runtime.workers import in_worker
-from aioxarray._xarray.engine import attempt_of, engine_of
-from aioxarray._xarray.explained import noting
-from aioxarray._xarray.loader import Options
-from aioxarray._zarr.calls import awaiting, calling
-from aioxarray._zarr.printable import printable
+from aioxarray._xarray.lazy.loader import Options
+from aioxarray._xarray.opening.engine import attempt_of, engine_of
+from aioxarray._xarray.opening.explained import noting
+from aioxarray._zarr.stores.calls import awaiting, calling
+from aioxarray._zarr.stores.printable import printable
 from aioxarray.loading import load_async
 from aioxarray.progress import Progress
 
@@ -191,7 +191,7 @@ def _open_virtual(source: Any, options: dict[str, Any]) -> xr.Dataset:
     if engine not in ("h5netcdf", "netcdf4"):
         raise ValueError(f"virtual=True reads netCDF4 and HDF5 files; got engine={engine!r}")
     try:
-        from aioxarray._xarray.virtual import VirtualEntrypoint
+        from aioxarray._xarray.opening.virtual import VirtualEntrypoint
     except ImportError as error:
         raise ImportError(
             f"virtual=True needs h5netcdf, h5py and obstore, of which one is missing ({error}): "

@@ -15,11 +15,11 @@ import xarray as xr
 from aioxarray._runtime.loops import blocking
 from aioxarray._runtime.tasks import gather
 from aioxarray._runtime.workers import in_worker
-from aioxarray._xarray.combining import combine_by_coords, combine_nested, concat_dims
-from aioxarray._xarray.explained import noting
-from aioxarray._xarray.loader import Options
-from aioxarray._xarray.many import closing_all, find_paths
-from aioxarray._zarr.printable import printable, without_secrets
+from aioxarray._xarray.lazy.loader import Options
+from aioxarray._xarray.opening.combining import combine_by_coords, combine_nested, concat_dims
+from aioxarray._xarray.opening.explained import noting
+from aioxarray._xarray.opening.many import closing_all, find_paths
+from aioxarray._zarr.stores.printable import printable, without_secrets
 from aioxarray.loading import load_async
 from aioxarray.opening import as_call, called_by, close, closing_on_error, open_dataset_async
 

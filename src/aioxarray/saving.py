@@ -8,10 +8,10 @@ from typing import Any
 import xarray as xr
 
 from aioxarray._runtime.loops import blocking, io_loop, run_on
-from aioxarray._xarray.loader import Options
-from aioxarray._xarray.netcdf import save_netcdf
-from aioxarray._xarray.recorder import ZarrOptions
-from aioxarray._xarray.saver import save
+from aioxarray._xarray.lazy.loader import Options
+from aioxarray._xarray.saving.netcdf import save_netcdf
+from aioxarray._xarray.saving.recorder import ZarrOptions
+from aioxarray._xarray.saving.saver import save
 from aioxarray.progress import Progress
 
 __all__ = ["to_netcdf", "to_netcdf_async", "to_zarr", "to_zarr_async"]

@@ -175,7 +175,7 @@ def fork_while_loading() -> None:
 
 def cache() -> None:
     """What is kept stays with the parent; the child keeps what it reads itself."""
-    from aioxarray._zarr import reading
+    from aioxarray._zarr.stores import grants as reading
     from aioxarray.testing import RecordingStore
 
     store = RecordingStore(written(VARIABLES, CHUNKS))

@@ -12,7 +12,8 @@ import xarray as xr
 from zarr.storage import MemoryStore
 
 from aioxarray._runtime.loops import io_loop, run_blocking
-from aioxarray._zarr import reading, sharing
+from aioxarray._zarr.stores import grants as reading
+from aioxarray._zarr.stores import sharing
 from aioxarray.testing import RecordingStore, Request
 from aioxarray.testing._gate import Gate
 from tests.samples import opened

@@ -20,7 +20,7 @@ from xarray.backends.common import BackendArray
 from xarray.core import indexing
 
 import aioxarray
-from aioxarray._zarr.printable import printable
+from aioxarray._zarr.stores.printable import printable
 from aioxarray.testing import FaultyStore, GatedStore, LatencyStore, RecordingStore, VirtualClock
 from tests.concurrency.helpers import (
     PATIENCE_S,

@@ -18,7 +18,7 @@ import zarr
 from zarr.storage import MemoryStore
 
 import aioxarray
-from aioxarray._zarr import reading
+from aioxarray._zarr.stores import grants as reading
 from aioxarray.testing import GatedStore, LatencyStore, RecordingStore, VirtualClock
 from tests.concurrency.helpers import PATIENCE_S, lazily, same, written
 

@@ -15,7 +15,7 @@ import zarr
 from zarr.storage import LocalStore, MemoryStore
 
 import aioxarray
-from aioxarray._runtime.threads import Pool
+from aioxarray._runtime.threads.pool import Pool
 from aioxarray.testing import GatedStore, RecordingStore
 from tests import samples
 from tests.concurrency.helpers import PATIENCE_S, lazily, plain, tasks_on_io_loop, written
@@ -177,7 +177,7 @@ def test_small_variables_share_the_hops_to_a_thread(
         plain(count, 1).to_zarr(store, zarr_format=3, consolidated=False)
         ds = lazily(store)
     # The time that a run may take, on a machine that is busy with other things.
-    monkeypatch.setattr("aioxarray._xarray.together._RUN_S", PATIENCE_S)
+    monkeypatch.setattr("aioxarray._xarray.lazy.together._RUN_S", PATIENCE_S)
     hops = 0
     submit = Pool.submit
 

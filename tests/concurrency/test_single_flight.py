@@ -15,7 +15,7 @@ from zarr.abc.store import RangeByteRequest
 from zarr.storage import MemoryStore
 
 import aioxarray
-from aioxarray._zarr.sharing import forget
+from aioxarray._zarr.stores.sharing import forget
 from aioxarray.testing import FaultyStore, GatedStore, RecordingStore
 from tests.concurrency.helpers import PATIENCE_S, followed, lazily, same, written
 

@@ -14,8 +14,9 @@ import xarray as xr
 import zarr
 
 import aioxarray
-from aioxarray._zarr import jobs, reading
-from aioxarray._zarr.fetching import FETCHERS
+from aioxarray._zarr.chunks import jobs
+from aioxarray._zarr.stores import grants as reading
+from aioxarray._zarr.stores.clients import FETCHERS
 from aioxarray.testing import ObjectServer
 from tests.concurrency.helpers import PATIENCE_S, plain, written
 from tests.stalling import StallingProxy

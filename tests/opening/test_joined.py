@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from xarray.core.indexing import BasicIndexer, OuterIndexer
 
-from aioxarray._xarray.joined import (
+from aioxarray._xarray.arrays.joined import (
     Cast,
     Joined,
     JoinedArray,

@@ -10,7 +10,7 @@ import zarr
 from xarray.backends.zarr import ZarrArrayWrapper
 from xarray.core.indexing import BasicIndexer, OuterIndexer, VectorizedIndexer
 
-from aioxarray._xarray.known import KnownArray
+from aioxarray._xarray.arrays.known_array import KnownArray
 
 SELECTIONS: list[tuple[Any, ...]] = [
     (slice(None), slice(None)),

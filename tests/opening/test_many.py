@@ -16,7 +16,7 @@ from zarr.storage import MemoryStore
 
 import aioxarray
 from aioxarray._runtime.loops import run_blocking
-from aioxarray._xarray.read import in_hdf5
+from aioxarray._xarray.arrays.read import in_hdf5
 from aioxarray.testing import RecordingStore
 from tests.opening.helpers import BLOCKING, OWN, Way, every_way, own_ways
 from tests.oracle import assert_same, lazy

@@ -16,7 +16,7 @@ from zarr.abc.codec import ArrayArrayCodec
 from zarr.registry import register_codec
 from zarr.storage import MemoryStore
 
-from aioxarray._zarr.hierarchy import Node
+from aioxarray._zarr.metadata.hierarchy import Node
 from aioxarray.testing import RecordingStore
 from tests import samples
 from tests.opening.helpers import Way, assert_loaded, assert_opened, every_way

@@ -19,8 +19,8 @@ import xarray as xr
 
 import aioxarray
 from aioxarray._runtime.loops import io_loop, run_blocking, run_on
-from aioxarray._xarray.aio_array import AioArray
-from aioxarray._xarray.read import blocking_pool, in_hdf5, lane_of_hdf5
+from aioxarray._xarray.arrays.read import blocking_pool, in_hdf5, lane_of_hdf5
+from aioxarray._xarray.lazy.aio_array import AioArray
 from aioxarray.testing import ObjectServer, VirtualClock
 from tests.runtime.helpers import PATIENCE_S, run_script
 

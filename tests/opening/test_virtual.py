@@ -225,9 +225,9 @@ def test_a_missing_package_is_named_with_what_to_install(
     way: Way, folder: Path, monkeypatch: pytest.MonkeyPatch, absent: str
 ) -> None:
     # How Python itself is told that a module cannot be imported.
-    monkeypatch.delitem(sys.modules, "aioxarray._xarray.virtual", raising=False)
-    monkeypatch.delitem(sys.modules, "aioxarray._xarray.hdf5_engine", raising=False)
-    monkeypatch.delitem(sys.modules, "aioxarray._xarray.hdf5", raising=False)
+    monkeypatch.delitem(sys.modules, "aioxarray._xarray.opening.virtual", raising=False)
+    monkeypatch.delitem(sys.modules, "aioxarray._xarray.hdf5.engine", raising=False)
+    monkeypatch.delitem(sys.modules, "aioxarray._xarray.hdf5.files", raising=False)
     monkeypatch.setitem(sys.modules, absent, None)
     with pytest.raises(ImportError, match=rf"{absent}.*pip install 'aioxarray\[virtual\]'"):
         way("open_dataset", folder / "xarray.nc", engine="h5netcdf", virtual=True)

@@ -16,7 +16,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore, MemoryStore
 
 import aioxarray
-from aioxarray._zarr.reading import cache
+from aioxarray._zarr.stores.grants import cache
 from aioxarray.testing import GatedStore, RecordingStore
 from tests.pipeline.arrays import OURS, using
 from tests.samples import opened

@@ -27,7 +27,7 @@ from zarr.storage import LocalStore, MemoryStore
 
 import aioxarray
 from aioxarray._runtime.loops import run_blocking
-from aioxarray._zarr.printable import printable
+from aioxarray._zarr.stores.printable import printable
 from aioxarray.testing import RecordingStore
 from tests.samples import opened
 

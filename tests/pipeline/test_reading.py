@@ -18,7 +18,7 @@ from zarr.core.array_spec import ArrayConfig
 from zarr.storage import LocalStore, MemoryStore, ObjectStore, WrapperStore
 
 import aioxarray
-from aioxarray._zarr.steps import steps_of
+from aioxarray._zarr.codecs.steps import steps_of
 from aioxarray.testing import RecordingStore
 from tests.pipeline.arrays import in_one_second
 

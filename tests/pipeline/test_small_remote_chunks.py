@@ -15,9 +15,9 @@ import zarr
 from zarr.storage import MemoryStore, ObjectStore
 
 import aioxarray
-from aioxarray._zarr import jobs
-from aioxarray._zarr.decoders import Decoder
-from aioxarray._zarr.sources import ObjectSource
+from aioxarray._zarr.chunks import jobs
+from aioxarray._zarr.codecs.decoders import Decoder
+from aioxarray._zarr.stores.sources import ObjectSource
 from aioxarray.testing import ObjectServer
 from tests.concurrency.helpers import PATIENCE_S, followed
 

@@ -13,12 +13,12 @@ import pytest
 from zarr.storage import LocalStore
 
 import aioxarray
-from aioxarray._zarr import turns
-from aioxarray._zarr.chunks import Block
-from aioxarray._zarr.reading import decoders, memory, reading, requests, threads
-from aioxarray._zarr.scratch import scratch
-from aioxarray._zarr.sources import FileSource
-from aioxarray._zarr.turns import Turns
+from aioxarray._runtime.scratch import scratch
+from aioxarray._zarr.chunks import turns
+from aioxarray._zarr.chunks.turns import Turns
+from aioxarray._zarr.selection import Block
+from aioxarray._zarr.stores.grants import decoders, memory, reading, requests, threads
+from aioxarray._zarr.stores.sources import FileSource
 
 # What is read is no matter here.
 RUNS: Any = [["a"], ["b", "c"], ["d"]]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 
 from aioxarray._runtime.batches import Batches
-from aioxarray._runtime.threads import Pool
+from aioxarray._runtime.threads.pool import Pool
 from tests.runtime.helpers import PATIENCE_S, settle
 
 

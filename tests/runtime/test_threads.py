@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from aioxarray._runtime.lanes import Lane
-from aioxarray._runtime.threads import Pool, usable_cores
+from aioxarray._runtime.threads.pool import Pool, usable_cores
 from tests.runtime.helpers import PATIENCE_S, run_script, settle, until
 
 variable = contextvars.ContextVar("variable", default="unset")
@@ -216,8 +216,8 @@ def test_no_more_than_a_bounded_number_of_threads_is_replaced() -> None:
 
 EXIT = """
 import asyncio, threading
-from aioxarray._runtime.crew import uncut
-from aioxarray._runtime.threads import Pool
+from aioxarray._runtime.threads.crew import uncut
+from aioxarray._runtime.threads.pool import Pool
 
 pool, never, begun = Pool("own", 2), threading.Event(), threading.Event()
 
@@ -370,7 +370,7 @@ def test_a_lane_serves_several_loops() -> None:
 FORK = """
 import asyncio, os, threading
 from aioxarray._runtime.lanes import Lane
-from aioxarray._runtime.threads import Pool
+from aioxarray._runtime.threads.pool import Pool
 
 pool = Pool("own", 1)
 

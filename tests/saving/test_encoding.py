@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from zarr.storage import LocalStore, MemoryStore
 
-from aioxarray._xarray.targets import Target
+from aioxarray._xarray.dask.targets import Target
 from tests.pipeline.arrays import ZARRS, Recipe, in_one_second, recipes, using
 from tests.samples import contents
 

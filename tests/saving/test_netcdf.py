@@ -14,7 +14,7 @@ import xarray as xr
 
 import aioxarray
 from aioxarray._runtime.loops import io_loop, run_on
-from aioxarray._xarray.read import in_hdf5
+from aioxarray._xarray.arrays.read import in_hdf5
 from tests import samples
 from tests.concurrency.helpers import PATIENCE_S
 from tests.saving.helpers import sample, tree

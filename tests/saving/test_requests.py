@@ -13,8 +13,8 @@ import xarray as xr
 from zarr.storage import MemoryStore, StorePath
 
 import aioxarray
-from aioxarray._xarray import saver
-from aioxarray._zarr import reading
+from aioxarray._xarray.saving import saver
+from aioxarray._zarr.stores import grants as reading
 from aioxarray.testing import (
     FaultyStore,
     GatedStore,

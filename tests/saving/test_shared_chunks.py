@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from zarr.storage import LocalStore, MemoryStore
 
 import aioxarray
-from aioxarray._xarray.blocks import aligned
+from aioxarray._xarray.arrays.blocks import aligned
 from aioxarray.testing import RecordingStore
 
 pytestmark = pytest.mark.filterwarnings("ignore:Consolidated metadata")

@@ -9,7 +9,7 @@ import warnings
 import pytest
 
 from aioxarray._runtime.budget import Budget
-from aioxarray._xarray.targets import Intake
+from aioxarray._xarray.dask.targets import Intake
 from aioxarray.progress import Meter
 
 

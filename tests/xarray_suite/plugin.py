@@ -153,7 +153,7 @@ class OpenedByAioxarray:
     """Opens everything of the suite with the engines of aioxarray."""
 
     def __init__(self) -> None:
-        from aioxarray._xarray.engine import engine_of
+        from aioxarray._xarray.opening.engine import engine_of
 
         self._opened = 0
         # The table in which xarray looks for its own engines.

@@ -15,8 +15,8 @@ import aioxarray
 from aioxarray._demo import remote, terrain
 from aioxarray._demo.extent import describe, extents
 from aioxarray._demo.measuring import Measured, Way, best, check_same, loading, opening
-from aioxarray._runtime.threads import usable_cores
-from aioxarray._zarr.printable import printable, without_secrets
+from aioxarray._runtime.threads.pool import usable_cores
+from aioxarray._zarr.stores.printable import printable, without_secrets
 from aioxarray.config import request_limit
 from aioxarray.testing import ObjectServer, RequestLog
 

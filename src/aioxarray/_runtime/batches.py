@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
-from aioxarray._runtime.threads import Pool
+from aioxarray._runtime.threads.pool import Pool
 
 T = TypeVar("T")
 

@@ -14,13 +14,12 @@ from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from typing import Protocol, TypeVar, cast
 
-from aioxarray._runtime.crew import called_at_exit, cancelled_at_exit, is_ending, uncut
-from aioxarray._runtime.leash import Leash
 from aioxarray._runtime.loops import deliver_if_sent
-from aioxarray._runtime.outcomes import Outcome
-from aioxarray._runtime.own_threads import in_own_thread
-from aioxarray._runtime.tasks import until_done
-from aioxarray._runtime.threads import Pool, finish
+from aioxarray._runtime.threads.crew import called_at_exit, cancelled_at_exit, is_ending, uncut
+from aioxarray._runtime.threads.leash import Leash
+from aioxarray._runtime.threads.outcomes import Outcome, until_done
+from aioxarray._runtime.threads.own import in_own_thread
+from aioxarray._runtime.threads.pool import Pool, finish
 
 T = TypeVar("T")
 _logger = logging.getLogger(__name__)

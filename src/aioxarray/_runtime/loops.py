@@ -28,9 +28,9 @@ import anyio
 import anyio._backends._asyncio  # noqa: F401
 from anyio.lowlevel import current_token
 
-from aioxarray._runtime.leash import holding
-from aioxarray._runtime.outcomes import Outcome
-from aioxarray._runtime.own_threads import mark_own_thread
+from aioxarray._runtime.threads.leash import holding
+from aioxarray._runtime.threads.outcomes import Outcome
+from aioxarray._runtime.threads.own import mark_own_thread
 
 T = TypeVar("T")
 P = ParamSpec("P")

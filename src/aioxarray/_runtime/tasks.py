@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Iterable
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from anyio.lowlevel import checkpoint
 
@@ -51,14 +50,6 @@ async def in_steps(work: Iterable[object]) -> None:
         if perf_counter() >= until:
             await checkpoint()
             until = perf_counter() + _STEP_S
-
-
-async def until_done(future: asyncio.Future[Any]) -> None:
-    """Wait until ``future`` is done, however often this task is cancelled meanwhile."""
-    while not future.done():
-        # By a timeout and the group around it, say.
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.wait([future])
 
 
 def first_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:

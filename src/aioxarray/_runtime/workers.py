@@ -8,11 +8,10 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
-from aioxarray._runtime.leash import Leash
 from aioxarray._runtime.loops import io_loop, run_on
-from aioxarray._runtime.outcomes import Outcome
-from aioxarray._runtime.tasks import until_done
-from aioxarray._runtime.threads import Pool
+from aioxarray._runtime.threads.leash import Leash
+from aioxarray._runtime.threads.outcomes import Outcome, until_done
+from aioxarray._runtime.threads.pool import Pool
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from zarr.core.array_spec import ArraySpec
 
-    from aioxarray._zarr.chunks import Chunk
+    from aioxarray._zarr.selection import Chunk
 
 # numpy sorts numbers of up to two bytes by their digits: a million in half the time.
 _BY_DIGITS = 1 << 16

@@ -103,7 +103,7 @@ class VirtualClock:
 
 def _has_threads(executor: Executor) -> bool:
     # Imported late, as below.
-    from aioxarray._runtime.threads import Pool
+    from aioxarray._runtime.threads.pool import Pool
 
     return isinstance(executor, ThreadPoolExecutor | Pool)
 

@@ -1,0 +1,1 @@
+"""Threads: the pools that nobody waits for, and moving results between threads."""

@@ -1,0 +1,1 @@
+"""Lazy arrays: the chain of adapters around a backend's array, and how each is read."""

@@ -1,0 +1,69 @@
+"""Zarr arrays whose chunks are partly known already, and are decoded without a request."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+# Private: the array of xarray's Zarr engine. Can go when zarr answers from consolidated metadata
+# without its loop (zarr-developers/zarr-python#3885).
+from xarray.backends.zarr import ZarrArrayWrapper
+from xarray.core.indexing import ExplicitIndexer, VectorizedIndexer
+
+from aioxarray._zarr.chunks.arrays import known_block
+from aioxarray._zarr.selection import is_basic
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from zarr.core.buffer import Buffer
+
+# An array of at most so many bytes is decoded whole, once: xarray reads the first and last times,
+# then all of them.
+_SMALL_BYTES = 16 << 10
+
+
+class KnownArray(ZarrArrayWrapper):
+    """A Zarr array of which some chunks are known.
+
+    Parameters
+    ----------
+    plain
+        xarray's own array, which stands here again once what is known may be forgotten.
+    values
+        Of chunks, by their keys in the store; None of those that are missing.
+    """
+
+    __slots__ = ("_values", "_whole", "plain")
+
+    def __init__(self, plain: ZarrArrayWrapper, values: Mapping[str, Buffer | None]) -> None:
+        # Not by the constructor of the base class, which asks the codecs for the type once more.
+        self._array, self.shape, self.dtype = plain._array, plain.shape, plain.dtype
+        self.plain = plain
+        self._values = values
+        self._whole: NDArray[Any] | None = None
+
+    @property
+    def is_small(self) -> bool:
+        """Whether decoding it takes less time than finding a thread that does."""
+        return int(math.prod(self.shape)) * int(self.dtype.itemsize) <= _SMALL_BYTES
+
+    def known(self, key: ExplicitIndexer) -> Any:
+        """Return what ``key`` selects; None where that is not known."""
+        if isinstance(key, VectorizedIndexer) or not is_basic(key.tuple):
+            return None
+        if self._whole is None and self.is_small:
+            everything = (slice(None),) * len(self.shape)
+            self._whole = known_block(self._array, everything, self._values)
+        if self._whole is not None:
+            return np.array(self._whole[key.tuple])
+        return known_block(self._array, key.tuple, self._values)
+
+    def __getitem__(self, key: ExplicitIndexer) -> Any:
+        known = self.known(key)
+        if known is not None:
+            return known
+        # xarray's has no types.
+        return super().__getitem__(key)  # type: ignore[no-untyped-call]

@@ -1,0 +1,1 @@
+"""Dask arrays: computing and storing them off the caller's loop, and their names."""

@@ -1,0 +1,268 @@
+"""Computes and stores chunked (dask) arrays without blocking the caller's event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+# Private: how xarray finds the library behind a chunked array (dask, cubed, …). It has no public
+# name; plain `xarray.Dataset.load` goes the same way.
+from xarray.namedarray.parallelcompat import get_chunked_array_type
+from xarray.namedarray.pycompat import is_chunked_array
+
+from aioxarray._runtime.loops import run_on
+from aioxarray._runtime.tasks import gather
+from aioxarray._runtime.threads.leash import is_cancelled
+from aioxarray._xarray.arrays.blocks import aligned
+from aioxarray._xarray.arrays.read import blocking_pool
+from aioxarray._xarray.dask.gathered import Gathered
+from aioxarray._xarray.dask.names import told_apart
+
+if TYPE_CHECKING:
+    from aioxarray._xarray.dask.targets import Target
+
+__all__ = [
+    "apart",
+    "compute_chunked",
+    "is_chunked_array",
+    "store_chunked",
+    "store_later",
+    "tasks_end_with_the_call",
+]
+
+
+async def compute_chunked(arrays: Sequence[Any], options: Mapping[str, Any]) -> list[Any]:
+    """Compute ``arrays`` together, ``options`` being for ``dask.compute``.
+
+    With a distributed client the result is awaited on the client's own loop, and cancelling
+    cancels its futures. Otherwise a worker thread computes; cancelling returns at once, and with
+    dask's threaded scheduler no further task is begun.
+    """
+    distinct = await blocking_pool.run(lambda: apart(arrays))
+    values: dict[int, Any] = {}
+
+    async def compute(manager: Any, indices: Sequence[int]) -> None:
+        chosen = [distinct[index] for index in indices]
+        if _is_dask(manager):
+            computed = await _compute_with_dask(chosen, options)
+        else:
+            computed = list(await blocking_pool.run(lambda: manager.compute(*chosen, **options)))
+        values.update(zip(indices, computed, strict=True))
+
+    await gather([partial(compute, *kind) for kind in _kinds(distinct)])
+    return [values[index] for index in range(len(arrays))]
+
+
+async def store_chunked(
+    sources: Sequence[Any],
+    targets: Sequence[Target],
+    regions: Sequence[Any],
+    options: Mapping[str, Any],
+) -> None:
+    """Compute ``sources`` and set ``regions`` of ``targets`` to them, as `compute_chunked` does.
+
+    ``options`` are xarray's ``chunkmanager_store_kwargs``. With a distributed client the targets
+    are sent to its workers, which write.
+    """
+    stores = await blocking_pool.run(lambda: _stores(sources, targets, regions, options))
+
+    async def run(manager: Any, store: Callable[..., Any]) -> None:
+        if _is_dask(manager):
+            later = await blocking_pool.run(lambda: store(compute=False))
+            # An array for each source, whose blocks are stored when they are computed.
+            pending = list(later) if isinstance(later, tuple) else [later]
+            await _run_with_dask(pending, options)
+        else:
+            await blocking_pool.run(lambda: store(compute=True))
+
+    await gather([partial(run, *store) for store in stores])
+
+
+def store_later(
+    sources: Sequence[Any],
+    targets: Sequence[Target],
+    regions: Sequence[Any],
+    options: Mapping[str, Any],
+) -> Any:
+    """Return what does the same when it is computed, by whatever scheduler."""
+    return [store(compute=False) for _, store in _stores(sources, targets, regions, options)]
+
+
+def _stores(
+    sources: Sequence[Any],
+    targets: Sequence[Target],
+    regions: Sequence[Any],
+    options: Mapping[str, Any],
+) -> list[tuple[Any, Callable[..., Any]]]:
+    """Return, for each kind of chunked array, its manager and what stores its arrays.
+
+    No two blocks are parts of the same chunk of a target: each would read it, change it, and write
+    it back.
+    """
+    distinct = apart(sources)
+    stores: list[tuple[Any, Callable[..., Any]]] = []
+    for manager, indices in _kinds(distinct):
+        blocks = []
+        for index in indices:
+            source, target = distinct[index], targets[index]
+            chunks = aligned(source.chunks, regions[index], target.edges)
+            blocks.append(source if chunks is None else manager.rechunk(source, chunks))
+        store = partial(
+            manager.store,
+            blocks,
+            [targets[index] for index in indices],
+            lock=None,
+            flush=True,
+            regions=[regions[index] for index in indices],
+            **options,
+        )
+        stores.append((manager, store))
+    return stores
+
+
+def apart(arrays: Sequence[Any]) -> list[Any]:
+    """Return chunked arrays like ``arrays``, so that all can be computed at once."""
+    if "dask" not in sys.modules:
+        return list(arrays)
+    from dask.base import is_dask_collection
+
+    named = [index for index, array in enumerate(arrays) if is_dask_collection(array)]
+    result = list(arrays)
+    for index, array in zip(named, told_apart([arrays[at] for at in named]), strict=True):
+        result[index] = array
+    return result
+
+
+def _kinds(arrays: Sequence[Any]) -> list[tuple[Any, list[int]]]:
+    """Return the managers of ``arrays``, each with the indices of arrays of one type.
+
+    Neither xarray nor dask take arrays of different types together: those of `dask.array`, and
+    the expressions of dask-array (pydata/xarray#11382).
+    """
+    kinds: dict[type, list[int]] = {}
+    for index, array in enumerate(arrays):
+        kinds.setdefault(type(array), []).append(index)
+    return [(get_chunked_array_type(arrays[indices[0]]), indices) for indices in kinds.values()]
+
+
+async def _compute_with_dask(arrays: Sequence[Any], options: Mapping[str, Any]) -> list[Any]:
+    if not _shares_memory(arrays, options):
+        return await _run_with_dask(arrays, options)
+    gathered = [Gathered(array) if Gathered.helps(array) else None for array in arrays]
+
+    def pending() -> list[Any]:
+        pairs = zip(arrays, gathered, strict=True)
+        return [array if into is None else into.pending() for array, into in pairs]
+
+    computed = await _run_with_dask(await blocking_pool.run(pending), options)
+    pairs = zip(computed, gathered, strict=True)
+    return [value if into is None else into.values() for value, into in pairs]
+
+
+def _shares_memory(arrays: Sequence[Any], options: Mapping[str, Any]) -> bool:
+    """Say whether dask would compute ``arrays`` by threads of this process."""
+    import dask.base
+    import dask.local
+    import dask.threaded
+
+    if _distributed_client(options) is not None:
+        return False
+    get = dask.base.get_scheduler(scheduler=options.get("scheduler"), collections=arrays)
+    return get in (dask.threaded.get, dask.local.get_sync)
+
+
+async def _run_with_dask(arrays: Sequence[Any], options: Mapping[str, Any]) -> list[Any]:
+    import dask.base
+
+    client = _distributed_client(options)
+    if client is not None:
+        return await _compute_on_client(client, arrays, options)
+    stop = threading.Event()
+    with_stop = {**_stoppable(arrays, options, stop), **options}
+    try:
+        return list(await blocking_pool.run(lambda: dask.base.compute(*arrays, **with_stop)))
+    except asyncio.CancelledError:
+        stop.set()
+        raise
+
+
+@contextmanager
+def tasks_end_with_the_call() -> Iterator[None]:
+    """Return a context in which dask begins no more tasks for this thread once it is cancelled."""
+    if "dask" not in sys.modules:
+        yield
+        return
+    from dask.callbacks import Callback
+
+    here = threading.get_ident()
+
+    def before_task(*_: Any) -> None:
+        # Called in the thread that computes, for the computations of all threads.
+        if threading.get_ident() == here and is_cancelled():
+            raise asyncio.CancelledError
+
+    with Callback(pretask=before_task):
+        yield
+
+
+def _is_dask(manager: Any) -> bool:
+    return "dask" in sys.modules and type(manager).__name__ == "DaskManager"
+
+
+def _distributed_client(options: Mapping[str, Any]) -> Any | None:
+    """Return the client that dask would use now, if any."""
+    import dask.base
+
+    distributed = sys.modules.get("distributed")
+    scheduler = options.get("scheduler", dask.config.get("scheduler", None))
+    if distributed is None or scheduler not in (None, "distributed", "dask.distributed"):
+        return None
+    try:
+        return distributed.Client.current(allow_global=True)
+    except ValueError:
+        return None
+
+
+async def _compute_on_client(
+    client: Any, arrays: Sequence[Any], options: Mapping[str, Any]
+) -> list[Any]:
+    from dask.base import optimize
+
+    # Optimized here rather than on the client's loop, which may be the caller's own.
+    if options.get("optimize_graph", True):
+        arrays = await blocking_pool.run(lambda: optimize(*arrays))
+    rest = {k: v for k, v in options.items() if k not in ("optimize_graph", "scheduler")}
+
+    async def compute() -> list[Any]:
+        futures = client.compute(list(arrays), optimize_graph=False, **rest)
+        try:
+            return list(await client.gather(futures, asynchronous=True))
+        except asyncio.CancelledError:
+            await client.cancel(futures, asynchronous=True)
+            raise
+
+    return await run_on(client.loop.asyncio_loop, compute)
+
+
+def _stoppable(
+    arrays: Sequence[Any], options: Mapping[str, Any], stop: threading.Event
+) -> dict[str, Any]:
+    """Return options that let ``stop`` end a computation of dask's threaded scheduler."""
+    import dask.threaded
+    from dask.callbacks import Callback
+
+    get = dask.base.get_scheduler(scheduler=options.get("scheduler"), collections=arrays)
+    if get is not dask.threaded.get or "callbacks" in options:
+        return {}
+
+    def before_task(*_: Any) -> None:
+        if stop.is_set():
+            raise asyncio.CancelledError
+
+    # Callbacks given explicitly replace the active ones (a progress bar): keep those too.
+    return {"callbacks": {*Callback.active, Callback(pretask=before_task)._callback}}

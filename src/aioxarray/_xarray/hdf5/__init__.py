@@ -1,0 +1,1 @@
+"""HDF5 files, local and behind URLs, as xarray's h5netcdf engine reads them."""

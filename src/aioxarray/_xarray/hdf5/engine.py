@@ -1,0 +1,144 @@
+"""xarray's h5netcdf engine over files of which everything is asked once.
+
+Local files are kept by xarray's own cache of open files, like those that plain xarray opens.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import h5netcdf
+
+# Private: the store of xarray's h5netcdf engine, which takes a file manager, but whose ``open``
+# takes no opener. The managers have no public names. Can go when h5netcdf itself asks once
+# (h5netcdf/h5netcdf#195).
+from xarray.backends import H5netcdfBackendEntrypoint, H5NetCDFStore, StoreBackendEntrypoint
+from xarray.backends.common import _iter_nc_groups, _normalize_path
+from xarray.backends.file_manager import CachingFileManager, PickleableFileManager
+from xarray.backends.h5netcdf_ import _emit_phony_dims_warning
+from xarray.core.treenode import NodePath
+from xarray.core.utils import close_on_error, is_remote_uri
+
+from aioxarray._runtime.loops import run_blocking
+from aioxarray._runtime.threads.own import in_own_thread
+from aioxarray._xarray.arrays.read import in_hdf5
+from aioxarray._xarray.hdf5.files import OnceFile
+from aioxarray._xarray.hdf5.remote_files import AheadFile
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from xarray.backends.file_manager import FileManager
+
+# The options of xarray's engine that are h5netcdf's, with the values it gives them.
+_OF_FILE = {"invalid_netcdf": None, "decode_vlen_strings": True}
+# Those with which it opens the file in another way, and the values with which it does not.
+_OTHERWISE = {
+    "format": "NETCDF4",
+    "lock": None,
+    "driver": None,
+    "driver_kwds": None,
+    "storage_options": None,
+    "open_kwargs": None,
+}
+_KNOWN = inspect.signature(H5netcdfBackendEntrypoint.open_dataset).parameters
+
+
+class _Variable(h5netcdf.Variable):  # type: ignore[misc]
+    """A variable that remembers what does not change."""
+
+    _h5ds = cached_property(h5netcdf.Variable._h5ds.fget)
+    shape = cached_property(h5netcdf.Variable.shape.fget)
+    dtype = cached_property(h5netcdf.Variable.dtype.fget)
+    datatype = cached_property(h5netcdf.Variable.datatype.fget)
+
+
+class _Group(h5netcdf.Group):  # type: ignore[misc]
+    # Private, and what h5netcdf's own "legacy" interface sets to have other classes.
+    _variable_cls = _Variable
+
+    @property
+    def _group_cls(self) -> type[_Group]:
+        return _Group
+
+
+class _File(_Group, h5netcdf.File):  # type: ignore[misc]
+    pass
+
+
+def _open_file(source: Any, mode: str, **options: Any) -> Any:
+    """Open what h5netcdf opens; at the top of a module, because managers pickle it."""
+    if not in_own_thread():
+        # Unpickling opens in the thread of whoever unpickles.
+        return run_blocking(lambda: in_hdf5(lambda: _open_file(source, mode, **options)))
+    once = OnceFile(source)
+    try:
+        file = _File(once, mode, **options)
+    except BaseException:
+        once.close()
+        raise
+    # Private: whether the one closes the other. h5netcdf takes a file that is open for its user's.
+    file._close_h5file = True
+    return file
+
+
+def opens_once(source: Any, options: Mapping[str, Any]) -> bool:
+    """Whether `open_once` can open ``source``: a local file or an `AheadFile`, by h5py."""
+    local = isinstance(source, str | os.PathLike) and not is_remote_uri(os.fspath(source))
+    usual = all(options.get(name, value) == value for name, value in _OTHERWISE.items())
+    by_h5py = "H5NETCDF_READ_BACKEND" not in os.environ
+    # What xarray's engine does not know, it shall refuse itself.
+    return (
+        (local or isinstance(source, AheadFile))
+        and usual
+        and by_h5py
+        and options.keys() <= {*_KNOWN}
+    )
+
+
+def open_once(
+    source: Any,
+    options: Mapping[str, Any],
+    *,
+    deep: bool,
+    store_of: Callable[..., H5NetCDFStore] = H5NetCDFStore,
+) -> xr.Dataset | dict[str, xr.Dataset]:
+    """Return what xarray's engine returns for ``source``; where HDF5's calls are made.
+
+    With ``deep`` that is all groups. ``store_of`` makes the store of the file's manager.
+    """
+    of_store = (*_OF_FILE, *_OTHERWISE, "group", "phony_dims")
+    decoding = {name: value for name, value in options.items() if name not in of_store}
+    group, phony_dims = options.get("group"), options.get("phony_dims")
+    of_file = {name: options.get(name, value) for name, value in _OF_FILE.items()}
+    of_file["phony_dims"] = "access" if phony_dims is None else phony_dims
+    kwargs: Any = {"mode": "r", "kwargs": of_file}
+    manager: FileManager[Any]
+    if isinstance(source, AheadFile):
+        manager = PickleableFileManager(_open_file, source, **kwargs)
+    else:
+        manager = CachingFileManager(_open_file, _normalize_path(source), **kwargs)
+    store = store_of(manager, group=group, mode="r")
+    with close_on_error(store), manager.acquire_context() as file:
+        engine = StoreBackendEntrypoint()
+        opened = (
+            {
+                path: engine.open_dataset(each, **decoding)
+                for path, each in _all_groups(store, NodePath("/") / NodePath(group or ""))
+            }
+            if deep
+            else engine.open_dataset(store, **decoding)
+        )
+        if phony_dims is None and file._phony_dim_count:
+            _emit_phony_dims_warning()
+    return opened
+
+
+def _all_groups(store: Any, parent: NodePath) -> Iterator[tuple[str, Any]]:
+    """Yield the stores of the group ``parent`` and of all below it, with their relative paths."""
+    for path in _iter_nc_groups(store.ds, parent=parent):
+        relative = str(NodePath(path).relative_to(parent)) if parent.name else path
+        yield relative, H5NetCDFStore(store._manager, group=path, mode="r")

@@ -1,0 +1,141 @@
+"""Loads many lazy arrays at once: the engine behind every verb, and the budgets they share."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from aioxarray._runtime.tasks import gather, in_steps
+from aioxarray._runtime.threads.pool import BLOCKING_THREADS
+from aioxarray._xarray.dask.chunked import compute_chunked
+from aioxarray._xarray.lazy.together import RUN, UNREAD, Sorting, read_run
+from aioxarray._xarray.lazy.variables import Lazy, load_data
+from aioxarray._zarr.stores.calls import Call, calling
+from aioxarray._zarr.stores.grants import Reading, decoders, reading
+from aioxarray.config import cache_limit, memory_limit, request_limit, thread_count
+from aioxarray.progress import Meter, Progress, check_progress, meter
+
+
+@dataclass(frozen=True)
+class Options:
+    """How one call loads; see `load_async`. ``dask`` is for ``dask.compute``."""
+
+    concurrency: int | None = None
+    timeout: float | None = None
+    progress: Progress = None
+    dask: Mapping[str, Any] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raise for what no load could do, before anything is requested."""
+        request_limit(self.concurrency)
+        memory_limit()
+        cache_limit()
+        thread_count()
+        check_progress(self.progress)
+        if self.timeout is None:
+            return
+        if isinstance(self.timeout, bool) or not isinstance(self.timeout, int | float):
+            raise TypeError(f"timeout must be a number of seconds or None, got {self.timeout!r}")
+        if not self.timeout >= 0:
+            raise ValueError(f"timeout must not be negative, got {self.timeout!r}")
+
+
+async def read_all(lazies: Sequence[Lazy], options: Options) -> list[Any]:
+    """Return the values of ``lazies``; on the I/O loop."""
+    total = sum(lazy.nbytes for lazy in lazies)
+    async with calling("loaded", options.timeout, options.concurrency) as call:
+        with meter(options.progress, total) as counter, reading(call.concurrency) as granted:
+            call.progress = lambda: f"{counter.done} of {total} bytes had arrived"
+            load = _Load(lazies, granted, counter, options, call)
+            await gather(await load.jobs())
+    return load.values
+
+
+class _Load:
+    """The reads of one call, and the values that they have given."""
+
+    def __init__(
+        self,
+        lazies: Sequence[Lazy],
+        reading: Reading,
+        counter: Meter,
+        options: Options,
+        call: Call,
+    ) -> None:
+        self.values: list[Any] = [None] * len(lazies)
+        self._lazies = lazies
+        self._reading = reading
+        self._counter = counter
+        self._options = options
+        self._call = call
+
+    async def jobs(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
+        """Return what to await side by side."""
+        chunked = [index for index, lazy in enumerate(self._lazies) if lazy.chunked]
+        others = [index for index, lazy in enumerate(self._lazies) if not lazy.chunked]
+        sorting = Sorting()
+        await in_steps(sorting.each(self._lazies, others, self._reading))
+        places, rest = sorting.done()
+        jobs = self._workers(rest)
+        jobs += [partial(self._together, *each) for each in places.items()]
+        return [*jobs, partial(self._all_chunked, chunked)] if chunked else jobs
+
+    def _workers(self, indexes: Sequence[int]) -> list[Callable[[], Coroutine[Any, Any, None]]]:
+        """Return workers that read what is at ``indexes``, one after the other each.
+
+        As many as can have something to do: not a task for each of ten thousand variables.
+        """
+        todo = iter(indexes)
+
+        async def work() -> None:
+            for index in todo:
+                await self._one(index)
+
+        width = self._reading.requests.bound + BLOCKING_THREADS
+        return [work] * int(min(len(indexes), width))
+
+    async def _one(self, index: int) -> None:
+        lazy = self._lazies[index]
+        report = self._counter.part(lazy.nbytes)
+        try:
+            with self._call.awaiting(f"variable {lazy.label}"):
+                self.values[index] = await load_data(lazy, self._reading, decoders, report)
+        except Exception as error:
+            error.add_note(f"while loading {lazy.label}")
+            raise
+
+    async def _together(self, place: Hashable, indexes: list[int]) -> None:
+        """Read what is at ``indexes`` in runs, and what that cannot read one by one."""
+        unread = []
+        start = 0
+        while start < len(indexes):
+            run = indexes[start : start + RUN]
+            with self._call.awaiting(f"variable {self._lazies[run[0]].label}"):
+                values = await read_run(place, self._lazies, run, self._reading)
+            start += len(values)
+            for index, value in zip(run, values, strict=False):
+                if value is UNREAD:
+                    unread.append(index)
+                else:
+                    self.values[index] = value
+                    self._counter.part(self._lazies[index].nbytes)(1, 1)
+        await gather(self._workers(unread))
+
+    async def _all_chunked(self, chunked: Sequence[int]) -> None:
+        lazies = [self._lazies[index] for index in chunked]
+        try:
+            with contextlib.ExitStack() as labelled:
+                for lazy in lazies:
+                    labelled.enter_context(self._call.awaiting(f"variable {lazy.label}"))
+                arrays = [lazy.data for lazy in lazies]
+                values = await compute_chunked(arrays, self._options.dask)
+        except Exception as error:
+            labels = ", ".join(lazy.label for lazy in lazies)
+            error.add_note(f"while computing chunked data: {labels}")
+            raise
+        self._counter.part(sum(lazy.nbytes for lazy in lazies))(1, 1)
+        for index, value in zip(chunked, values, strict=True):
+            self.values[index] = value

@@ -1,0 +1,126 @@
+"""Reads small variables many at a time: those that plain calls read, in one thread.
+
+A hop to a thread and back, a task, and zarr's asynchronous indexing cost more than a variable of
+a few values does. So such variables are read and decoded in runs, one after the other in the
+thread where their backend is read: a decoding thread for Zarr in memory and in local files, the
+lane of the library for netCDF.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from functools import partial
+from time import perf_counter
+from typing import Any
+
+from aioxarray._xarray.arrays.plan import Read, base_of, plan
+from aioxarray._xarray.arrays.read import in_lane, is_zarr, lane_key, read_by_plain_call
+from aioxarray._xarray.lazy.variables import Lazy
+from aioxarray._zarr.chunks.arrays import read_small_block, reads_by_plain_calls
+from aioxarray._zarr.selection import is_basic
+from aioxarray._zarr.stores.grants import Reading
+
+# Decoding more than this costs more than a hop to a thread.
+_SMALL_BYTES = 16 << 10
+# So many variables a hop, as long as they do not take longer than this: others may wait.
+RUN = 64
+_RUN_S = 0.01
+# Fewer of one place are as fast one by one.
+_LEAST = 8
+# What a variable is that has to be read by other means.
+UNREAD = object()
+# The place of Zarr arrays; others' places are the keys of their lanes.
+_ZARR = object()
+
+
+class Sorting:
+    """Sorts lazy arrays into those that are read together, by place, and the rest."""
+
+    def __init__(self) -> None:
+        self._places: dict[Hashable, list[int]] = {}
+        self._rest: list[int] = []
+
+    def each(
+        self, lazies: Sequence[Lazy], indexes: Iterable[int], reading: Reading
+    ) -> Iterator[None]:
+        """Sort what is at ``indexes`` of ``lazies``, one a step."""
+        for index in indexes:
+            yield
+            place = _place_of(lazies[index], reading)
+            members = self._rest if place is None else self._places.setdefault(place, [])
+            members.append(index)
+
+    def done(self) -> tuple[dict[Hashable, list[int]], list[int]]:
+        """Return the indexes by place, and those of the rest."""
+        for place, members in list(self._places.items()):
+            if len(members) < _LEAST:
+                self._rest += self._places.pop(place)
+        return self._places, sorted(self._rest)
+
+
+def _place_of(lazy: Lazy, reading: Reading) -> Hashable | None:
+    if lazy.nbytes > _SMALL_BYTES:
+        return None
+    array: Any = base_of(lazy.data)
+    if array is None:
+        return None
+    if is_zarr(array):
+        # What is kept, or looked for in what is kept, goes through the pipeline.
+        local = not reading.keeps and reads_by_plain_calls(array._array)
+        return _ZARR if local else None
+    return lane_key(array)
+
+
+async def read_run(
+    place: Hashable, lazies: Sequence[Lazy], run: Sequence[int], reading: Reading
+) -> list[Any]:
+    """Return the values of the first of ``run``, `UNREAD` for what has to be read otherwise.
+
+    At least one is read, and no more than a thread does in a moment. Cancelling ends the run
+    after the variable that it is at.
+    """
+    stop = threading.Event()
+    read = _read_zarr if place is _ZARR else read_by_plain_call
+    work = partial(_read_run, read, lazies, run, stop)
+    if place is _ZARR:
+        # Such work holds the interpreter's lock: more threads would only pass it to and fro.
+        return await reading.in_thread(work, _SMALL_BYTES, stop.set, alone=True)
+    try:
+        return await in_lane(place, work)
+    except asyncio.CancelledError:
+        stop.set()
+        raise
+
+
+def _read_run(
+    read: Callable[[Read], Any], lazies: Sequence[Lazy], run: Sequence[int], stop: threading.Event
+) -> list[Any]:
+    values: list[Any] = []
+    until = perf_counter() + _RUN_S
+    for index in run:
+        lazy = lazies[index]
+        try:
+            values.append(_value(read, lazy))
+        except Exception as error:
+            error.add_note(f"while loading {lazy.label}")
+            raise
+        if stop.is_set() or perf_counter() >= until:
+            break
+    return values
+
+
+def _value(read: Callable[[Read], Any], lazy: Lazy) -> Any:
+    parts = plan(lazy.data)
+    if not isinstance(parts.source, Read):
+        return UNREAD
+    value = read(parts.source)
+    return UNREAD if value is UNREAD else parts.finish(value)
+
+
+def _read_zarr(source: Read) -> Any:
+    array: Any = source.array
+    key = source.key.tuple
+    block = read_small_block(array._array, key) if is_basic(key) else None
+    return UNREAD if block is None else block

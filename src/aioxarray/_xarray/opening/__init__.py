@@ -1,0 +1,1 @@
+"""Opens: engines, metadata that is known ahead, many files as one, and errors."""

@@ -1,0 +1,374 @@
+"""xarray engines whose data carries asynchronous reading: ``engine="aio"``, and any other's."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import xarray as xr
+
+# Private: the arrays in which backends leave their data, and the choice of an engine for a file.
+# The guide to backends tells engines to use the first; the second has no public name.
+from xarray.backends import (
+    BackendEntrypoint,
+    H5netcdfBackendEntrypoint,
+    NetCDF4BackendEntrypoint,
+    ZarrBackendEntrypoint,
+    plugins,
+)
+from xarray.backends.common import BackendArray, datatree_from_dict_with_io_cleanup
+from xarray.backends.zarr import ZarrArrayWrapper
+from xarray.core.indexing import ExplicitlyIndexed
+from xarray.core.utils import close_on_error, is_remote_uri
+
+from aioxarray._runtime.loops import run_blocking
+from aioxarray._runtime.threads.leash import be_awaited, run_leashed
+from aioxarray._xarray.arrays.known_array import KnownArray
+from aioxarray._xarray.arrays.read import in_hdf5, lane_of_hdf5
+from aioxarray._xarray.hdf5.remote_files import AheadFile, read_ahead
+from aioxarray._xarray.lazy.aio_array import AioArray, OpenFile, ReadTogether
+from aioxarray._xarray.opening.explained import Attempt, check_names, guess_explained
+from aioxarray._xarray.opening.groups import name_after_groups
+from aioxarray._xarray.opening.indexes import with_default_indexes
+from aioxarray._xarray.opening.known import open_known_dataset, open_known_groups
+from aioxarray._zarr.metadata.groups import known_group
+from aioxarray._zarr.metadata.opening import Opened, give_back, open_store, places
+from aioxarray._zarr.stores.request import Places
+
+if TYPE_CHECKING:
+    from zarr.abc.store import Store
+
+
+class AioBackendEntrypoint(BackendEntrypoint):
+    """Opens Zarr, and through xarray's other engines any other format, for reading by aioxarray.
+
+    All metadata, the values that time decoding needs, and the index coordinates are each read
+    together, over all variables and groups. The results are those of the engine that the argument
+    ``inner_engine`` names or, without it, that xarray would use::
+
+        xr.open_dataset(url, engine="aio", inner_engine="zarr")
+    """
+
+    description = "Open any data for reading by aioxarray: concurrent, limited, from any loop"
+    url = "https://github.com/aioxarray/aioxarray"
+    supports_groups = True
+
+    # The engine whose results these are; None: found for each input.
+    inner: BackendEntrypoint | None = None
+    # Its name, for messages, and the argument that names another if it was guessed.
+    inner_name: str | type[BackendEntrypoint] | None = None
+    said_by: str | None = None
+    # Whether it is known that all index coordinates will be read. Who calls an engine through
+    # xarray's functions may want none, of which xarray tells the engine nothing.
+    reads_indexes = False
+
+    def guess_can_open(self, filename_or_obj: Any) -> bool:
+        """Return False: it is used where it is asked for."""
+        return False
+
+    def open_dataset(self, filename_or_obj: Any, **options: Any) -> xr.Dataset:
+        """Open a dataset; the arguments are those of the inner engine."""
+        opened: xr.Dataset = self._open("open_dataset", filename_or_obj, options, deep=False)
+        return opened
+
+    def open_datatree(self, filename_or_obj: Any, **options: Any) -> xr.DataTree:
+        """Open a tree of groups; the arguments are those of the inner engine."""
+        opened: xr.DataTree = self._open("open_datatree", filename_or_obj, options, deep=True)
+        return opened
+
+    def open_groups_as_dict(self, filename_or_obj: Any, **options: Any) -> dict[str, xr.Dataset]:
+        """Open all groups; the arguments are those of the inner engine."""
+        opened: dict[str, xr.Dataset] = self._open(
+            "open_groups_as_dict", filename_or_obj, options, deep=True
+        )
+        name_after_groups(opened)
+        return opened
+
+    def _open(self, method: str, source: Any, options: dict[str, Any], *, deep: bool) -> Any:
+        attempt, inner = self._attempt(source, options)
+        with attempt.explained():
+            check_names(_CALLERS[method], attempt.options, inner, method, attempt.engine)
+            return self._open_with(inner, method, source, dict(attempt.options), deep=deep)
+
+    def _attempt(self, source: Any, options: dict[str, Any]) -> tuple[Attempt, BackendEntrypoint]:
+        """Return what is tried with the engine that was named or is guessed, and that engine."""
+        if self.inner is not None and self.inner_name is not None:
+            return Attempt(source, self.inner_name, options, self.said_by), self.inner
+        options = dict(options)
+        named = options.pop("inner_engine", None)
+        engine = guess_explained(source, options) if named is None else named
+        inner = plugins.get_backend(engine)
+        if isinstance(inner, AioBackendEntrypoint):
+            raise ValueError(_NO_INNER_ENGINE)
+        said_by = "inner_engine" if named is None else None
+        return Attempt(source, engine, options, said_by), inner
+
+    def _open_with(
+        self,
+        inner: BackendEntrypoint,
+        method: str,
+        source: Any,
+        options: dict[str, Any],
+        *,
+        deep: bool,
+    ) -> Any:
+        call: Callable[..., Any] = getattr(inner, method)
+        if isinstance(inner, _SERIAL):
+            source, options = read_ahead(inner, source, options)
+            opening = _opening(inner, method, source, options)
+            return open_in_lane(opening, source, indexes=self.reads_indexes)
+        if type(inner) is not ZarrBackendEntrypoint or options.get("store") is not None:
+            result = call(source, **options)
+            _equip(_datasets(result))
+            return result
+        with places() as given:
+            return run_leashed(
+                lambda: self._open_zarr(inner, method, source, options, given, deep=deep)
+            )
+
+    def _open_zarr(
+        self,
+        inner: ZarrBackendEntrypoint,
+        method: str,
+        source: Any,
+        options: dict[str, Any],
+        given: Places,
+        *,
+        deep: bool,
+    ) -> Any:
+        opened = _open_store(source, options, given, deep=deep, indexes=self.reads_indexes)
+        with opened.noting_broken_documents():
+            return self._open_known(inner, method, opened, options, deep=deep)
+
+    def _open_known(
+        self,
+        inner: ZarrBackendEntrypoint,
+        method: str,
+        opened: Opened,
+        options: dict[str, Any],
+        *,
+        deep: bool,
+    ) -> Any:
+        group = None
+        if opened.hierarchy is not None and options.get("mode", "r") == "r":
+            group = known_group(opened.stand_in, opened.hierarchy)
+        known = {**options, "storage_options": None, "consolidated": opened.consolidated}
+        open_known: Callable[..., Any] = open_known_groups if deep else open_known_dataset
+        result = open_known(inner, opened.stand_in, known, group)
+        if method == "open_datatree":
+            result = datatree_from_dict_with_io_cleanup(result)
+        _equip(_datasets(result), give_back_to=opened.store, ahead=self.reads_indexes)
+        return result
+
+
+_NO_INNER_ENGINE = "inner_engine names the engine that 'aio' opens with: another than itself"
+
+# The functions of xarray that call the methods of an engine.
+_CALLERS = {
+    "open_dataset": "open_dataset",
+    "open_datatree": "open_datatree",
+    "open_groups_as_dict": "open_groups",
+}
+
+# Engines of libraries that bear one thread at a time, while opening too.
+_SERIAL = (NetCDF4BackendEntrypoint, H5netcdfBackendEntrypoint)
+
+
+def _opening(
+    inner: BackendEntrypoint, method: str, source: Any, options: Mapping[str, Any]
+) -> Callable[[], Any]:
+    """Return what opens ``source`` as ``inner`` does, where its library's calls are made."""
+
+    def call() -> Any:
+        return getattr(inner, method)(source, **options)
+
+    if type(inner) is not H5netcdfBackendEntrypoint:
+        return call
+    # Here, because h5netcdf need not be installed for anything else.
+    from aioxarray._xarray.hdf5.engine import open_once, opens_once
+
+    if not opens_once(source, options):
+        return call
+
+    def call_once() -> Any:
+        opened: Any = open_once(source, options, deep=method != "open_dataset")
+        return datatree_from_dict_with_io_cleanup(opened) if method == "open_datatree" else opened
+
+    return call_once
+
+
+def open_in_lane(opening: Callable[[], Any], source: Any, *, indexes: bool) -> Any:
+    """Open ``source``, and later close it, where the library's reads happen too.
+
+    With ``indexes`` a dataset has its default indexes: it is known that they are wanted, and so
+    their coordinates are read in the same turn.
+    """
+    by_python = hasattr(source, "read")
+    if not by_python or isinstance(source, AheadFile):
+        # A worker thread that has opened it, and is cancelled, drops it, and with it closes it.
+        be_awaited()
+
+    def open_and_equip() -> Any:
+        result = opening()
+        if indexes and isinstance(result, xr.Dataset):
+            with close_on_error(result):
+                result = with_default_indexes(result)
+        for dataset in _datasets(result):
+            # Private: what closes it; public is only the setter.
+            closer = dataset._close
+            file = None
+            if closer is not None:
+                file = OpenFile(getattr(closer, "__self__", None), lane_of_hdf5())
+                dataset.set_close(partial(_close_in_turn, closer))
+            _equip([dataset], file=file)
+        return result
+
+    return run_blocking(lambda: in_hdf5(open_and_equip, by_python=by_python))
+
+
+def _close_in_turn(closer: Callable[[], None]) -> None:
+    lane_of_hdf5().call(closer)
+
+
+def _open_store(
+    source: Any, options: Mapping[str, Any], places: Places, *, deep: bool, indexes: bool
+) -> Opened:
+    if isinstance(source, os.PathLike):
+        source = os.fspath(source)
+    if isinstance(source, str) and not is_remote_uri(source):
+        source = os.path.abspath(os.path.expanduser(source))
+    drop = options.get("drop_variables") or ()
+    return run_blocking(
+        lambda: open_store(
+            source,
+            group=options.get("group"),
+            mode=options.get("mode", "r"),
+            consolidated=options.get("consolidated"),
+            zarr_format=options.get("zarr_format"),
+            storage_options=options.get("storage_options"),
+            deep=deep,
+            times=options.get("decode_times", True) is not False,
+            indexes=indexes,
+            drop=[drop] if isinstance(drop, str) else drop,
+            places=places,
+        )
+    )
+
+
+# xarray reads the names of the arguments off the signature, to know which decoders there are.
+_SIGNATURE = inspect.signature(ZarrBackendEntrypoint.open_dataset)
+_SIGNATURE = _SIGNATURE.replace(
+    parameters=[
+        *_SIGNATURE.parameters.values(),
+        inspect.Parameter("inner_engine", inspect.Parameter.KEYWORD_ONLY, default=None),
+    ]
+)
+AioBackendEntrypoint.open_dataset.__signature__ = _SIGNATURE  # type: ignore[attr-defined]
+
+
+def attempt_of(source: Any, options: dict[str, Any]) -> Attempt:
+    """Return what a function of xarray's is to try; takes the names of engines from ``options``.
+
+    Without any, the engine is guessed.
+    """
+    engine, said_by = options.pop("engine", None), "engine"
+    if engine == "aio" or engine is AioBackendEntrypoint:
+        # All engines become this one; what it opens with may be named besides.
+        for_backend = options["backend_kwargs"] = dict(options.get("backend_kwargs") or {})
+        engine, said_by = for_backend.pop("inner_engine", None), "inner_engine"
+        engine = options.pop("inner_engine", engine)
+        if engine == "aio":
+            raise ValueError(_NO_INNER_ENGINE)
+    given = {**options, **(options.get("backend_kwargs") or {})}
+    given.pop("backend_kwargs", None)
+    if engine is None:
+        return Attempt(source, guess_explained(source, given), given, said_by)
+    return Attempt(source, engine, given, None)
+
+
+@functools.cache
+def engine_of(
+    engine: str | type[BackendEntrypoint],
+    *,
+    reads_indexes: bool = False,
+    said_by: str | None = None,
+) -> type[AioBackendEntrypoint]:
+    """Return the engine that opens as ``engine`` does, for reading by aioxarray.
+
+    With ``reads_indexes`` it fetches what indexes are made of with what time decoding needs.
+    ``said_by`` is the argument that names another engine, if this one was guessed.
+
+    Raises
+    ------
+    ValueError
+        If xarray knows no such engine.
+    """
+    inner = plugins.get_backend(engine)
+    if isinstance(inner, AioBackendEntrypoint) and (
+        (reads_indexes, said_by) == (inner.reads_indexes, inner.said_by)
+    ):
+        return type(inner)
+
+    class Equipped(AioBackendEntrypoint):
+        supports_groups = inner.supports_groups
+        open_dataset_parameters = inner.open_dataset_parameters
+
+    Equipped.inner, Equipped.inner_name = inner, engine
+    if isinstance(inner, AioBackendEntrypoint):
+        Equipped.inner, Equipped.inner_name = inner.inner, inner.inner_name
+    Equipped.reads_indexes, Equipped.said_by = reads_indexes, said_by
+    Equipped.__name__ = Equipped.__qualname__ = f"Aio[{type(inner).__name__}]"
+    return Equipped
+
+
+def _equip(
+    datasets: list[Any],
+    *,
+    give_back_to: Store | None = None,
+    ahead: bool = False,
+    file: OpenFile | None = None,
+) -> None:
+    """Give the lazy data of datasets, or of nodes of a tree, its own reading, in place.
+
+    ``give_back_to`` is the store that a stand-in was opened for, which with ``ahead`` has the
+    index coordinates; ``file`` is what holds the data.
+    """
+    give_back_read = None
+    if ahead and give_back_to is not None:
+        give_back_read = partial(_give_back, store=give_back_to)
+    together = ReadTogether(give_back_read)
+    for dataset in datasets:
+        for name, variable in dataset.variables.items():
+            data = variable._data
+            if isinstance(variable, xr.IndexVariable) or not isinstance(data, ExplicitlyIndexed):
+                continue
+            # xarray will make an index of it, and ask for all of its values.
+            is_index = variable.dims == (name,)
+            if give_back_to is not None and not (is_index and ahead):
+                _give_back(data, give_back_to)
+            variable._data = together.add(data, file) if is_index else AioArray(data, file)
+
+
+def _datasets(result: Any) -> list[Any]:
+    if isinstance(result, xr.Dataset):
+        return [result]
+    if isinstance(result, xr.DataTree):
+        return list(result.subtree)
+    return list(result.values())
+
+
+def _give_back(data: Any, store: Store) -> None:
+    owner = None
+    while not isinstance(data, BackendArray):
+        inside = getattr(data, "array", None)
+        if not isinstance(inside, ExplicitlyIndexed):
+            return
+        owner, data = data, inside
+    if isinstance(data, ZarrArrayWrapper):
+        give_back(data._array, store)
+        if isinstance(data, KnownArray) and owner is not None:
+            owner.array = data.plain

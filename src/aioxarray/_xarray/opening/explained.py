@@ -1,0 +1,162 @@
+"""What is added to the errors of opens and saves: the place, what was tried, and the way out.
+
+The errors stay those of xarray and the libraries below, of their types and in their words; what
+was meant by the caller, and what can be done, is added as notes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# Private: the choice of an engine by name, which has no public name.
+from xarray.backends import BackendEntrypoint, plugins
+
+from aioxarray._xarray.opening.guessing import guess_engine, missing_engines
+from aioxarray._xarray.opening.packages import how_to_install, missing_package
+from aioxarray._zarr.stores.printable import printable
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """An input, and the engine that opens it.
+
+    Attributes
+    ----------
+    source
+        What the user gave.
+    engine
+        The engine, by name or class.
+    options
+        For the engine.
+    said_by
+        If the engine was guessed: the argument that names another.
+    """
+
+    source: Any
+    engine: str | type[BackendEntrypoint]
+    options: Mapping[str, Any]
+    said_by: str | None
+
+    @contextlib.contextmanager
+    def explained(self) -> Iterator[None]:
+        """Add to an error of the body what was opened, how, and what to install."""
+        try:
+            yield
+        except Exception as error:
+            name = _name(self.engine)
+            group = self.options.get("group")
+            place = f"group {group!r} of {printable(self.source)!r}" if group else None
+            note = f"while opening {place or repr(printable(self.source))} with engine {name!r}"
+            if self.said_by is not None:
+                note = f"{note}, which was guessed: {self.said_by}= names another"
+            if not any(each.startswith(note) for each in getattr(error, "__notes__", ())):
+                error.add_note(note)
+            with_options = self.options.get("storage_options")
+            _note_missing(error, by_obstore=name == "zarr" and not with_options)
+            raise
+
+    def check_names(self, caller: str, function: Any) -> None:
+        """Raise TypeError for an option that neither ``function`` of xarray's nor the engine has.
+
+        ``caller`` is the function that the user called.
+        """
+        own = inspect.signature(function).parameters
+        given = [name for name in self.options if name not in own]
+        method = _METHODS.get(function.__name__, "open_dataset")
+        check_names(caller, given, plugins.get_backend(self.engine), method, self.engine, own)
+
+
+_METHODS = {"open_datatree": "open_datatree", "open_groups": "open_groups_as_dict"}
+
+
+def _name(engine: str | type[BackendEntrypoint]) -> str:
+    return engine if isinstance(engine, str) else engine.__name__
+
+
+def guess_explained(source: Any, options: Mapping[str, Any]) -> str | type[BackendEntrypoint]:
+    """Guess the engine for ``source``; an error says what was looked at, and what to install."""
+    try:
+        return guess_engine(source, options)
+    except Exception as error:
+        add_note(error, f"while looking for an engine for {printable(source)!r}")
+        if isinstance(error, ValueError):
+            add_note(error, how_to_install(missing_engines(source)))
+        raise
+
+
+@contextlib.contextmanager
+def noting(note: str, *, by_obstore: bool = False) -> Iterator[None]:
+    """Add ``note`` to an error of the body, and what to install if a package is missing.
+
+    ``by_obstore`` is for `how_to_install`.
+    """
+    try:
+        yield
+    except Exception as error:
+        add_note(error, note)
+        _note_missing(error, by_obstore=by_obstore)
+        raise
+
+
+def _note_missing(error: Exception, *, by_obstore: bool) -> None:
+    package = missing_package(error)
+    if package is not None and "pip install" not in str(error):
+        add_note(error, how_to_install([package], by_obstore=by_obstore))
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Add ``note`` to ``error``, once: the same error may be raised again, or pass here twice."""
+    if note and note not in getattr(error, "__notes__", ()):
+        error.add_note(note)
+
+
+# Options that xarray's functions take out of those for the engine, and show in no signature.
+_TAKEN_BY_XARRAY = frozenset({"overwrite_encoded_chunks"})
+
+
+def check_names(
+    caller: str,
+    given: Iterable[str],
+    entrypoint: BackendEntrypoint,
+    method: str,
+    engine: str | type[BackendEntrypoint],
+    others: Iterable[str] = (),
+) -> None:
+    """Raise TypeError for the first name in ``given`` that an engine has no argument of.
+
+    Parameters
+    ----------
+    caller
+        The function that the user called.
+    given
+        Names of arguments that are for the engine.
+    entrypoint, method
+        What opens, and its method that will be called.
+    engine
+        The engine as it was named.
+    others
+        Names that the caller has besides.
+    """
+    parameters: dict[str, Any] = dict(inspect.signature(getattr(entrypoint, method)).parameters)
+    if any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+        if not type(entrypoint).__module__.startswith("xarray."):
+            return
+        # xarray's own pass them on to what opens a dataset.
+        parameters |= inspect.signature(entrypoint.open_dataset).parameters
+    for name in given:
+        if name not in parameters and name not in _TAKEN_BY_XARRAY:
+            raise TypeError(
+                f"{caller}() got an unexpected keyword argument {name!r} for engine "
+                f"{_name(engine)!r}{did_you_mean(name, [*parameters, *others])}"
+            )
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return a question for the one of ``names`` that is most like ``name``; "" for none."""
+    close = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

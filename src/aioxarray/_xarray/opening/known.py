@@ -1,0 +1,130 @@
+"""xarray's Zarr store over a stand-in: what is known is had at once, in the calling thread.
+
+xarray asks for members, groups and values one by one, and zarr answers each by a task on its event
+loop for which the thread waits, though nothing is requested: in a tree of a hundred groups that
+takes longer than all requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import zarr
+
+# Private: the store of xarray's Zarr engine, and how it names groups. Can go when
+# zarr answers from consolidated metadata without its loop (zarr-developers/zarr-python#3885).
+from xarray.backends.zarr import ZarrBackendEntrypoint, ZarrStore
+from xarray.core.treenode import NodePath
+
+from aioxarray._xarray.arrays.known_array import KnownArray
+from aioxarray._zarr.metadata.prefetched import PrefetchedStore
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+class KnownStore(ZarrStore):
+    """xarray's store of a group that was opened through a `PrefetchedStore`."""
+
+    __slots__ = ()
+
+    def open_store_variable(self, name: str) -> Any:
+        variable = super().open_store_variable(name)  # type: ignore[no-untyped-call]
+        store, array = self.zarr_group.store, self.members[name]
+        if isinstance(store, PrefetchedStore) and isinstance(array, zarr.Array):
+            lazy: Any = variable._data
+            # Not yet wrapped any further: that is what decoding will do.
+            lazy.array = KnownArray(lazy.array, store.values)
+        return variable
+
+    def _fetch_members(self) -> dict[str, Any]:
+        # Private: public is only the blocking group.
+        group = self.zarr_group._async_group
+        if group.metadata.consolidated_metadata is None:
+            return dict(super()._fetch_members())
+        members: dict[str, Any] = _at_once(_members(group))
+        return members
+
+    def subtree(self, path: NodePath) -> Iterator[tuple[str, KnownStore]]:
+        """Yield this group and all below it, with their paths, in xarray's order."""
+        yield str(path), self
+        for name, member in self.members.items():
+            if isinstance(member, zarr.Group):
+                child = type(self)(
+                    member,
+                    self._mode,
+                    close_store_on_close=self._close_store_on_close,
+                    use_zarr_fill_value_as_mask=self._use_zarr_fill_value_as_mask,
+                )
+                yield from child.subtree(path / name)
+
+
+async def _members(group: Any) -> dict[str, Any]:
+    return {
+        name: zarr.Group(node) if isinstance(node, zarr.AsyncGroup) else zarr.Array(node)
+        async for name, node in group.members()
+    }
+
+
+def _at_once(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Return what a coroutine returns that never has to wait."""
+    try:
+        coroutine.send(None)
+    except StopIteration as ended:
+        return ended.value
+    coroutine.close()
+    raise RuntimeError("zarr waits for something to list members that it knows")
+
+
+_OF_STORE = ("mode", "consolidated", "storage_options", "zarr_format")
+
+
+def open_known_groups(
+    engine: ZarrBackendEntrypoint,
+    place: Any,
+    options: Mapping[str, Any],
+    known: zarr.Group | None,
+) -> dict[str, xr.Dataset]:
+    """Open all groups at ``place``, as ``engine`` itself would.
+
+    ``known`` is the group at ``place``, if it is known already.
+    """
+    group = options.get("group")
+    parent = NodePath("/") / NodePath(group) if group else NodePath("/")
+    decoding = {k: v for k, v in options.items() if k not in (*_OF_STORE, "group")}
+    root = _known_store(place, {**options, "group": str(parent)}, known)
+    return {
+        str(NodePath(path).relative_to(parent)) if group else path: engine.open_dataset(
+            place, store=store, **decoding
+        )
+        for path, store in list(root.subtree(parent))
+    }
+
+
+def open_known_dataset(
+    engine: ZarrBackendEntrypoint,
+    place: Any,
+    options: Mapping[str, Any],
+    known: zarr.Group | None,
+) -> xr.Dataset:
+    """Open the dataset at ``place``, as ``engine`` itself would; ``known`` as with groups."""
+    of_store = (*_OF_STORE, "group", "cache_members")
+    decoding = {name: value for name, value in options.items() if name not in of_store}
+    return engine.open_dataset(place, store=_known_store(place, options, known), **decoding)
+
+
+def _known_store(place: Any, options: Mapping[str, Any], known: zarr.Group | None) -> KnownStore:
+    of_store = (*_OF_STORE, "group", "cache_members")
+    opening = {name: options[name] for name in of_store if name in options}
+    if known is None:
+        opened: KnownStore = KnownStore.open_group(place, **opening)
+        return opened
+    # What opening a group of format 3 in a store that is not the caller's comes to.
+    return KnownStore(
+        known,
+        opening.get("mode", "r"),
+        close_store_on_close=True,
+        use_zarr_fill_value_as_mask=False,
+        cache_members=opening.get("cache_members", True),
+    )

@@ -1,0 +1,173 @@
+"""Writes netCDF files with xarray, off the caller's loop, whole or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import os
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import xarray as xr
+
+# Private: how xarray tells a URL from a path.
+from xarray.core.utils import is_remote_uri
+
+from aioxarray._runtime.threads.leash import be_awaited
+from aioxarray._runtime.workers import in_worker
+from aioxarray._xarray.arrays.read import in_hdf5
+from aioxarray._xarray.dask.chunked import apart, is_chunked_array, tasks_end_with_the_call
+from aioxarray._xarray.lazy.find import find_variables, shallow_copy
+from aioxarray._xarray.lazy.loader import Options, read_all
+from aioxarray._xarray.lazy.variables import assign, lazy_data
+from aioxarray._xarray.opening.explained import did_you_mean, noting
+from aioxarray._xarray.opening.packages import how_to_install, missing_for_netcdf
+from aioxarray._zarr.stores.calls import Call, calling
+from aioxarray._zarr.stores.printable import printable
+
+
+async def save_netcdf(
+    obj: Any, path: Any, mode: str, options: Mapping[str, Any], how: Options
+) -> Any:
+    """Call xarray's ``to_netcdf``; on the I/O loop."""
+    async with calling("saved", how.timeout, how.concurrency) as call:
+        return await _save(obj, path, mode, options, how, call)
+
+
+async def _save(
+    obj: Any, path: Any, mode: str, options: Mapping[str, Any], how: Options, call: Call
+) -> Any:
+    if not isinstance(obj, xr.Dataset | xr.DataArray | xr.DataTree):
+        raise TypeError(
+            f"only a Dataset, DataArray or DataTree can be saved, not {type(obj).__name__}"
+        )
+    place = "memory" if path is None else repr(printable(path))
+    with noting(f"while saving to {place}"):
+        return await _write(obj, path, mode, options, how, call)
+
+
+async def _write(
+    obj: Any, path: Any, mode: str, options: Mapping[str, Any], how: Options, call: Call
+) -> Any:
+    final = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    _check(obj, final, options)
+    loaded = shallow_copy(obj)
+    found = find_variables(loaded)
+    lazies = [each for each in lazy_data(found) if not each.chunked]
+    if lazies:
+        values = await read_all(lazies, Options(how.concurrency, None, how.progress))
+        assign(lazies, values, share=False)
+    call.progress = lambda: "all data is loaded, and the file is being written"
+    # Its data may itself be read in the library's lane, for which it would wait in that lane.
+    chunked = [each.variable for each in found if is_chunked_array(each.variable._data)]
+    # xarray computes them together.
+    distinct = await in_worker(lambda: apart([each._data for each in chunked]), lambda _: None)
+    for variable, data in zip(chunked, distinct, strict=True):
+        variable._data = data
+    if final is not None and is_remote_uri(final):
+        with noting(_LOCAL_ONLY):
+            return await _call(lambda: loaded.to_netcdf(path, mode, **options), alone=not chunked)
+    if final is None or mode != "w" or options.get("compute") is False:
+        return await _call(lambda: loaded.to_netcdf(path, mode, **options), alone=not chunked)
+    file = _Replaced(final)
+    try:
+        return await _call(
+            lambda: file.write(lambda part: loaded.to_netcdf(part, mode, **options)),
+            alone=not chunked,
+        )
+    except asyncio.CancelledError:
+        file.abandon()
+        raise
+
+
+_LOCAL_ONLY = "to_netcdf writes local files: write one and copy it, or save with to_zarr"
+
+
+def _check(obj: Any, path: str | None, options: Mapping[str, Any]) -> None:
+    """Raise what xarray would raise in the end, before anything is loaded for it."""
+    names = inspect.signature(obj.to_netcdf).parameters
+    for name in options:
+        if name not in names:
+            raise TypeError(
+                f"to_netcdf() got an unexpected keyword argument {name!r}"
+                f"{did_you_mean(name, names)}"
+            )
+    if options.get("engine") is None and (missing := missing_for_netcdf()):
+        raise ValueError(f"cannot write netCDF files: {how_to_install(missing)}")
+    if path is not None and is_remote_uri(path) and options.get("engine") == "h5netcdf":
+        # h5netcdf would write bytes to what xarray opens for text (and HDF5 crash at its end).
+        raise TypeError(f"cannot write {printable(path)!r} with h5netcdf: {_LOCAL_ONLY}")
+
+
+async def _call(function: Callable[[], Any], *, alone: bool) -> Any:
+    if alone:
+        return await in_hdf5(function)
+
+    def call() -> Any:
+        # It goes into the library for each block, and in the end to close the file.
+        be_awaited()
+        with tasks_end_with_the_call():
+            return function()
+
+    return await in_worker(call, lambda _: None)
+
+
+class _Replaced:
+    """A file that is written under another name beside its own, and then takes its place."""
+
+    def __init__(self, path: str) -> None:
+        # As xarray takes a path.
+        self._path = path = os.path.abspath(os.path.expanduser(path))
+        folder, name = os.path.split(path)
+        # The end of the name says something to libraries.
+        self._part = os.path.join(folder, f".{uuid.uuid4().hex}.{name}")
+        self._lock = threading.Lock()
+        self._abandoned = False
+
+    def write(self, write: Callable[[str], Any]) -> Any:
+        """Call ``write`` with the other name; then the file takes its place, unless abandoned.
+
+        Where no file can be made beside it, or replace it, ``write`` gets its own name: what is
+        wrong is then said of that, and a file that may be written, in a folder that may not, is.
+        """
+        if not self._is_replaceable():
+            return write(self._path)
+        try:
+            with self._naming():
+                result = write(self._part)
+            with self._lock:
+                if not self._abandoned:
+                    os.replace(self._part, self._path)
+            return result
+        finally:
+            if os.path.exists(self._part):
+                os.unlink(self._part)
+
+    def _is_replaceable(self) -> bool:
+        if os.path.isdir(self._path):
+            return False
+        try:
+            with open(self._part, "xb"):
+                pass
+        except OSError:
+            return False
+        os.unlink(self._part)
+        return True
+
+    @contextlib.contextmanager
+    def _naming(self) -> Iterator[None]:
+        """Let an error of the body name the file that the user gave."""
+        try:
+            yield
+        except OSError as error:
+            if error.filename == self._part:
+                error.filename = self._path
+            raise
+
+    def abandon(self) -> None:
+        """Leave the file as it is: nobody waits any more for the thread that writes."""
+        with self._lock:
+            self._abandoned = True

@@ -1,0 +1,239 @@
+"""Records what xarray's own ``to_zarr`` would write, and where, without its writes.
+
+xarray decides what is stored, under which names, in which encoding, and what is refused. All its
+requests go to a store that keeps them (`aioxarray._zarr.metadata.write_behind`). This module
+repeats the steps between public arguments and that store, since xarray's own functions write at
+once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import xarray as xr
+import zarr
+
+# Private: what ``to_zarr`` consists of. Public is only the whole, which writes one variable after
+# the other (pydata/xarray#9455). Can go when xarray takes a writer of the caller's.
+from xarray.backends.api import DATAARRAY_NAME, DATAARRAY_VARIABLE, delayed_close_after_writes
+from xarray.backends.writers import _validate_dataset_names, dump_to_store
+from xarray.backends.zarr import ZarrStore, _choose_default_mode, _get_mappers
+
+from aioxarray._xarray.saving.deferred import encoded_or_deferred
+from aioxarray._zarr.metadata.opening import give_back, give_back_group
+
+if TYPE_CHECKING:
+    from zarr.abc.store import Store
+
+
+@dataclass(frozen=True)
+class ZarrOptions:
+    """The arguments of xarray's ``to_zarr``, for all three classes."""
+
+    mode: Any = None
+    group: str | None = None
+    encoding: Mapping[Any, Any] | None = None
+    write_inherited_coords: bool = False
+    compute: bool = True
+    consolidated: bool | None = None
+    append_dim: Any = None
+    region: Any = None
+    safe_chunks: bool = True
+    align_chunks: bool = False
+    storage_options: dict[str, Any] | None = None
+    zarr_format: Any = None
+    write_empty_chunks: bool | None = None
+    chunkmanager_store_kwargs: Mapping[str, Any] | None = None
+
+    @property
+    def chosen_mode(self) -> Any:
+        """The mode: the given one, or the one that xarray chooses."""
+        return _choose_default_mode(mode=self.mode, append_dim=self.append_dim, region=self.region)
+
+    @property
+    def consolidates(self) -> bool:
+        """Whether consolidated metadata is written, if the store can have it."""
+        return self.chosen_mode != "r+" and self.consolidated is not False
+
+
+@dataclass(frozen=True)
+class Job:
+    """Values to be written: ``source`` to ``region`` of ``target``."""
+
+    source: Any
+    target: zarr.Array[Any]
+    region: tuple[slice, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.source.size) * self.target.dtype.itemsize
+
+
+@dataclass
+class Jobs:
+    """Takes the place of xarray's writer: it writes nothing."""
+
+    jobs: list[Job] = field(default_factory=list)
+
+    def add(self, source: Any, target: zarr.Array[Any], region: Any = None) -> None:
+        """Record what xarray would write, or have dask write, now."""
+        given = tuple(region or ()) or (slice(None),) * target.ndim
+        bounds = [each.indices(size) for each, size in zip(given, target.shape, strict=True)]
+        self.jobs.append(Job(source, target, tuple(slice(*each) for each in bounds)))
+
+
+class RecordingZarrStore(ZarrStore):
+    """xarray's store, encoding large and lazy variables only when they are written."""
+
+    __slots__ = ()
+
+    def encode_variable(self, variable: xr.Variable, name: Any = None) -> xr.Variable:
+        # xarray's method has no types.
+        encode: Any = super().encode_variable
+        return encoded_or_deferred(variable, lambda part: encode(part, name=name))
+
+
+def normalized_store(store: Any, storage_options: Any) -> Any:
+    """Return ``store`` as xarray passes it on; raises for options that are of no use to it."""
+    _, normalized = _get_mappers(storage_options=storage_options, store=store)
+    return normalized
+
+
+@dataclass(frozen=True)
+class Node:
+    """A dataset to be written, to the group at ``path`` ("." for the first)."""
+
+    path: str
+    dataset: xr.Dataset
+    encoding: Mapping[Any, Any]
+
+
+def as_nodes(obj: Any, options: ZarrOptions) -> list[Node]:
+    """Return the datasets to be written, as copies whose variables can be given other data.
+
+    Raises
+    ------
+    TypeError, ValueError, NotImplementedError
+        If ``obj`` is of another type or has names that cannot be stored, or an option is of no
+        use for it.
+    """
+    if isinstance(obj, xr.DataTree):
+        nodes = _tree_nodes(obj, options)
+    elif options.write_inherited_coords:
+        raise TypeError("write_inherited_coords is an argument for a DataTree only")
+    else:
+        nodes = [Node(".", _as_dataset(obj).copy(deep=False), options.encoding or {})]
+    for node in nodes:
+        _validate_dataset_names(node.dataset)
+        for name in node.dataset.variables:
+            if "/" in str(name):
+                raise ValueError(
+                    f"the name {name!r} has a slash, which stands between groups in Zarr: the "
+                    "variable would not be found again. Rename it, or save a DataTree."
+                )
+        for variable in node.dataset.variables.values():
+            if variable.size == 0 and variable.chunks is not None:
+                # As xarray does: chunks without length cannot be stored, and there is nothing in
+                # them to compute.
+                variable.load()
+    return nodes
+
+
+def _tree_nodes(tree: xr.DataTree, options: ZarrOptions) -> list[Node]:
+    if options.group is not None:
+        raise NotImplementedError("specifying a root group for the tree has not been implemented")
+    if options.append_dim is not None:
+        raise NotImplementedError(
+            "specifying ``append_dim`` with ``DataTree.to_zarr`` has not been implemented"
+        )
+    encoding = options.encoding or {}
+    if unknown := set(encoding) - set(tree.groups):
+        raise ValueError(f"unexpected encoding group name(s) provided: {unknown}")
+    nodes = []
+    for path, node in tree.subtree_with_keys:
+        dataset = node.to_dataset(inherit=options.write_inherited_coords or node is tree)
+        nodes.append(Node(path, dataset.copy(deep=False), encoding.get(node.path) or {}))
+    return nodes
+
+
+def _as_dataset(obj: Any) -> xr.Dataset:
+    if isinstance(obj, xr.Dataset):
+        return obj
+    if not isinstance(obj, xr.DataArray):
+        raise TypeError(
+            f"only a Dataset, DataArray or DataTree can be saved, not {type(obj).__name__}"
+        )
+    if obj.name is None:
+        return obj.to_dataset(name=DATAARRAY_VARIABLE)
+    if obj.name in obj.coords or obj.name in obj.dims:
+        dataset = obj.to_dataset(name=DATAARRAY_VARIABLE)
+        dataset.attrs[DATAARRAY_NAME] = obj.name
+        return dataset
+    return obj.to_dataset()
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What xarray would have written.
+
+    Attributes
+    ----------
+    store
+        What ``to_zarr`` returns.
+    jobs
+        The values to be written.
+    """
+
+    store: RecordingZarrStore
+    jobs: Sequence[Job]
+
+    def give_back_to(self, store: Store) -> None:
+        """Make ``self.store`` use ``store`` itself, instead of the stand-in for it."""
+        group = self.store.zarr_group
+        give_back_group(group, store)
+        for member in self.store._members.values():
+            if isinstance(member, zarr.Group):
+                give_back_group(member, store)
+            else:
+                give_back(member, store)
+
+
+def closed_after(later: Any, store: ZarrStore) -> Any:
+    """Return a ``Delayed`` that closes ``store`` when ``later`` has been computed."""
+    return delayed_close_after_writes(later, store)
+
+
+def record(nodes: Sequence[Node], place: Any, options: ZarrOptions) -> Recorded:
+    """Have xarray write ``nodes`` to ``place``, a stand-in for a store.
+
+    What cannot be written is refused here, with xarray's own exceptions.
+    """
+    mode = options.chosen_mode
+    root = RecordingZarrStore.open_group(
+        store=place,
+        mode=mode,
+        group=options.group,
+        consolidated=options.consolidated if mode == "r+" else False,
+        consolidate_on_close=options.consolidates,
+        append_dim=options.append_dim,
+        write_region=options.region,
+        safe_chunks=options.safe_chunks,
+        align_chunks=options.align_chunks,
+        zarr_format=options.zarr_format,
+        write_empty=options.write_empty_chunks,
+    )
+    # Once, when all is there, and not for each group anew.
+    consolidates, root._consolidate_on_close = root._consolidate_on_close, False
+    writer = Jobs()
+    for node in nodes:
+        store = root if node.path == "." else root.get_child_store(node.path)
+        dataset = store._validate_and_autodetect_region(node.dataset)
+        store._validate_encoding(options.encoding or {})
+        dump_to_store(dataset, store, writer, encoding=node.encoding)
+    if consolidates:
+        zarr.consolidate_metadata(
+            root.zarr_group.store, zarr_format=root.zarr_group.metadata.zarr_format
+        )
+    return Recorded(root, writer.jobs)

@@ -1,0 +1,297 @@
+"""Saves: reads what is lazy, encodes, writes chunks, then metadata, under the limits of loads."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import xarray as xr
+from zarr.storage import StorePath
+
+from aioxarray._runtime.budget import Budget, Share
+from aioxarray._runtime.tasks import first_error, gather
+from aioxarray._runtime.workers import in_worker
+from aioxarray._xarray.arrays.blocks import Block, blocks
+from aioxarray._xarray.dask.chunked import is_chunked_array, store_chunked, store_later
+from aioxarray._xarray.dask.targets import Intake, Target, ThreadTarget
+from aioxarray._xarray.lazy.find import find_variables
+from aioxarray._xarray.lazy.loader import Options, read_all
+from aioxarray._xarray.lazy.variables import Lazy, assign, lazy_data, load_data
+from aioxarray._xarray.opening.explained import noting
+from aioxarray._xarray.saving.deferred import Deferred, defers
+from aioxarray._xarray.saving.origins import read_from_targets
+from aioxarray._xarray.saving.recorder import (
+    Job,
+    Node,
+    Recorded,
+    ZarrOptions,
+    as_nodes,
+    closed_after,
+    normalized_store,
+    record,
+)
+from aioxarray._zarr.chunks.writing import writable, write_block
+from aioxarray._zarr.grid import write_edges
+from aioxarray._zarr.metadata import flushing
+from aioxarray._zarr.metadata.opening import give_back, store_path
+from aioxarray._zarr.metadata.prefetched import Answers
+from aioxarray._zarr.metadata.surveying import survey
+from aioxarray._zarr.metadata.write_behind import Changes, WriteBehindStore
+from aioxarray._zarr.stores.calls import Call, calling
+from aioxarray._zarr.stores.fork import is_transaction, usable_here
+from aioxarray._zarr.stores.grants import Reading, decoders, is_long, reading
+from aioxarray._zarr.stores.identity import Position
+from aioxarray._zarr.stores.printable import printable
+from aioxarray._zarr.stores.request import ForeignStore, LimitedStore, Places
+from aioxarray.config import memory_limit
+from aioxarray.progress import Meter, meter
+
+if TYPE_CHECKING:
+    import zarr
+    from zarr.abc.store import Store
+
+# Decoded blocks between being read and being written. A budget of its own: who holds a place of
+# this one waits for places for chunks, never the other way round.
+staging = Budget("bytes")
+
+# The part of the setting ``memory`` that these blocks may take: what is in flight of them, on the
+# way in and on the way out, comes on top.
+_STAGED_PART = 8
+# A block is a read, a hop to a thread and a call of zarr's, whose cost it should outweigh.
+_BLOCK_BYTES = 8 << 20
+# More pieces at once than this would only wait for places.
+_MOST_PIECES = 256
+
+
+async def save(obj: Any, store: Any, options: ZarrOptions, how: Options) -> Any:
+    """Save ``obj`` as xarray's ``to_zarr`` does; on the I/O loop."""
+    note = f"while saving to {printable(store)!r}"
+    with noting(note, by_obstore=not options.storage_options):
+        return await _save(obj, store, options, how)
+
+
+async def _save(obj: Any, store: Any, options: ZarrOptions, how: Options) -> Any:
+    store = normalized_store(store, options.storage_options)
+    async with calling("saved", how.timeout, how.concurrency) as call:
+        place = await store_path(store, mode=None, storage_options=options.storage_options)
+        try:
+            with (
+                reading(how.concurrency) as grants,
+                staging.share(memory_limit() / _STAGED_PART) as staged,
+            ):
+                saving = _Saving(obj, place, options, how, grants, staged, call)
+                return await saving.run()
+        finally:
+            if place.store is not store and options.compute:
+                place.store.close()
+
+
+class _Saving:
+    """One save under way."""
+
+    def __init__(
+        self,
+        obj: Any,
+        place: StorePath,
+        options: ZarrOptions,
+        how: Options,
+        grants: Reading,
+        staged: Share,
+        call: Call,
+    ) -> None:
+        self._obj = obj
+        self._options = options
+        self._how = how
+        self._grants = grants
+        self._staged = staged
+        self._call = call
+        self._place = place
+        self._store: Store = usable_here(place.store)
+        self._limited = LimitedStore(self._store, grants.requests)
+
+    async def run(self) -> Any:
+        options = self._options
+        nodes = await in_worker(lambda: as_nodes(self._obj, options), lambda _: None)
+        await self._load_first(nodes)
+        answers = await self._survey()
+        changes = Changes()
+        theirs = ForeignStore(self._store, Places(self._grants.requests))
+        stand_in = WriteBehindStore(theirs, answers, changes)
+        path = self._place.path
+        # As the user gave it: zarr looks at modes for a store, and not for a path in one.
+        place = StorePath(stand_in, path) if path else stand_in
+        recorded = await in_worker(
+            lambda: record(nodes, place, options),
+            lambda _: None,
+        )
+        await flushing.delete_emptied(self._limited, changes, answers)
+        jobs = [
+            _FreshJob(job, changes.has_emptied(path) or answers.lacks(path))
+            for job in recorded.jobs
+            for path in [job.target.path]
+        ]
+        waves = flushing.waves(changes, answers)
+        if is_transaction(self._store):
+            # Who reads sees all or nothing; the store wants to know of groups before arrays, and
+            # of arrays before chunks.
+            await flushing.write_all(self._limited, reversed(waves))
+            await self._write_values(jobs)
+        else:
+            await self._write_values(jobs)
+            await flushing.write_or_restore(self._limited, waves, changes, answers)
+        return await self._result(recorded, jobs)
+
+    async def _load_first(self, nodes: Sequence[Node]) -> None:
+        """Load what xarray has to see as a whole, and what this save will change."""
+        group = Position.of(self._place).below(self._options.group or "")
+        replaces = self._options.chosen_mode == "w"
+        changed = {id(each) for each in read_from_targets(nodes, group, replaces=replaces)}
+        lazies = []
+        for lazy in lazy_data(find_variables([node.dataset for node in nodes])):
+            variable = lazy.holders[0][0]
+            if not lazy.chunked and (not defers(variable) or id(variable) in changed):
+                lazies.append(lazy)
+        if lazies:
+            assign(lazies, await read_all(lazies, Options(self._how.concurrency)), share=False)
+
+    async def _survey(self) -> Answers:
+        options = self._options
+        path = f"{self._place.path}/{(options.group or '').strip('/')}".strip("/")
+        consolidated: bool | None = options.consolidates
+        if options.chosen_mode == "r+":
+            consolidated = options.consolidated
+        if not self._store.supports_consolidated_metadata:
+            consolidated = False
+        return await survey(
+            self._limited,
+            path,
+            mode=options.chosen_mode,
+            deep=isinstance(self._obj, xr.DataTree),
+            consolidated=consolidated,
+            zarr_format=options.zarr_format,
+        )
+
+    # --- values ----------------------------------------------------------------------------
+
+    async def _write_values(self, jobs: Sequence[_FreshJob]) -> None:
+        here = [each for each in jobs if not is_chunked_array(each.job.source)]
+        chunked = [each for each in jobs if is_chunked_array(each.job.source)]
+        if not self._options.compute:
+            chunked = []
+        total = sum(each.job.nbytes for each in (*here, *chunked))
+        with meter(self._how.progress, total, "save") as counter:
+            self._call.progress = lambda: f"{counter.done} of {total} bytes had been written"
+            steps = [self._write_here(here, counter)] if here else []
+            if chunked:
+                steps.append(self._write_chunked(chunked, counter))
+            await gather([partial(_awaited, step) for step in steps])
+
+    async def _write_here(self, jobs: Sequence[_FreshJob], counter: Meter) -> None:
+        """Write what is in memory or lazy."""
+        pieces = itertools.chain.from_iterable(self._pieces(each, counter) for each in jobs)
+
+        async def work() -> None:
+            for piece in pieces:
+                await piece()
+
+        await gather([work] * int(min(self._grants.requests.bound, _MOST_PIECES)))
+
+    def _pieces(self, each: _FreshJob, counter: Meter) -> Iterator[Callable[[], Awaitable[None]]]:
+        """Yield what to await, in any order, until the values of a job are written."""
+        source, region = each.job.source, each.job.region
+        array = writable(each.job.target, self._store, self._grants, fresh=each.fresh)
+        if not isinstance(source, Deferred):
+            yield partial(self._write_whole, each.job, array, counter)
+            return
+        edges = write_edges(each.job.target)
+        for block in blocks(region, edges, source.dtype.itemsize, _BLOCK_BYTES):
+            yield partial(self._write_block, each.job, array, block, counter)
+
+    async def _write_whole(self, job: Job, array: Any, counter: Meter) -> None:
+        with _noting(job):
+            await write_block(array, job.region, job.source)
+        counter.part(job.nbytes)(1, 1)
+
+    async def _write_block(self, job: Job, array: Any, block: Block, counter: Meter) -> None:
+        source: Deferred = job.source
+        starts = [whole.start for whole in job.region]
+        part = source.part(
+            [slice(each.start - at, each.stop - at) for each, at in zip(block, starts, strict=True)]
+        )
+        nbytes = int(part.nbytes)
+        with _noting(job):
+            async with self._staged.hold(nbytes):
+                values = await self._encoded(source, part)
+                await write_block(array, block, values)
+        counter.part(nbytes)(1, 1)
+
+    async def _encoded(self, source: Deferred, part: xr.Variable) -> Any:
+        """Return the encoded values of a part of the variable behind ``source``."""
+        lazy = Lazy(part._data, [], "", int(part.nbytes))
+        value = await load_data(lazy, self._grants, decoders, lambda done, total: None)
+        loaded = xr.Variable(part.dims, value, part.attrs, part.encoding)
+        return await decoders.run(lambda: source.encoded(loaded), long=is_long(lazy.nbytes))
+
+    async def _write_chunked(self, jobs: Sequence[_FreshJob], counter: Meter) -> None:
+        """Compute what is chunked and write it as it is computed."""
+        sources = [each.job.source for each in jobs]
+        regions = [each.job.region for each in jobs]
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                intake = Intake(tasks, self._staged, counter)
+                targets = [
+                    ThreadTarget(self._array(each.job), each.fresh, self._grants, intake)
+                    for each in jobs
+                ]
+                options = self._options.chunkmanager_store_kwargs or {}
+                await store_chunked(sources, targets, regions, options)
+        except BaseExceptionGroup as errors:
+            raise first_error(errors) from None
+
+    def _array(self, job: Job) -> zarr.Array[Any]:
+        """Return the array of a job, out of the stand-in's hands."""
+        give_back(job.target, self._store)
+        return job.target
+
+    async def _result(self, recorded: Recorded, jobs: Sequence[_FreshJob]) -> Any:
+        """Return what xarray's function returns."""
+        recorded.give_back_to(self._place.store)
+        if self._options.compute:
+            return recorded.store
+        chunked = [each for each in jobs if is_chunked_array(each.job.source)]
+        if not chunked:
+            return closed_after(None, recorded.store)
+        sources = [each.job.source for each in chunked]
+        targets = [Target(self._array(each.job), each.fresh) for each in chunked]
+        regions = [each.job.region for each in chunked]
+        options = self._options.chunkmanager_store_kwargs or {}
+        later = await in_worker(
+            lambda: store_later(sources, targets, regions, options), lambda _: None
+        )
+        return closed_after(later, recorded.store)
+
+
+async def _awaited(awaitable: Awaitable[None]) -> None:
+    await awaitable
+
+
+@contextlib.contextmanager
+def _noting(job: Job) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"while saving variable {job.target.path!r}")
+        raise
+
+
+@dataclass(frozen=True)
+class _FreshJob:
+    """A job, and whether the store has no chunk of its array."""
+
+    job: Job
+    fresh: bool

@@ -1,0 +1,1 @@
+"""Chunks: the codec pipeline that reads and writes the chunks and shards of a selection."""

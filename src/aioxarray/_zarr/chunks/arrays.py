@@ -1,0 +1,283 @@
+"""Makes, of an array that is open, one that reads or writes under a budget; reads parts of it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zarr
+
+# Private, all three: how zarr builds the codecs of an array from its metadata. zarr's own
+# function for it takes the pipeline class from its global configuration, which is not ours to
+# change. Can go when an array can be opened with a pipeline of the caller's choice.
+from zarr.codecs import _v2
+from zarr.core.array_spec import ArrayConfig, ArraySpec
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.metadata import ArrayV2Metadata
+from zarr.storage import StorePath
+
+from aioxarray._zarr.chunks.pipeline import CodecPipeline
+from aioxarray._zarr.chunks.placing import Placer
+from aioxarray._zarr.codecs.decoders import prepare
+from aioxarray._zarr.points import Points
+from aioxarray._zarr.selection import Block
+from aioxarray._zarr.stores.fork import usable_here
+from aioxarray._zarr.stores.grants import Reading
+from aioxarray._zarr.stores.request import noted
+from aioxarray._zarr.stores.sources import source_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from zarr.abc.codec import Codec
+    from zarr.abc.store import Store
+    from zarr.core.buffer import Buffer, NDBuffer
+    from zarr.core.codec_pipeline import BatchedCodecPipeline
+
+    from aioxarray._zarr.selection import Chunk
+
+
+def readable(
+    array: zarr.Array[Any], reading: Reading, report: Callable[[int, int], None]
+) -> zarr.Array[Any]:
+    """Return an array with the data of ``array`` whose asynchronous reads keep to ``reading``.
+
+    ``report`` is told, after each chunk, how many of how many of a selection are done. Nothing
+    is requested and ``array`` stays as it is.
+    """
+    store = usable_here(array.store)
+    return zarr.Array(with_pipeline(array, store, CodecPipeline, granted=reading, report=report))
+
+
+def with_pipeline(
+    array: zarr.Array[Any], store: Store, kind: type[BatchedCodecPipeline], **grants: Any
+) -> Any:
+    """Return an asynchronous array like ``array``, at its path in ``store``.
+
+    Its pipeline is of the class ``kind``, with the codecs of ``array`` and the attributes
+    ``grants``.
+    """
+    # Private: the asynchronous array inside; ``Array.async_array`` is public from zarr 3.2 on
+    # (pydata/xarray#11259). Can go with support for zarr 3.1.
+    inner = array._async_array
+    ours = copy.copy(inner)
+    pipeline = replace(kind.from_codecs(codecs_of(array)), **grants)
+    # A frozen dataclass without a public way to replace these two.
+    object.__setattr__(ours, "store_path", StorePath(store, inner.store_path.path))
+    object.__setattr__(ours, "codec_pipeline", pipeline)
+    return ours
+
+
+# What xarray's own tests count as asynchronous reads, of one chunk each, are calls of zarr's array.
+_FEW_CHUNKS = 4
+# Sorting less takes less time than a hop to a thread and back.
+_FEW_POINTS = 1000
+
+
+async def read_block(
+    array: zarr.Array[Any], selection: Sequence[int | slice]
+) -> NDArray[Any] | None:
+    """Read a block of ``array``, which is `readable`, without zarr's own indexing.
+
+    That costs as much for each chunk as fetching and decoding a small one. Returns None, and
+    requests nothing, where zarr's indexing is needed (no block of a regular grid, or missing
+    chunks are errors), and for so few chunks that it is as good.
+    """
+    inner = array._async_array
+    job = _block_job(inner, inner.codec_pipeline, selection, least=_FEW_CHUNKS)
+    return None if job is None else await _read_job(inner, job)
+
+
+async def read_points(
+    array: zarr.Array[Any], coordinates: Sequence[NDArray[Any]], reading: Reading
+) -> NDArray[Any] | None:
+    """Read single points of ``array``, which is `readable`, without zarr's own indexing.
+
+    That sorts the coordinates of every axis on the event loop. Returns None, and requests
+    nothing, where `read_block` does, and for points outside of the array.
+    """
+    inner = array._async_array
+    chunk_shape = _chunk_shape(inner)
+    if chunk_shape is None or _missing_are_errors(inner):
+        return None
+
+    def find() -> Points | None:
+        return Points.of(coordinates, inner.metadata.shape, chunk_shape)
+
+    few = math.prod(np.broadcast_shapes(*(each.shape for each in coordinates))) <= _FEW_POINTS
+    points = find() if few else await reading.decoders.run(find)
+    if points is None or (few and points.count < _FEW_CHUNKS):
+        return None
+    out_shape = (math.prod(points.shape),)
+    job = _job(inner, inner.codec_pipeline, points, out_shape, basic=False)
+    return (await _read_job(inner, job)).reshape(points.shape)
+
+
+async def _read_job(inner: Any, job: _Job) -> NDArray[Any]:
+    pipeline: CodecPipeline = inner.codec_pipeline
+    store = inner.store_path.store
+    await pipeline.read_chunks(store, job.chunks, job.count, job.spec, job.placer)
+    return job.out.as_numpy_array()
+
+
+def known_block(
+    array: zarr.Array[Any], selection: Sequence[int | slice], values: Mapping[str, Buffer | None]
+) -> NDArray[Any] | None:
+    """Return a block of ``array`` of which all chunks are in ``values``, decoded right here.
+
+    None where that is not so, or zarr's own code is needed.
+    """
+    pipeline = CodecPipeline.from_codecs(codecs_of(array))
+    job = _block_job(array._async_array, pipeline, selection, least=0)
+    if job is None or job.placer.by_zarr:
+        return None
+    chunks = list(job.chunks)
+    if any(chunk[0] not in values for chunk in chunks):
+        return None
+    for chunk in chunks:
+        data = values[chunk[0]]
+        with noted(chunk, array.store):
+            job.placer.put(None if data is None else data.as_numpy_array(), chunk)
+    return job.out.as_numpy_array()
+
+
+# Of larger chunks decoding is more work than all that `read_small_block` spares.
+_SMALL_BLOCK_BYTES = 64 << 10
+
+
+def reads_by_plain_calls(array: zarr.Array[Any]) -> bool:
+    """Say whether the store of ``array`` is at hand: in memory, or local files."""
+    source = source_of(array.store)
+    return source is not None and not source.remote
+
+
+def read_small_block(
+    array: zarr.Array[Any], selection: Sequence[int | slice]
+) -> NDArray[Any] | None:
+    """Read a block of few and small chunks of a store at hand, and decode it, right here.
+
+    None, and nothing is read, where there are more bytes, or zarr's own code is needed.
+    """
+    pipeline = CodecPipeline.from_codecs(codecs_of(array))
+    job = _block_job(array._async_array, pipeline, selection, least=0)
+    if job is None or job.placer.by_zarr:
+        return None
+    size = math.prod(job.spec.shape) * job.out.dtype.itemsize
+    if job.count * size > _SMALL_BLOCK_BYTES:
+        return None
+    source: Any = source_of(array.store)
+    for chunk in job.chunks:
+        with noted(chunk, array.store):
+            job.placer.read(source, chunk)
+    return job.out.as_numpy_array()
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What reading a selection takes."""
+
+    chunks: Iterator[Chunk]
+    count: int
+    spec: ArraySpec
+    placer: Placer
+    out: NDBuffer
+
+
+def _block_job(
+    inner: Any, pipeline: Any, selection: Sequence[int | slice], *, least: int
+) -> _Job | None:
+    """Return what reading a block of at least so many chunks takes; None if zarr has to do it."""
+    if _missing_are_errors(inner):
+        return None
+    block = regular_block(inner, selection)
+    if block is None or block.count < least:
+        return None
+    return _job(inner, pipeline, block, block.shape, basic=True)
+
+
+def _job(
+    inner: Any, pipeline: Any, selected: Block | Points, shape: tuple[int, ...], *, basic: bool
+) -> _Job:
+    """Return what reading ``selected`` into an array of ``shape`` takes."""
+    spec = chunk_spec(inner, selected)
+    out = spec.prototype.nd_buffer.empty(
+        shape=shape, dtype=spec.dtype.to_native_dtype(), order=spec.config.order
+    )
+    placer = Placer(pipeline, prepare(pipeline, spec), out, (), basic)
+    return _Job(selected.chunks(chunk_keys(inner), spec), selected.count, spec, placer, out)
+
+
+def _missing_are_errors(inner: Any) -> bool:
+    # From zarr 3.2 on.
+    return getattr(inner.config, "read_missing_chunks", True) is False
+
+
+def regular_block(inner: Any, selection: Sequence[int | slice]) -> Block | None:
+    """Return which chunks of an asynchronous array ``selection`` touches.
+
+    None where its chunks are no regular grid, or ``selection`` goes backwards.
+    """
+    if any(isinstance(each, slice) and (each.step or 1) < 1 for each in selection):
+        return None
+    chunk_shape = _chunk_shape(inner)
+    return None if chunk_shape is None else Block(selection, inner.metadata.shape, chunk_shape)
+
+
+def _chunk_shape(inner: Any) -> tuple[int, ...] | None:
+    """Return the shape of the chunks of an asynchronous array; None for no regular grid."""
+    metadata = inner.metadata
+    if isinstance(metadata, ArrayV2Metadata):
+        return metadata.chunks
+    # A class of its own name in each line of zarr, and others for other grids. Its chunks are
+    # the shards, if there are any.
+    grid = metadata.chunk_grid
+    if type(grid).__name__ not in ("RegularChunkGrid", "RegularChunkGridMetadata"):
+        return None
+    return tuple(grid.chunk_shape)
+
+
+def chunk_spec(inner: Any, selected: Block | Points) -> ArraySpec:
+    """Return what zarr tells codecs of each chunk of ``selected``, of an asynchronous array."""
+    metadata = inner.metadata
+    config = inner.config
+    if isinstance(metadata, ArrayV2Metadata):
+        config = replace(config, order=metadata.order)
+    return ArraySpec(
+        shape=selected.chunk_shape,
+        dtype=metadata.dtype,
+        fill_value=metadata.fill_value,
+        config=config,
+        prototype=default_buffer_prototype(),
+    )
+
+
+def chunk_keys(inner: Any) -> Callable[[tuple[int, ...]], str]:
+    """Return what makes the key in the store of the place of a chunk of an asynchronous array."""
+    path = inner.store_path.path
+    prefix = f"{path}/" if path else ""
+    encode = inner.metadata.encode_chunk_key
+    return lambda at: prefix + encode(at)
+
+
+def codecs_of(array: zarr.Array[Any]) -> tuple[Codec, ...]:
+    """Return the codecs of ``array``, each knowing the type of what it works on."""
+    metadata = array.metadata
+    codecs: tuple[Codec, ...]
+    if isinstance(metadata, ArrayV2Metadata):
+        codecs = (_v2.V2Codec(filters=metadata.filters, compressor=metadata.compressor),)
+        config = ArrayConfig.from_dict({"order": metadata.order})
+    else:
+        codecs = tuple(metadata.codecs)
+        config = ArrayConfig.from_dict({})
+    # The codecs want to know the type; shapes they are told with each chunk.
+    spec = ArraySpec(
+        shape=(1,) * len(metadata.shape),
+        dtype=metadata.dtype,
+        fill_value=metadata.fill_value,
+        config=config,
+        prototype=default_buffer_prototype(),
+    )
+    return tuple(codec.evolve_from_array_spec(spec) for codec in codecs)

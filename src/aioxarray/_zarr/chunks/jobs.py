@@ -1,0 +1,323 @@
+"""The ways in which the chunks of a selection are read: here, in threads, by coroutines.
+
+Where the store is best read by plain calls, chunks are read in runs, each run in a thread that
+fetches, decodes and puts the chunks straight into the result; from other stores as many chunks
+are fetched as the load's budget lets it, and decoded in threads as they arrive.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
+
+from aioxarray._runtime.batches import Batches
+from aioxarray._runtime.tasks import gather
+from aioxarray._zarr.chunks.placing import Placer
+from aioxarray._zarr.chunks.small_chunks import SMALL_BYTES, SmallChunks
+from aioxarray._zarr.chunks.turns import Turns
+from aioxarray._zarr.selection import in_runs
+from aioxarray._zarr.stores.calls import requested
+from aioxarray._zarr.stores.clients import FETCHERS
+from aioxarray._zarr.stores.grants import Reading, is_long
+from aioxarray._zarr.stores.nearness import Nearness
+from aioxarray._zarr.stores.request import noted
+from aioxarray._zarr.stores.sharing import Lead, Sharing, Table
+from aioxarray._zarr.stores.sources import ObjectSource, Source
+
+if TYPE_CHECKING:
+    from zarr.abc.store import Store
+
+    from aioxarray._zarr.selection import Chunk
+
+# A hop to a thread costs about as much as decoding this many bytes.
+_BATCH_BYTES = 1 << 20
+# What a thread that has its turn takes at once.
+_RUN_BYTES = 2 << 20
+# So few requests are as fast by coroutines, from wherever.
+_FEW_CHUNKS = 8
+# A store that answers within this time, and that for its bytes, is close by. Beyond, threads wait
+# so long that coroutines carry more requests a second, for all their cost.
+_AT_ONCE_S = 0.005
+_BYTES_A_SECOND = 100e6
+# While a load begins, the I/O loop has much else to do, and hears of an answer so much later.
+_PATIENCE_S = 0.015
+# In place of a flight, for chunks that are not shared.
+_ALONE = nullcontext()
+
+
+@dataclass(frozen=True)
+class Job:
+    """Chunks to be read from a store, and the ways to do it; each says which were there.
+
+    Attributes
+    ----------
+    size
+        Bytes of a chunk, decoded; of a shard those that are wanted.
+    table
+        What is shared with other jobs; None for nothing.
+    advance
+        Told how many more chunks are done.
+    """
+
+    store: Store
+    chunks: Iterable[Chunk]
+    count: int
+    size: int
+    placer: Placer
+    granted: Reading
+    table: Table | None
+    advance: Callable[[int], None]
+
+    @cached_property
+    def sharing(self) -> Sharing[Chunk, bool]:
+        """Knows which chunks other jobs are reading at the moment, and which are kept."""
+        return Sharing(self.table, self.placer, self.granted.keeps)
+
+    def at_once(self, source: Source) -> list[bool]:
+        """Read what is in memory right here: it takes less time than a hop to a thread."""
+        found = []
+        for chunk in self.chunks:
+            with noted(chunk, self.store):
+                found.append(self.placer.read(source, chunk))
+        return found
+
+    @property
+    def held(self) -> int:
+        """Bytes that are held for each chunk in work: encoded and, maybe, decoded."""
+        return self.size * (2 if self.sharing.keeps else self.placer.held_chunks)
+
+    async def by_plain_calls(self, source: Source) -> list[bool]:
+        """Read in threads, each of which fetches, decodes and places chunks one by one."""
+        stop = threading.Event()
+        remote = isinstance(source, ObjectSource)
+        if not (self.sharing.shares or remote):
+            return await self._straight(source, stop)
+        decoding = self.granted.decoding if remote else _ALONE
+        together = self._together(source, decoding)
+
+        def read(led: Sequence[Lead[Chunk]]) -> list[bool]:
+            found = []
+            for lead in led:
+                if stop.is_set():
+                    break
+                chunk, flight = lead
+                with noted(chunk, self.store), flight or _ALONE:
+                    data = source.read(chunk[0])
+                    if stop.is_set():
+                        break
+                    with decoding:
+                        found.append(self.sharing.put(data, lead))
+            return found
+
+        async def in_thread(led: Sequence[Lead[Chunk]]) -> list[bool]:
+            work, held = partial(read, led), self.held
+            if together is not None:
+                work, held = partial(together.read, led, stop), together.held
+            if not isinstance(source, ObjectSource):
+                alone = self.size <= SMALL_BYTES
+                return await self.granted.in_thread(work, held, stop.set, alone=alone)
+            with requested(self.store, led[0][0][0], len(led)) as asked:
+                found = await self.granted.fetch(source.client, work, held, stop.set)
+                if found is None:
+                    # Nothing was requested.
+                    asked.count = 0
+            if found is None:
+                found = await gather([partial(self._fetch, batches, lead) for lead in led])
+            return found
+
+        batches = self._batches()
+
+        def noting(chunk: Chunk) -> noted:
+            return noted(chunk, self.store)
+
+        width = FETCHERS if remote else self.granted.thread_count
+        return await self._run_by_run(lambda run: self.sharing.read(run, in_thread, noting), width)
+
+    async def _straight(self, source: Source, stop: threading.Event) -> list[bool]:
+        """Read what is not shared with anybody."""
+        together = self._together(source, _ALONE)
+        if together is not None:
+
+            def read_together(run: Sequence[Chunk]) -> list[bool]:
+                return together.read([(chunk, None) for chunk in run], stop)
+
+            return await self.by_turns(read_together, together.held, stop)
+
+        read = self.one_by_one(partial(self.placer.read, source), stop)
+        return await self.by_turns(read, self.held, stop, alone=self.size <= SMALL_BYTES)
+
+    def _together(
+        self, source: Source, decoding: AbstractContextManager[Any]
+    ) -> SmallChunks | None:
+        """Return what reads many chunks at once, or None where that does not pay."""
+        if not SmallChunks.can_read(self.placer, self.sharing, self.size):
+            return None
+        return SmallChunks(self.store, source, self.placer, self.sharing, self.size, decoding)
+
+    def one_by_one(
+        self, read: Callable[[Chunk], bool], stop: threading.Event
+    ) -> Callable[[Sequence[Chunk]], list[bool]]:
+        """Return what reads a run by ``read``, and returns early once ``stop`` is set."""
+
+        def read_run(run: Sequence[Chunk]) -> list[bool]:
+            found = []
+            for chunk in run:
+                if stop.is_set():
+                    break
+                with noted(chunk, self.store):
+                    found.append(read(chunk))
+            return found
+
+        return read_run
+
+    async def by_turns(
+        self,
+        read: Callable[[Sequence[Chunk]], list[bool]],
+        held: int,
+        stop: threading.Event,
+        *,
+        alone: bool = False,
+    ) -> list[bool]:
+        """Have threads read runs of chunks that are not shared, as long as nobody else waits.
+
+        ``read`` reads a run, with ``held`` bytes; it returns early once ``stop`` is set.
+        """
+        width = self.granted.thread_count
+        runs = in_runs(self.chunks, self.count, self.size, width, _RUN_BYTES)
+        return await Turns(runs, read, self.advance).take_all(self.granted, held, stop, alone=alone)
+
+    async def _run_by_run(
+        self, read: Callable[[Sequence[Chunk]], Awaitable[list[bool]]], width: int
+    ) -> list[bool]:
+        """Await ``read`` for each run of chunks, ``width`` at once."""
+        present: dict[int, list[bool]] = {}
+        todo = iter(enumerate(in_runs(self.chunks, self.count, self.size, width)))
+
+        async def work() -> None:
+            for number, run in todo:
+                present[number] = await read(run)
+                self.advance(len(run))
+
+        await gather([work] * width)
+        return [there for number in range(len(present)) for there in present[number]]
+
+    async def by_coroutines(self) -> list[bool]:
+        """Fetch chunks by the store's coroutines, decode in threads what has arrived meanwhile."""
+        batches = self._batches()
+
+        async def fetch(led: Sequence[Lead[Chunk]]) -> list[bool]:
+            return [await self._fetch(batches, lead) for lead in led]
+
+        async def read(chunk: Chunk) -> bool:
+            (there,) = await self.sharing.read([chunk], fetch)
+            self.advance(1)
+            return there
+
+        return await self.side_by_side(read)
+
+    def _batches(self) -> Batches[tuple[Any, Lead[Chunk]]]:
+        """Return what decodes in threads the chunks that have arrived meanwhile."""
+
+        def put(batch: Sequence[tuple[Any, Lead[Chunk]]]) -> list[Exception | None]:
+            errors: list[Exception | None] = []
+            for data, lead in batch:
+                try:
+                    self.sharing.put(data, lead)
+                except Exception as error:  # noqa: BLE001 - raised by the chunk's own worker
+                    errors.append(error)
+                else:
+                    errors.append(None)
+            return errors
+
+        granted = self.granted
+        return Batches(granted.decoders, granted.thread_count, _BATCH_BYTES, put, is_long)
+
+    async def _fetch(self, batches: Batches[tuple[Any, Lead[Chunk]]], lead: Lead[Chunk]) -> bool:
+        """Fetch a chunk by the store's coroutine and have it decoded; say whether it is there."""
+        chunk, flight = lead
+        granted = self.granted
+        long = is_long(self.held)
+        with noted(chunk, self.store), flight or _ALONE:
+            async with granted.memory.hold(self.held, long=long):
+                async with granted.requests.hold(long=long):
+                    with requested(self.store, chunk[0]):
+                        data: Any = await self.store.get(chunk[0], chunk[1].prototype)
+                there = data is not None
+                if there and not self.placer.by_zarr:
+                    data = data.as_numpy_array()
+                await batches.add((data, lead), self.size)
+        return there
+
+    async def by_what_answers(self, source: ObjectSource) -> list[bool]:
+        """Read by plain calls if the store answers at once, else by coroutines.
+
+        The first of the load's reads that comes here finds out, with its first chunk, and the
+        others wait for it a moment only.
+        """
+        remaining = iter(self.chunks)
+        present: list[bool] = []
+        # What is known says nothing of how fast the store answers.
+        for chunk in remaining:
+            known = self.sharing.known(chunk)
+            if known is None:
+                remaining = itertools.chain([chunk], remaining)
+                break
+            present += known
+            self.advance(1)
+            await self.sharing.breathe()
+        rest = replace(self, chunks=remaining, count=self.count - len(present))
+        return present + await rest._by_nearness(source)
+
+    async def _by_nearness(self, source: ObjectSource) -> list[bool]:
+        client = source.client
+        if self.count < _FEW_CHUNKS or not self.granted.can_fetch(client):
+            return await self.by_coroutines()
+        nearness = self.granted.nearness.get(client)
+        if nearness is not None:
+            return await self._as_near(source, nearness)
+        nearness = self.granted.nearness[client] = Nearness()
+        remaining = iter(self.chunks)
+        head = replace(self, chunks=[next(remaining)], count=1)
+        tail = replace(self, chunks=remaining, count=self.count - 1)
+
+        async def first() -> list[bool]:
+            found = await head.by_plain_calls(source)
+            nearness.tell(source.shortest_s <= self._near_s())
+            return found
+
+        one, rest = await gather([first, lambda: tail._as_near(source, nearness)])
+        return one + rest
+
+    async def _as_near(self, source: ObjectSource, nearness: Nearness) -> list[bool]:
+        if await nearness.within(_PATIENCE_S + self._near_s()):
+            return await self.by_plain_calls(source)
+        return await self.by_coroutines()
+
+    def _near_s(self) -> float:
+        """Return how long a store that is close by may take for a chunk."""
+        return _AT_ONCE_S + self.size / _BYTES_A_SECOND
+
+    async def side_by_side(
+        self, read: Callable[[Chunk], Awaitable[bool]], width: float | None = None
+    ) -> list[bool]:
+        """Await ``read`` for each chunk, ``width`` at once.
+
+        Without it as many as may have requests in flight.
+        """
+        width = self.granted.requests.bound if width is None else width
+        present: dict[int, bool] = {}
+        # That many workers, not a task for each chunk: what waits costs memory too.
+        todo = iter(enumerate(self.chunks))
+
+        async def work() -> None:
+            for number, chunk in todo:
+                with noted(chunk, self.store):
+                    present[number] = await read(chunk)
+
+        await gather([work] * int(min(self.count, width)))
+        return [present[number] for number in range(len(present))]

@@ -1,0 +1,237 @@
+"""The codec pipeline: a whole selection in one batch, read in few steps off the event loop.
+
+zarr's own pipeline makes a task, buffers and specifications for every chunk, and decodes on its
+event loop's schedule. This one reads chunks in runs where the store is best read by plain calls,
+each run in a thread that fetches, decodes and puts the chunks straight into the result; from
+other stores it fetches as many chunks as the load's budget lets it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+# Private: the default pipeline, of which this one changes only reading. The public base class
+# has no codec logic. zarr-developers/zarr-python#3859 asks for public concurrent reads.
+from zarr.core.codec_pipeline import BatchedCodecPipeline
+from zarr.registry import register_pipeline
+from zarr.storage import StorePath
+
+from aioxarray._zarr.chunks.jobs import Job
+from aioxarray._zarr.chunks.placing import Placer
+from aioxarray._zarr.chunks.shard_jobs import ByCoroutines, ByPlainCalls
+from aioxarray._zarr.chunks.shards import ShardReader
+from aioxarray._zarr.codecs.decoders import decoding, describe, prepare
+from aioxarray._zarr.metadata.prefetched import PrefetchedStore
+from aioxarray._zarr.selection import is_basic
+from aioxarray._zarr.stores.grants import Reading, is_long, reading
+from aioxarray._zarr.stores.request import LimitedStore
+from aioxarray._zarr.stores.sharing import forget, table_of
+from aioxarray._zarr.stores.sources import ObjectSource, source_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    from zarr.abc.store import ByteGetter, Store
+    from zarr.core.array_spec import ArraySpec
+    from zarr.core.buffer import NDBuffer
+    from zarr.core.indexing import SelectorTuple
+
+    from aioxarray._zarr.selection import Chunk
+
+    ChunkRequest = tuple[ByteGetter, ArraySpec, SelectorTuple, SelectorTuple, bool]
+    Status = dict[str, Literal["present", "missing"]]
+
+# Decoding less than this costs less than a hop to a thread and back.
+_INLINE_BYTES = 16 << 10
+
+
+@dataclass(frozen=True, repr=False)
+class CodecPipeline(BatchedCodecPipeline):
+    """zarr's codec pipeline, as fast as the machine.
+
+    For any use of zarr, reading and writing, from plain and asynchronous code::
+
+        zarr.config.set({"codec_pipeline.path": "aioxarray.CodecPipeline"})
+
+    Loads through aioxarray use it anyway. Values, stored keys and bytes are those of zarr's own
+    pipeline.
+
+    Notes
+    -----
+    *Requests:* one a chunk; for shards, one for the index and one a range of inner chunks. None
+    for what another read in this process is fetching, or what the setting ``cache`` has kept:
+    then writes by others than aioxarray are not seen.
+
+    *Memory:* as many bytes of chunks in flight as the setting ``memory`` allows.
+
+    *Cancelling:* the requests in flight are cancelled and awaited; a thread finishes the chunk
+    that it is at.
+
+    *Errors:* those of store and codec, with a note that names chunk and store; ValueError for a
+    chunk that decodes to more or less bytes than the array says, before there are more.
+
+    Which arrays are decoded by plain functions, and which by zarr's own codecs, the ``repr``
+    says.
+    """
+
+    # What the load grants; None outside of loads, where the settings of the process hold.
+    granted: Reading | None = None
+    # Told after each run how many of how many chunks are done.
+    report: Callable[[int, int], None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {describe(self)}>"
+
+    async def read(  # type: ignore[override]
+        self,
+        batch_info: Iterable[ChunkRequest],
+        out: NDBuffer,
+        drop_axes: tuple[int, ...] = (),
+    ) -> tuple[Status, ...]:
+        """Fetch and decode the chunks of ``batch_info`` into ``out``.
+
+        Returns, as zarr 3.3 and later want it, for each chunk whether it was there.
+        """
+        requests = list(batch_info)
+        if not requests:
+            return ()
+        getter = requests[0][0]
+        if not isinstance(getter, StorePath):
+            return await self._read_parts(requests, out, drop_axes)
+        keys = (each.path for each, *_ in requests)  # type: ignore[attr-defined]
+        chunks = _chunks(keys, requests)
+        placer = self._placer(chunks, out, drop_axes)
+        spec = requests[0][1]
+        return _statuses(await self.read_chunks(getter.store, chunks, len(chunks), spec, placer))
+
+    async def write(
+        self,
+        batch_info: Iterable[ChunkRequest],
+        value: NDBuffer,
+        drop_axes: tuple[int, ...] = (),
+    ) -> None:
+        """Encode the chunks of ``batch_info`` from ``value`` and write them, as zarr does."""
+        requests = list(batch_info)
+        try:
+            await super().write(requests, value, drop_axes)  # type: ignore[arg-type]
+        finally:
+            if requests and isinstance(requests[0][0], StorePath):
+                forget(requests[0][0].store)
+
+    def _placer(self, chunks: Sequence[Chunk], out: NDBuffer, drop_axes: tuple[int, ...]) -> Placer:
+        basic = all(is_basic(inside) and is_basic(outside) for _, _, inside, outside in chunks)
+        return Placer(self, prepare(self, chunks[0][1]), out, drop_axes, basic)
+
+    async def read_chunks(
+        self, store: Store, chunks: Iterable[Chunk], count: int, spec: ArraySpec, placer: Placer
+    ) -> list[bool]:
+        """Read ``count`` chunks of ``store`` by ``placer``; return which of them were there.
+
+        ``spec`` is that of one of them.
+        """
+        if isinstance(store, PrefetchedStore):
+            # It counts requests itself, and a read that holds a place must not wait for another.
+            store = store.counted_elsewhere()
+        with nullcontext(self.granted) if self.granted else reading() as granted:
+            done = 0
+
+            def advance(number: int) -> None:
+                nonlocal done
+                done += number
+                if self.report is not None:
+                    self.report(done, count)
+
+            source = source_of(store)
+            partial = self.supports_partial_decode
+            shards = ShardReader.of(self, spec, placer, placer.views) if partial else None
+            # What is close by is read again faster than it is shared.
+            shared = granted.keeps or source is None or source.remote
+            table = None
+            if shared and placer.in_memory:
+                alike = shards.decoding if shards else decoding(self, placer.prepared, spec)
+                table = table_of(store, alike)
+            size = _byte_count(spec.shape, spec.dtype.to_native_dtype())
+            if shards is not None:
+                # Of a shard only what is wanted is read and held.
+                wanted = _byte_count(placer.out.shape, placer.out.dtype) // count
+                size = min(size, max(wanted, shards.inner_bytes))
+            job = Job(store, chunks, count, size, placer, granted, table, advance)
+            if shards is not None:
+                if source is None or isinstance(source, ObjectSource):
+                    return await ByCoroutines(job, shards).read_all()
+                return await ByPlainCalls(job, shards, source).read_all()
+            if partial:
+                return await job.side_by_side(self._by_zarr(job))
+            if source is None:
+                return await job.by_coroutines()
+            if isinstance(source, ObjectSource):
+                return await job.by_what_answers(source)
+            inline = source.instant and not placer.by_zarr and table is None
+            if inline and job.size * count <= _INLINE_BYTES:
+                return job.at_once(source)
+            return await job.by_plain_calls(source)
+
+    def _by_zarr(self, job: Job) -> Callable[[Chunk], Awaitable[bool]]:
+        """Return what reads a shard by zarr's own code."""
+        limited = LimitedStore(job.store, job.granted.requests)
+
+        async def read(chunk: Chunk) -> bool:
+            key, spec, inside, _ = chunk
+            async with job.granted.memory.hold(job.size, long=is_long(job.size)):
+                getter = StorePath(limited, key)
+                (part,) = await self.decode_partial_batch([(getter, inside, spec)])
+            job.placer.put_part(part, chunk)
+            job.advance(1)
+            return part is not None
+
+        return read
+
+    async def _read_parts(
+        self, requests: Sequence[ChunkRequest], out: NDBuffer, drop_axes: tuple[int, ...]
+    ) -> tuple[Status, ...]:
+        """Decode chunks that are in memory already: inner ones, of a shard that zarr reads."""
+        data: list[Any] = [await getter.get(spec.prototype) for getter, spec, *_ in requests]
+        chunks = _chunks(itertools.repeat(""), requests)
+        placer = self._placer(chunks, out, drop_axes)
+        if not placer.by_zarr:
+            data = [None if each is None else each.as_numpy_array() for each in data]
+
+        def put() -> list[bool]:
+            return [placer.put(*each) for each in zip(data, chunks, strict=True)]
+
+        # In a thread that decodes already, this is no hop to another one: see `run_inline`.
+        present = await asyncio.to_thread(put)
+        return _statuses(present)
+
+
+def _chunks(keys: Iterable[str], requests: Sequence[ChunkRequest]) -> list[Chunk]:
+    """Return ``requests`` as chunks at ``keys``."""
+    return [
+        (key, spec, _as_tuple(inside), _as_tuple(outside))
+        for key, (_, spec, inside, outside, _) in zip(keys, requests, strict=False)
+    ]
+
+
+def _as_tuple(selection: Any) -> tuple[Any, ...]:
+    return selection if type(selection) is tuple else (selection,)
+
+
+def _statuses(present: Iterable[bool]) -> tuple[Status, ...]:
+    # Not a dictionary for each of a hundred thousand chunks.
+    here: Status = {"status": "present"}
+    gone: Status = {"status": "missing"}
+    return tuple(here if there else gone for there in present)
+
+
+# zarr finds pipelines by the name of their class.
+CodecPipeline.__module__ = "aioxarray"
+register_pipeline(CodecPipeline)
+
+
+def _byte_count(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    return math.prod(shape) * dtype.itemsize

@@ -1,0 +1,212 @@
+"""Decodes chunks and puts them where they belong in the result of a selection."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Hashable
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+# Private: the classes of buffers in the processor's own memory, and zarr's helper that knows the
+# fill value of old arrays without one. The public base classes do not say where memory is.
+from zarr.core import codec_pipeline
+from zarr.core.buffer import cpu
+
+from aioxarray._zarr.codecs.by_zarr import ByZarr
+from aioxarray._zarr.codecs.decoders import Decoder, Prepared
+from aioxarray._zarr.codecs.steps import wrong_size
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from zarr.core.buffer import NDBuffer
+
+    from aioxarray._zarr.stores.sources import Source
+
+# From zarr 3.4 on the module only imports it, from another one than before.
+_codec_pipeline: Any = codec_pipeline
+fill_value_or_default = _codec_pipeline.fill_value_or_default
+
+
+class Placer:
+    """Puts chunks into ``out``.
+
+    Parameters
+    ----------
+    pipeline
+        zarr's pipeline of the array, with zarr's own codecs.
+    prepared
+        What decodes by plain functions, if that can be.
+    out
+        The result.
+    drop_axes
+        Of the chunks: the result has them not.
+    basic
+        Whether all chunks are selected by slices and integers only.
+    decoders
+        What decodes chunks of which shape; for what places chunks of the same codecs, too.
+
+    Attributes
+    ----------
+    prepared
+        What decodes by plain functions; None where zarr's own codecs do.
+    in_memory
+        Whether the result is in the processor's own memory.
+    """
+
+    keeps_missing = True
+
+    def __init__(
+        self,
+        pipeline: Any,
+        prepared: Prepared | None,
+        out: NDBuffer,
+        drop_axes: tuple[int, ...],
+        basic: bool,
+        decoders: dict[tuple[int, ...], Decoder] | None = None,
+    ) -> None:
+        self._pipeline = pipeline
+        self.out = out
+        self._drop_axes = drop_axes
+        # Whether each chunk's place in the result is a view of it.
+        self.views = basic and not drop_axes
+        self._decoders = {} if decoders is None else decoders
+        self.in_memory = type(out) is cpu.NDBuffer and isinstance(out.as_ndarray_like(), np.ndarray)
+        self.prepared = prepared if self.in_memory else None
+        # The result as bytes, if chunks can be decoded straight into it.
+        self._bytes: NDArray[np.uint8] | None = None
+        self._order: tuple[int, ...] | None = None
+        if self.in_memory:
+            self._array: NDArray[Any] = out.as_numpy_array()
+        if self.prepared is not None and self.views and self.prepared.dtype == self._array.dtype:
+            self._bytes, self._order = _as_bytes(self._array, self.prepared)
+
+    @cached_property
+    def _by_zarr(self) -> ByZarr:
+        """Made on first use: most arrays are decoded by plain functions."""
+        return ByZarr(self._pipeline)
+
+    @property
+    def by_zarr(self) -> bool:
+        """Whether zarr's own codecs decode: they take zarr's buffers."""
+        return self.prepared is None
+
+    @property
+    def held_chunks(self) -> int:
+        """How many chunks' bytes are held for each in work: encoded and, maybe, decoded."""
+        return 2 if self._bytes is None else 1
+
+    def read(self, source: Source, chunk: Any) -> bool:
+        """Read a chunk and put it in its place; say whether it was there.
+
+        In a thread: it takes the time of decoding.
+        """
+        key, spec, _, outside = chunk
+        if self.prepared is None:
+            return self.put(source.read(key), chunk)
+        decoder = self.decoder(spec.shape)
+        if decoder.copies and (dest := self._dest(decoder, outside)) is not None:
+            count = source.read_into(key, dest)
+            if count is None:
+                self.out[outside] = fill_value_or_default(spec)
+                return False
+            if count != decoder.size:
+                raise wrong_size(count, decoder.size)
+            return True
+        return self.put(source.read(key), chunk)
+
+    def put(self, data: Any | None, chunk: Any) -> bool:
+        """Decode ``data`` and put it in its place; say whether there was any."""
+        _, spec, inside, outside = chunk
+        if data is None:
+            return self.put_decoded(None, chunk)
+        if self.prepared is None:
+            self.put_part(self._by_zarr.decode(data, spec)[inside], chunk)
+            return True
+        decoder = self.decoder(spec.shape)
+        dest = self._dest(decoder, outside)
+        if dest is not None:
+            decoder.fill(data, dest)
+            return True
+        return self.put_decoded(decoder.array(data), chunk)
+
+    def decoder(self, shape: tuple[int, ...]) -> Decoder:
+        """Return what decodes chunks of ``shape``; only where zarr's own codecs do not."""
+        decoder = self._decoders.get(shape)
+        if decoder is None:
+            assert self.prepared is not None
+            decoder = self._decoders[shape] = self.prepared.decoder(shape)
+        return decoder
+
+    def put_bytes(self, decoded: Any, decoder: Decoder, chunk: Any) -> None:
+        """Put a chunk, of which ``decoder`` has made these bytes, in its place."""
+        dest = self._dest(decoder, chunk[3])
+        if dest is not None:
+            dest.reshape(-1).data[:] = decoded
+        else:
+            self.put_decoded(decoder.shaped(np.frombuffer(decoded, np.uint8)), chunk)
+
+    def name(self, chunk: Any) -> Hashable:
+        """Return the key and the shape of ``chunk``."""
+        return chunk[0], chunk[1].shape
+
+    def decoded(self, data: Any, chunk: Any) -> NDArray[Any]:
+        """Decode ``data`` into memory of its own, for several to take from."""
+        spec = chunk[1]
+        if self.prepared is None:
+            array: NDArray[Any] = self._by_zarr.decode(data, spec).as_numpy_array()
+            # It may be a view of what the store holds.
+            array = array if array.flags.owndata else array.copy()
+        else:
+            decoder = self.decoder(spec.shape)
+            array = decoder.array(data, np.empty(decoder.size, np.uint8))
+        array.flags.writeable = False
+        return array
+
+    def put_decoded(self, array: NDArray[Any] | None, chunk: Any) -> bool:
+        """Put what is wanted of a decoded chunk in its place; None is a missing one."""
+        _, spec, inside, outside = chunk
+        if array is None:
+            self.out[outside] = fill_value_or_default(spec)
+            return False
+        part = array[inside]
+        if array.dtype.hasobject:
+            # Objects can be changed by who gets them; and a single one comes without an array.
+            part = copy.deepcopy(array[(*inside, ...)])
+        self._array[outside] = part.squeeze(self._drop_axes) if self._drop_axes else part
+        return True
+
+    def put_part(self, part: NDBuffer | None, chunk: Any) -> None:
+        """Put what was selected of a chunk, None if that is missing, in its place."""
+        _, spec, _, outside = chunk
+        if part is None:
+            self.out[outside] = fill_value_or_default(spec)
+        else:
+            self.out[outside] = part.squeeze(axis=self._drop_axes) if self._drop_axes else part
+
+    def _dest(self, decoder: Decoder, outside: tuple[Any, ...]) -> NDArray[np.uint8] | None:
+        """Return the chunk's place in the result, if the chunk fills it as it is stored."""
+        if self._bytes is None:
+            return None
+        if self._order is not None:
+            outside = tuple([outside[axis] for axis in self._order])
+        place = self._bytes[outside]
+        return place if place.nbytes == decoder.size and place.flags.c_contiguous else None
+
+
+def _as_bytes(
+    array: NDArray[Any], prepared: Prepared
+) -> tuple[NDArray[np.uint8] | None, tuple[int, ...] | None]:
+    """Return ``array`` as bytes, its axes as chunks have them stored, and the order of those.
+
+    None for the bytes if the memory of ``array`` is in another order.
+    """
+    order = prepared.order(array.ndim)
+    if order is None:
+        return None, None
+    turned = array.transpose(order)
+    if not turned.flags.c_contiguous:
+        return None, None
+    by_byte = turned.reshape(-1).view(np.uint8).reshape(*turned.shape, array.dtype.itemsize)
+    return by_byte, None if order == tuple(range(array.ndim)) else order

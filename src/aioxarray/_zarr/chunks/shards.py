@@ -1,0 +1,342 @@
+"""The inner chunks of shards that a selection needs: their byte ranges, and their place in it.
+
+`aioxarray._zarr.chunks.shard_jobs` reads them. Both lines of zarr, which merge ranges differently,
+are served alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zarr
+from zarr.codecs import ShardingCodec
+
+# Private: what a shard's selection touches where it is no block, the codecs inside a shard as a
+# pipeline, and the class of buffers. Can go when zarr's sharding codec reads what it is told to
+# through a store of the caller's choice (zarr-developers/zarr-python#3859).
+from zarr.core import chunk_grids
+from zarr.core.codec_pipeline import BatchedCodecPipeline
+from zarr.core.dtype import UInt64
+from zarr.core.indexing import get_indexer
+
+from aioxarray._zarr.chunks.placing import Placer
+from aioxarray._zarr.codecs.decoders import Decoder, Prepared, decoding, prepare
+from aioxarray._zarr.points import Points
+from aioxarray._zarr.selection import Block, is_basic, merged
+from aioxarray._zarr.stores.sharing import Lead
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from zarr.core.array_spec import ArraySpec
+    from zarr.core.buffer import NDBuffer
+
+    from aioxarray._zarr.selection import Chunk, Range
+
+    # An inner chunk: in place of the key it has its coordinates in the shard.
+    Inner = tuple[tuple[int, ...], ArraySpec, tuple[Any, ...], tuple[Any, ...]]
+    # An inner chunk and what it is wanted for.
+    Wanted = tuple["ShardPart", Inner]
+    # For each inner chunk where it begins and how long it is.
+    Index = NDArray[np.uint64]
+
+_MISSING = 2**64 - 1
+# An encoded chunk is not longer than this, whatever a damaged index says.
+_SLACK = 64 << 10
+
+
+@dataclass(frozen=True)
+class _Index:
+    """How many bytes the index of a shard has, what decodes it, and of how many inner chunks."""
+
+    decoder: Decoder
+    size: int
+    count: int
+
+
+class ShardReader:
+    """Knows how the shards of an array are read into ``out``.
+
+    Parameters
+    ----------
+    codec
+        The sharding codec.
+    index
+        What decodes its index.
+    spec
+        Of a shard.
+    outer
+        Puts parts of shards into the result.
+    out
+        The result.
+    views
+        Whether each shard's part of the result is a view of it.
+    """
+
+    def __init__(
+        self,
+        codec: ShardingCodec,
+        index: Prepared,
+        spec: ArraySpec,
+        outer: Placer,
+        out: NDBuffer,
+        views: bool,
+    ) -> None:
+        self.codec = codec
+        self.outer = outer
+        self.at_start = getattr(codec.index_location, "value", codec.index_location) == "start"
+        self._index = index
+        self._out = out
+        self._views = views
+        self.inner_spec = replace(spec, shape=tuple(codec.chunk_shape))
+        self.pipeline = BatchedCodecPipeline.from_codecs(codec.codecs)
+        self.prepared = prepare(self.pipeline, self.inner_spec)
+        # Of inner chunks, for all shards.
+        self.decoders: dict[tuple[int, ...], Decoder] = {}
+        self._indexes: dict[tuple[int, ...], _Index] = {}
+
+    @classmethod
+    def of(cls, pipeline: Any, spec: ArraySpec, outer: Placer, views: bool) -> ShardReader | None:
+        """Return how shards are read, or None if zarr's own code has to."""
+        codec = pipeline.array_bytes_codec
+        if type(codec) is not ShardingCodec:
+            return None
+        index_spec = replace(spec, dtype=UInt64(endianness="little"), fill_value=_MISSING)
+        index = prepare(BatchedCodecPipeline.from_codecs(codec.index_codecs), index_spec)
+        if index is None or index.longer_by is None:
+            return None
+        return cls(codec, index, spec, outer, outer.out, views)
+
+    @property
+    def decoding(self) -> Hashable:
+        """What two readers have in common that find and decode the same inner chunks."""
+        inner = decoding(self.pipeline, self.prepared, self.inner_spec)
+        return inner, self._index, self.at_start, self.inner_spec.shape
+
+    @property
+    def inner_bytes(self) -> int:
+        """The bytes of an inner chunk, decoded."""
+        spec = self.inner_spec
+        return math.prod(spec.shape) * spec.dtype.to_native_dtype().itemsize
+
+    def index_of(self, shape: tuple[int, ...]) -> _Index:
+        """Return the index of shards of ``shape``."""
+        found = self._indexes.get(shape)
+        if found is None:
+            pairs = zip(shape, self.codec.chunk_shape, strict=True)
+            counts = tuple(length // inner for length, inner in pairs)
+            decoder = self._index.decoder((*counts, 2))
+            assert self._index.longer_by is not None
+            found = _Index(decoder, decoder.size + self._index.longer_by, math.prod(counts))
+            self._indexes[shape] = found
+        return found
+
+    def part(self, chunk: Chunk) -> ShardPart:
+        """Return what is wanted of the shard ``chunk``."""
+        _, spec, inside, outside = chunk
+        if self._views and is_basic(inside):
+            block = Block(inside, spec.shape, self.codec.chunk_shape)
+            array = self._out.as_ndarray_like()
+            # The ellipsis makes it a view even where a single element is selected.
+            view = array[(*outside, ...)]  # type: ignore[index]
+            out = type(self._out).from_ndarray_like(view)
+            # Its keys are what it is told.
+            inner: Any = list(block.chunks(lambda at: at, self.inner_spec))
+            return ShardPart(self, chunk, inner, out, basic=True)
+        chunk_shape = self.codec.chunk_shape
+        if all(isinstance(each, np.ndarray) for each in inside):
+            points = Points.of(inside, spec.shape, chunk_shape)
+            if points is not None:
+                out = spec.prototype.nd_buffer.empty(
+                    shape=(math.prod(points.shape),),
+                    dtype=spec.dtype.to_native_dtype(),
+                    order=spec.order,
+                )
+                inner = list(points.chunks(lambda at: at, self.inner_spec))
+                return ShardPart(self, chunk, inner, out, basic=False, shape=points.shape)
+        indexer: Any = get_indexer(inside, spec.shape, _grid(spec.shape, chunk_shape))
+        out = spec.prototype.nd_buffer.empty(
+            shape=indexer.shape, dtype=spec.dtype.to_native_dtype(), order=spec.order
+        )
+        inner = [
+            (at, self.inner_spec, _as_tuple(within), _as_tuple(outside))
+            for at, within, outside, *_ in indexer
+        ]
+        shape = getattr(indexer, "sel_shape", None)
+        return ShardPart(self, chunk, inner, out, basic=False, shape=shape)
+
+
+class ShardPart:
+    """What is wanted of one shard.
+
+    Parameters
+    ----------
+    reader
+        Of the array's shards.
+    chunk
+        The shard.
+    inner
+        The inner chunks that are wanted.
+    out
+        Where they go: a part of the result or, unless ``basic``, memory of their own.
+    shape
+        What ``out`` has to be reshaped to before it goes into the result; None for as it is.
+
+    Attributes
+    ----------
+    exists
+        Whether the shard exists; None while nobody has looked.
+    """
+
+    def __init__(
+        self,
+        reader: ShardReader,
+        chunk: Chunk,
+        inner: Sequence[Inner],
+        out: NDBuffer,
+        basic: bool,
+        shape: tuple[int, ...] | None = None,
+    ) -> None:
+        self.chunk = chunk
+        self.key = chunk[0]
+        self.inner = inner
+        self.exists: bool | None = None
+        self.placer = Placer(reader.pipeline, reader.prepared, out, (), basic, reader.decoders)
+        self.index = reader.index_of(chunk[1].shape)
+        self._reader = reader
+        self._out = out
+        self._basic = basic
+        self._shape = shape
+
+    def size(self, wanted: Sequence[object]) -> int:
+        """Return the bytes of so many inner chunks, decoded."""
+        return len(wanted) * self._reader.inner_bytes
+
+    def is_all(self, wanted: Sequence[Lead[Wanted]]) -> bool:
+        """Say whether the shard has no other inner chunks."""
+        count = self.index.count
+        return len(wanted) >= count and len({inner[0] for (_, inner), _ in wanted}) == count
+
+    def index_range(self) -> tuple[int, int | None]:
+        """Return where the index begins and ends; from the end of the shard if negative."""
+        size = self.index.size
+        return (0, size) if self._reader.at_start else (-size, None)
+
+    def cut_index(self, whole: Any | None) -> Any | None:
+        """Return the bytes of the index, of the whole shard."""
+        return None if whole is None else whole[slice(*self.index_range())]
+
+    def ranges(
+        self, index: Index | None, wanted: Sequence[Lead[Wanted]], gaps: tuple[int, int]
+    ) -> tuple[list[Range], list[bool]]:
+        """Return which bytes to read, with what of ``wanted`` is in them, and what exists.
+
+        ``gaps`` is what `gaps` returns; without an ``index`` nothing exists.
+        """
+        if index is None or not wanted:
+            return [], [False] * len(wanted)
+        longest = None if self._reader.prepared is None else 2 * self._reader.inner_bytes + _SLACK
+        found, there = [], []
+        # All at once: one by one this would cost as much as decoding a small one.
+        at = tuple(zip(*(inner[0] for (_, inner), _ in wanted), strict=True))
+        for lead, (start, length) in zip(wanted, index[at].reshape(-1, 2).tolist(), strict=True):
+            exists = start != _MISSING or length != _MISSING
+            there.append(exists)
+            if not exists:
+                continue
+            if longest is not None and length > longest:
+                raise ValueError(
+                    f"the shard's index is damaged: inner chunk {lead[0][1][0]} has {length} bytes"
+                )
+            found.append((start, start + length, lead))
+        return merged(found, *gaps), there
+
+    def finish(self) -> None:
+        """Put what was read into the result, if it is not there yet."""
+        if not self._basic:
+            part = self._out if self._shape is None else self._out.reshape(self._shape)
+            self._reader.outer.put_part(part, self.chunk)
+
+    def missing(self) -> None:
+        """Fill the shard's part of the result."""
+        self._reader.outer.put_part(None, self.chunk)
+
+
+class Indexes:
+    """Shards' indexes, as parts that are shared and kept; each is named by its shard's part."""
+
+    keeps_missing = True
+
+    def name(self, part: ShardPart) -> Hashable:
+        return part.key, None, part.chunk[1].shape
+
+    def decoded(self, data: Any, part: ShardPart) -> NDArray[Any]:
+        index = part.index
+        if len(data) != index.size:
+            raise ValueError(
+                f"the shard's index has {len(data)} bytes instead of {index.size}: "
+                "the shard is truncated"
+            )
+        array = index.decoder.array(data).copy()
+        array.flags.writeable = False
+        return array
+
+    def put(self, data: Any | None, part: ShardPart) -> Index | None:
+        return None if data is None else self.decoded(data, part)
+
+    def put_decoded(self, array: Index | None, part: ShardPart) -> Index | None:
+        return array
+
+
+class InnerChunks:
+    """Inner chunks, as parts that are shared and kept."""
+
+    # The index tells.
+    keeps_missing = False
+
+    def name(self, wanted: Wanted) -> Hashable:
+        part, inner = wanted
+        return part.key, inner[0]
+
+    def decoded(self, data: Any, wanted: Wanted) -> NDArray[Any]:
+        part, inner = wanted
+        return part.placer.decoded(data, inner)
+
+    def put(self, data: Any | None, wanted: Wanted) -> bool:
+        part, inner = wanted
+        return part.placer.put(data, inner)
+
+    def put_decoded(self, array: NDArray[Any] | None, wanted: Wanted) -> bool:
+        part, inner = wanted
+        return part.placer.put_decoded(array, inner)
+
+
+def gaps(spec: ArraySpec) -> tuple[int, int]:
+    """Return how far apart ranges of a shard may lie to be one request, and how long that may be.
+
+    From zarr 3.3 on the array itself says so; before, the settings of the same names.
+    """
+    return (
+        _setting(spec, "sharding_coalesce_max_gap_bytes", 1 << 20),
+        _setting(spec, "sharding_coalesce_max_bytes", 16 << 20),
+    )
+
+
+def _setting(spec: ArraySpec, name: str, default: int) -> int:
+    found = getattr(spec.config, name, None)
+    return int(zarr.config.get(f"array.{name}", default) if found is None else found)
+
+
+def _grid(shape: tuple[int, ...], chunk_shape: tuple[int, ...]) -> Any:
+    grids: Any = chunk_grids
+    if hasattr(grids.ChunkGrid, "from_sizes"):
+        return grids.ChunkGrid.from_sizes(shape, tuple(chunk_shape))
+    # zarr before 3.2.
+    return grids.RegularChunkGrid(chunk_shape=chunk_shape)
+
+
+def _as_tuple(selection: Any) -> tuple[Any, ...]:
+    return selection if type(selection) is tuple else (selection,)

@@ -1,0 +1,307 @@
+"""The codec pipeline with which saves write: all chunks of a selection under one budget.
+
+What a chunk becomes is made in worker threads, by plain calls where they suffice and else by
+zarr's own code; the requests around it are made here, as many side by side as the budget of the
+save lets it. Local files are written by the thread that encodes.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+# Private, as in `aioxarray._zarr.chunks.pipeline`: the default pipeline, whose encoding this one
+# uses.
+from zarr.core.codec_pipeline import BatchedCodecPipeline
+from zarr.storage import StorePath
+
+from aioxarray._runtime.batches import Batches
+from aioxarray._runtime.tasks import gather
+from aioxarray._zarr.chunks.arrays import chunk_keys, chunk_spec, regular_block, with_pipeline
+from aioxarray._zarr.codecs.encoders import Encoder, prepare_encoder
+from aioxarray._zarr.codecs.inline import run_inline
+from aioxarray._zarr.selection import in_runs
+from aioxarray._zarr.stores.fork import usable_here
+from aioxarray._zarr.stores.grants import Reading, is_long
+from aioxarray._zarr.stores.local_writes import local_root, read_file, write_file
+from aioxarray._zarr.stores.printable import printable
+from aioxarray._zarr.stores.request import LimitedStore
+from aioxarray._zarr.stores.sharing import forget
+
+if TYPE_CHECKING:
+    import zarr
+    from zarr.abc.store import ByteRequest, ByteSetter, Store
+    from zarr.core.array_spec import ArraySpec
+    from zarr.core.buffer import Buffer, BufferPrototype, NDBuffer
+    from zarr.core.indexing import SelectorTuple
+
+    from aioxarray._zarr.selection import Block
+
+    ChunkWrite = tuple[ByteSetter, ArraySpec, SelectorTuple, SelectorTuple, bool]
+
+    # Makes of a request, and what the store has of its chunk, what it shall have.
+    Encode = Callable[[ChunkWrite, Buffer | None], Buffer | None]
+
+# A hop to a thread costs about as much as encoding this many bytes.
+_BATCH_BYTES = 1 << 20
+
+
+def writable(
+    array: zarr.Array[Any],
+    store: Any,
+    writing: Reading,
+    *,
+    fresh: bool,
+) -> Any:
+    """Return an asynchronous array like ``array`` that writes to ``store`` under ``writing``.
+
+    Parameters
+    ----------
+    array
+        An array that may exist nowhere but in a `WriteBehindStore`.
+    store
+        Where its chunks go.
+    writing
+        What the save grants.
+    fresh
+        Whether the store has no chunk of it: then none is read, and none deleted.
+    """
+    limited = LimitedStore(usable_here(store), writing.requests)
+    return with_pipeline(array, limited, WritePipeline, writing=writing, fresh=fresh)
+
+
+async def write_block(array: Any, region: Sequence[slice], values: Any) -> None:
+    """Set ``region`` of ``array``, which is `writable`, to ``values``.
+
+    As its ``setitem``, but for common arrays without zarr's indexing. For small chunks that
+    costs as much as encoding them, and lists them all: at thousands of chunks Python then looks
+    through all objects of the process for garbage, which holds up every thread for 100 ms.
+    """
+    block = regular_block(array, region)
+    # From zarr 3.4 on: whether zarr has metadata to mend before it writes.
+    mends = getattr(array.metadata, "_stored_document", None) is not None
+    if (
+        block is not None
+        and type(values) is np.ndarray
+        and values.shape == block.shape
+        and not mends
+    ):
+        spec = chunk_spec(array, block)
+        value = spec.prototype.nd_buffer.from_numpy_array(values)
+        pipeline: WritePipeline = array.codec_pipeline
+        encoder = prepare_encoder(pipeline, spec, value, ())
+        if encoder is not None:
+            encode = functools.partial(_encode, pipeline, encoder, value, ())
+            store = array.store_path.store
+            await pipeline.write_chunks(
+                _requests(array, block, spec), block.count, store, spec, encode
+            )
+            return
+    await array.setitem(tuple(region) or ..., values)
+
+
+def _requests(array: Any, block: Block, spec: ArraySpec) -> Iterator[ChunkWrite]:
+    store = array.store_path.store
+    key = chunk_keys(array)
+    sizes = list(zip(array.metadata.shape, block.chunk_shape, strict=True))
+    for at, inside, outside in block.parts():
+        whole = tuple(
+            slice(0, min(length, size - index * length), 1)
+            for index, (size, length) in zip(at, sizes, strict=True)
+        )
+        yield StorePath(store, key(at)), spec, inside, outside, inside == whole
+
+
+@dataclass(frozen=True)
+class WritePipeline(BatchedCodecPipeline):
+    """zarr's pipeline, writing for one save.
+
+    Attributes
+    ----------
+    writing
+        What the save grants. None only while zarr builds the pipeline.
+    fresh
+        As in `writable`.
+    """
+
+    writing: Reading | None = None
+    fresh: bool = False
+
+    async def write(
+        self,
+        batch_info: Iterable[ChunkWrite],
+        value: NDBuffer,
+        drop_axes: tuple[int, ...] = (),
+    ) -> None:
+        """Encode the chunks of ``batch_info`` from ``value`` and write them."""
+        requests = list(batch_info)
+        if requests:
+            setter, spec = requests[0][:2]
+            encoder = prepare_encoder(self, spec, value, drop_axes)
+            encode = functools.partial(_encode, self, encoder, value, drop_axes)
+            store = setter.store if isinstance(setter, StorePath) else None
+            await self.write_chunks(requests, len(requests), store, spec, encode)
+
+    async def write_chunks(
+        self,
+        requests: Iterable[ChunkWrite],
+        count: int,
+        store: Store | None,
+        spec: ArraySpec,
+        encode: Encode,
+    ) -> None:
+        """Write ``count`` chunks, which ``encode`` makes in worker threads.
+
+        ``store`` is where they all go, if zarr says so, and ``spec`` that of one of them.
+        """
+        try:
+            if (root := local_root(store)) is not None:
+                await self._write_files(requests, count, root, _byte_count(spec), encode)
+            else:
+                await self._write_objects(requests, count, encode)
+        finally:
+            if store is not None:
+                forget(store)
+
+    async def _write_files(
+        self, requests: Iterable[ChunkWrite], count: int, root: str, size: int, encode: Encode
+    ) -> None:
+        """Write runs of chunks, each in a thread that encodes and writes one by one."""
+        assert self.writing is not None
+        stopped = False
+
+        def stop() -> None:
+            nonlocal stopped
+            stopped = True
+
+        def write_run(run: Sequence[ChunkWrite]) -> None:
+            for request in run:
+                if stopped:
+                    break
+                setter, spec, _, _, is_complete = request
+                try:
+                    path = f"{root}/{setter.path}"  # type: ignore[attr-defined]
+                    old = None
+                    if not (is_complete or self.fresh):
+                        old = read_file(path, spec.prototype)
+                    new = encode(request, old)
+                    if new is not None or not self.fresh:
+                        write_file(path, new)
+                except Exception as error:
+                    error.add_note(f"in chunk {printable(setter)!r}")
+                    raise
+
+        threads = self.writing.thread_count
+        todo = in_runs(requests, count, size, threads)
+
+        async def work() -> None:
+            assert self.writing is not None
+            for run in todo:
+                function = functools.partial(write_run, run)
+                await self.writing.in_thread(function, size, stop)
+
+        await gather([work] * threads)
+
+    async def _write_objects(
+        self, requests: Iterable[ChunkWrite], count: int, encode: Encode
+    ) -> None:
+        """Encode in threads what has its turn, and write it by the store's coroutines."""
+        assert self.writing is not None
+        writing = self.writing
+
+        def encode_all(batch: Sequence[_Chunk]) -> Sequence[Exception | None]:
+            errors: list[Exception | None] = []
+            for chunk in batch:
+                try:
+                    chunk.data = encode(chunk.request, chunk.data)
+                except Exception as error:  # noqa: BLE001 - raised by the chunk's own worker
+                    errors.append(error)
+                else:
+                    errors.append(None)
+            return errors
+
+        batches: Batches[_Chunk] = Batches(
+            writing.decoders, writing.thread_count, _BATCH_BYTES, encode_all, is_long
+        )
+        todo = iter(requests)
+
+        async def write_chunk(request: ChunkWrite, size: int) -> None:
+            setter, spec, _, _, is_complete = request
+            chunk = _Chunk(request)
+            if not (is_complete or self.fresh):
+                chunk.data = await setter.get(spec.prototype)
+            await batches.add(chunk, size)
+            if chunk.data is not None:
+                await setter.set(chunk.data)
+            elif not self.fresh:
+                await setter.delete()
+
+        async def work() -> None:
+            for request in todo:
+                size = _byte_count(request[1])
+                try:
+                    async with writing.memory.hold(size, long=is_long(size)):
+                        await write_chunk(request, size)
+                except Exception as error:
+                    error.add_note(f"in chunk {printable(request[0])!r}")
+                    raise
+
+        await gather([work] * int(min(count, writing.requests.bound)))
+
+
+class _Chunk:
+    """A chunk to be encoded.
+
+    ``data`` is first what the store has of it, as far as that matters, and then what it shall
+    have; None for nothing.
+    """
+
+    def __init__(self, request: ChunkWrite) -> None:
+        self.request = request
+        self.data: Buffer | None = None
+
+
+class _Place:
+    """What zarr's code takes for the place of a chunk in a store: it reads and writes ``data``."""
+
+    def __init__(self, data: Buffer | None) -> None:
+        self.data = data
+
+    async def get(
+        self, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        assert byte_range is None, "zarr reads a chunk that it changes as a whole"
+        return self.data
+
+    async def set(self, value: Buffer) -> None:
+        self.data = value
+
+    async def delete(self) -> None:
+        self.data = None
+
+
+def _encode(
+    pipeline: WritePipeline,
+    plain: Encoder | None,
+    value: NDBuffer,
+    drop_axes: tuple[int, ...],
+    request: ChunkWrite,
+    old: Buffer | None,
+) -> Buffer | None:
+    """Return what the store shall have of a chunk of which it has ``old``; in a worker thread."""
+    _, spec, inside, outside, _ = request
+    if plain is not None and old is None and plain.takes(inside, outside):
+        return plain.encode(spec, inside, outside)
+    place = _Place(old)
+    requests: Any = [(place, *request[1:])]
+    run_inline(pipeline.write_batch(requests, value, drop_axes))
+    return place.data
+
+
+def _byte_count(spec: ArraySpec) -> int:
+    return math.prod(spec.shape) * spec.dtype.to_native_dtype().itemsize

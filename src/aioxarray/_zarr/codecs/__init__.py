@@ -1,0 +1,1 @@
+"""Codecs: decoding and encoding chunks by plain functions, or by zarr's own codecs."""

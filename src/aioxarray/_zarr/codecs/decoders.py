@@ -1,0 +1,249 @@
+"""Decodes chunks by plain functions, straight into existing memory.
+
+zarr's codecs are coroutines and make a buffer for each step; for small chunks that costs ten
+times the decoding itself. Common arrays need none of it: those with codecs that
+`aioxarray._zarr.codecs.steps` can undo, and numbers whose bytes lie in the chunk as they lie in
+the result. `prepare` makes a `Decoder` for such arrays, and returns None for all others, which
+zarr's own code decodes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+# Private: ``_v2`` has how zarr decodes format 2, and says with public attributes by which codecs
+# of numcodecs. Can go when zarr itself decodes by plain functions into memory it is given
+# (zarr-developers/zarr-python#3885).
+from zarr.codecs import BytesCodec, ShardingCodec, TransposeCodec, _v2
+
+from aioxarray._runtime.scratch import scratch
+from aioxarray._zarr.codecs.steps import Step, copy, steps_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from zarr.abc.codec import CodecPipeline
+    from zarr.core.array_spec import ArraySpec
+
+
+class Decoder:
+    """Decodes the chunks of one shape.
+
+    Parameters
+    ----------
+    steps
+        What undoes the codecs, in the order of decoding.
+    dtype
+        Of the numbers as they are stored, byte order included.
+    shape
+        Of the chunk.
+    order
+        The axes of the chunk as they are stored.
+
+    Attributes
+    ----------
+    size
+        Bytes of the decoded chunk.
+    """
+
+    def __init__(
+        self,
+        steps: Sequence[Step],
+        dtype: np.dtype[Any],
+        shape: tuple[int, ...],
+        order: tuple[int, ...],
+    ) -> None:
+        self.dtype = dtype
+        self.shape = shape
+        self.order = order
+        self.size = math.prod(shape) * dtype.itemsize
+        self.as_stored = order == tuple(range(len(shape)))
+        self._inverse = tuple(int(axis) for axis in np.argsort(order))
+        self._stored_shape = tuple(shape[axis] for axis in order)
+        self._steps = steps
+        # How many bytes each step has to give.
+        sizes, size = [], self.size
+        for step in reversed(steps):
+            sizes.append(size)
+            size = -1 if step.longer_by is None or size < 0 else size + step.longer_by
+        self._sizes = sizes[::-1]
+        # The usual: one step, which fills the result.
+        self._only = steps[0].expand if len(steps) == 1 else None
+        self._many = steps[0].expand_many if len(steps) == 1 else None
+
+    @property
+    def copies(self) -> bool:
+        """Whether the stored bytes are the chunk's own."""
+        return not self._steps
+
+    def many(self, encoded: Sequence[Any]) -> Sequence[Any] | None:
+        """Return the bytes of chunks, decoded by one call that does not hold Python's lock.
+
+        None where they have to be decoded one by one: no call does it, or one of them is damaged.
+        """
+        return None if self._many is None else self._many(encoded, self.size)
+
+    def fill(self, data: Any, dest: NDArray[np.uint8]) -> None:
+        """Decode ``data`` into ``dest``: contiguous, of ``size`` bytes.
+
+        Raises an error of the codec, or ValueError where the chunk has another size.
+        """
+        if self._only is not None:
+            self._only(data, dest)
+            return
+        last = len(self._steps) - 1
+        for index, (step, size) in enumerate(zip(self._steps, self._sizes, strict=True)):
+            if step.strip is not None:
+                data = step.strip(data)
+            else:
+                assert step.expand is not None
+                into = dest if index == last else scratch("between" + "+" * (index % 2), size)
+                step.expand(data, into)
+                data = into
+        if data is not dest:
+            copy(data, dest)
+
+    def array(self, data: Any, into: NDArray[np.uint8] | None = None) -> NDArray[Any]:
+        """Decode ``data`` into the memory ``into``.
+
+        Without it into memory of this thread, to be used before the next call.
+        """
+        flat = scratch("decoded", self.size) if into is None else into
+        self.fill(data, flat)
+        return self.shaped(flat)
+
+    def shaped(self, flat: NDArray[np.uint8]) -> NDArray[Any]:
+        """Return the chunk that has ``flat`` as its bytes."""
+        stored: NDArray[Any] = flat.view(self.dtype).reshape(self._stored_shape)
+        return stored if self.as_stored else stored.transpose(self._inverse)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What decodes the chunks of an array without zarr's codecs.
+
+    Attributes
+    ----------
+    name
+        Of the codecs, as in "bytes, zstd, crc32c".
+    """
+
+    name: str
+    steps: tuple[Step, ...]
+    dtype: np.dtype[Any]
+    transposed: tuple[tuple[int, ...], ...] = ()
+    fortran: bool = False
+
+    @property
+    def longer_by(self) -> int | None:
+        """By how many bytes encoded chunks are longer; None if that varies."""
+        each = [step.longer_by for step in self.steps]
+        return None if None in each else sum(extra or 0 for extra in each)
+
+    @property
+    def decodes_many(self) -> bool:
+        """Whether one call can decode many chunks."""
+        return len(self.steps) == 1 and self.steps[0].expand_many is not None
+
+    def decoder(self, shape: tuple[int, ...]) -> Decoder:
+        """Return what decodes chunks of ``shape``."""
+        order = self.order(len(shape))
+        assert order is not None
+        return Decoder(self.steps, self.dtype, shape, order)
+
+    def order(self, ndim: int) -> tuple[int, ...] | None:
+        """Return the axes of ``ndim`` in the order in which they are stored.
+
+        None for less axes than chunks have, where some were left out.
+        """
+        order = tuple(range(ndim))
+        for each in self.transposed:
+            if len(each) != ndim:
+                return None
+            order = tuple(order[axis] for axis in each)
+        return order[::-1] if self.fortran else order
+
+
+def prepare(pipeline: CodecPipeline, spec: ArraySpec) -> Prepared | None:
+    """Return what decodes the chunks of an array by plain functions, or None."""
+    codecs: Any = pipeline
+    dtype = spec.dtype.to_native_dtype()
+    # Objects and numpy's variable strings are no bytes to be copied.
+    if dtype.hasobject or dtype.kind == "T" or dtype.itemsize == 0:
+        return None
+    serializer = codecs.array_bytes_codec
+    if type(serializer) is _v2.V2Codec:
+        return _prepare_v2(serializer, dtype, spec.order)
+    # The fields of structured types have byte orders of their own: zarr's lines differ there.
+    if type(serializer) is not BytesCodec or dtype.fields is not None:
+        return None
+    transposes = codecs.array_array_codecs
+    if any(type(codec) is not TransposeCodec for codec in transposes):
+        return None
+    steps = steps_of(codecs.bytes_bytes_codecs)
+    if steps is None:
+        return None
+    # An enumeration before zarr 3.2, a string since.
+    endian: Any = getattr(serializer.endian, "value", serializer.endian)
+    names = ["transpose"] * len(transposes) + ["bytes"] + [step.name for step in steps[::-1]]
+    return Prepared(
+        ", ".join(names),
+        steps,
+        dtype if endian is None else dtype.newbyteorder(endian),
+        tuple(codec.order for codec in transposes),
+    )
+
+
+def decoding(pipeline: CodecPipeline, prepared: Prepared | None, spec: ArraySpec) -> Hashable:
+    """Return what two pipelines have in common that make the same of the same bytes.
+
+    ``prepared`` is what `prepare` makes of them.
+    """
+    if prepared is not None:
+        return prepared
+    codecs: Any = pipeline
+    serializer = codecs.array_bytes_codec
+    chain: tuple[Any, ...]
+    if type(serializer) is _v2.V2Codec:
+        chain = (*(serializer.filters or ()), *filter(None, [serializer.compressor]))
+        settings = [codec.get_config() for codec in chain]
+    else:
+        chain = tuple(codecs)
+        settings = [codec.to_dict() for codec in chain]
+    # As text: codecs need not be hashable. This is what the array's metadata say of them.
+    text = json.dumps(settings, sort_keys=True, default=repr)
+    return tuple(map(type, chain)), text, repr((spec.dtype, spec.fill_value, spec.order))
+
+
+def describe(pipeline: CodecPipeline) -> str:
+    """Say which codecs a pipeline has, and what decodes them."""
+    codecs: Any = pipeline
+    serializer = codecs.array_bytes_codec
+    if type(serializer) is _v2.V2Codec:
+        chain = (*(serializer.filters or ()), *filter(None, [serializer.compressor]))
+        plain = steps_of(chain) is not None
+    else:
+        chain = tuple(codecs)
+        plain = (
+            type(serializer) in (BytesCodec, ShardingCodec)
+            and all(type(codec) is TransposeCodec for codec in codecs.array_array_codecs)
+            and steps_of(codecs.bytes_bytes_codecs) is not None
+        )
+    names = ", ".join(type(codec).__name__ for codec in chain) or "no codecs"
+    how = "plain functions, where the type allows" if plain else "zarr's own codecs"
+    return f"{names}; decoded by {how}"
+
+
+def _prepare_v2(codec: Any, dtype: np.dtype[Any], order: str) -> Prepared | None:
+    filters = tuple(codec.filters or ())
+    compressors = () if codec.compressor is None else (codec.compressor,)
+    steps = steps_of((*filters, *compressors))
+    if steps is None:
+        return None
+    name = ", ".join(step.name for step in steps[::-1]) or "none"
+    return Prepared(f"v2: {name}", steps, dtype, fortran=order == "F")

@@ -1,0 +1,1 @@
+"""Metadata documents: reading a hierarchy in few round trips, and the order of writing one."""

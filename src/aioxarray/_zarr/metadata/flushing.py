@@ -1,0 +1,249 @@
+"""In which order the metadata of a save reaches the store, and what is deleted before it.
+
+Whoever reads the store at any moment, or after a save that died, must find no array whose chunks
+are not there: what shows something is written after what it shows, and deleted before it. So
+arrays come before the groups that they are in, those before the outermost group and before the
+consolidated metadata that names them all. Each wave starts when the one before it has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from zarr.abc.store import Store
+from zarr.core.buffer import default_buffer_prototype
+from zarr.storage import ObjectStore, WrapperStore
+
+from aioxarray._runtime.tasks import gather
+from aioxarray._zarr.metadata.hierarchy import join, parse
+from aioxarray._zarr.metadata.prefetched import Answers
+from aioxarray._zarr.metadata.write_behind import Changes
+from aioxarray._zarr.stores.identity import below
+from aioxarray._zarr.stores.printable import without_secrets
+from aioxarray._zarr.stores.sharing import forget
+
+if TYPE_CHECKING:
+    from zarr.core.buffer import Buffer
+
+# Who cancels a save, or has set a timeout, waits no longer for a store that hangs.
+_RESTORE_S = 5.0
+
+DOCUMENTS = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
+"""The names of all keys that hold metadata."""
+
+
+def waves(changes: Changes, answers: Answers) -> list[dict[str, Buffer | None]]:
+    """Return what ``changes`` has to write, without what the store has already, in waves.
+
+    A value of None stands for a key to delete: those come in the last wave.
+    """
+    values = {
+        key: value
+        for key, value in changes.values.items()
+        if not (_is_stored(key, value, answers) and not changes.has_emptied(key))
+    }
+    groups = [key.rpartition("/")[0] for key, value in values.items() if _is_group(key, value)]
+    outermost = min(groups, key=len, default="")
+    by_rank: dict[int, dict[str, Buffer | None]] = {}
+    for key, value in values.items():
+        rank = _rank(key, value, values, outermost)
+        by_rank.setdefault(rank, {})[key] = value
+    return [by_rank[rank] for rank in sorted(by_rank)]
+
+
+def _is_stored(key: str, value: Buffer | None, answers: Answers) -> bool:
+    if key not in answers.values:
+        return value is None and answers.lacks(key)
+    stored = answers.values[key]
+    if value is None or stored is None:
+        return value is stored
+    return value.to_bytes() == stored.to_bytes()
+
+
+def _rank(
+    key: str, value: Buffer | None, values: Mapping[str, Buffer | None], outermost: str
+) -> int:
+    path, _, name = key.rpartition("/")
+    if value is None:
+        return 9
+    if name == ".zmetadata":
+        return 8
+    if _is_group(key, value):
+        if _has_consolidated(name, value):
+            return 7
+        return 6 if path == outermost else 5
+    if name == ".zattrs":
+        # They appear with the document beside them; those of an array that is not changed, and
+        # of groups, after the arrays that they may name.
+        return 1 if join(path, ".zarray") in values else 4
+    return 3 if name in DOCUMENTS else 0
+
+
+def _is_group(key: str, value: Buffer | None) -> bool:
+    name = key.rpartition("/")[2]
+    if name == ".zgroup":
+        return value is not None
+    return name == "zarr.json" and (parse(_bytes(value)) or {}).get("node_type") == "group"
+
+
+def _has_consolidated(name: str, value: Buffer) -> bool:
+    document = (parse(value.to_bytes()) or {}) if name == "zarr.json" else {}
+    return bool((document.get("consolidated_metadata") or {}).get("metadata"))
+
+
+def _bytes(value: Buffer | None) -> bytes | None:
+    return None if value is None else value.to_bytes()
+
+
+async def write_all(store: Store, listed: Iterable[Mapping[str, Buffer | None]]) -> None:
+    """Write waves one after the other."""
+    for wave in listed:
+        await write(store, wave)
+
+
+async def write_or_restore(
+    store: Store,
+    listed: Iterable[Mapping[str, Buffer | None]],
+    changes: Changes,
+    answers: Answers,
+) -> None:
+    """Write waves one after the other; if that fails or is cancelled, put back what they replaced.
+
+    Else some arrays would be left longer than the others: no reader could open them without
+    consolidated metadata, and an append that is tried again would start at another length.
+    """
+    begun: list[dict[str, Buffer | None]] = []
+    try:
+        for wave in listed:
+            replaced = {key: answers.values.get(key) for key in wave}
+            begun.append(
+                {
+                    key: value
+                    for key, value in replaced.items()
+                    if value is not None and not changes.has_emptied(key)
+                }
+            )
+            await write(store, wave)
+    except (Exception, asyncio.CancelledError) as error:
+        try:
+            async with asyncio.timeout(_RESTORE_S):
+                await write_all(store, reversed(begun))
+        except Exception as another:  # noqa: BLE001 - the first is raised
+            error.add_note(
+                "and the metadata from before could not be put back: "
+                f"{type(another).__name__}: {without_secrets(str(another))}"
+            )
+        raise
+
+
+async def write(store: Store, wave: Mapping[str, Buffer | None]) -> None:
+    """Write one of `waves`, all keys side by side."""
+    try:
+        await gather([partial(_write, store, key, value) for key, value in wave.items()])
+    finally:
+        forget(store)
+
+
+async def _write(store: Store, key: str, value: Buffer | None) -> None:
+    if value is None:
+        await store.delete(key)
+    else:
+        await store.set(key, value)
+
+
+# --- deleting ------------------------------------------------------------------------------
+
+
+async def delete_emptied(store: Store, changes: Changes, answers: Answers) -> None:
+    """Delete what was below the emptied prefixes: first what names it, then it.
+
+    Consolidated metadata of groups further out that the save will write anew loses, first of
+    all, what it says of them.
+    """
+    emptied = [prefix for prefix in changes.emptied if not answers.lacks(prefix)]
+    if not emptied:
+        return
+    listings = await gather([partial(_keys, store, prefix) for prefix in emptied])
+    prefixes = [prefix for prefix, keys in zip(emptied, listings, strict=True) if keys]
+    keys = [key for listed in listings for key in listed]
+    if not keys:
+        return
+    await write(store, _without(prefixes, changes, answers))
+    documents = [key for key in keys if key.rpartition("/")[2] in DOCUMENTS]
+    for wave in _document_waves(documents):
+        await write(store, dict.fromkeys(wave))
+    if _deletes_at_once(store):
+        try:
+            await gather([partial(store.delete_dir, prefix) for prefix in prefixes])
+        finally:
+            forget(store)
+    else:
+        rest = set(keys) - set(documents)
+        await write(store, dict.fromkeys(key for key in keys if key in rest))
+
+
+async def _keys(store: Store, prefix: str) -> list[str]:
+    # The slash: the keys of "a" are not those of "ab".
+    listed = [key async for key in store.list_prefix(f"{prefix}/" if prefix else "")]
+    return [key for key in listed if below(key, prefix)]
+
+
+def _document_waves(keys: Iterable[str]) -> list[list[str]]:
+    """Return documents in the order of their deletion: the outermost group's, then the others."""
+    listed = list(keys)
+    outermost = min((key.count("/") for key in listed), default=0)
+    first = [key for key in listed if key.count("/") == outermost]
+    rest = [key for key in listed if key.count("/") != outermost]
+    return [wave for wave in (first, rest) if wave]
+
+
+def _deletes_at_once(store: Store) -> bool:
+    """Say whether the store itself knows how to delete a prefix (a directory, a session)."""
+    while isinstance(store, WrapperStore):
+        inner: Any = store._store
+        if type(store).delete_dir is not WrapperStore.delete_dir and not hasattr(store, "inner"):
+            # A wrapper with an opinion of its own: whatever it does is not to be gone round.
+            return False
+        store = inner
+    # zarr's for obstore lists the keys again, and deletes ten at once.
+    return type(store).delete_dir not in (Store.delete_dir, ObjectStore.delete_dir)
+
+
+def _without(
+    prefixes: Iterable[str], changes: Changes, answers: Answers
+) -> dict[str, Buffer | None]:
+    """Return consolidated metadata of groups outside ``prefixes`` that will change, cut."""
+    cut: dict[str, Buffer | None] = {}
+    listed = list(prefixes)
+    for key, value in changes.values.items():
+        path, _, name = key.rpartition("/")
+        stored = answers.values.get(key)
+        if value is None or stored is None or name not in ("zarr.json", ".zmetadata"):
+            continue
+        inside = [prefix for prefix in listed if below(prefix, path) and prefix != path]
+        document = parse(stored.to_bytes()) or {}
+        nodes = _consolidated(document, name)
+        named = [
+            node
+            for node in nodes or ()
+            if any(
+                below(join(path, node), prefix) or join(path, node) == prefix for prefix in inside
+            )
+        ]
+        if nodes is None or not named:
+            continue
+        for node in named:
+            del nodes[node]
+        text = json.dumps(document, indent=2).encode()
+        cut[key] = default_buffer_prototype().buffer.from_bytes(text)
+    return cut
+
+
+def _consolidated(document: dict[str, Any], name: str) -> dict[str, Any] | None:
+    holder = document.get("consolidated_metadata") if name == "zarr.json" else document
+    nodes = (holder or {}).get("metadata")
+    return nodes if isinstance(nodes, dict) else None

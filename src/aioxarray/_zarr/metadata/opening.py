@@ -1,0 +1,246 @@
+"""Opens what xarray calls a store: with all metadata fetched before xarray asks for it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterable, Iterator, MutableMapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from zarr.abc.store import Store
+from zarr.storage import ObjectStore, StorePath
+
+# Private: how zarr makes a store of a path, a URL, a mapping or an object of another library.
+# ``zarr.open_group`` does the same and opens in one step, but a store has to be wrapped between.
+from zarr.storage._common import make_store_path
+
+from aioxarray._zarr.metadata.hierarchy import ROOT_KEYS, V2_KEYS, is_json, join, parse
+from aioxarray._zarr.metadata.prefetch import fetch, prefetch
+from aioxarray._zarr.metadata.prefetched import PrefetchedStore
+from aioxarray._zarr.stores import grants as reading
+from aioxarray._zarr.stores.calls import current_concurrency
+from aioxarray._zarr.stores.fork import usable_here
+from aioxarray._zarr.stores.printable import NamedPath, printable, without_secrets
+from aioxarray._zarr.stores.request import ForeignStore, Places
+from aioxarray.config import request_limit
+
+if TYPE_CHECKING:
+    import zarr
+
+    from aioxarray._zarr.metadata.hierarchy import Hierarchy
+    from aioxarray._zarr.metadata.prefetched import Answers
+
+_logger = logging.getLogger("aioxarray")
+
+# The names of metadata documents; and those of which one is at the root of all that Zarr opens.
+_DOCUMENTS = frozenset((*ROOT_KEYS, *V2_KEYS))
+_ROOT = tuple(name for name in ROOT_KEYS if name != ".zattrs")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A store, and a stand-in for it that already knows what opening it takes.
+
+    Attributes
+    ----------
+    store
+        The store itself.
+    stand_in
+        What xarray's own code opens instead.
+    consolidated
+        What to tell that code of consolidated metadata.
+    answers
+        What was fetched.
+    hierarchy
+        What is opened, where its metadata are told not to be consolidated, and all known: zarr then
+        need not make its objects of them over again for each question of xarray's.
+    """
+
+    store: Store
+    stand_in: StorePath
+    consolidated: bool | None
+    answers: Answers
+    hierarchy: Hierarchy | None = None
+
+    @contextlib.contextmanager
+    def noting_broken_documents(self) -> Iterator[None]:
+        """Add to an error of the body which of the metadata that were read are no JSON."""
+        try:
+            yield
+        except Exception as error:
+            for key, value in self.answers.values.items():
+                if key.rpartition("/")[2] in _DOCUMENTS and value is not None:
+                    data = value.to_bytes()
+                    if not is_json(data):
+                        kind = "an HTML page" if data.lstrip()[:1] == b"<" else "no JSON document"
+                        error.add_note(f"{key!r} holds {kind}")
+            raise
+
+
+@contextmanager
+def places() -> Iterator[Places]:
+    """Give an open its places for requests, for as long as the context is open."""
+    with reading.requests.share(request_limit(current_concurrency())) as share:
+        given = Places(share)
+        try:
+            yield given
+        finally:
+            given.requests = None
+
+
+async def open_store(
+    source: Any,
+    *,
+    group: str | None,
+    mode: Any,
+    consolidated: bool | None,
+    zarr_format: int | None,
+    storage_options: dict[str, Any] | None,
+    deep: bool,
+    times: bool,
+    indexes: bool,
+    drop: Iterable[str],
+    places: Places,
+) -> Opened:
+    """Make a store of ``source`` and fetch what opening ``group`` takes; on the I/O loop.
+
+    Requests take ``places``, those of xarray's own code too, for as long as there are any. The
+    errors of a source that is no store, or is not there, are zarr's.
+    """
+    theirs = _store_of_library(source, read_only=mode == "r")
+    place = await _place(source if theirs is None else theirs, mode, storage_options)
+    store = usable_here(place.store)
+    if not store.supports_consolidated_metadata:
+        consolidated = False
+    path = f"{place.path}/{(group or '').strip('/')}".strip("/")
+    limited = ForeignStore(store, places)
+    answers = await prefetch(
+        limited,
+        place.path,
+        path,
+        consolidated=consolidated,
+        zarr_format=zarr_format,
+        deep=deep,
+        times=times,
+        indexes=indexes,
+        drop=drop,
+    )
+    # xarray closes a store with the dataset unless the store is the caller's own.
+    closes = store is not source and theirs is None
+    stand_in = NamedPath(PrefetchedStore(limited, answers, closes=closes), place.path)
+    # Where consolidated metadata were looked for in vain, xarray's own code has to warn of it.
+    hierarchy = answers.hierarchy if consolidated is False else None
+    return Opened(store, stand_in, consolidated, answers, hierarchy)
+
+
+async def store_path(
+    source: Any, *, mode: Any, storage_options: dict[str, Any] | None
+) -> StorePath:
+    """Return the place that ``source`` stands for; with mode "r" it can only be read."""
+    theirs = _store_of_library(source, read_only=mode == "r")
+    return await _place(source if theirs is None else theirs, mode, storage_options)
+
+
+async def _place(source: Any, mode: Any, storage_options: dict[str, Any] | None) -> StorePath:
+    """Return the place of what zarr takes, or of a URL of obstore's."""
+    try:
+        return await make_store_path(source, mode=mode, storage_options=storage_options)
+    except ImportError:
+        # The filesystem of the URL's scheme is not installed for fsspec, by which xarray goes.
+        by_obstore = _obstore(source, storage_options, read_only=mode == "r")
+        if by_obstore is None:
+            raise
+        return StorePath(by_obstore)
+
+
+def is_store(source: Any) -> bool:
+    """Say whether ``source`` is something that only Zarr can be read from."""
+    if isinstance(source, Store | StorePath | MutableMapping):
+        return True
+    libraries = _libraries(source)
+    return "obstore" in libraries or ("icechunk" in libraries and hasattr(source, "store"))
+
+
+async def holds_zarr(
+    source: Any, *, group: str | None, storage_options: dict[str, Any] | None
+) -> bool:
+    """Ask ``source`` for the metadata of Zarr: two or three requests at once; on the I/O loop.
+
+    False also where the question fails: what is there instead may not understand it.
+    """
+    try:
+        place = await store_path(source, mode="r", storage_options=storage_options)
+        try:
+            paths = {place.path, f"{place.path}/{(group or '').strip('/')}".strip("/")}
+            with places() as given:
+                store = ForeignStore(usable_here(place.store), given)
+                found = await fetch(store, (join(path, name) for path in paths for name in _ROOT))
+        finally:
+            place.store.close()
+    except Exception as error:  # noqa: BLE001 - whoever opens it then raises it again, or its own
+        _logger.debug(
+            "asking %s for Zarr's metadata failed: %s: %s",
+            printable(source),
+            type(error).__name__,
+            without_secrets(str(error)),
+        )
+        return False
+    # A server may have a page to say that there is none.
+    return any(value is not None and parse(value.to_bytes()) for value in found.values())
+
+
+def _store_of_library(source: Any, *, read_only: bool) -> Store | None:
+    """Return the Zarr store of an obstore store or an icechunk session, which zarr does not take.
+
+    None for anything else. Told by the names of modules: neither library has to be installed.
+    """
+    libraries = _libraries(source)
+    if "obstore" in libraries:
+        return ObjectStore(source, read_only=read_only)
+    if "icechunk" in libraries and not isinstance(source, Store) and hasattr(source, "store"):
+        store: Store = source.store
+        return store
+    return None
+
+
+def _libraries(source: Any) -> set[str]:
+    return {kind.__module__.partition(".")[0].lstrip("_") for kind in type(source).__mro__}
+
+
+# The schemes of obstore's own stores.
+OBSTORE_SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "azure", "abfs", "abfss", "http", "https")
+
+
+def _obstore(url: Any, storage_options: dict[str, Any] | None, *, read_only: bool) -> Store | None:
+    """Return a store of obstore's for ``url``, if it is installed and has one.
+
+    ``storage_options`` are fsspec's words; obstore takes its settings from the environment.
+    """
+    scheme = url.partition("://")[0] if isinstance(url, str) else ""
+    if storage_options or scheme not in OBSTORE_SCHEMES:
+        return None
+    try:
+        from obstore.store import from_url
+    except ImportError:
+        return None
+    allowed: dict[str, Any] = {"client_options": {"allow_http": True}} if scheme == "http" else {}
+    return ObjectStore(from_url(url, **allowed), read_only=read_only)
+
+
+def give_back(array: zarr.Array[Any], store: Store) -> None:
+    """Make ``array``, opened through a stand-in, use ``store`` itself.
+
+    What the stand-in knows was for opening; it would go stale.
+    """
+    # Private, as in `aioxarray._zarr.chunks.arrays`: an array cannot be given another store.
+    inner = array._async_array
+    object.__setattr__(inner, "store_path", StorePath(store, inner.store_path.path))
+
+
+def give_back_group(group: zarr.Group, store: Store) -> None:
+    """Make ``group``, opened through a stand-in, use ``store`` itself."""
+    # Private, as with arrays.
+    inner = group._async_group
+    object.__setattr__(inner, "store_path", StorePath(store, inner.store_path.path))

@@ -1,0 +1,219 @@
+"""Asks a store, in as few round trips as it allows, for all that opening it will need.
+
+What comes back is a help, never a condition: what is not there, zarr asks for itself while
+xarray's own code opens the dataset, and what is wrong with a store, zarr finds and says itself.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from zarr.core.buffer import default_buffer_prototype
+
+from aioxarray._runtime.tasks import gather
+from aioxarray._zarr.metadata.hierarchy import (
+    ROOT_KEYS,
+    V2_KEYS,
+    Node,
+    consolidated_nodes,
+    hierarchy,
+    join,
+    node_v2,
+    node_v3,
+    parse,
+    time_nodes,
+)
+from aioxarray._zarr.metadata.prefetched import Answers
+from aioxarray._zarr.stores.printable import printable, without_secrets
+
+if TYPE_CHECKING:
+    from zarr.abc.store import Store
+    from zarr.core.buffer import Buffer
+
+    from aioxarray._zarr.stores.request import LimitedStore
+
+# The bytes are held until the indexes are made, which very many are not for.
+_MOST_CHUNKS = 64
+
+_logger = logging.getLogger("aioxarray")
+
+
+async def prefetch(
+    store: LimitedStore,
+    root: str,
+    group: str,
+    *,
+    consolidated: bool | None,
+    zarr_format: int | None,
+    deep: bool,
+    times: bool,
+    indexes: bool = False,
+    drop: Iterable[str] = (),
+) -> Answers:
+    """Return what ``store`` says to the requests that opening ``group`` takes.
+
+    Parameters
+    ----------
+    store
+        The store; each of its requests is one of ours.
+    root
+        Path in the store of what the user opens.
+    group
+        Path in the store of the group that is wanted: ``root`` or one below it.
+    consolidated
+        As in `xarray.open_zarr`: whether there is consolidated metadata at ``root``; None: look.
+    zarr_format
+        The format, 2 or 3; None: look.
+    deep
+        Whether the groups below ``group`` are opened too.
+    times
+        Whether times will be decoded: the first and last value of each is read for that.
+    indexes
+        Whether all index coordinates will be read; those of very many chunks are not fetched here.
+    drop
+        Names of variables that will not be opened.
+    """
+    reader = _Prefetch(store, deep=deep, times=times, indexes=indexes, drop=drop)
+    try:
+        await reader.read(root, group, consolidated, zarr_format)
+    except Exception as error:  # noqa: BLE001 - the same request of zarr's own raises it again
+        _logger.debug(
+            "prefetching for %s stopped: %s: %s",
+            printable(store),
+            type(error).__name__,
+            without_secrets(str(error)),
+        )
+    return reader.answers
+
+
+async def fetch(store: Store, keys: Iterable[str]) -> dict[str, Buffer | None]:
+    """Return the values of ``keys``, fetched side by side."""
+    prototype = default_buffer_prototype()
+    listed = list(dict.fromkeys(keys))
+    values = await gather([partial(store.get, key, prototype) for key in listed])
+    return dict(zip(listed, values, strict=True))
+
+
+class _Prefetch:
+    """The answers gathered so far."""
+
+    def __init__(
+        self, store: LimitedStore, *, deep: bool, times: bool, indexes: bool, drop: Iterable[str]
+    ) -> None:
+        self._store = store
+        self._deep = deep
+        self._times = times
+        self._indexes = indexes
+        self._drop = frozenset(drop)
+        self.answers = Answers()
+        # Whether something was listed that is neither an array nor a group.
+        self._odd = False
+
+    async def read(
+        self, root: str, group: str, consolidated: bool | None, zarr_format: int | None
+    ) -> None:
+        """Fetch the metadata of all that will be opened, and the values that opening reads."""
+        if consolidated is not False:
+            documents = await self._group_documents(root, zarr_format)
+            nodes = consolidated_nodes(root, documents)
+            if nodes is not None:
+                prefix = join(group, "") if group else ""
+                below = [node for node in nodes if node.path.startswith(prefix)]
+                if not self._deep:
+                    below = [node for node in below if node.parent == group]
+                await self._values(below)
+                return
+            if consolidated:
+                return
+        documents = await self._group_documents(group, zarr_format)
+        if not documents or not self._store.supports_listing:
+            return
+        nodes = await self._members(group, 3 if "zarr.json" in documents else 2)
+        if group == root and "zarr.json" in documents and not self._odd:
+            self.answers.hierarchy = hierarchy(documents["zarr.json"], nodes)
+
+    async def _fetch(self, keys: Iterable[str]) -> None:
+        """Fetch the values of ``keys``, all side by side, those that are known excepted."""
+        self.answers.values.update(await fetch(self._store, self._unknown(keys)))
+
+    def _unknown(self, keys: Iterable[str]) -> list[str]:
+        return [key for key in dict.fromkeys(keys) if key not in self.answers.values]
+
+    def _document(self, key: str) -> dict[str, Any] | None:
+        value = self.answers.values.get(key)
+        return None if value is None else parse(value.to_bytes())
+
+    async def _group_documents(
+        self, path: str, zarr_format: int | None
+    ) -> dict[str, dict[str, Any]]:
+        names = {2: ROOT_KEYS[1:], 3: ROOT_KEYS[:1]}.get(zarr_format or 0, ROOT_KEYS)
+        await self._fetch(join(path, name) for name in names)
+        documents = {name: self._document(join(path, name)) for name in names}
+        return {name: document for name, document in documents.items() if document is not None}
+
+    async def _values(self, nodes: Iterable[Node]) -> None:
+        """Fetch the chunks of ``nodes`` that opening reads."""
+        wanted = [node for node in nodes if node.name not in self._drop]
+        keys: list[str] = []
+        if self._indexes:
+            for node in wanted:
+                if node.is_index:
+                    keys += node.chunk_keys(_MOST_CHUNKS)
+        if self._times:
+            for node in time_nodes(wanted):
+                keys += node.end_chunk_keys()
+        await self._fetch(keys)
+
+    async def _members(self, path: str, zarr_format: int) -> list[Node]:
+        """Fetch the documents of what is below a group: two round trips a level.
+
+        Side by side with those of a level further down, the values that opening reads.
+        """
+        # Web servers list folders with a slash at the end, with which nothing would be found.
+        listed = [name.rstrip("/") async for name in self._store.list_dir(path)]
+        names = tuple(dict.fromkeys(filter(None, listed)))
+        self.answers.listings[path] = names
+        members = [name for name in names if name != "zarr.json" and not name.startswith(".z")]
+        paths = [join(path, member) for member in members]
+        if zarr_format == 3:
+            nodes = await self._nodes_v3(paths)
+        else:
+            nodes = await self._nodes_v2(paths)
+        self._odd = self._odd or len(nodes) < len(paths)
+        groups = [node.path for node in nodes if not node.is_array] if self._deep else []
+        walks = [partial(self._members, group, zarr_format) for group in groups]
+        steps: list[Callable[[], Awaitable[Any]]] = [partial(self._values, nodes), *walks]
+        _, *below = await gather(steps)
+        return nodes + [node for found in below for node in found]
+
+    async def _nodes_v3(self, paths: Sequence[str]) -> list[Node]:
+        keys = self._unknown(join(path, "zarr.json") for path in paths)
+        values = await self._store.get_documents(default_buffer_prototype(), keys)
+        self.answers.values.update(zip(keys, values, strict=True))
+        found = ((path, self._document(join(path, "zarr.json"))) for path in paths)
+        return [node_v3(path, document) for path, document in found if document is not None]
+
+    async def _nodes_v2(self, paths: Sequence[str]) -> list[Node]:
+        if not self._deep:
+            await self._arrays_v2(paths)
+        await self._fetch(join(path, name) for path in paths for name in V2_KEYS)
+        found = (
+            node_v2(path, {name: self._document(join(path, name)) for name in V2_KEYS})
+            for path in paths
+        )
+        return [node for node in found if node is not None]
+
+    async def _arrays_v2(self, paths: Sequence[str]) -> None:
+        """Fetch the documents of those of ``paths`` that are arrays of format 2.
+
+        zarr asks an array whether it is a group too, and does not care for the answer: that it
+        has none saves a third of the requests. Groups take one round trip more, so this is for
+        where few are expected.
+        """
+        await self._fetch(join(path, name) for path in paths for name in (".zarray", ".zattrs"))
+        for path in paths:
+            if self.answers.values[join(path, ".zarray")] is not None:
+                self.answers.values[join(path, ".zgroup")] = None

@@ -1,0 +1,86 @@
+"""Finds out, in as few round trips as a store allows, what a save has to know of it."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from aioxarray._runtime.tasks import gather
+from aioxarray._zarr.metadata.hierarchy import ROOT_KEYS, join
+from aioxarray._zarr.metadata.prefetch import fetch, prefetch
+from aioxarray._zarr.metadata.prefetched import Answers
+
+if TYPE_CHECKING:
+    from aioxarray._zarr.stores.request import LimitedStore
+
+
+async def survey(
+    store: LimitedStore,
+    path: str,
+    *,
+    mode: str,
+    deep: bool,
+    consolidated: bool | None,
+    zarr_format: Any,
+) -> Answers:
+    """Return what ``store`` says to what xarray and zarr will ask while they save.
+
+    Parameters
+    ----------
+    store
+        The store; each of its requests is one of ours.
+    path
+        Path in the store of the group that is written.
+    mode
+        xarray's.
+    deep
+        Whether groups below ``path`` are written too.
+    consolidated
+        Whether the save writes consolidated metadata, for which all metadata in the store is
+        read; with mode "r+", whether it is to be read.
+    zarr_format
+        The format, 2 or 3; None: not known.
+    """
+    answers = Answers()
+
+    async def what_is_there() -> None:
+        try:
+            if mode == "w":
+                keys = [key async for key in store.list_prefix(join(path, "") if path else "")]
+                start = len(join(path, "")) if path else 0
+                names = dict.fromkeys(key[start:].partition("/")[0] for key in keys)
+            else:
+                names = dict.fromkeys([name async for name in store.list_dir(path)])
+        except Exception as error:
+            error.add_note(
+                "while asking what is there before anything is written: to save, a store must be "
+                "able to list its keys (over HTTP: by PROPFIND)"
+            )
+            raise
+        answers.listings[path] = tuple(names)
+
+    async def groups_above() -> None:
+        parts = path.split("/")
+        parents = ["/".join(parts[:depth]) for depth in range(len(parts) if path else 0)]
+        wanted = [join(group, name) for group in parents for name in ROOT_KEYS]
+        answers.values.update(await fetch(store, wanted))
+
+    async def metadata() -> None:
+        rest = {"zarr_format": zarr_format, "times": mode not in ("w", "w-")}
+        if mode == "r+":
+            found = await prefetch(store, "", path, consolidated=consolidated, deep=deep, **rest)
+        elif consolidated:
+            found = await prefetch(store, "", "", consolidated=False, deep=True, **rest)
+        else:
+            found = await prefetch(store, path, path, consolidated=False, deep=deep, **rest)
+        answers.values.update(found.values)
+        answers.listings.update(found.listings)
+
+    steps = [groups_above]
+    if store.supports_listing:
+        steps.append(what_is_there)
+    # What is replaced, or must not be there, is not read.
+    if mode not in ("w", "w-") or (path and consolidated):
+        steps.append(metadata)
+    await gather([partial(step) for step in steps])
+    return answers

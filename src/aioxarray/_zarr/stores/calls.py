@@ -1,0 +1,200 @@
+"""The calls under way (opens, loads, saves): what each of them waits for, and its timeout."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from types import TracebackType
+from typing import Any, Self
+
+from aioxarray._zarr.stores import grants as reading
+from aioxarray._zarr.stores.printable import printable
+
+
+class Call:
+    """An open, a load or a save under way, and its requests.
+
+    Calls made by a call (the load of index coordinates during an open) are part of it.
+
+    Attributes
+    ----------
+    concurrency
+        Its own limit on requests in flight; None for the setting.
+    done
+        How many of its requests have been answered.
+    progress
+        Returns how far it has come, in words; None if it cannot say.
+    """
+
+    def __init__(self, concurrency: int | None = None) -> None:
+        self.concurrency = concurrency
+        self.done = 0
+        self.progress: Callable[[], str] | None = None
+        # In the order in which they began; dictionaries, because these can be changed by several
+        # threads at once.
+        self._requests: dict[requested, None] = {}
+        self._labels: dict[_Labelled, None] = {}
+        self._inner: dict[Call, None] = {}
+
+    def _all(self) -> Iterator[Call]:
+        yield self
+        for call in list(self._inner):
+            yield from call._all()
+
+    def awaiting(self, what: str) -> _Labelled:
+        """Return a context in which the call waits for ``what``: the variable 'v', say.
+
+        It is named where no request is in flight: some readers make their own.
+        """
+        return _Labelled(self, what)
+
+    def state(self) -> str:
+        """Say how far the call has come, and what it waits for."""
+        calls = list(self._all())
+        parts = [call.progress() for call in calls if call.progress is not None][:1]
+        requests = [each for call in calls for each in list(call._requests)]
+        labels = [each.label for call in calls for each in list(call._labels)]
+        if requests:
+            first = requests[0]
+            more = f" and {len(requests) - 1} more" if len(requests) > 1 else ""
+            parts.append(f"waiting for {first.key!r}{more} of {printable(first.store)}")
+        elif labels:
+            more = f" and {len(labels) - 1} more" if len(labels) > 1 else ""
+            parts.append(f"waiting for {labels[0]}{more}")
+        others = reading.requests.in_use
+        if not requests and others:
+            parts.append(f"{others} requests of other calls are in flight")
+        done = sum(call.done for call in calls)
+        if done or requests:
+            parts.append(f"{done} {'request' if done == 1 else 'requests'} done")
+        return "; ".join(parts) or "no request had been made"
+
+    def _end(self, inner: Call) -> None:
+        self.done += inner.done
+        self._inner.pop(inner, None)
+
+
+_current: contextvars.ContextVar[Call | None] = contextvars.ContextVar(
+    "aioxarray_call", default=None
+)
+
+
+def current_concurrency() -> int | None:
+    """Return the limit on requests of the call for which the code here works; None for none."""
+    call = _current.get()
+    return None if call is None else call.concurrency
+
+
+def awaiting(what: str) -> AbstractContextManager[None]:
+    """Return a context in which the current call waits for ``what``."""
+    call = _current.get()
+    return nullcontext() if call is None else call.awaiting(what)
+
+
+@asynccontextmanager
+async def calling(
+    what: str, timeout: float | None = None, concurrency: int | None = None
+) -> AsyncIterator[Call]:
+    """Open a call of at most ``timeout`` seconds.
+
+    ``what`` is what its timeout error says was not done: "loaded". The error also says what the
+    call was waiting for when its time was over. Without ``concurrency``, the limit is that of the
+    call around it.
+    """
+    outer = _current.get()
+    if concurrency is None and outer is not None:
+        concurrency = outer.concurrency
+    this = Call(concurrency)
+    token = _current.set(this)
+    if outer is not None:
+        outer._inner[this] = None
+    try:
+        async with _limited(this, what, timeout):
+            yield this
+    finally:
+        _current.reset(token)
+        if outer is not None:
+            outer._end(this)
+
+
+@asynccontextmanager
+async def _limited(this: Call, what: str, timeout: float | None) -> AsyncIterator[None]:
+    if timeout is None:
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    when = loop.time() + timeout
+    state = ""
+
+    def look() -> None:
+        nonlocal state
+        state = this.state()
+
+    # At the moment at which the timeout cancels the requests, and before any of them has ended.
+    timer = loop.call_at(when, look)
+    try:
+        async with asyncio.timeout_at(when) as limit:
+            yield
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        raise TimeoutError(
+            f"not {what} within the timeout of {timeout} s: {state or this.state()}"
+        ) from error
+    finally:
+        timer.cancel()
+
+
+class requested:
+    """A context in which a request is in flight.
+
+    Parameters
+    ----------
+    store, key
+        What is requested of which store.
+    count
+        How many requests it counts for when it has ended.
+    """
+
+    __slots__ = ("_call", "count", "key", "store")
+
+    def __init__(self, store: Any, key: str, count: int = 1) -> None:
+        self.store = store
+        self.key = key
+        self._call = _current.get()
+        self.count = count
+
+    def __enter__(self) -> Self:
+        if self._call is not None:
+            self._call._requests[self] = None
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        call = self._call
+        if call is not None:
+            del call._requests[self]
+            if kind is None:
+                call.done += self.count
+
+
+class _Labelled:
+    """A context in which a call waits for something that is no request."""
+
+    __slots__ = ("_call", "label")
+
+    def __init__(self, call: Call, label: str) -> None:
+        self._call = call
+        self.label = label
+
+    def __enter__(self) -> None:
+        self._call._labels[self] = None
+
+    def __exit__(self, *error: object) -> None:
+        del self._call._labels[self]

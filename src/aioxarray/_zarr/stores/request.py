@@ -1,0 +1,238 @@
+"""A store wrapper that counts every request against the limit."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from zarr.abc.store import Store
+from zarr.storage import WrapperStore
+
+from aioxarray._runtime.budget import Share
+from aioxarray._runtime.tasks import first_error, gather
+from aioxarray._runtime.threads.leash import leashed
+from aioxarray._zarr.stores.calls import requested
+from aioxarray._zarr.stores.grants import is_long
+from aioxarray._zarr.stores.printable import NamedAsWrapped, printable
+
+if TYPE_CHECKING:
+    from zarr.abc.store import ByteRequest
+    from zarr.core.buffer import Buffer, BufferPrototype
+
+    from aioxarray._zarr.selection import Chunk
+
+    # By another name than ``list``, which a store has a method of.
+    _Values = list[Buffer | None]
+
+T = TypeVar("T")
+
+
+class noted:
+    """Adds to an error in its body which chunk of which store it belongs to."""
+
+    __slots__ = ("_chunk", "_store")
+
+    def __init__(self, chunk: Chunk, store: Store) -> None:
+        self._chunk = chunk
+        self._store = store
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, Exception):
+            note = f"in chunk {self._chunk[0]!r} of {printable(self._store)!r}"
+            # Who follows another read's chunk may be handed an error that says so already.
+            if note not in getattr(error, "__notes__", ()):
+                error.add_note(note)
+
+
+class LimitedStore(NamedAsWrapped, WrapperStore[Store]):
+    """Lets a request through to ``store`` when ``requests`` has a place for it.
+
+    A request made for a thread ends with what the thread does: see
+    `aioxarray._runtime.threads.leash.Leash`.
+
+    It keeps no state of its own: zarr rebuilds wrappers freely, and the places are counted in
+    ``requests``.
+    """
+
+    def __init__(self, store: Store, requests: Share) -> None:
+        super().__init__(store)
+        self._requests = requests
+
+    def _with_store(self, store: Store) -> LimitedStore:
+        return type(self)(store, self._requests)
+
+    @property
+    def inner(self) -> Store:
+        """The store that is limited."""
+        return self._store
+
+    async def _send(
+        self, key: str, request: Callable[[], Awaitable[T]], *, long: bool = False
+    ) -> T:
+        """Await ``request``, for ``key``, when there is a place for it."""
+        with leashed():
+            async with self._requests.hold(long=long):
+                with requested(self._store, key):
+                    return await request()
+
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        return await self._send(key, lambda: self._store.get(key, prototype, byte_range))
+
+    async def exists(self, key: str) -> bool:
+        return await self._send(key, lambda: self._store.exists(key))
+
+    async def get_partial_values(
+        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
+    ) -> _Values:
+        # Range by range through ``get``: the wrapped store would make its requests uncounted.
+        return await gather(
+            [functools.partial(self.get, key, prototype, part) for key, part in key_ranges]
+        )
+
+    async def get_documents(self, prototype: BufferPrototype, keys: Sequence[str]) -> _Values:
+        """Read metadata documents: one request each, or one where all of them are one object."""
+        if _has_documents_in_one_object(self._store):
+            try:
+                return await self._send(
+                    keys[0] if keys else "",
+                    lambda: self._store.get_partial_values(
+                        prototype, [(key, None) for key in keys]
+                    ),
+                )
+            except TypeError:
+                # So it fails where one is missing, and does not say which.
+                pass
+        return await gather([functools.partial(self.get, key, prototype) for key in keys])
+
+    async def get_ranges(
+        self, key: str, byte_ranges: Sequence[ByteRequest | None], **options: Any
+    ) -> AsyncIterator[Sequence[tuple[int, Buffer | None]]]:
+        """Read many ranges of one key, merged where they lie close, each merged one counted.
+
+        The wrapped store's own method would go round ``get``; that of the base class (zarr 3.3
+        and later, the only ones that call this) merges ranges and calls it.
+        """
+        # How many at once is for ``requests`` to say; zarr's default of 10 would be a second,
+        # smaller limit.
+        options = {"max_concurrency": max(1, len(byte_ranges)), **options}
+        base: Any = Store
+        try:
+            async for group in base.get_ranges(self, key, byte_ranges, **options):
+                yield group
+        except BaseExceptionGroup as errors:
+            # The first as it is, as everywhere; but a missing shard zarr looks for in a group.
+            _, others = errors.split(FileNotFoundError)
+            if others is None:
+                raise
+            raise first_error(others) from None
+
+    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        """List the names below ``prefix``: one request."""
+        for name in await self._listed(prefix, lambda: self._store.list_dir(prefix)):
+            yield name
+
+    async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
+        """List the keys that begin with ``prefix``: one request."""
+        for key in await self._listed(prefix, lambda: self._store.list_prefix(prefix)):
+            yield key
+
+    async def list(self) -> AsyncIterator[str]:
+        """List all keys: one request."""
+        for key in await self._listed("", self._store.list):
+            yield key
+
+    async def _listed(
+        self, prefix: str, listing: Callable[[], AsyncIterator[str]]
+    ) -> Sequence[str]:
+        async def read() -> Sequence[str]:
+            return [name async for name in listing()]
+
+        return await self._send(prefix, read)
+
+    async def is_empty(self, prefix: str) -> bool:
+        return await self._send(prefix, lambda: self._store.is_empty(prefix))
+
+    async def set(self, key: str, value: Buffer) -> None:
+        long = is_long(len(value))
+        await self._send(key, lambda: self._store.set(key, value), long=long)
+
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        await self._send(key, lambda: self._store.set_if_not_exists(key, value))
+
+    async def delete(self, key: str) -> None:
+        await self._send(key, lambda: self._store.delete(key))
+
+    async def delete_dir(self, prefix: str) -> None:
+        await self._send(prefix, lambda: self._store.delete_dir(prefix))
+
+    @property
+    def _supports_sync_io(self) -> bool:
+        # zarr's fast path for stores that can be read without awaiting would go round ``get``.
+        return False
+
+
+def _has_documents_in_one_object(store: Store) -> bool:
+    """Say whether ``store`` has all metadata in memory once it has answered anything.
+
+    Icechunk has them in its snapshot. It answers for many keys in a tenth of the time that it
+    takes to be asked for each; chunks not, of which it then reads ten at a time.
+    """
+    # Not imported: what was not, no store can be of.
+    return type(store) is getattr(sys.modules.get("icechunk"), "IcechunkStore", None)
+
+
+class ForeignStore(LimitedStore):
+    """The store of an open or a save, for what xarray and zarr ask of it themselves.
+
+    Once that has ended, requests go straight through.
+
+    Parameters
+    ----------
+    store
+        The store.
+    places
+        What the open or save may use.
+    """
+
+    def __init__(self, store: Store, places: Places) -> None:
+        self._store = store
+        self._places = places
+
+    def _with_store(self, store: Store) -> ForeignStore:
+        return type(self)(store, self._places)
+
+    def __str__(self) -> str:
+        # It stands in for the store in the errors of xarray and zarr.
+        return str(self._store)
+
+    def __repr__(self) -> str:
+        return repr(self._store)
+
+    def counted_elsewhere(self) -> ForeignStore:
+        """Return the store for a reader that counts its requests itself."""
+        return type(self)(self._store, Places(None))
+
+    async def _send(
+        self, key: str, request: Callable[[], Awaitable[T]], *, long: bool = False
+    ) -> T:
+        share = self._places.requests
+        with leashed():
+            if share is None:
+                return await request()
+            async with share.hold(long=long):
+                with requested(self._store, key):
+                    return await request()
+
+
+class Places:
+    """The places for requests that an open or a save has; None when it has ended."""
+
+    def __init__(self, requests: Share | None) -> None:
+        self.requests = requests
