@@ -268,8 +268,8 @@ def test_parts_of_layers() -> None:
     [
         ("_zarr/stores/request.py", "from aioxarray._zarr.chunks.jobs import Job", True),
         ("_zarr/stores/request.py", "from aioxarray._zarr.chunks import jobs", True),
-        ("_zarr/selection.py", "from aioxarray._zarr.stores.request import LimitedStore", True),
-        ("_zarr/chunks/jobs.py", "from aioxarray._zarr.stores.request import LimitedStore", False),
+        ("_zarr/selection.py", "from aioxarray._zarr.stores.limited import LimitedStore", True),
+        ("_zarr/chunks/jobs.py", "from aioxarray._zarr.stores.limited import LimitedStore", False),
         ("_zarr/chunks/jobs.py", "from aioxarray._zarr.chunks.shards import Index", False),
         ("_zarr/chunks/jobs.py", "from aioxarray._zarr.selection import Chunk", False),
         ("_xarray/lazy/find.py", "import aioxarray._xarray.opening.engine", True),
@@ -278,6 +278,87 @@ def test_parts_of_layers() -> None:
 )
 def test_rules_of_parts(path: str, source: str, climbs: bool) -> None:
     assert bool(climbing(source, PurePosixPath(path))) == climbs
+
+
+# The coroutines of a store that make requests, and its plain ones.
+REQUESTS = frozenset(
+    {"get", "get_partial_values", "get_ranges", "exists", "is_empty", "getsize", "getsize_prefix"}
+    | {"list", "list_prefix", "list_dir", "set", "set_if_not_exists", "delete", "delete_dir"}
+)
+# The calls of obstore's functions and methods.
+OBSTORE = frozenset(
+    {"get_async", "get_range", "get_range_async", "get_ranges_async", "head", "head_async"}
+    | {"put_async", "delete_async"}
+)
+# Stores that ask the limited store below them, and inner chunks that are in memory.
+ASK_FOR_OTHERS = {
+    "_zarr/metadata/prefetched.py": "self._store self",
+    "_zarr/metadata/write_behind.py": "self._store super() self",
+    "_zarr/chunks/pipeline.py": "getter",
+}
+
+
+def requests_made(source: str, path: PurePosixPath) -> list[str]:
+    """List what a module asks of a store other than through a limited one, as its name says.
+
+    A name that ends in "limited" is a `LimitedStore`, or a place in one, which the type checker
+    sees to.
+    """
+    if path.is_relative_to("_zarr/stores") or path.parts[0] in ("testing", "_demo"):
+        return []
+    allowed = ASK_FOR_OTHERS.get(path.as_posix(), "").split()
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case (
+                ast.Await(value=ast.Call(func=ast.Attribute(value=asked, attr=name)))
+                | ast.comprehension(iter=ast.Call(func=ast.Attribute(value=asked, attr=name)))
+                | ast.AsyncFor(iter=ast.Call(func=ast.Attribute(value=asked, attr=name)))
+                | ast.Call(
+                    func=ast.Name(id="partial") | ast.Attribute(attr="partial"),
+                    args=[ast.Attribute(value=asked, attr=name), *_],
+                )
+            ) if name in REQUESTS:
+                pass
+            case ast.Attribute(value=asked, attr=name) if name in OBSTORE:
+                pass
+            case _:
+                continue
+        receiver = ast.unparse(asked)
+        if not (receiver.endswith("limited") or receiver in allowed):
+            found.append(
+                f"src/{PACKAGE}/{path}:{asked.lineno}: {receiver}.{name} makes a request: ask a "
+                f"LimitedStore, named so, or use aioxarray._zarr.stores.request"
+            )
+    return found
+
+
+def test_requests_are_made_in_one_place() -> None:
+    broken = [line for path in source_files() for line in requests_made(read(path), path)]
+    assert not broken, "\n" + "\n".join(broken)
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "message"),
+    [
+        ("_zarr/chunks/jobs.py", "async def f(): await store.get(key)", "store.get"),
+        ("_zarr/chunks/jobs.py", "async def f(): await self.limited.get(key)", None),
+        ("_zarr/chunks/jobs.py", "values.get(key)", None),
+        ("_zarr/chunks/jobs.py", "partial(store.get, key)", "store.get"),
+        ("_xarray/saving/saver.py", "async def f():\n async for k in s.list(): pass", "s.list"),
+        (
+            "_xarray/saving/saver.py",
+            "async def f(): [k async for k in s.list_dir('')]",
+            "s.list_dir",
+        ),
+        ("_xarray/opening/virtual.py", "obstore.get_range_async(client, key)", "get_range_async"),
+        ("_zarr/stores/request.py", "async def f(): await store.get(key)", None),
+    ],
+)
+def test_rules_of_requests(path: str, source: str, message: str | None) -> None:
+    broken = requests_made(source, PurePosixPath(path))
+    assert len(broken) == (message is not None)
+    assert message is None or message in broken[0]
 
 
 def test_folders_are_small() -> None:

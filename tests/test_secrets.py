@@ -29,8 +29,8 @@ import aioxarray
 from aioxarray._runtime.budget import Budget
 from aioxarray._zarr.metadata.prefetched import Answers, PrefetchedStore
 from aioxarray._zarr.metadata.write_behind import Changes, WriteBehindStore
+from aioxarray._zarr.stores.limited import LimitedStore
 from aioxarray._zarr.stores.printable import NamedPath, printable, without_secrets
-from aioxarray._zarr.stores.request import LimitedStore
 from aioxarray.cli import main
 from aioxarray.testing import ObjectServer
 from tests import samples

@@ -13,7 +13,7 @@ import xarray as xr
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
-from aioxarray._zarr.stores.request import LimitedStore
+from aioxarray._zarr.stores.limited import LimitedStore
 from aioxarray.testing import RecordingStore
 from tests import samples
 from tests.opening.helpers import Way, datasets, every_way

@@ -11,8 +11,7 @@ import xarray as xr
 from zarr.storage import MemoryStore, ObjectStore
 
 import aioxarray
-from aioxarray._zarr.stores.clients import FETCHERS
-from aioxarray._zarr.stores.nearness import Nearness
+from aioxarray._zarr.stores.clients import FETCHERS, Nearness
 from aioxarray.testing import ObjectServer, VirtualClock
 
 

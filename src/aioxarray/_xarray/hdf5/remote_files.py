@@ -7,15 +7,17 @@ import io
 import os
 from collections.abc import Callable, Coroutine, Mapping
 from functools import lru_cache, partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 # Private: how xarray's h5netcdf engine opens a URL. Done here, ahead of it, so that the bytes it
 # reads first are there before it takes its turn in HDF5, where one file at a time is open.
 from xarray.backends import H5netcdfBackendEntrypoint
 from xarray.backends.common import _open_remote_file
 from xarray.core.utils import is_remote_uri
+from zarr.abc.store import RangeByteRequest
 
 from aioxarray._runtime.loops import io_loop, run_blocking, run_on
+from aioxarray._zarr.stores.request import Request, plainly, send_alone
 
 # Those of xarray's engine.
 _BLOCK_BYTES = 4 << 20
@@ -54,8 +56,12 @@ class AheadFile(io.RawIOBase):
     def _block(self, start: int) -> memoryview:
         if self._later is not None:
             return self._later(start, min(start + _BLOCK_BYTES, self._size))
-        self._file.seek(start)
-        return memoryview(self._file.read(_BLOCK_BYTES))
+        with plainly(self._request(start, _BLOCK_BYTES)):
+            self._file.seek(start)
+            return memoryview(self._file.read(_BLOCK_BYTES))
+
+    def _request(self, start: int, nbytes: int) -> Request:
+        return Request("get", self._file, "", RangeByteRequest(start, start + nbytes), nbytes)
 
     @property
     def is_hdf5(self) -> bool:
@@ -91,8 +97,9 @@ class AheadFile(io.RawIOBase):
                 self._at += len(wanted)
                 return len(wanted)
         if self._later is None:
-            self._file.seek(self._at)
-            count: int = self._file.readinto(wanted)
+            with plainly(self._request(self._at, len(wanted))):
+                self._file.seek(self._at)
+                count: int = self._file.readinto(wanted)
             self._at += count
             return count
         end = min(self._at + len(wanted), self._size)
@@ -122,14 +129,22 @@ class FetchedFile(Protocol):
         """Return the bytes from ``start`` to before ``end``."""
 
 
-def _fetching(file: Any) -> tuple[asyncio.AbstractEventLoop, _Fetch] | None:
+class _Fetching(NamedTuple):
+    """The file whose bytes can be awaited, the loop on which they can, and the coroutine."""
+
+    file: Any
+    loop: asyncio.AbstractEventLoop
+    fetch: _Fetch
+
+
+def _fetching(file: Any) -> _Fetching | None:
     """Return what fetches bytes of ``file``, and its loop; None where only ``file`` itself can.
 
     Awaited, it can be cancelled: HDF5, which waits for it, then gets an error and returns, however
     long the server would have it wait. Reading ``file`` itself cannot.
     """
     if isinstance(file, FetchedFile):
-        return io_loop(), file.fetch_async
+        return _Fetching(file, io_loop(), file.fetch_async)
     fs: Any = getattr(file, "fs", None)
     # Where the user asked for another cache, that is kept.
     if not getattr(fs, "async_impl", False) or fs.asynchronous or not _caches_blocks(file):
@@ -138,7 +153,7 @@ def _fetching(file: Any) -> tuple[asyncio.AbstractEventLoop, _Fetch] | None:
     fetch = getattr(file, "async_fetch_range", None)
     if fetch is None:
         fetch = partial(_cat, fs, file.path)
-    return fs.loop, fetch
+    return _Fetching(file, fs.loop, fetch)
 
 
 def _caches_blocks(file: Any) -> bool:
@@ -150,9 +165,14 @@ async def _cat(fs: Any, path: str, start: int, end: int) -> bytes:
     return data
 
 
-def _block(fetching: tuple[asyncio.AbstractEventLoop, _Fetch], start: int, end: int) -> memoryview:
-    loop, fetch = fetching
-    return memoryview(run_blocking(lambda: run_on(loop, lambda: fetch(start, end))))
+def _block(fetching: _Fetching, start: int, end: int) -> memoryview:
+    file, loop, fetch = fetching
+    request = Request("get", file, "", RangeByteRequest(start, end), end - start)
+
+    async def send() -> bytes:
+        return await send_alone(request, lambda: fetch(start, end))
+
+    return memoryview(run_blocking(lambda: run_on(loop, send)))
 
 
 def read_ahead(engine: Any, source: Any, options: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -171,7 +191,11 @@ def read_ahead(engine: Any, source: Any, options: Mapping[str, Any]) -> tuple[An
     rest = dict(options)
     given = rest.pop("open_kwargs", None) or {}
     caching = _DEFAULTS if given.get("cache_type", "blockcache") == "blockcache" else {}
-    file = _open_remote_file(source, "rb", rest.pop("storage_options", None), {**caching, **given})
+    with plainly(Request("exists", source, "")):
+        # It asks for the size.
+        file = _open_remote_file(
+            source, "rb", rest.pop("storage_options", None), {**caching, **given}
+        )
     # fsspec's caches of whole files give a plain file on the disk, which has no size.
     if not getattr(file, "size", 0):
         return file, rest

@@ -15,6 +15,7 @@ from aioxarray._xarray.lazy.together import RUN, UNREAD, Sorting, read_run
 from aioxarray._xarray.lazy.variables import Lazy, load_data
 from aioxarray._zarr.stores.calls import Call, calling
 from aioxarray._zarr.stores.grants import Reading, decoders, reading
+from aioxarray._zarr.stores.request import for_variable
 from aioxarray.config import cache_limit, memory_limit, request_limit, thread_count
 from aioxarray.progress import Meter, Progress, check_progress, meter
 
@@ -101,7 +102,7 @@ class _Load:
         lazy = self._lazies[index]
         report = self._counter.part(lazy.nbytes)
         try:
-            with self._call.awaiting(f"variable {lazy.label}"):
+            with self._call.awaiting(f"variable {lazy.label}"), for_variable(lazy.label):
                 self.values[index] = await load_data(lazy, self._reading, decoders, report)
         except Exception as error:
             error.add_note(f"while loading {lazy.label}")

@@ -37,7 +37,7 @@ from aioxarray._xarray.opening.indexes import with_default_indexes
 from aioxarray._xarray.opening.known import open_known_dataset, open_known_groups
 from aioxarray._zarr.metadata.groups import known_group
 from aioxarray._zarr.metadata.opening import Opened, give_back, open_store, places
-from aioxarray._zarr.stores.request import Places
+from aioxarray._zarr.stores.limited import Places
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store

@@ -17,7 +17,6 @@ from urllib.parse import urlsplit
 import h5py
 import numcodecs
 import numpy as np
-import obstore
 import xarray as xr
 from h5py import h5d, h5t, h5z
 from numcodecs.fletcher32 import Fletcher32
@@ -31,7 +30,6 @@ from xarray.backends import H5netcdfBackendEntrypoint, H5NetCDFStore, plugins
 from xarray.backends.zarr import ZarrArrayWrapper
 from xarray.core.indexing import LazilyIndexedArray
 
-from aioxarray._runtime.loops import run_blocking
 from aioxarray._xarray.hdf5.engine import open_once, opens_once
 from aioxarray._xarray.hdf5.remote_files import AheadFile
 from aioxarray._xarray.opening.engine import AioBackendEntrypoint, open_in_lane
@@ -40,6 +38,7 @@ from aioxarray._zarr.stores.file_chunks import (
     ContiguousIndex,
     FileChunks,
     Index,
+    ObjectFile,
     contiguous_chunk_shape,
 )
 
@@ -144,41 +143,6 @@ def _client_of(url: str, storage_options: Mapping[str, Any] | None) -> tuple[Any
         # obstore refuses plain HTTP unless told otherwise; the URL says it is meant.
         options["client_options"] = {"allow_http": True, **options.get("client_options", {})}
     return from_url(f"{parts.scheme}://{parts.netloc}", **options), parts.path.lstrip("/")
-
-
-class ObjectFile:
-    """An object of obstore's, as the file that an `AheadFile` reads.
-
-    Parameters
-    ----------
-    client, key
-        obstore's store, and the object in it.
-    name
-        What the ``repr`` shows, which h5py and xarray take for the name of the file.
-    """
-
-    def __init__(self, client: Any, key: str, name: str) -> None:
-        self._client = client
-        self._key = key
-        self._name = name
-        self.size: int = run_blocking(self._size)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._client, self._key, self._name)
-
-    def __repr__(self) -> str:
-        return self._name
-
-    async def _size(self) -> int:
-        found: Any = await obstore.head_async(self._client, self._key)
-        return int(found["size"])
-
-    async def fetch_async(self, start: int, end: int) -> bytes:
-        """Return the bytes from ``start`` to before ``end``; on the I/O loop."""
-        return bytes(await obstore.get_range_async(self._client, self._key, start=start, end=end))
-
-    def close(self) -> None:
-        """Do nothing: a client holds no file open."""
 
 
 class ChunkStore(H5NetCDFStore):

@@ -46,8 +46,9 @@ from aioxarray._zarr.stores.calls import Call, calling
 from aioxarray._zarr.stores.fork import is_transaction, usable_here
 from aioxarray._zarr.stores.grants import Reading, decoders, is_long, reading
 from aioxarray._zarr.stores.identity import Position
+from aioxarray._zarr.stores.limited import ForeignStore, LimitedStore, Places
 from aioxarray._zarr.stores.printable import printable
-from aioxarray._zarr.stores.request import ForeignStore, LimitedStore, Places
+from aioxarray._zarr.stores.request import for_variable
 from aioxarray.config import memory_limit
 from aioxarray.progress import Meter, meter
 
@@ -283,7 +284,8 @@ async def _awaited(awaitable: Awaitable[None]) -> None:
 @contextlib.contextmanager
 def _noting(job: Job) -> Iterator[None]:
     try:
-        yield
+        with for_variable(repr(job.target.path)):
+            yield
     except Exception as error:
         error.add_note(f"while saving variable {job.target.path!r}")
         raise

@@ -27,7 +27,7 @@ from aioxarray._zarr.points import Points
 from aioxarray._zarr.selection import Block
 from aioxarray._zarr.stores.fork import usable_here
 from aioxarray._zarr.stores.grants import Reading
-from aioxarray._zarr.stores.request import noted
+from aioxarray._zarr.stores.request import chunk_noted
 from aioxarray._zarr.stores.sources import source_of
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def known_block(
         return None
     for chunk in chunks:
         data = values[chunk[0]]
-        with noted(chunk, array.store):
+        with chunk_noted(chunk[0], array.store):
             job.placer.put(None if data is None else data.as_numpy_array(), chunk)
     return job.out.as_numpy_array()
 
@@ -170,7 +170,7 @@ def read_small_block(
         return None
     source: Any = source_of(array.store)
     for chunk in job.chunks:
-        with noted(chunk, array.store):
+        with chunk_noted(chunk[0], array.store):
             job.placer.read(source, chunk)
     return job.out.as_numpy_array()
 

@@ -21,17 +21,14 @@ from aioxarray._zarr.chunks.placing import Placer
 from aioxarray._zarr.chunks.small_chunks import SMALL_BYTES, SmallChunks
 from aioxarray._zarr.chunks.turns import Turns
 from aioxarray._zarr.selection import in_runs
-from aioxarray._zarr.stores.calls import requested
-from aioxarray._zarr.stores.clients import FETCHERS
+from aioxarray._zarr.stores.clients import FETCHERS, Nearness
 from aioxarray._zarr.stores.grants import Reading, is_long
-from aioxarray._zarr.stores.nearness import Nearness
-from aioxarray._zarr.stores.request import noted
+from aioxarray._zarr.stores.limited import LimitedStore
+from aioxarray._zarr.stores.request import chunk_noted
 from aioxarray._zarr.stores.sharing import Lead, Sharing, Table
 from aioxarray._zarr.stores.sources import ObjectSource, Source
 
 if TYPE_CHECKING:
-    from zarr.abc.store import Store
-
     from aioxarray._zarr.selection import Chunk
 
 # A hop to a thread costs about as much as decoding this many bytes.
@@ -64,7 +61,7 @@ class Job:
         Told how many more chunks are done.
     """
 
-    store: Store
+    limited: LimitedStore
     chunks: Iterable[Chunk]
     count: int
     size: int
@@ -82,7 +79,7 @@ class Job:
         """Read what is in memory right here: it takes less time than a hop to a thread."""
         found = []
         for chunk in self.chunks:
-            with noted(chunk, self.store):
+            with chunk_noted(chunk[0], self.limited):
                 found.append(self.placer.read(source, chunk))
         return found
 
@@ -106,7 +103,7 @@ class Job:
                 if stop.is_set():
                     break
                 chunk, flight = lead
-                with noted(chunk, self.store), flight or _ALONE:
+                with chunk_noted(chunk[0], self.limited), flight or _ALONE:
                     data = source.read(chunk[0])
                     if stop.is_set():
                         break
@@ -121,19 +118,16 @@ class Job:
             if not isinstance(source, ObjectSource):
                 alone = self.size <= SMALL_BYTES
                 return await self.granted.in_thread(work, held, stop.set, alone=alone)
-            with requested(self.store, led[0][0][0], len(led)) as asked:
-                found = await self.granted.fetch(source.client, work, held, stop.set)
-                if found is None:
-                    # Nothing was requested.
-                    asked.count = 0
+            found = await self.granted.fetch(source.client, work, held, stop.set)
             if found is None:
+                # Nothing was requested.
                 found = await gather([partial(self._fetch, batches, lead) for lead in led])
             return found
 
         batches = self._batches()
 
-        def noting(chunk: Chunk) -> noted:
-            return noted(chunk, self.store)
+        def noting(chunk: Chunk) -> chunk_noted:
+            return chunk_noted(chunk[0], self.limited)
 
         width = FETCHERS if remote else self.granted.thread_count
         return await self._run_by_run(lambda run: self.sharing.read(run, in_thread, noting), width)
@@ -157,7 +151,7 @@ class Job:
         """Return what reads many chunks at once, or None where that does not pay."""
         if not SmallChunks.can_read(self.placer, self.sharing, self.size):
             return None
-        return SmallChunks(self.store, source, self.placer, self.sharing, self.size, decoding)
+        return SmallChunks(self.limited, source, self.placer, self.sharing, self.size, decoding)
 
     def one_by_one(
         self, read: Callable[[Chunk], bool], stop: threading.Event
@@ -169,7 +163,7 @@ class Job:
             for chunk in run:
                 if stop.is_set():
                     break
-                with noted(chunk, self.store):
+                with chunk_noted(chunk[0], self.limited):
                     found.append(read(chunk))
             return found
 
@@ -242,11 +236,9 @@ class Job:
         chunk, flight = lead
         granted = self.granted
         long = is_long(self.held)
-        with noted(chunk, self.store), flight or _ALONE:
+        with chunk_noted(chunk[0], self.limited), flight or _ALONE:
             async with granted.memory.hold(self.held, long=long):
-                async with granted.requests.hold(long=long):
-                    with requested(self.store, chunk[0]):
-                        data: Any = await self.store.get(chunk[0], chunk[1].prototype)
+                data: Any = await self.limited.get(chunk[0], chunk[1].prototype, long=long)
                 there = data is not None
                 if there and not self.placer.by_zarr:
                     data = data.as_numpy_array()
@@ -316,7 +308,7 @@ class Job:
 
         async def work() -> None:
             for number, chunk in todo:
-                with noted(chunk, self.store):
+                with chunk_noted(chunk[0], self.limited):
                     present[number] = await read(chunk)
 
         await gather([work] * int(min(self.count, width)))

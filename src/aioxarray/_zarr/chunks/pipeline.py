@@ -30,7 +30,7 @@ from aioxarray._zarr.codecs.decoders import decoding, describe, prepare
 from aioxarray._zarr.metadata.prefetched import PrefetchedStore
 from aioxarray._zarr.selection import is_basic
 from aioxarray._zarr.stores.grants import Reading, is_long, reading
-from aioxarray._zarr.stores.request import LimitedStore
+from aioxarray._zarr.stores.limited import LimitedStore
 from aioxarray._zarr.stores.sharing import forget, table_of
 from aioxarray._zarr.stores.sources import ObjectSource, source_of
 
@@ -117,11 +117,20 @@ class CodecPipeline(BatchedCodecPipeline):
     ) -> None:
         """Encode the chunks of ``batch_info`` from ``value`` and write them, as zarr does."""
         requests = list(batch_info)
-        try:
+        place = requests[0][0] if requests else None
+        if not isinstance(place, StorePath):
             await super().write(requests, value, drop_axes)  # type: ignore[arg-type]
-        finally:
-            if requests and isinstance(requests[0][0], StorePath):
-                forget(requests[0][0].store)
+            return
+        with nullcontext(self.granted) if self.granted else reading() as granted:
+            limited = LimitedStore(place.store, granted.requests)
+            limited_requests: Any = [
+                (StorePath(limited, each.path), *rest)  # type: ignore[attr-defined]
+                for each, *rest in requests
+            ]
+            try:
+                await super().write(limited_requests, value, drop_axes)
+            finally:
+                forget(place.store)
 
     def _placer(self, chunks: Sequence[Chunk], out: NDBuffer, drop_axes: tuple[int, ...]) -> Placer:
         basic = all(is_basic(inside) and is_basic(outside) for _, _, inside, outside in chunks)
@@ -160,7 +169,8 @@ class CodecPipeline(BatchedCodecPipeline):
                 # Of a shard only what is wanted is read and held.
                 wanted = _byte_count(placer.out.shape, placer.out.dtype) // count
                 size = min(size, max(wanted, shards.inner_bytes))
-            job = Job(store, chunks, count, size, placer, granted, table, advance)
+            limited = LimitedStore(store, granted.requests)
+            job = Job(limited, chunks, count, size, placer, granted, table, advance)
             if shards is not None:
                 if source is None or isinstance(source, ObjectSource):
                     return await ByCoroutines(job, shards).read_all()
@@ -178,12 +188,11 @@ class CodecPipeline(BatchedCodecPipeline):
 
     def _by_zarr(self, job: Job) -> Callable[[Chunk], Awaitable[bool]]:
         """Return what reads a shard by zarr's own code."""
-        limited = LimitedStore(job.store, job.granted.requests)
 
         async def read(chunk: Chunk) -> bool:
             key, spec, inside, _ = chunk
             async with job.granted.memory.hold(job.size, long=is_long(job.size)):
-                getter = StorePath(limited, key)
+                getter = StorePath(job.limited, key)
                 (part,) = await self.decode_partial_batch([(getter, inside, spec)])
             job.placer.put_part(part, chunk)
             job.advance(1)

@@ -17,7 +17,6 @@ from aioxarray._runtime.tasks import gather
 from aioxarray._zarr.chunks.jobs import Job
 from aioxarray._zarr.chunks.shards import Indexes, InnerChunks, ShardPart, ShardReader, gaps
 from aioxarray._zarr.chunks.small_chunks import SMALL_BYTES
-from aioxarray._zarr.stores.calls import requested
 from aioxarray._zarr.stores.grants import is_long
 from aioxarray._zarr.stores.sharing import Lead, Sharing, failing
 from aioxarray._zarr.stores.sources import LocalSource, ReadPart
@@ -243,9 +242,7 @@ class ByCoroutines(ShardJob):
         self, part: ShardPart, wanted: ByteRequest | None = None, *, long: bool = False
     ) -> Any | None:
         key, spec = part.chunk[:2]
-        async with self.job.granted.requests.hold(long=long):
-            with requested(self.job.store, key):
-                data: Any = await self.job.store.get(key, spec.prototype, wanted)
+        data: Any = await self.job.limited.get(key, spec.prototype, wanted, long=long)
         return None if data is None else data.as_numpy_array()
 
     async def _decode(self, fetched: Sequence[tuple[Any, Range]]) -> None:

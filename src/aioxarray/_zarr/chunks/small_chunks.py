@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from aioxarray._zarr.chunks.placing import Placer
-from aioxarray._zarr.stores.request import noted
+from aioxarray._zarr.stores.request import chunk_noted
 from aioxarray._zarr.stores.sharing import Lead, Sharing, failing
 from aioxarray._zarr.stores.sources import Source
 
@@ -116,7 +116,7 @@ class SmallChunks:
                     if part is not None and self._sharing.is_alone(lead):
                         self._placer.put_bytes(part, decoder, lead[0])
                     else:
-                        with noted(lead[0], self._store):
+                        with chunk_noted(lead[0][0], self._store):
                             self._sharing.put(data, lead)
         return [data is not None for data in fetched]
 
@@ -125,7 +125,7 @@ class SmallChunks:
         try:
             return self._source.read_small(chunk[0], self._most)
         except Exception:
-            with noted(chunk, self._store), failing([lead]):
+            with chunk_noted(chunk[0], self._store), failing([lead]):
                 raise
 
 

@@ -28,9 +28,9 @@ from aioxarray._zarr.codecs.inline import run_inline
 from aioxarray._zarr.selection import in_runs
 from aioxarray._zarr.stores.fork import usable_here
 from aioxarray._zarr.stores.grants import Reading, is_long
-from aioxarray._zarr.stores.local_writes import local_root, read_file, write_file
+from aioxarray._zarr.stores.limited import LimitedStore
+from aioxarray._zarr.stores.local_writes import LocalFiles
 from aioxarray._zarr.stores.printable import printable
-from aioxarray._zarr.stores.request import LimitedStore
 from aioxarray._zarr.stores.sharing import forget
 
 if TYPE_CHECKING:
@@ -160,8 +160,8 @@ class WritePipeline(BatchedCodecPipeline):
         ``store`` is where they all go, if zarr says so, and ``spec`` that of one of them.
         """
         try:
-            if (root := local_root(store)) is not None:
-                await self._write_files(requests, count, root, _byte_count(spec), encode)
+            if (files := LocalFiles.of(store)) is not None:
+                await self._write_files(requests, count, files, _byte_count(spec), encode)
             else:
                 await self._write_objects(requests, count, encode)
         finally:
@@ -169,7 +169,12 @@ class WritePipeline(BatchedCodecPipeline):
                 forget(store)
 
     async def _write_files(
-        self, requests: Iterable[ChunkWrite], count: int, root: str, size: int, encode: Encode
+        self,
+        requests: Iterable[ChunkWrite],
+        count: int,
+        files: LocalFiles,
+        size: int,
+        encode: Encode,
     ) -> None:
         """Write runs of chunks, each in a thread that encodes and writes one by one."""
         assert self.writing is not None
@@ -185,13 +190,13 @@ class WritePipeline(BatchedCodecPipeline):
                     break
                 setter, spec, _, _, is_complete = request
                 try:
-                    path = f"{root}/{setter.path}"  # type: ignore[attr-defined]
+                    key: str = setter.path  # type: ignore[attr-defined]
                     old = None
                     if not (is_complete or self.fresh):
-                        old = read_file(path, spec.prototype)
+                        old = files.read(key, spec.prototype)
                     new = encode(request, old)
                     if new is not None or not self.fresh:
-                        write_file(path, new)
+                        files.write(key, new)
                 except Exception as error:
                     error.add_note(f"in chunk {printable(setter)!r}")
                     raise
@@ -231,15 +236,15 @@ class WritePipeline(BatchedCodecPipeline):
         todo = iter(requests)
 
         async def write_chunk(request: ChunkWrite, size: int) -> None:
-            setter, spec, _, _, is_complete = request
+            limited, spec, _, _, is_complete = request
             chunk = _Chunk(request)
             if not (is_complete or self.fresh):
-                chunk.data = await setter.get(spec.prototype)
+                chunk.data = await limited.get(spec.prototype)
             await batches.add(chunk, size)
             if chunk.data is not None:
-                await setter.set(chunk.data)
+                await limited.set(chunk.data)
             elif not self.fresh:
-                await setter.delete()
+                await limited.delete()
 
         async def work() -> None:
             for request in todo:

@@ -29,6 +29,8 @@ from aioxarray._zarr.stores.sharing import forget
 if TYPE_CHECKING:
     from zarr.core.buffer import Buffer
 
+    from aioxarray._zarr.stores.limited import LimitedStore
+
 # Who cancels a save, or has set a timeout, waits no longer for a store that hangs.
 _RESTORE_S = 5.0
 
@@ -99,14 +101,14 @@ def _bytes(value: Buffer | None) -> bytes | None:
     return None if value is None else value.to_bytes()
 
 
-async def write_all(store: Store, listed: Iterable[Mapping[str, Buffer | None]]) -> None:
+async def write_all(limited: LimitedStore, listed: Iterable[Mapping[str, Buffer | None]]) -> None:
     """Write waves one after the other."""
     for wave in listed:
-        await write(store, wave)
+        await write(limited, wave)
 
 
 async def write_or_restore(
-    store: Store,
+    limited: LimitedStore,
     listed: Iterable[Mapping[str, Buffer | None]],
     changes: Changes,
     answers: Answers,
@@ -127,11 +129,11 @@ async def write_or_restore(
                     if value is not None and not changes.has_emptied(key)
                 }
             )
-            await write(store, wave)
+            await write(limited, wave)
     except (Exception, asyncio.CancelledError) as error:
         try:
             async with asyncio.timeout(_RESTORE_S):
-                await write_all(store, reversed(begun))
+                await write_all(limited, reversed(begun))
         except Exception as another:  # noqa: BLE001 - the first is raised
             error.add_note(
                 "and the metadata from before could not be put back: "
@@ -140,25 +142,25 @@ async def write_or_restore(
         raise
 
 
-async def write(store: Store, wave: Mapping[str, Buffer | None]) -> None:
+async def write(limited: LimitedStore, wave: Mapping[str, Buffer | None]) -> None:
     """Write one of `waves`, all keys side by side."""
     try:
-        await gather([partial(_write, store, key, value) for key, value in wave.items()])
+        await gather([partial(_write, limited, key, value) for key, value in wave.items()])
     finally:
-        forget(store)
+        forget(limited)
 
 
-async def _write(store: Store, key: str, value: Buffer | None) -> None:
+async def _write(limited: LimitedStore, key: str, value: Buffer | None) -> None:
     if value is None:
-        await store.delete(key)
+        await limited.delete(key)
     else:
-        await store.set(key, value)
+        await limited.set(key, value)
 
 
 # --- deleting ------------------------------------------------------------------------------
 
 
-async def delete_emptied(store: Store, changes: Changes, answers: Answers) -> None:
+async def delete_emptied(limited: LimitedStore, changes: Changes, answers: Answers) -> None:
     """Delete what was below the emptied prefixes: first what names it, then it.
 
     Consolidated metadata of groups further out that the save will write anew loses, first of
@@ -167,28 +169,28 @@ async def delete_emptied(store: Store, changes: Changes, answers: Answers) -> No
     emptied = [prefix for prefix in changes.emptied if not answers.lacks(prefix)]
     if not emptied:
         return
-    listings = await gather([partial(_keys, store, prefix) for prefix in emptied])
+    listings = await gather([partial(_keys, limited, prefix) for prefix in emptied])
     prefixes = [prefix for prefix, keys in zip(emptied, listings, strict=True) if keys]
     keys = [key for listed in listings for key in listed]
     if not keys:
         return
-    await write(store, _without(prefixes, changes, answers))
+    await write(limited, _without(prefixes, changes, answers))
     documents = [key for key in keys if key.rpartition("/")[2] in DOCUMENTS]
     for wave in _document_waves(documents):
-        await write(store, dict.fromkeys(wave))
-    if _deletes_at_once(store):
+        await write(limited, dict.fromkeys(wave))
+    if _deletes_at_once(limited):
         try:
-            await gather([partial(store.delete_dir, prefix) for prefix in prefixes])
+            await gather([partial(limited.delete_dir, prefix) for prefix in prefixes])
         finally:
-            forget(store)
+            forget(limited)
     else:
         rest = set(keys) - set(documents)
-        await write(store, dict.fromkeys(key for key in keys if key in rest))
+        await write(limited, dict.fromkeys(key for key in keys if key in rest))
 
 
-async def _keys(store: Store, prefix: str) -> list[str]:
+async def _keys(limited: LimitedStore, prefix: str) -> list[str]:
     # The slash: the keys of "a" are not those of "ab".
-    listed = [key async for key in store.list_prefix(f"{prefix}/" if prefix else "")]
+    listed = [key async for key in limited.list_prefix(f"{prefix}/" if prefix else "")]
     return [key for key in listed if below(key, prefix)]
 
 

@@ -22,8 +22,8 @@ from aioxarray._zarr.metadata.prefetched import PrefetchedStore
 from aioxarray._zarr.stores import grants as reading
 from aioxarray._zarr.stores.calls import current_concurrency
 from aioxarray._zarr.stores.fork import usable_here
+from aioxarray._zarr.stores.limited import ForeignStore, Places
 from aioxarray._zarr.stores.printable import NamedPath, printable, without_secrets
-from aioxarray._zarr.stores.request import ForeignStore, Places
 from aioxarray.config import request_limit
 
 if TYPE_CHECKING:

@@ -30,10 +30,9 @@ from aioxarray._zarr.metadata.prefetched import Answers
 from aioxarray._zarr.stores.printable import printable, without_secrets
 
 if TYPE_CHECKING:
-    from zarr.abc.store import Store
     from zarr.core.buffer import Buffer
 
-    from aioxarray._zarr.stores.request import LimitedStore
+    from aioxarray._zarr.stores.limited import LimitedStore
 
 # The bytes are held until the indexes are made, which very many are not for.
 _MOST_CHUNKS = 64
@@ -89,11 +88,11 @@ async def prefetch(
     return reader.answers
 
 
-async def fetch(store: Store, keys: Iterable[str]) -> dict[str, Buffer | None]:
+async def fetch(limited: LimitedStore, keys: Iterable[str]) -> dict[str, Buffer | None]:
     """Return the values of ``keys``, fetched side by side."""
     prototype = default_buffer_prototype()
     listed = list(dict.fromkeys(keys))
-    values = await gather([partial(store.get, key, prototype) for key in listed])
+    values = await gather([partial(limited.get, key, prototype) for key in listed])
     return dict(zip(listed, values, strict=True))
 
 
@@ -101,9 +100,9 @@ class _Prefetch:
     """The answers gathered so far."""
 
     def __init__(
-        self, store: LimitedStore, *, deep: bool, times: bool, indexes: bool, drop: Iterable[str]
+        self, limited: LimitedStore, *, deep: bool, times: bool, indexes: bool, drop: Iterable[str]
     ) -> None:
-        self._store = store
+        self._limited = limited
         self._deep = deep
         self._times = times
         self._indexes = indexes
@@ -129,7 +128,7 @@ class _Prefetch:
             if consolidated:
                 return
         documents = await self._group_documents(group, zarr_format)
-        if not documents or not self._store.supports_listing:
+        if not documents or not self._limited.supports_listing:
             return
         nodes = await self._members(group, 3 if "zarr.json" in documents else 2)
         if group == root and "zarr.json" in documents and not self._odd:
@@ -137,7 +136,7 @@ class _Prefetch:
 
     async def _fetch(self, keys: Iterable[str]) -> None:
         """Fetch the values of ``keys``, all side by side, those that are known excepted."""
-        self.answers.values.update(await fetch(self._store, self._unknown(keys)))
+        self.answers.values.update(await fetch(self._limited, self._unknown(keys)))
 
     def _unknown(self, keys: Iterable[str]) -> list[str]:
         return [key for key in dict.fromkeys(keys) if key not in self.answers.values]
@@ -173,7 +172,7 @@ class _Prefetch:
         Side by side with those of a level further down, the values that opening reads.
         """
         # Web servers list folders with a slash at the end, with which nothing would be found.
-        listed = [name.rstrip("/") async for name in self._store.list_dir(path)]
+        listed = [name.rstrip("/") async for name in self._limited.list_dir(path)]
         names = tuple(dict.fromkeys(filter(None, listed)))
         self.answers.listings[path] = names
         members = [name for name in names if name != "zarr.json" and not name.startswith(".z")]
@@ -191,7 +190,7 @@ class _Prefetch:
 
     async def _nodes_v3(self, paths: Sequence[str]) -> list[Node]:
         keys = self._unknown(join(path, "zarr.json") for path in paths)
-        values = await self._store.get_documents(default_buffer_prototype(), keys)
+        values = await self._limited.get_documents(default_buffer_prototype(), keys)
         self.answers.values.update(zip(keys, values, strict=True))
         found = ((path, self._document(join(path, "zarr.json"))) for path in paths)
         return [node_v3(path, document) for path, document in found if document is not None]

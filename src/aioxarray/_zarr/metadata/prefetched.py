@@ -10,8 +10,8 @@ from zarr.abc.store import OffsetByteRequest, RangeByteRequest, Store, SuffixByt
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import WrapperStore
 
+from aioxarray._zarr.stores.limited import ForeignStore
 from aioxarray._zarr.stores.printable import NamedAsWrapped
-from aioxarray._zarr.stores.request import ForeignStore
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
@@ -80,7 +80,7 @@ class PrefetchedStore(NamedAsWrapped, WrapperStore[Store]):
         """Return this store for a reader that counts its requests itself."""
         if not isinstance(self._store, ForeignStore):
             return self
-        return self._with_store(self._store.counted_elsewhere())
+        return self._with_store(self._store.inner)
 
     async def get(
         self,

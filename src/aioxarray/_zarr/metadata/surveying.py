@@ -11,11 +11,11 @@ from aioxarray._zarr.metadata.prefetch import fetch, prefetch
 from aioxarray._zarr.metadata.prefetched import Answers
 
 if TYPE_CHECKING:
-    from aioxarray._zarr.stores.request import LimitedStore
+    from aioxarray._zarr.stores.limited import LimitedStore
 
 
 async def survey(
-    store: LimitedStore,
+    limited: LimitedStore,
     path: str,
     *,
     mode: str,
@@ -23,11 +23,11 @@ async def survey(
     consolidated: bool | None,
     zarr_format: Any,
 ) -> Answers:
-    """Return what ``store`` says to what xarray and zarr will ask while they save.
+    """Return what the store says to what xarray and zarr will ask while they save.
 
     Parameters
     ----------
-    store
+    limited
         The store; each of its requests is one of ours.
     path
         Path in the store of the group that is written.
@@ -46,11 +46,11 @@ async def survey(
     async def what_is_there() -> None:
         try:
             if mode == "w":
-                keys = [key async for key in store.list_prefix(join(path, "") if path else "")]
+                keys = [key async for key in limited.list_prefix(join(path, "") if path else "")]
                 start = len(join(path, "")) if path else 0
                 names = dict.fromkeys(key[start:].partition("/")[0] for key in keys)
             else:
-                names = dict.fromkeys([name async for name in store.list_dir(path)])
+                names = dict.fromkeys([name async for name in limited.list_dir(path)])
         except Exception as error:
             error.add_note(
                 "while asking what is there before anything is written: to save, a store must be "
@@ -63,21 +63,21 @@ async def survey(
         parts = path.split("/")
         parents = ["/".join(parts[:depth]) for depth in range(len(parts) if path else 0)]
         wanted = [join(group, name) for group in parents for name in ROOT_KEYS]
-        answers.values.update(await fetch(store, wanted))
+        answers.values.update(await fetch(limited, wanted))
 
     async def metadata() -> None:
         rest = {"zarr_format": zarr_format, "times": mode not in ("w", "w-")}
         if mode == "r+":
-            found = await prefetch(store, "", path, consolidated=consolidated, deep=deep, **rest)
+            found = await prefetch(limited, "", path, consolidated=consolidated, deep=deep, **rest)
         elif consolidated:
-            found = await prefetch(store, "", "", consolidated=False, deep=True, **rest)
+            found = await prefetch(limited, "", "", consolidated=False, deep=True, **rest)
         else:
-            found = await prefetch(store, path, path, consolidated=False, deep=deep, **rest)
+            found = await prefetch(limited, path, path, consolidated=False, deep=deep, **rest)
         answers.values.update(found.values)
         answers.listings.update(found.listings)
 
     steps = [groups_above]
-    if store.supports_listing:
+    if limited.supports_listing:
         steps.append(what_is_there)
     # What is replaced, or must not be there, is not read.
     if mode not in ("w", "w-") or (path and consolidated):

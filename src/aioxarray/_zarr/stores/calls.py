@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
-from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING
 
 from aioxarray._zarr.stores import grants as reading
 from aioxarray._zarr.stores.printable import printable
+
+if TYPE_CHECKING:
+    from aioxarray._zarr.stores.request import Request
 
 
 class Call:
@@ -22,19 +25,21 @@ class Call:
     ----------
     concurrency
         Its own limit on requests in flight; None for the setting.
-    done
-        How many of its requests have been answered.
+    aim
+        What it does: "loaded", say, as in "not loaded within the timeout".
     progress
         Returns how far it has come, in words; None if it cannot say.
     """
 
-    def __init__(self, concurrency: int | None = None) -> None:
+    def __init__(self, aim: str, concurrency: int | None = None) -> None:
+        self.aim = aim
         self.concurrency = concurrency
-        self.done = 0
+        self._done = 0
+        self._lock = threading.Lock()
         self.progress: Callable[[], str] | None = None
         # In the order in which they began; dictionaries, because these can be changed by several
         # threads at once.
-        self._requests: dict[requested, None] = {}
+        self._requests: dict[Request, None] = {}
         self._labels: dict[_Labelled, None] = {}
         self._inner: dict[Call, None] = {}
 
@@ -49,6 +54,17 @@ class Call:
         It is named where no request is in flight: some readers make their own.
         """
         return _Labelled(self, what)
+
+    def began(self, request: Request) -> None:
+        """Note that a request of the call is under way; from any thread."""
+        self._requests[request] = None
+
+    def ended(self, request: Request, *, answered: bool) -> None:
+        """Note that a request of the call has ended."""
+        del self._requests[request]
+        if answered:
+            with self._lock:
+                self._done += 1
 
     def state(self) -> str:
         """Say how far the call has come, and what it waits for."""
@@ -66,19 +82,25 @@ class Call:
         others = reading.requests.in_use
         if not requests and others:
             parts.append(f"{others} requests of other calls are in flight")
-        done = sum(call.done for call in calls)
+        done = sum(call._done for call in calls)
         if done or requests:
             parts.append(f"{done} {'request' if done == 1 else 'requests'} done")
         return "; ".join(parts) or "no request had been made"
 
     def _end(self, inner: Call) -> None:
-        self.done += inner.done
+        with self._lock:
+            self._done += inner._done
         self._inner.pop(inner, None)
 
 
 _current: contextvars.ContextVar[Call | None] = contextvars.ContextVar(
     "aioxarray_call", default=None
 )
+
+
+def current_call() -> Call | None:
+    """Return the call for which the code here works; None outside of calls."""
+    return _current.get()
 
 
 def current_concurrency() -> int | None:
@@ -95,23 +117,23 @@ def awaiting(what: str) -> AbstractContextManager[None]:
 
 @asynccontextmanager
 async def calling(
-    what: str, timeout: float | None = None, concurrency: int | None = None
+    aim: str, timeout: float | None = None, concurrency: int | None = None
 ) -> AsyncIterator[Call]:
     """Open a call of at most ``timeout`` seconds.
 
-    ``what`` is what its timeout error says was not done: "loaded". The error also says what the
+    ``aim`` is what its timeout error says was not done: "loaded". The error also says what the
     call was waiting for when its time was over. Without ``concurrency``, the limit is that of the
     call around it.
     """
     outer = _current.get()
     if concurrency is None and outer is not None:
         concurrency = outer.concurrency
-    this = Call(concurrency)
+    this = Call(aim, concurrency)
     token = _current.set(this)
     if outer is not None:
         outer._inner[this] = None
     try:
-        async with _limited(this, what, timeout):
+        async with _limited(this, timeout):
             yield this
     finally:
         _current.reset(token)
@@ -120,7 +142,7 @@ async def calling(
 
 
 @asynccontextmanager
-async def _limited(this: Call, what: str, timeout: float | None) -> AsyncIterator[None]:
+async def _limited(this: Call, timeout: float | None) -> AsyncIterator[None]:
     if timeout is None:
         yield
         return
@@ -141,47 +163,10 @@ async def _limited(this: Call, what: str, timeout: float | None) -> AsyncIterato
         if not limit.expired():
             raise
         raise TimeoutError(
-            f"not {what} within the timeout of {timeout} s: {state or this.state()}"
+            f"not {this.aim} within the timeout of {timeout} s: {state or this.state()}"
         ) from error
     finally:
         timer.cancel()
-
-
-class requested:
-    """A context in which a request is in flight.
-
-    Parameters
-    ----------
-    store, key
-        What is requested of which store.
-    count
-        How many requests it counts for when it has ended.
-    """
-
-    __slots__ = ("_call", "count", "key", "store")
-
-    def __init__(self, store: Any, key: str, count: int = 1) -> None:
-        self.store = store
-        self.key = key
-        self._call = _current.get()
-        self.count = count
-
-    def __enter__(self) -> Self:
-        if self._call is not None:
-            self._call._requests[self] = None
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        call = self._call
-        if call is not None:
-            del call._requests[self]
-            if kind is None:
-                call.done += self.count
 
 
 class _Labelled:

@@ -118,6 +118,29 @@ class Held:
             share.release(amount, long=self._long)
 
 
+class Nearness:
+    """Whether a store is close by, as the first answer in a load has shown; on the I/O loop."""
+
+    def __init__(self) -> None:
+        self._told = asyncio.Event()
+        self._is_near = False
+
+    def tell(self, is_near: bool) -> None:
+        """Say whether the store is close by, once."""
+        self._is_near = is_near
+        self._told.set()
+
+    async def within(self, seconds: float) -> bool:
+        """Say whether the store is close by; one that has not answered in so long is not."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._told.wait()
+        except TimeoutError:
+            # On a busy loop the answer may be here all the same.
+            pass
+        return self._is_near
+
+
 _lock = threading.Lock()
 # By the address of obstore's client. They live while a load reads of them, or a thread waits.
 _clients: weakref.WeakValueDictionary[int, Client] = weakref.WeakValueDictionary()

@@ -1,4 +1,4 @@
-"""Zarr arrays whose chunks are byte ranges of one object: a file of another format."""
+"""Objects of other formats: the object as a file, and Zarr arrays over byte ranges of it."""
 
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ from zarr.core.array import AsyncArray
 from zarr.core.metadata import ArrayV2Metadata
 from zarr.dtype import parse_dtype
 from zarr.storage import StorePath
+
+from aioxarray._runtime.loops import run_blocking
+from aioxarray._zarr.stores.request import Request, send_alone
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -217,6 +220,44 @@ class FileChunks(Store):
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
         async for name in self.list_prefix(prefix):
             yield name
+
+
+class ObjectFile:
+    """An object in a store of obstore's, as the file that `AheadFile` reads.
+
+    `AheadFile` makes the request for what it reads.
+
+    Parameters
+    ----------
+    client, key
+        obstore's store, and the object in it.
+    name
+        What the ``repr`` shows, which h5py and xarray take for the name of the file.
+    """
+
+    def __init__(self, client: Any, key: str, name: str) -> None:
+        self._client = client
+        self._key = key
+        self._name = name
+        self.size: int = run_blocking(self._size)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._client, self._key, self._name)
+
+    def __repr__(self) -> str:
+        return self._name
+
+    async def _size(self) -> int:
+        request = Request("exists", self._client, self._key)
+        found: Any = await send_alone(request, lambda: self._client.head_async(self._key))
+        return int(found["size"])
+
+    async def fetch_async(self, start: int, end: int) -> bytes:
+        """Return the bytes from ``start`` to before ``end``; on the I/O loop."""
+        return bytes(await self._client.get_range_async(self._key, start=start, end=end))
+
+    def close(self) -> None:
+        """Do nothing: a client holds no file open."""
 
 
 def _within(byte_range: ByteRequest | None, length: int) -> tuple[int, int]:

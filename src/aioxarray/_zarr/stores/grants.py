@@ -14,8 +14,7 @@ from typing import TypeVar
 from aioxarray._runtime.budget import Budget, Share
 from aioxarray._runtime.cache import Cache
 from aioxarray._runtime.threads.pool import Pool, usable_cores
-from aioxarray._zarr.stores.clients import FETCHERS, Client, Held, fetchers
-from aioxarray._zarr.stores.nearness import Nearness
+from aioxarray._zarr.stores.clients import FETCHERS, Client, Held, Nearness, fetchers
 from aioxarray.config import cache_limit, memory_limit, request_limit, thread_count
 
 T = TypeVar("T")

@@ -13,38 +13,61 @@ from zarr.storage import LocalStore
 # coroutine around it, which takes a thread of its own for each file.
 from zarr.storage._local import _put
 
-from aioxarray._zarr.stores.request import LimitedStore
+from aioxarray._zarr.stores.limited import LimitedStore
+from aioxarray._zarr.stores.request import Request
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
     from zarr.core.buffer import Buffer, BufferPrototype
 
 
-def local_root(store: Store | None) -> str | None:
-    """Return the directory of a limited ``store``, if it is one.
+class LocalFiles:
+    """The files of a local store, read and written by plain calls.
 
-    None for any other store, and for one that wraps a local store: nothing goes round a wrapper.
+    Parameters
+    ----------
+    store
+        The store.
     """
-    inner = store.inner if isinstance(store, LimitedStore) else None
-    return str(inner.root) if type(inner) is LocalStore else None
+
+    def __init__(self, store: LocalStore) -> None:
+        self._store = store
+        self._root = str(store.root)
+
+    @classmethod
+    def of(cls, store: Store | None) -> LocalFiles | None:
+        """Return the files of a limited ``store``; None if it is not a local one.
+
+        None also for a store that wraps a local store: a wrapper may change what is written.
+        """
+        inner = store.inner if isinstance(store, LimitedStore) else None
+        return cls(inner) if type(inner) is LocalStore else None
+
+    def read(self, key: str, prototype: BufferPrototype) -> Buffer | None:
+        """Return the value at ``key``; None if there is none."""
+        with Request("get", self._store, key) as request:
+            try:
+                data = Path(self._root, key).read_bytes()
+            except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+                return None
+            request.nbytes = len(data)
+        return prototype.buffer.from_bytes(data)
+
+    def write(self, key: str, value: Buffer | None) -> None:
+        """Write the value at ``key``, as zarr does: it is there whole or not at all.
+
+        None deletes it.
+        """
+        path = f"{self._root}/{key}"
+        if value is None:
+            with Request("delete", self._store, key):
+                Path(path).unlink(missing_ok=True)
+            return
+        with Request("set", self._store, key, nbytes=len(value)):
+            _replace(path, value)
 
 
-def read_file(path: str, prototype: BufferPrototype) -> Buffer | None:
-    """Return what is in the file of a chunk; None if there is none."""
-    try:
-        return prototype.buffer.from_bytes(Path(path).read_bytes())
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        return None
-
-
-def write_file(path: str, value: Buffer | None) -> None:
-    """Write the file of a chunk; None deletes it.
-
-    As zarr writes it: it is there whole or not at all.
-    """
-    if value is None:
-        Path(path).unlink(missing_ok=True)
-        return
+def _replace(path: str, value: Buffer) -> None:
     if os.name == "nt":
         # There a name that was just replaced may be busy for a moment; zarr knows what to do.
         _put(Path(path), value)

@@ -1,41 +1,122 @@
-"""A store wrapper that counts every request against the limit."""
+"""The request: every request of this package to a store passes through here.
+
+A request takes its place in the limit, belongs to the call that it is made for (which names it when
+its time is over), tells observers when it starts and ends, and adds its key and store to an error.
+"""
 
 from __future__ import annotations
 
-import functools
-import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+import contextlib
+import contextvars
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeVar
 
-from zarr.abc.store import Store
-from zarr.storage import WrapperStore
-
-from aioxarray._runtime.budget import Share
-from aioxarray._runtime.tasks import first_error, gather
+from aioxarray._runtime.loops import run_blocking
 from aioxarray._runtime.threads.leash import leashed
-from aioxarray._zarr.stores.calls import requested
-from aioxarray._zarr.stores.grants import is_long
-from aioxarray._zarr.stores.printable import NamedAsWrapped, printable
+from aioxarray._zarr.stores.calls import current_call, current_concurrency
+from aioxarray._zarr.stores.grants import requests
+from aioxarray._zarr.stores.printable import printable
+from aioxarray.config import request_limit
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
-    from zarr.core.buffer import Buffer, BufferPrototype
 
-    from aioxarray._zarr.selection import Chunk
-
-    # By another name than ``list``, which a store has a method of.
-    _Values = list[Buffer | None]
+    from aioxarray._runtime.budget import Share
 
 T = TypeVar("T")
 
+Kind = Literal["get", "exists", "list", "set", "delete"]
 
-class noted:
-    """Adds to an error in its body which chunk of which store it belongs to."""
 
-    __slots__ = ("_chunk", "_store")
+class Request:
+    """A request to a store, as a context in which it is under way.
 
-    def __init__(self, chunk: Chunk, store: Store) -> None:
-        self._chunk = chunk
+    Parameters
+    ----------
+    kind
+        What is asked of the store.
+    store, key
+        The store, and the key or prefix in it.
+    byte_range
+        The part of the value that is read; None for all of it.
+
+    Attributes
+    ----------
+    attempt
+        How often it has been tried, this time included.
+    nbytes
+        The bytes that were read or written; None while that is not known.
+    variable
+        The variable that it is made for; None where it is made for none, or for several.
+    """
+
+    __slots__ = ("_call", "attempt", "byte_range", "key", "kind", "nbytes", "store", "variable")
+
+    def __init__(
+        self,
+        kind: Kind,
+        store: Any,
+        key: str,
+        byte_range: ByteRequest | None = None,
+        nbytes: int | None = None,
+    ) -> None:
+        self.kind = kind
+        self.store = store
+        self.key = key
+        self.byte_range = byte_range
+        self.nbytes = nbytes
+        self.attempt = 1
+        self.variable = _variable.get()
+        self._call = current_call()
+
+    @property
+    def phase(self) -> str | None:
+        """What its call does: "opened", "loaded" or "saved"; None outside of calls."""
+        return None if self._call is None else self._call.aim
+
+    def __enter__(self) -> Self:
+        if self._call is not None:
+            self._call.began(self)
+        for observer in _observers:
+            observer.started(self)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._call is not None:
+            self._call.ended(self, answered=error is None)
+        if isinstance(error, Exception):
+            note(error, f"in request for {self.key!r} of {printable(self.store)!r}")
+        for observer in _observers:
+            if error is None:
+                observer.done(self)
+            else:
+                observer.failed(self, error)
+
+
+def note(error: Exception, text: str) -> None:
+    """Add a note to an error, unless it has that note already."""
+    # A read that waits for another read's chunk may get an error that was noted there.
+    if text not in getattr(error, "__notes__", ()):
+        error.add_note(text)
+
+
+class chunk_noted:
+    """A context that adds the key of a chunk and its store to an error.
+
+    The request does that for its own errors; this is for decoding and placing.
+    """
+
+    __slots__ = ("_key", "_store")
+
+    def __init__(self, key: str, store: Any) -> None:
+        self._key = key
         self._store = store
 
     def __enter__(self) -> None:
@@ -43,196 +124,104 @@ class noted:
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, Exception):
-            note = f"in chunk {self._chunk[0]!r} of {printable(self._store)!r}"
-            # Who follows another read's chunk may be handed an error that says so already.
-            if note not in getattr(error, "__notes__", ()):
-                error.add_note(note)
+            note(error, f"in chunk {self._key!r} of {printable(self._store)!r}")
 
 
-class LimitedStore(NamedAsWrapped, WrapperStore[Store]):
-    """Lets a request through to ``store`` when ``requests`` has a place for it.
+# --- making requests -------------------------------------------------------------------------
 
-    A request made for a thread ends with what the thread does: see
-    `aioxarray._runtime.threads.leash.Leash`.
 
-    It keeps no state of its own: zarr rebuilds wrappers freely, and the places are counted in
-    ``requests``.
+async def send(
+    request: Request,
+    places: Share | None,
+    ask: Callable[[], Awaitable[T]],
+    *,
+    long: bool = False,
+) -> T:
+    """Await ``ask()``, which makes ``request``, in a place of ``places``.
+
+    Without ``places`` it takes none: the caller has one. A request made for a thread ends with
+    what the thread does; see `aioxarray._runtime.threads.leash`.
     """
+    with leashed():
+        if places is None:
+            with request:
+                return await ask()
+        async with places.hold(long=long):
+            with request:
+                return await ask()
 
-    def __init__(self, store: Store, requests: Share) -> None:
-        super().__init__(store)
-        self._requests = requests
 
-    def _with_store(self, store: Store) -> LimitedStore:
-        return type(self)(store, self._requests)
+async def send_alone(request: Request, ask: Callable[[], Awaitable[T]]) -> T:
+    """Await ``ask()``, which makes ``request`` outside of a load: it takes a place of its own."""
+    with requests.share(request_limit(current_concurrency())) as places:
+        return await send(request, places, ask)
 
-    @property
-    def inner(self) -> Store:
-        """The store that is limited."""
-        return self._store
 
-    async def _send(
-        self, key: str, request: Callable[[], Awaitable[T]], *, long: bool = False
-    ) -> T:
-        """Await ``request``, for ``key``, when there is a place for it."""
-        with leashed():
-            async with self._requests.hold(long=long):
-                with requested(self._store, key):
-                    return await request()
-
-    async def get(
-        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
-    ) -> Buffer | None:
-        return await self._send(key, lambda: self._store.get(key, prototype, byte_range))
-
-    async def exists(self, key: str) -> bool:
-        return await self._send(key, lambda: self._store.exists(key))
-
-    async def get_partial_values(
-        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
-    ) -> _Values:
-        # Range by range through ``get``: the wrapped store would make its requests uncounted.
-        return await gather(
-            [functools.partial(self.get, key, prototype, part) for key, part in key_ranges]
-        )
-
-    async def get_documents(self, prototype: BufferPrototype, keys: Sequence[str]) -> _Values:
-        """Read metadata documents: one request each, or one where all of them are one object."""
-        if _has_documents_in_one_object(self._store):
-            try:
-                return await self._send(
-                    keys[0] if keys else "",
-                    lambda: self._store.get_partial_values(
-                        prototype, [(key, None) for key in keys]
-                    ),
-                )
-            except TypeError:
-                # So it fails where one is missing, and does not say which.
-                pass
-        return await gather([functools.partial(self.get, key, prototype) for key in keys])
-
-    async def get_ranges(
-        self, key: str, byte_ranges: Sequence[ByteRequest | None], **options: Any
-    ) -> AsyncIterator[Sequence[tuple[int, Buffer | None]]]:
-        """Read many ranges of one key, merged where they lie close, each merged one counted.
-
-        The wrapped store's own method would go round ``get``; that of the base class (zarr 3.3
-        and later, the only ones that call this) merges ranges and calls it.
-        """
-        # How many at once is for ``requests`` to say; zarr's default of 10 would be a second,
-        # smaller limit.
-        options = {"max_concurrency": max(1, len(byte_ranges)), **options}
-        base: Any = Store
+@contextlib.contextmanager
+def plainly(request: Request) -> Iterator[None]:
+    """Return a context in which this thread makes ``request`` by a plain call, in its own place."""
+    with requests.share(request_limit(current_concurrency())) as places:
+        run_blocking(places.acquire)
         try:
-            async for group in base.get_ranges(self, key, byte_ranges, **options):
-                yield group
-        except BaseExceptionGroup as errors:
-            # The first as it is, as everywhere; but a missing shard zarr looks for in a group.
-            _, others = errors.split(FileNotFoundError)
-            if others is None:
-                raise
-            raise first_error(others) from None
-
-    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
-        """List the names below ``prefix``: one request."""
-        for name in await self._listed(prefix, lambda: self._store.list_dir(prefix)):
-            yield name
-
-    async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
-        """List the keys that begin with ``prefix``: one request."""
-        for key in await self._listed(prefix, lambda: self._store.list_prefix(prefix)):
-            yield key
-
-    async def list(self) -> AsyncIterator[str]:
-        """List all keys: one request."""
-        for key in await self._listed("", self._store.list):
-            yield key
-
-    async def _listed(
-        self, prefix: str, listing: Callable[[], AsyncIterator[str]]
-    ) -> Sequence[str]:
-        async def read() -> Sequence[str]:
-            return [name async for name in listing()]
-
-        return await self._send(prefix, read)
-
-    async def is_empty(self, prefix: str) -> bool:
-        return await self._send(prefix, lambda: self._store.is_empty(prefix))
-
-    async def set(self, key: str, value: Buffer) -> None:
-        long = is_long(len(value))
-        await self._send(key, lambda: self._store.set(key, value), long=long)
-
-    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
-        await self._send(key, lambda: self._store.set_if_not_exists(key, value))
-
-    async def delete(self, key: str) -> None:
-        await self._send(key, lambda: self._store.delete(key))
-
-    async def delete_dir(self, prefix: str) -> None:
-        await self._send(prefix, lambda: self._store.delete_dir(prefix))
-
-    @property
-    def _supports_sync_io(self) -> bool:
-        # zarr's fast path for stores that can be read without awaiting would go round ``get``.
-        return False
+            with request:
+                yield
+        finally:
+            places.release(1)
 
 
-def _has_documents_in_one_object(store: Store) -> bool:
-    """Say whether ``store`` has all metadata in memory once it has answered anything.
+# --- the variable ----------------------------------------------------------------------------
 
-    Icechunk has them in its snapshot. It answers for many keys in a tenth of the time that it
-    takes to be asked for each; chunks not, of which it then reads ten at a time.
-    """
-    # Not imported: what was not, no store can be of.
-    return type(store) is getattr(sys.modules.get("icechunk"), "IcechunkStore", None)
+_variable: contextvars.ContextVar[str | None] = contextvars.ContextVar(
+    "aioxarray_variable", default=None
+)
 
 
-class ForeignStore(LimitedStore):
-    """The store of an open or a save, for what xarray and zarr ask of it themselves.
-
-    Once that has ended, requests go straight through.
-
-    Parameters
-    ----------
-    store
-        The store.
-    places
-        What the open or save may use.
-    """
-
-    def __init__(self, store: Store, places: Places) -> None:
-        self._store = store
-        self._places = places
-
-    def _with_store(self, store: Store) -> ForeignStore:
-        return type(self)(store, self._places)
-
-    def __str__(self) -> str:
-        # It stands in for the store in the errors of xarray and zarr.
-        return str(self._store)
-
-    def __repr__(self) -> str:
-        return repr(self._store)
-
-    def counted_elsewhere(self) -> ForeignStore:
-        """Return the store for a reader that counts its requests itself."""
-        return type(self)(self._store, Places(None))
-
-    async def _send(
-        self, key: str, request: Callable[[], Awaitable[T]], *, long: bool = False
-    ) -> T:
-        share = self._places.requests
-        with leashed():
-            if share is None:
-                return await request()
-            async with share.hold(long=long):
-                with requested(self._store, key):
-                    return await request()
+@contextlib.contextmanager
+def for_variable(name: str) -> Iterator[None]:
+    """Name the variable for which requests in the body are made."""
+    token = _variable.set(name)
+    try:
+        yield
+    finally:
+        _variable.reset(token)
 
 
-class Places:
-    """The places for requests that an open or a save has; None when it has ended."""
+# --- observers -------------------------------------------------------------------------------
 
-    def __init__(self, requests: Share | None) -> None:
-        self.requests = requests
+
+class Observer(Protocol):
+    """Learns of every request, in the thread that makes it. It must be quick, and not raise."""
+
+    def started(self, request: Request) -> None:
+        """Learn that a request is under way: it has its place."""
+
+    def done(self, request: Request) -> None:
+        """Learn that a request has been answered."""
+
+    def failed(self, request: Request, error: BaseException) -> None:
+        """Learn that a request has failed, or was cancelled."""
+
+
+# A new tuple at each change, so that it can be gone through without a lock.
+_observers: tuple[Observer, ...] = ()
+_lock = threading.Lock()
+
+
+def is_observed() -> bool:
+    """Say whether there is an observer; sources at hand make no `Request` without one."""
+    return bool(_observers)
+
+
+@contextlib.contextmanager
+def observed(observer: Observer) -> Iterator[None]:
+    """Tell ``observer`` of all requests of this process while the context is open."""
+    global _observers
+    with _lock:
+        _observers = (*_observers, observer)
+    try:
+        yield
+    finally:
+        with _lock:
+            rest = list(_observers)
+            rest.remove(observer)
+            _observers = tuple(rest)

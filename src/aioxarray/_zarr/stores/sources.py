@@ -10,10 +10,12 @@ from contextlib import AbstractContextManager, contextmanager
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
+from zarr.abc.store import RangeByteRequest, SuffixByteRequest
 from zarr.storage import LocalStore, MemoryStore, ObjectStore
 
 from aioxarray._runtime.scratch import scratch
 from aioxarray._zarr.stores.clients import client_of
+from aioxarray._zarr.stores.request import Request, is_observed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,10 +78,13 @@ def source_of(store: Store) -> LocalSource | ObjectSource | None:
     By exact type: a class derived from one of these, or a wrapper around one, may change what
     ``get`` returns.
     """
+    local: LocalSource | None = None
     if type(store) is LocalStore:
-        return FileSource(store)
-    if type(store) is MemoryStore:
-        return MemorySource(store)
+        local = FileSource(store)
+    elif type(store) is MemoryStore:
+        local = MemorySource(store)
+    if local is not None:
+        return ObservedSource(local, store) if is_observed() else local
     if type(store) is ObjectStore:
         return ObjectSource(store)
     return None
@@ -202,6 +207,53 @@ class FileSource:
             os.close(file)
 
 
+class ObservedSource:
+    """A source at hand whose reads observers learn of.
+
+    Without observers its reads make no `Request`: that costs as much as looking up a small chunk.
+    """
+
+    remote = False
+
+    def __init__(self, source: LocalSource, store: Store) -> None:
+        self.instant = source.instant
+        self._source = source
+        self._store = store
+
+    def read(self, key: str) -> Any | None:
+        with Request("get", self._store, key) as request:
+            data = self._source.read(key)
+            request.nbytes = 0 if data is None else len(data)
+            return data
+
+    def read_small(self, key: str, most: int) -> Any | None:
+        with Request("get", self._store, key) as request:
+            data = self._source.read_small(key, most)
+            request.nbytes = 0 if data is None else len(data)
+            return data
+
+    def read_into(self, key: str, dest: NDArray[np.uint8]) -> int | None:
+        with Request("get", self._store, key) as request:
+            count = self._source.read_into(key, dest)
+            request.nbytes = count or 0
+            return count
+
+    @contextmanager
+    def opened(self, key: str) -> Iterator[ReadPart]:
+        with self._source.opened(key) as read_part:
+
+            def read(start: int, stop: int | None) -> Any | None:
+                wanted = (
+                    SuffixByteRequest(-start) if stop is None else RangeByteRequest(start, stop)
+                )
+                with Request("get", self._store, key, wanted) as request:
+                    data = read_part(start, stop)
+                    request.nbytes = 0 if data is None else len(data)
+                    return data
+
+            yield read
+
+
 class ObjectSource:
     """Objects read through obstore's plain calls.
 
@@ -221,15 +273,20 @@ class ObjectSource:
     remote = True
 
     def __init__(self, store: ObjectStore[Any]) -> None:
+        self._store = store
         self.client = client_of(store.store)
         self.shortest_s = math.inf
 
     def read(self, key: str) -> Any | None:
         begun = perf_counter()
         try:
-            return memoryview(obstore().get(self.client.store, key).bytes())
-        except _MISSING:
-            return None
+            with Request("get", self._store, key) as request:
+                try:
+                    data = memoryview(obstore().get(self.client.store, key).bytes())
+                except _MISSING:
+                    return None
+                request.nbytes = len(data)
+                return data
         finally:
             self.shortest_s = min(self.shortest_s, perf_counter() - begun)
             self.client.heard()

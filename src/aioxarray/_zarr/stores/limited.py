@@ -1,0 +1,197 @@
+"""The store wrapper that makes each of its requests a `Request` in a place of a budget."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from zarr.abc.store import Store
+from zarr.storage import WrapperStore
+
+from aioxarray._runtime.budget import Share
+from aioxarray._runtime.tasks import first_error, gather
+from aioxarray._zarr.stores.grants import is_long
+from aioxarray._zarr.stores.printable import NamedAsWrapped
+from aioxarray._zarr.stores.request import Kind, Request, send
+
+if TYPE_CHECKING:
+    from zarr.abc.store import ByteRequest
+    from zarr.core.buffer import Buffer, BufferPrototype
+
+    # By another name than ``list``, which a store has a method of.
+    _Values = list[Buffer | None]
+
+T = TypeVar("T")
+
+
+class Places:
+    """The places for requests that an open or a save has; None when it has ended."""
+
+    def __init__(self, requests: Share | None) -> None:
+        self.requests = requests
+
+
+class LimitedStore(NamedAsWrapped, WrapperStore[Store]):
+    """A store whose requests each take a place.
+
+    Parameters
+    ----------
+    store
+        The store.
+    places
+        Where each request takes its place. When there is none any more, requests go straight
+        through.
+    """
+
+    def __init__(self, store: Store, places: Share | Places) -> None:
+        super().__init__(store)
+        # zarr rebuilds wrappers freely, so the state is shared.
+        self._places = places if isinstance(places, Places) else Places(places)
+
+    def _with_store(self, store: Store) -> Self:
+        return type(self)(store, self._places)
+
+    @property
+    def inner(self) -> Store:
+        """The store that is limited."""
+        return self._store
+
+    async def _send(
+        self, kind: Kind, key: str, ask: Callable[[], Awaitable[T]], *, long: bool = False
+    ) -> T:
+        return await send(Request(kind, self._store, key), self._places.requests, ask, long=long)
+
+    async def get(
+        self,
+        key: str,
+        prototype: BufferPrototype,
+        byte_range: ByteRequest | None = None,
+        *,
+        long: bool = False,
+    ) -> Buffer | None:
+        """Read a value, or a part of it; ``long`` is for those of many bytes: see `is_long`."""
+        request = Request("get", self._store, key, byte_range)
+
+        async def ask() -> Buffer | None:
+            value = await self._store.get(key, prototype, byte_range)
+            request.nbytes = 0 if value is None else len(value)
+            return value
+
+        return await send(request, self._places.requests, ask, long=long)
+
+    async def exists(self, key: str) -> bool:
+        return await self._send("exists", key, lambda: self._store.exists(key))
+
+    async def get_partial_values(
+        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
+    ) -> _Values:
+        # Range by range through ``get``: the wrapped store would make its requests uncounted.
+        return await gather(
+            [functools.partial(self.get, key, prototype, part) for key, part in key_ranges]
+        )
+
+    async def get_documents(self, prototype: BufferPrototype, keys: Sequence[str]) -> _Values:
+        """Read metadata documents: one request each, or one where all of them are one object."""
+        if _has_documents_in_one_object(self._store):
+            try:
+                return await self._send(
+                    "get",
+                    keys[0] if keys else "",
+                    lambda: self._store.get_partial_values(
+                        prototype, [(key, None) for key in keys]
+                    ),
+                )
+            except TypeError:
+                # So it fails where one is missing, and does not say which.
+                pass
+        return await gather([functools.partial(self.get, key, prototype) for key in keys])
+
+    async def get_ranges(
+        self, key: str, byte_ranges: Sequence[ByteRequest | None], **options: Any
+    ) -> AsyncIterator[Sequence[tuple[int, Buffer | None]]]:
+        """Read many ranges of one key, merged where they lie close, each merged one counted.
+
+        The wrapped store's own method would go round ``get``; that of the base class (zarr 3.3
+        and later, the only ones that call this) merges ranges and calls it.
+        """
+        # How many at once is for ``requests`` to say; zarr's default of 10 would be a second,
+        # smaller limit.
+        options = {"max_concurrency": max(1, len(byte_ranges)), **options}
+        base: Any = Store
+        try:
+            async for group in base.get_ranges(self, key, byte_ranges, **options):
+                yield group
+        except BaseExceptionGroup as errors:
+            # The first as it is, as everywhere; but a missing shard zarr looks for in a group.
+            _, others = errors.split(FileNotFoundError)
+            if others is None:
+                raise
+            raise first_error(others) from None
+
+    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        """List the names below ``prefix``: one request."""
+        for name in await self._listed(prefix, lambda: self._store.list_dir(prefix)):
+            yield name
+
+    async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
+        """List the keys that begin with ``prefix``: one request."""
+        for key in await self._listed(prefix, lambda: self._store.list_prefix(prefix)):
+            yield key
+
+    async def list(self) -> AsyncIterator[str]:
+        """List all keys: one request."""
+        for key in await self._listed("", self._store.list):
+            yield key
+
+    async def _listed(
+        self, prefix: str, listing: Callable[[], AsyncIterator[str]]
+    ) -> Sequence[str]:
+        async def read() -> Sequence[str]:
+            return [name async for name in listing()]
+
+        return await self._send("list", prefix, read)
+
+    async def is_empty(self, prefix: str) -> bool:
+        return await self._send("list", prefix, lambda: self._store.is_empty(prefix))
+
+    async def set(self, key: str, value: Buffer) -> None:
+        request = Request("set", self._store, key, nbytes=len(value))
+        long = is_long(len(value))
+        await send(request, self._places.requests, lambda: self._store.set(key, value), long=long)
+
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        await self._send("set", key, lambda: self._store.set_if_not_exists(key, value))
+
+    async def delete(self, key: str) -> None:
+        await self._send("delete", key, lambda: self._store.delete(key))
+
+    async def delete_dir(self, prefix: str) -> None:
+        await self._send("delete", prefix, lambda: self._store.delete_dir(prefix))
+
+    @property
+    def _supports_sync_io(self) -> bool:
+        # zarr's fast path for stores that can be read without awaiting would go round ``get``.
+        return False
+
+
+def _has_documents_in_one_object(store: Store) -> bool:
+    """Say whether ``store`` has all metadata in memory once it has answered anything.
+
+    Icechunk has them in its snapshot. It answers for many keys in a tenth of the time that it
+    takes to be asked for each; chunks not, of which it then reads ten at a time.
+    """
+    # Not imported: what was not, no store can be of.
+    return type(store) is getattr(sys.modules.get("icechunk"), "IcechunkStore", None)
+
+
+class ForeignStore(LimitedStore):
+    """The store of an open or a save, for what xarray and zarr ask of it themselves."""
+
+    def __str__(self) -> str:
+        # It stands in for the store in the errors of xarray and zarr.
+        return str(self._store)
+
+    def __repr__(self) -> str:
+        return repr(self._store)
