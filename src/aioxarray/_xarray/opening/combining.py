@@ -1,8 +1,8 @@
 """Combining lazy datasets with xarray's own functions, without loading them.
 
-`Pending` stand-ins replace lazy arrays meanwhile. Twice xarray would apply a mask as large as the
-data: to align datasets with different indexes, and to fill in variables that some datasets lack.
-Here these steps become `Reindexed` nodes and broadcast fill values instead.
+`Pending` stand-ins take the place of lazy arrays. Two steps of xarray would apply a mask as large
+as the data: aligning datasets with different indexes, and filling in variables that some datasets
+lack. Here these become `Reindexed` nodes and broadcast fill values.
 """
 
 from __future__ import annotations
