@@ -1,4 +1,4 @@
-"""Saving to netCDF with xarray, off the caller's event loop; files are replaced atomically."""
+"""Saving to netCDF with xarray, off the caller's event loop and, where possible, atomically."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def normalized_store(store: Any, storage_options: Any) -> Any:
 
 @dataclass(frozen=True)
 class Node:
-    """A dataset to write to the group at ``path``, relative to the group of the save."""
+    """A dataset to write to the group at ``path``, relative to the group of the save (".")."""
 
     path: str
     dataset: xr.Dataset
