@@ -103,8 +103,8 @@ def _sound(key: ExplicitIndexer, shape: tuple[int, ...]) -> ExplicitIndexer:
 def _without_scalars(key: ExplicitIndexer) -> ExplicitIndexer:
     """Return a key that selects the same from a Zarr array, but a single element as an array.
 
-    For a basic selection of a single element, zarr's asynchronous arrays return a scalar, without
-    the length of a string dtype and the byte order; its blocking arrays do not.
+    For a basic selection of a single element, zarr's asynchronous arrays return a scalar, which
+    loses the length of a string dtype and the byte order; its blocking arrays keep them.
     """
     parts = key.tuple
     if not isinstance(key, BasicIndexer) or not parts or any(isinstance(p, slice) for p in parts):

@@ -202,7 +202,7 @@ def tasks_end_with_the_call() -> Iterator[None]:
     here = threading.get_ident()
 
     def before_task(*_: Any) -> None:
-        # The callback is global: it is also called for computations of other threads, in these.
+        # The callback is global: other threads call it, too, for their own computations.
         if threading.get_ident() == here and is_cancelled():
             raise asyncio.CancelledError
 

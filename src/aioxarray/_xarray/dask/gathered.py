@@ -53,7 +53,7 @@ class Gathered:
         )
 
     def pending(self) -> Any:
-        """Return a dask array to compute instead: its blocks are None, and put values in place."""
+        """Return a dask array to compute instead, whose tasks put the blocks in place."""
         dtype, meta = self._array.dtype, self._array._meta
         return self._array.map_blocks(self._put, name=self._name, dtype=dtype, meta=meta)
 

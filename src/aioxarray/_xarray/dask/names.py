@@ -105,7 +105,7 @@ def _told_apart(array: Any, versions: Mapping[str, Mapping[int, int]], call: str
 def _renamed(
     graph: HighLevelGraph, endings: Mapping[str, str]
 ) -> tuple[HighLevelGraph, Mapping[Any, Any]]:
-    """Return ``graph`` with endings added to layer names and task keys, and a map of these keys.
+    """Return ``graph`` with endings added to layer names and task keys, and the new keys by old.
 
     Layers without an ending stay unchanged. `dask.graph_manipulation.clone` leaves old names in
     tasks of the current form.

@@ -106,9 +106,9 @@ def open_once(
     deep: bool,
     store_of: Callable[..., H5NetCDFStore] = H5NetCDFStore,
 ) -> xr.Dataset | dict[str, xr.Dataset]:
-    """Open ``source`` with the results of xarray's engine; in HDF5's lane.
+    """Open ``source`` as xarray's engine does; in HDF5's lane.
 
-    With ``deep``, these are all groups. ``store_of`` makes a store from the file manager.
+    With ``deep``, open all groups. ``store_of`` makes a store from the file manager.
     """
     of_store = (*_OF_FILE, *_OTHERWISE, "group", "phony_dims")
     decoding = {name: value for name, value in options.items() if name not in of_store}

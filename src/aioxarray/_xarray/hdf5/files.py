@@ -2,8 +2,8 @@
 
 h5netcdf looks up a variable's object by its path for each property: 260 times for a file of eight
 variables. It also reads most attributes two or three times. That is most of the time that opening
-such a file takes (h5netcdf/h5netcdf#195). h5netcdf accepts an open file, and so it accepts this
-one, whose objects cache their answers.
+such a file takes (h5netcdf/h5netcdf#195). h5netcdf also accepts an open file such as this one,
+whose objects cache their answers.
 """
 
 from __future__ import annotations

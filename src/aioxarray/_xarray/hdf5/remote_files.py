@@ -26,7 +26,7 @@ _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
 class AheadFile(io.RawIOBase):
-    """A file object with its first and last blocks, where HDF5 mostly has metadata, in memory.
+    """A file object with its first and last blocks in memory: most HDF5 metadata is there.
 
     HDF5 reads metadata a few bytes at a time. In ``file``, a cached fsspec file, the overhead of
     each such read would exceed the read itself. All other blocks are read on demand.
@@ -46,7 +46,7 @@ class AheadFile(io.RawIOBase):
         self._later = None if fetch is None else lru_cache(_BLOCKS)(partial(_block, fetch))
 
     def read_ahead(self) -> None:
-        """Read the first and the last block; outside HDF5's lane."""
+        """Read the first and the last block into memory; not in HDF5's lane."""
         last = (self._size - 1) // _BLOCK_BYTES * _BLOCK_BYTES
         for start in dict.fromkeys((0, max(0, last))):
             self._blocks.append((start, self._block(start)))

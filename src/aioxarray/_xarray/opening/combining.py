@@ -95,7 +95,7 @@ def _with_absent(
 ) -> list[xr.Dataset]:
     """Return ``datasets`` with fill values for lazy variables that only some of them have.
 
-    `xarray.concat` would align datasets, concatenate the variables there are, and reindex those.
+    `xarray.concat` would align datasets, concatenate the existing variables and reindex the result.
     """
     label = _label(dim)
     names = dict.fromkeys(name for each in datasets for name in each.data_vars)

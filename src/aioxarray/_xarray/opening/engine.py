@@ -46,9 +46,9 @@ if TYPE_CHECKING:
 class AioBackendEntrypoint(BackendEntrypoint):
     """Backend engine for Zarr and, through xarray's other engines, for any other format.
 
-    aioxarray reads the data. For Zarr, metadata, the values needed to decode times, and index
-    coordinates are each fetched together, for all variables and groups. The results are those of
-    the engine named by ``inner_engine`` or, by default, of the engine guessed for the input::
+    Its lazy data is read by aioxarray. For Zarr, metadata, the values needed to decode times, and
+    index coordinates are each fetched together for all variables and groups. The results are those
+    of the engine named by ``inner_engine`` or, by default, of the engine guessed for the input::
 
         xr.open_dataset(url, engine="aio", inner_engine="zarr")
     """
@@ -174,7 +174,7 @@ _CALLERS = {
     "open_groups_as_dict": "open_groups",
 }
 
-# Engines of libraries that allow only one thread at a time, for opening as well.
+# Engines of libraries that allow only one thread at a time, even for opening.
 _SERIAL = (NetCDF4BackendEntrypoint, H5netcdfBackendEntrypoint)
 
 
@@ -209,7 +209,7 @@ def open_in_lane(opening: Callable[[], Any], source: Any, *, indexes: bool) -> A
     """
     by_python = hasattr(source, "read")
     if not by_python or isinstance(source, AheadFile):
-        # A cancelled worker thread drops what it has opened, which closes the file.
+        # A cancelled worker thread drops what it has opened, which closes the file: wait for it.
         be_awaited()
 
     def open_and_equip() -> Any:

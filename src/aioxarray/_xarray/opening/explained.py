@@ -43,7 +43,7 @@ class Attempt:
 
     @contextlib.contextmanager
     def explained(self) -> Iterator[None]:
-        """Add notes to an error of the body: the input, the engine, and what to install."""
+        """Add notes to an error raised in the body: the input, the engine, what to install."""
         try:
             yield
         except Exception as error:
@@ -90,7 +90,7 @@ def guess_explained(source: Any, options: Mapping[str, Any]) -> str | type[Backe
 
 @contextlib.contextmanager
 def noting(note: str, *, by_obstore: bool = False) -> Iterator[None]:
-    """Add ``note`` to an error of the body, and an install hint if a package is missing.
+    """Add ``note`` to an error raised in the body, and an install hint if a package is missing.
 
     ``by_obstore`` is passed to `how_to_install`.
     """

@@ -31,7 +31,7 @@ _OF_NETCDF_C = (*_WEB, "dap2", "dap4", "dods")
 def guess_engine(source: Any, options: Mapping[str, Any]) -> str | type[BackendEntrypoint]:
     """Guess the engine for ``source``, which is to be opened with ``options``.
 
-    If a URL of a web server could be a Zarr store, this requests Zarr metadata from it.
+    Requests Zarr metadata if ``source`` is the URL of a web server and could be a Zarr store.
 
     Raises
     ------

@@ -120,7 +120,7 @@ def _known_store(place: Any, options: Mapping[str, Any], known: zarr.Group | Non
     if known is None:
         opened: KnownStore = KnownStore.open_group(place, **opening)
         return opened
-    # What ``open_group`` chooses for Zarr format 3 and a store that is not the caller's own.
+    # The choices of ``open_group`` for Zarr format 3 and a store that is not the caller's own.
     return KnownStore(
         known,
         opening.get("mode", "r"),

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-# Private: patterns, nested lists and remote globs become lists of paths as in xarray's own
-# function, which offers no way to open them concurrently (pydata/xarray#7810).
+# Private: resolves patterns, nested lists and remote globs as in `xarray.open_mfdataset`, which
+# cannot open the files concurrently (pydata/xarray#7810).
 from xarray.backends.common import _find_absolute_paths
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Install hints for missing packages: the extra of aioxarray that includes each."""
+"""Install hints for missing packages: which extra of aioxarray includes them."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ class _Replaced:
     """A file that is written under a temporary name in its folder and then renamed."""
 
     def __init__(self, path: str) -> None:
-        # As xarray resolves a path.
+        # Resolved as in xarray.
         self._path = path = os.path.abspath(os.path.expanduser(path))
         folder, name = os.path.split(path)
         # The suffix stays: libraries look at it.
@@ -159,7 +159,7 @@ class _Replaced:
 
     @contextlib.contextmanager
     def _naming(self) -> Iterator[None]:
-        """Make an error of the body refer to the file that the user named."""
+        """Make an error raised in the body refer to the file that the user named."""
         try:
             yield
         except OSError as error:

@@ -175,7 +175,7 @@ def _as_dataset(obj: Any) -> xr.Dataset:
 
 @dataclass(frozen=True)
 class Recorded:
-    """A recorded ``to_zarr``.
+    """The result of recording a ``to_zarr``.
 
     Attributes
     ----------

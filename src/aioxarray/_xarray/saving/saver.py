@@ -1,4 +1,4 @@
-"""Saving to Zarr: reads and encodes lazy data, writes chunks, then metadata, within load limits."""
+"""Saving to Zarr: read and encode lazy data, write chunks, then metadata, limited like loads."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class _Saving:
         theirs = ForeignStore(self._store, Places(self._grants.requests))
         stand_in = WriteBehindStore(theirs, answers, changes)
         path = self._place.path
-        # A bare store stays bare: zarr checks the mode of a store, but not that of a path in one.
+        # A bare store if there is no path: zarr applies the mode to a store, not to a `StorePath`.
         place = StorePath(stand_in, path) if path else stand_in
         recorded = await in_worker(
             lambda: record(nodes, place, options),
