@@ -1,1 +1,1 @@
-"""Lazy arrays: the chain of adapters around a backend's array, and how each is read."""
+"""Lazy arrays: xarray's chain of adapters around a backend's array, and how to read them."""

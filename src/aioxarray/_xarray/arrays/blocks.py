@@ -1,4 +1,4 @@
-"""How the values of an array are cut for reading, encoding and writing them piece by piece."""
+"""Splitting arrays into blocks of chunks, for reading, encoding and writing them piece by piece."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ def blocks(
     itemsize: int,
     wanted_bytes: int,
 ) -> Iterator[Block]:
-    """Yield the blocks of ``region``, each of whole chunks as far as ``region`` is.
+    """Yield the blocks of ``region``, which have whole chunks except at the ends of ``region``.
 
     Parameters
     ----------
     region
-        What is written of an array, in its indices.
+        The region of the array that is written.
     edges
-        For each axis, the places between its chunks, in ascending order.
+        For each axis, the boundaries between its chunks, in ascending order.
     itemsize
-        Bytes of an element.
+        The number of bytes of an element.
     wanted_bytes
-        A block is made of as many chunks as fit into this many bytes, along the last axis
-        first; of one at least.
+        The most bytes in a block, unless a single chunk is larger. Chunks are added along the last
+        axis first, doubling their number.
     """
     cuts = [_cuts(each, at) for each, at in zip(region, edges, strict=True)]
-    # How many chunks a block has along each axis.
+    # The number of chunks of a block along each axis.
     counts = [1] * len(cuts)
     for axis in reversed(range(len(cuts))):
         others = math.prod(_longest(cuts[i], counts[i]) for i in range(len(cuts)) if i != axis)
@@ -62,12 +62,12 @@ def _longest(cuts: Sequence[int], count: int) -> int:
 def aligned(
     sizes: Sequence[Sequence[int]], region: Sequence[slice], edges: Sequence[Sequence[int]]
 ) -> tuple[tuple[int, ...], ...] | None:
-    """Return sizes of blocks no two of which share a chunk; None if ``sizes`` are such already.
+    """Return block sizes for which no two blocks share a chunk; None if ``sizes`` need no change.
 
     Parameters
     ----------
     sizes
-        Of the blocks that ``region`` is made of, along each axis.
+        The sizes of the blocks of ``region`` along each axis.
     region, edges
         As in `blocks`.
     """
@@ -79,7 +79,7 @@ def aligned(
             new.append(tuple(lengths))
             continue
         lower = [each.start, *(edge for edge in at if each.start < edge < each.stop)]
-        # Each end moves down to where a chunk begins.
+        # Move each end down to the start of a chunk.
         moved = sorted({lower[bisect_right(lower, end) - 1] for end in ends[:-1]} | {each.stop})
         new.append(tuple(b - a for a, b in itertools.pairwise(moved)))
     return None if all(tuple(a) == b for a, b in zip(sizes, new, strict=True)) else tuple(new)

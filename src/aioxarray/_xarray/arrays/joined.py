@@ -1,8 +1,8 @@
-"""Arrays made of other arrays, without their data: joined, moved, cast, filled; read in parts.
+"""Lazy arrays composed of other arrays: joined, transposed, cast and filled; read in parts.
 
-What `xarray.combine_by_coords` and `xarray.combine_nested` do to the variables of many files is
-noted as a tree of the nodes below. Which part of which array a selection needs, and where it
-goes, is found by plain functions; only `JoinedArray` reads.
+A tree of the nodes below records what `xarray.combine_by_coords` and `xarray.combine_nested` do to
+a variable of many files. Plain functions find which part of which array a selection needs, and
+where it goes; only `JoinedArray` reads.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-# Private: the indexers that a backend's array is asked with, and what breaks a difficult one down
-# to an outer one. xarray's guide to backends tells backends to use them.
+# Private: the indexers passed to a backend's array, and the adapter that reduces vectorized ones to
+# outer ones. xarray's guide to backends tells backends to use them.
 from xarray.backends.common import BackendArray
 from xarray.core.indexing import (
     BasicIndexer,
@@ -29,14 +29,14 @@ from aioxarray._runtime.loops import run_blocking
 from aioxarray._runtime.tasks import gather
 
 Selector = range | np.ndarray[Any, np.dtype[np.int64]]
-"""Which elements along one dimension, in which order."""
+"""The positions of the selected elements along one dimension, in order."""
 
 Values = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True, eq=False)
 class Leaf:
-    """An array that can be read: a lazy one of xarray's, or numpy's."""
+    """An array that can be read: a lazy xarray array or a numpy array."""
 
     array: Any
 
@@ -65,7 +65,7 @@ class Joined:
 
     @cached_property
     def dtype(self) -> np.dtype[Any]:
-        # numpy's own choice: texts of different lengths, for one, become the longest.
+        # numpy's own choice: strings of different lengths, for example, get the longest length.
         dtype: np.dtype[Any] = np.concatenate(
             [np.empty(0, each.dtype) for each in self.parts]
         ).dtype
@@ -74,7 +74,7 @@ class Joined:
 
 @dataclass(frozen=True, eq=False)
 class Permuted:
-    """A node with its dimensions in another order, as in `numpy.transpose`."""
+    """A node with its dimensions permuted, as by `numpy.transpose`."""
 
     part: Node
     order: tuple[int, ...]
@@ -90,7 +90,7 @@ class Permuted:
 
 @dataclass(frozen=True, eq=False)
 class Repeated:
-    """A node with new dimensions in front, along which it repeats itself."""
+    """A node repeated along new leading dimensions."""
 
     part: Node
     sizes: tuple[int, ...]
@@ -106,7 +106,7 @@ class Repeated:
 
 @dataclass(frozen=True, eq=False)
 class Cast:
-    """A node in another dtype."""
+    """A node cast to another dtype."""
 
     part: Node
     dtype: np.dtype[Any]
@@ -118,14 +118,14 @@ class Cast:
 
 @dataclass(frozen=True, eq=False)
 class Reindexed:
-    """A node with other positions along one dimension, and a fill value for those it lacks.
+    """A node reindexed by position along one dimension, with a fill value for missing positions.
 
     Attributes
     ----------
     index
-        Which position of ``part`` stands at each position here; -1 for none.
+        For each position here, the position in ``part``; -1 if it is missing there.
     fill
-        The value where there is none: an array without dimensions, of the dtype of ``part``.
+        The fill value: a 0-d array of the dtype of ``part``.
     """
 
     part: Node
@@ -152,11 +152,11 @@ class Piece:
     Attributes
     ----------
     array, selection
-        The leaf's array and what of it is needed.
+        The leaf's array, and the selection of it that is needed.
     place
-        Where it goes, by dimension of the result.
+        Where the part goes in the result, along each of its dimensions.
     fit
-        Makes values of the result's dimensions and dtype of those of the leaf.
+        Converts values of the leaf to the dimensions and dtype of the result.
     """
 
     array: Any
@@ -244,7 +244,7 @@ def _pieces(
 
 
 def _overlap(selector: Selector, start: int, size: int) -> tuple[Selector, Selector]:
-    """Return what of ``selector`` lies in a part, counted from its start, and where in it."""
+    """Return the positions in a part, relative to its start, and their indices in ``selector``."""
     if isinstance(selector, range):
         step = selector.step
         first = max(0, -(-(start - selector.start) // step))
@@ -269,7 +269,7 @@ def _positions(selector: Selector) -> np.ndarray[Any, np.dtype[np.int64]]:
 
 
 def as_selector(positions: Values) -> Selector:
-    """Return a range for evenly spaced, ascending positions: it is read as a slice."""
+    """Return a range if positions are evenly spaced and ascending, since it is read as a slice."""
     if len(positions) == 0:
         return range(0)
     first, last = int(positions[0]), int(positions[-1])
@@ -280,7 +280,7 @@ def as_selector(positions: Values) -> Selector:
 
 
 def as_index(selectors: Sequence[Selector]) -> tuple[Any, ...]:
-    """Return what indexes a numpy array with ``selectors``, each along its own dimension."""
+    """Return a numpy index that applies each of ``selectors`` along its own dimension."""
     if all(isinstance(selector, range) for selector in selectors):
         return tuple(_as_slice(selector) for selector in selectors)
     return np.ix_(*(_positions(selector) for selector in selectors))
@@ -292,7 +292,7 @@ def _as_slice(selector: Selector) -> slice:
 
 
 class JoinedArray(BackendArray):
-    """What xarray holds of a node: a backend's array, read where it is selected."""
+    """A backend array for xarray over a node, which reads only the parts that are selected."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
@@ -309,7 +309,7 @@ class JoinedArray(BackendArray):
         return await self.read(key, _by_itself)
 
     async def read(self, key: ExplicitIndexer, load: Callable[[Any], Any]) -> Any:
-        """Return what ``key`` selects, all parts side by side, each awaited by ``load``."""
+        """Return the values that ``key`` selects; ``load`` reads all parts concurrently."""
 
         async def outer(selectors: tuple[Any, ...]) -> Values:
             sizes = zip(selectors, self.shape, strict=True)
@@ -336,7 +336,7 @@ async def _fill(out: Values, piece: Piece, load: Callable[[Any], Any]) -> None:
 
 
 def _part(array: Any, selection: Sequence[Selector]) -> Any:
-    """Return the part of a lazy array that ``selection`` selects, as lazily."""
+    """Return the part of a lazy array that ``selection`` selects, still lazy."""
     if all(isinstance(selector, range) for selector in selection):
         return array[BasicIndexer(tuple(_as_slice(selector) for selector in selection))]
     keys = (

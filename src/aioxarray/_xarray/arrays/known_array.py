@@ -1,4 +1,4 @@
-"""Zarr arrays whose chunks are partly known already, and are decoded without a request."""
+"""Zarr arrays with some chunks already fetched, which are decoded without a request."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from zarr.core.buffer import Buffer
 
-# An array of at most so many bytes is decoded whole, once: xarray reads the first and last times,
+# An array of at most this size is decoded once, as a whole: xarray reads the first and last time,
 # then all of them.
 _SMALL_BYTES = 16 << 10
 
 
 class KnownArray(ZarrArrayWrapper):
-    """A Zarr array of which some chunks are known.
+    """A Zarr array with some chunks already fetched.
 
     Parameters
     ----------
     plain
-        xarray's own array, which stands here again once what is known may be forgotten.
+        xarray's own array, which replaces this one once the fetched chunks can be dropped.
     values
-        Of chunks, by their keys in the store; None of those that are missing.
+        The fetched chunks by their keys in the store; None for chunks that are missing.
     """
 
     __slots__ = ("_values", "_whole", "plain")
 
     def __init__(self, plain: ZarrArrayWrapper, values: Mapping[str, Buffer | None]) -> None:
-        # Not by the constructor of the base class, which asks the codecs for the type once more.
+        # Not with the base class's constructor, which would ask the codecs for the dtype again.
         self._array, self.shape, self.dtype = plain._array, plain.shape, plain.dtype
         self.plain = plain
         self._values = values
@@ -47,11 +47,11 @@ class KnownArray(ZarrArrayWrapper):
 
     @property
     def is_small(self) -> bool:
-        """Whether decoding it takes less time than finding a thread that does."""
+        """Whether decoding it takes less time than handing it to a worker thread."""
         return int(math.prod(self.shape)) * int(self.dtype.itemsize) <= _SMALL_BYTES
 
     def known(self, key: ExplicitIndexer) -> Any:
-        """Return what ``key`` selects; None where that is not known."""
+        """Return the values that ``key`` selects; None if they are not known."""
         if isinstance(key, VectorizedIndexer) or not is_basic(key.tuple):
             return None
         if self._whole is None and self.is_small:
@@ -65,5 +65,5 @@ class KnownArray(ZarrArrayWrapper):
         known = self.known(key)
         if known is not None:
             return known
-        # xarray's has no types.
+        # xarray's method is untyped.
         return super().__getitem__(key)  # type: ignore[no-untyped-call]

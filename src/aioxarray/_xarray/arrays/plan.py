@@ -1,9 +1,9 @@
-"""Takes xarray's lazy arrays apart: what a backend has to read, and what decodes it.
+"""Plans for loading xarray's lazy arrays: what a backend has to read, and how to decode it.
 
-Lazy data in xarray is a chain of adapters around a backend's array: indexing, caching,
-decoding. Here the chain becomes a `Plan`: one read at the bottom, which can be awaited, and one
-plain function, which a worker thread can run, that does all the rest. xarray's own
-``async_get_duck_array`` decodes on the caller's loop, and is missing from some adapters.
+Lazy data in xarray is a chain of adapters around a backend's array: indexing, caching, decoding.
+A `Plan` splits the chain into one read at the bottom, which can be awaited, and one plain function
+for all the rest, which a worker thread can run. xarray's own ``async_get_duck_array`` decodes on
+the caller's loop, and some adapters do not have it.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-# Private, all of them: the adapters have no public names. They are what ``open_dataset`` makes
-# (pydata/xarray#10622 has the plans for making them asynchronous throughout); an adapter that
-# is not known here is read as a whole, in a thread.
+# Private: the adapters that ``open_dataset`` puts around lazy data have no public names
+# (pydata/xarray#10622 plans to make them asynchronous throughout). An adapter that is not known
+# here is read as a whole, in a thread.
 from xarray.backends.common import BackendArray
 from xarray.coding.common import _ElementwiseFunctionArray
 from xarray.coding.strings import StackedBytesArray
@@ -49,7 +49,7 @@ _AROUND = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """What a backend has to read: ``array[key]``."""
+    """A read of a backend's array: ``array[key]``."""
 
     array: BackendArray
     key: ExplicitIndexer
@@ -57,7 +57,7 @@ class Read:
 
 @dataclass(frozen=True, slots=True)
 class Opaque:
-    """An array that only knows how to read itself as a whole."""
+    """An array that can only be read as a whole, by its own methods."""
 
     array: Any
 
@@ -69,9 +69,9 @@ class Plan:
     Attributes
     ----------
     source
-        What has to be read first; None if all is in memory.
+        What to read first; None if everything is in memory.
     finish
-        Makes the loaded array of what was read. Costs time, not requests.
+        Turns the data read into the loaded array. It takes time but makes no requests.
     """
 
     source: Read | Opaque | None
@@ -103,7 +103,7 @@ def plan(array: Any) -> Plan:
 
 
 def base_of(array: Any) -> BackendArray | None:
-    """Return the backend's array that is the source of ``array``; None if it is not known."""
+    """Return the backend's array at the bottom of ``array``; None if it cannot be found."""
     while not isinstance(array, BackendArray):
         if type(array) in _AROUND:
             array = array.array
@@ -119,14 +119,14 @@ def _as_read(data: Any) -> Any:
 
 
 def _decode(adapter: Any, data: Any) -> Any:
-    """Return what ``adapter`` makes of ``data`` where it would have read it."""
+    """Decode ``data`` as ``adapter`` would have decoded it after reading it."""
     here = copy.copy(adapter)
     here.array = _Loaded(data)
     return here.get_duck_array()
 
 
 class _Loaded(ExplicitlyIndexed):
-    """Data that was read, in the place of the lazy array that stands for it."""
+    """Data that was read, in place of the lazy array that it was read from."""
 
     __slots__ = ("array",)
 

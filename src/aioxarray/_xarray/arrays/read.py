@@ -1,4 +1,4 @@
-"""Reads what a plan asks for, by the best way its backend has."""
+"""Reading the source of a plan, in the best way that its backend offers."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable, Hashable
 from typing import Any, TypeVar
 
 # Private: backends' arrays and locks have no public names. ``BackendArray.async_getitem`` is the
-# extension point, as xarray's guide to backends has it; that of xarray's own Zarr backend goes
-# past every limit (pydata/xarray#10622), so for that one the array is exchanged.
+# extension point in xarray's guide to backends. That of xarray's own Zarr backend has no limit on
+# requests (pydata/xarray#10622), so the Zarr array inside is replaced.
 from xarray.backends.common import BackendArray
 from xarray.backends.file_manager import PickleableFileManager
 from xarray.backends.locks import HDF5_LOCK, NETCDFC_LOCK, CombinedLock, SerializableLock
@@ -44,8 +44,8 @@ async def read(
 ) -> Any:
     """Read ``source`` on the I/O loop.
 
-    ``report`` is told how many of how many parts are done; ``load`` loads the lazy arrays that
-    ``source`` is made of, if it is.
+    ``report`` is called with the number of parts that are done and their total. ``load`` loads the
+    lazy arrays that ``source`` is composed of, if any.
     """
     array: Any = source.array
     if isinstance(source, Read):
@@ -55,7 +55,7 @@ async def read(
             try:
                 return await array.async_get_duck_array()
             except NotImplementedError:
-                # An adapter around something that cannot.
+                # An adapter around an array that cannot be read asynchronously.
                 pass
         return await blocking_pool.run(array.get_duck_array)
     if is_zarr(array):
@@ -76,20 +76,20 @@ async def read(
         try:
             return await array.async_getitem(source.key)
         except NotImplementedError:
-            # It has the method, but not for this key or in this state.
+            # The backend does not support it for this key or in its present state.
             pass
     return await _read_in_thread(lambda: array[source.key], array)
 
 
 def is_zarr(array: BackendArray) -> bool:
-    """Say whether ``array`` reads a Zarr array, its attribute ``_array``."""
+    """Return whether ``array`` reads a Zarr array, its attribute ``_array``."""
     return type(array) in (ZarrArrayWrapper, KnownArray)
 
 
 def _sound(key: ExplicitIndexer, shape: tuple[int, ...]) -> ExplicitIndexer:
-    """Return ``key`` with empty slices that go forward.
+    """Return ``key`` with its empty slices replaced by ``slice(0, 0)``.
 
-    xarray takes slices apart for backends, and fails on empty ones that go backward.
+    xarray decomposes slices for backends, and fails on empty ones with a negative step.
     """
     parts = zip(key.tuple, shape, strict=False)
     empty = [isinstance(p, slice) and not range(*p.indices(size)) for p, size in parts]
@@ -101,10 +101,10 @@ def _sound(key: ExplicitIndexer, shape: tuple[int, ...]) -> ExplicitIndexer:
 
 
 def _without_scalars(key: ExplicitIndexer) -> ExplicitIndexer:
-    """Return a key for a Zarr array that selects what ``key`` does, one element as an array.
+    """Return a key that selects the same from a Zarr array, but a single element as an array.
 
-    Asked for one element in the basic way, zarr's asynchronous arrays return a scalar, which has
-    lost the length of a string type and the byte order; its blocking ones do not.
+    For a basic selection of a single element, zarr's asynchronous arrays return a scalar, which
+    loses the length of a string dtype and the byte order; its blocking arrays keep them.
     """
     parts = key.tuple
     if not isinstance(key, BasicIndexer) or not parts or any(isinstance(p, slice) for p in parts):
@@ -120,7 +120,7 @@ async def _read_in_thread(function: Callable[[], Any], array: Any) -> Any:
     if key is None:
         return await blocking_pool.run(function)
     if key == HDF5_LOCK.token:
-        # Private: the manager of the file that a store of xarray reads.
+        # Private: the file manager of an xarray store.
         store: Any = getattr(array, "datastore", None)
         if not isinstance(getattr(store, "_manager", None), PickleableFileManager):
             return await in_hdf5(function)
@@ -135,7 +135,7 @@ async def _read_in_thread(function: Callable[[], Any], array: Any) -> Any:
 def lane_key(array: BackendArray) -> Hashable | None:
     """Return the key of the lane in which ``array`` is read by plain calls.
 
-    None where there is no lane, or the array has a better way.
+    None if there is no lane, or if the array can be read asynchronously.
     """
     if type(array).async_getitem is not BackendArray.async_getitem:
         return None
@@ -143,39 +143,39 @@ def lane_key(array: BackendArray) -> Hashable | None:
 
 
 async def in_lane(key: Hashable, function: Callable[[], T]) -> T:
-    """Await ``function()`` in the lane for a key that `lane_key` gives; on the I/O loop."""
+    """Await ``function()`` in the lane for a key from `lane_key`; on the I/O loop."""
     if key == HDF5_LOCK.token:
         return await in_hdf5(function)
     return await Lane.of(key, blocking_pool).run(function)
 
 
 def read_by_plain_call(source: Read) -> Any:
-    """Read ``source`` here, in its lane (see `lane_key`)."""
+    """Read ``source`` in this thread, which must be in its lane (see `lane_key`)."""
     array: Any = source.array
     return array[_sound(source.key, array.shape)]
 
 
 _PATIENCE_S = 0.5
 
-# Held for good: the end of a lane that the user's thread lets go of would run Python code there.
-# HDF5 is torn down by the end of the process, whoever is in it; h5py waits for its own lock.
+# Held forever: finalizing a lane that the user's thread drops would run Python code there. Uncut:
+# the end of the process tears HDF5 down even with a thread inside; h5py waits for its own lock.
 _lane_of_hdf5 = Lane.of(HDF5_LOCK.token, blocking_pool, is_uncut=True)
 
 
 def lane_of_hdf5() -> Lane:
-    """Return the lane of HDF5, and with it of netCDF-C."""
+    """Return the lane that HDF5 and netCDF-C share."""
     return _lane_of_hdf5
 
 
 async def in_hdf5(function: Callable[[], T], *, by_python: bool = False) -> T:
     """Await ``function()``, which calls HDF5 or netCDF-C, in their lane; on the I/O loop.
 
-    The user's own code may be in these libraries whenever no call of this package is under way:
-    plain xarray takes no lock where it reads metadata. So cancelling waits until ``function`` has
-    ended, and no garbage is collected meanwhile, whose finalizers close files.
+    The user's own code may call these libraries whenever no call of this package is in progress:
+    plain xarray takes no lock to read metadata. So cancelling waits until ``function`` has ended.
+    Meanwhile no garbage is collected, because finalizers may close files.
 
-    With ``by_python`` HDF5 reads a file object of Python's, which may wait for a server for ever.
-    Its end is then awaited for a moment only: h5py, alone in reading such files, has a lock.
+    With ``by_python``, HDF5 reads a Python file object, which may wait for a server forever. Then
+    cancelling waits only briefly: only h5py reads such files, and it has its own lock.
     """
 
     def call() -> T:
@@ -186,13 +186,13 @@ async def in_hdf5(function: Callable[[], T], *, by_python: bool = False) -> T:
 
 
 def reads_hdf5(array: Any) -> bool:
-    """Say whether a backend's array is read by HDF5 or netCDF-C, in a store of its own."""
+    """Return whether HDF5 or netCDF-C reads a backend's array, through an xarray store."""
     has_store = getattr(array, "datastore", None) is not None
     return has_store and _lock_key(_lock_of(array)) == HDF5_LOCK.token
 
 
 def _lock_of(array: Any) -> Any:
-    """Return the lock under which ``array`` reads: its own or, as most have it, its store's."""
+    """Return the lock under which ``array`` reads: its own or, usually, that of its store."""
     for owner in (array, getattr(array, "datastore", None)):
         lock = getattr(owner, "lock", None)
         if lock is not None:
@@ -201,12 +201,11 @@ def _lock_of(array: Any) -> Any:
 
 
 def _lock_key(lock: Any) -> Hashable | None:
-    """Return what two locks have in common when one waits for the other; None for no lock."""
+    """Return a key that two locks share if one waits for the other; None for no lock."""
     locks = list(lock.locks) if isinstance(lock, CombinedLock) else [lock]
-    # A file being written has a lock of its own besides the library's: the library's decides.
-    # That of netCDF-C, which its own access to servers has alone, counts as that of HDF5: a thread
-    # can be in one of these libraries only.
-    # A copy of a lock, from a pickle, is told by its token.
+    # A file being written has its own lock besides the library's: the library's decides. The lock
+    # of netCDF-C, which its remote access takes alone, counts as that of HDF5: only one thread can
+    # be in these libraries. A copy of a lock, from a pickle, is recognized by its token.
     shared = (HDF5_LOCK.token, NETCDFC_LOCK.token)
     if any(isinstance(each, SerializableLock) and each.token in shared for each in locks):
         return HDF5_LOCK.token

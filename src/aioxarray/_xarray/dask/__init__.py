@@ -1,1 +1,1 @@
-"""Dask arrays: computing and storing them off the caller's loop, and their names."""
+"""Dask arrays: computing and storing them off the caller's event loop, and their names."""

@@ -1,4 +1,4 @@
-"""Computes and stores chunked (dask) arrays without blocking the caller's event loop."""
+"""Computing and storing chunked (dask) arrays without blocking the caller's event loop."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-# Private: how xarray finds the library behind a chunked array (dask, cubed, …). It has no public
-# name; plain `xarray.Dataset.load` goes the same way.
+# Private: how xarray finds the library behind a chunked array (dask, cubed, …), in
+# `xarray.Dataset.load` for example. It has no public name.
 from xarray.namedarray.parallelcompat import get_chunked_array_type
 from xarray.namedarray.pycompat import is_chunked_array
 
@@ -37,11 +37,11 @@ __all__ = [
 
 
 async def compute_chunked(arrays: Sequence[Any], options: Mapping[str, Any]) -> list[Any]:
-    """Compute ``arrays`` together, ``options`` being for ``dask.compute``.
+    """Compute ``arrays`` together, with ``options`` for ``dask.compute``.
 
-    With a distributed client the result is awaited on the client's own loop, and cancelling
-    cancels its futures. Otherwise a worker thread computes; cancelling returns at once, and with
-    dask's threaded scheduler no further task is begun.
+    With a distributed client, the result is awaited on the client's own loop, and cancelling
+    cancels its futures. Otherwise a worker thread computes; cancelling returns at once, and dask's
+    threaded scheduler starts no further tasks.
     """
     distinct = await blocking_pool.run(lambda: apart(arrays))
     values: dict[int, Any] = {}
@@ -64,9 +64,9 @@ async def store_chunked(
     regions: Sequence[Any],
     options: Mapping[str, Any],
 ) -> None:
-    """Compute ``sources`` and set ``regions`` of ``targets`` to them, as `compute_chunked` does.
+    """Compute ``sources`` as `compute_chunked` does, and store them in ``regions`` of ``targets``.
 
-    ``options`` are xarray's ``chunkmanager_store_kwargs``. With a distributed client the targets
+    ``options`` are xarray's ``chunkmanager_store_kwargs``. With a distributed client, the targets
     are sent to its workers, which write.
     """
     stores = await blocking_pool.run(lambda: _stores(sources, targets, regions, options))
@@ -74,7 +74,7 @@ async def store_chunked(
     async def run(manager: Any, store: Callable[..., Any]) -> None:
         if _is_dask(manager):
             later = await blocking_pool.run(lambda: store(compute=False))
-            # An array for each source, whose blocks are stored when they are computed.
+            # One array per source; computing its blocks stores them.
             pending = list(later) if isinstance(later, tuple) else [later]
             await _run_with_dask(pending, options)
         else:
@@ -89,7 +89,7 @@ def store_later(
     regions: Sequence[Any],
     options: Mapping[str, Any],
 ) -> Any:
-    """Return what does the same when it is computed, by whatever scheduler."""
+    """Return delayed objects that do the same as `store_chunked` when they are computed."""
     return [store(compute=False) for _, store in _stores(sources, targets, regions, options)]
 
 
@@ -99,10 +99,10 @@ def _stores(
     regions: Sequence[Any],
     options: Mapping[str, Any],
 ) -> list[tuple[Any, Callable[..., Any]]]:
-    """Return, for each kind of chunked array, its manager and what stores its arrays.
+    """Return, for each type of chunked array, its manager and a function that stores its arrays.
 
-    No two blocks are parts of the same chunk of a target: each would read it, change it, and write
-    it back.
+    The arrays are rechunked so that no two blocks share a chunk of a target: each would read it,
+    change it, and write it back.
     """
     distinct = apart(sources)
     stores: list[tuple[Any, Callable[..., Any]]] = []
@@ -126,7 +126,7 @@ def _stores(
 
 
 def apart(arrays: Sequence[Any]) -> list[Any]:
-    """Return chunked arrays like ``arrays``, so that all can be computed at once."""
+    """Return chunked arrays like ``arrays`` that can be computed together: see `told_apart`."""
     if "dask" not in sys.modules:
         return list(arrays)
     from dask.base import is_dask_collection
@@ -139,10 +139,10 @@ def apart(arrays: Sequence[Any]) -> list[Any]:
 
 
 def _kinds(arrays: Sequence[Any]) -> list[tuple[Any, list[int]]]:
-    """Return the managers of ``arrays``, each with the indices of arrays of one type.
+    """Return the managers of ``arrays``, each with the indices of the arrays of one type.
 
-    Neither xarray nor dask take arrays of different types together: those of `dask.array`, and
-    the expressions of dask-array (pydata/xarray#11382).
+    Neither xarray nor dask computes different types together: `dask.array.Array` and the
+    expressions of dask-array, for example (pydata/xarray#11382).
     """
     kinds: dict[type, list[int]] = {}
     for index, array in enumerate(arrays):
@@ -165,7 +165,7 @@ async def _compute_with_dask(arrays: Sequence[Any], options: Mapping[str, Any]) 
 
 
 def _shares_memory(arrays: Sequence[Any], options: Mapping[str, Any]) -> bool:
-    """Say whether dask would compute ``arrays`` by threads of this process."""
+    """Return whether dask would compute ``arrays`` in threads of this process."""
     import dask.base
     import dask.local
     import dask.threaded
@@ -193,7 +193,7 @@ async def _run_with_dask(arrays: Sequence[Any], options: Mapping[str, Any]) -> l
 
 @contextmanager
 def tasks_end_with_the_call() -> Iterator[None]:
-    """Return a context in which dask begins no more tasks for this thread once it is cancelled."""
+    """Return a context in which dask starts no more tasks for this thread once it is cancelled."""
     if "dask" not in sys.modules:
         yield
         return
@@ -202,7 +202,7 @@ def tasks_end_with_the_call() -> Iterator[None]:
     here = threading.get_ident()
 
     def before_task(*_: Any) -> None:
-        # Called in the thread that computes, for the computations of all threads.
+        # The callback is global: other threads call it, too, for their own computations.
         if threading.get_ident() == here and is_cancelled():
             raise asyncio.CancelledError
 

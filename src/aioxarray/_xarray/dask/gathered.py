@@ -1,8 +1,8 @@
-"""The values of dask arrays, put into place block by block as the blocks are computed.
+"""Gathering the result of a dask array: each block is copied into place as soon as it is computed.
 
-dask itself keeps all blocks until the last one is there, copies them into the result, and lets go
-of them at once: memory for the result twice and, as a gigabyte goes back to the operating system,
-tens of milliseconds in which no other Python code runs.
+dask itself keeps all blocks until the last one is done, copies them into the result, and frees
+them all at once. That takes the memory of the result twice. Returning a gigabyte to the operating
+system also keeps other Python code from running for tens of milliseconds.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import Any
 
 import numpy as np
 
-# dask's own way costs less for less than this, and lets go of it within a millisecond.
+# Below this size dask's own way costs less, and frees the blocks within a millisecond.
 _LARGE_BYTES = 4 << 20
 
 
 class Gathered:
-    """The values of a dask array that is computed in this process.
+    """The result of a dask array that is computed in this process.
 
     Parameters
     ----------
     array
-        An array that `helps` says yes to.
+        An array for which `helps` returns True.
     """
 
     def __init__(self, array: Any) -> None:
@@ -34,16 +34,16 @@ class Gathered:
         self._ends = [[0, *itertools.accumulate(sizes)] for sizes in array.chunks]
         self._lock = threading.Lock()
         self._values: np.ndarray[Any, Any] | None = None
-        # Blocks that are not what the array says of them.
+        # Blocks of an unexpected type, shape or dtype.
         self._odd: dict[tuple[int, ...], Any] = {}
 
     def __dask_tokenize__(self) -> str:
-        # Two are never the same.
+        # Every instance is unique.
         return self._name
 
     @staticmethod
     def helps(array: Any) -> bool:
-        """Say whether ``array`` has many blocks, much data, and a numpy array of known shape."""
+        """Return whether ``array`` is a large one of several numpy blocks, all of known shape."""
         sizes = itertools.chain.from_iterable(array.chunks)
         return (
             type(getattr(array, "_meta", None)) is np.ndarray
@@ -53,12 +53,12 @@ class Gathered:
         )
 
     def pending(self) -> Any:
-        """Return a dask array of nothing, with which the values are computed."""
+        """Return a dask array to compute instead, whose tasks put the blocks in place."""
         dtype, meta = self._array.dtype, self._array._meta
         return self._array.map_blocks(self._put, name=self._name, dtype=dtype, meta=meta)
 
     def values(self) -> Any:
-        """Return the values, as dask would, when `pending` has been computed."""
+        """Return the values, as dask would, once `pending` has been computed."""
         if not self._odd:
             return self._values
         finalize, arguments = self._array.__dask_postcompute__()
@@ -74,10 +74,10 @@ class Gathered:
         self._odd[block_id] = block
 
     def _values_for(self, dtype: np.dtype[Any]) -> np.ndarray[Any, Any] | None:
-        """Return the result, if it is of the type of a block."""
+        """Return the result array; None if it does not have the dtype of a block."""
         with self._lock:
             if self._values is None:
-                # Of the blocks' own type: what an array says of it need not be true.
+                # The dtype of a block, since the dtype that the array declares may be wrong.
                 self._values = np.empty([ends[-1] for ends in self._ends], dtype)
             same = self._values.dtype == dtype and self._values.dtype.metadata == dtype.metadata
             return self._values if same else None
@@ -87,7 +87,7 @@ class Gathered:
         return tuple(slice(ends[at], ends[at + 1]) for ends, at in pairs)
 
     def _nested(self, block_id: tuple[int, ...]) -> Any:
-        """Return the blocks in nested lists, as dask has them."""
+        """Return the blocks as nested lists, which is how dask has them."""
         if len(block_id) < len(self._ends):
             count = len(self._ends[len(block_id)]) - 1
             return [self._nested((*block_id, at)) for at in range(count)]

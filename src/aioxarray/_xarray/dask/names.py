@@ -1,8 +1,8 @@
-"""The names of dask's arrays and tasks: made different where different data has the same.
+"""Names of dask arrays and tasks, made distinct if different data has the same name.
 
-dask computes once what has the same name, and takes names for what they should be: made of all
-that a result depends on. Names that are given are not: those that xarray gives to what it opens
-are made of the file, the arguments and the variable.
+dask computes results of the same name once, because a name should depend on everything that the
+result depends on. Names given explicitly may not: xarray derives the names of the arrays it opens
+from the file, the arguments and the variable only.
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dask.highlevelgraph import HighLevelGraph
 
-# Of a layer: which of the layers of the same name it is, or depends on, that are not the first.
+# (name, version) of a layer and of those below it, except those that are the first of their name.
 Label = frozenset[tuple[str, int]]
 
-# How dask's own names end: in a hash of all that makes the result, or in a random number.
+# The end of dask's own names: a hash of everything the result depends on, or a random number.
 _HASH = re.compile(r"-[0-9a-f]{8}(-?[0-9a-f]{4}){3}-?[0-9a-f]{12}$")
 
 
 def named_after(array: Any, path: str) -> Any:
-    """Return a dask array that xarray has just opened, named after the group at ``path`` too."""
+    """Return ``array``, which xarray has just opened, renamed after the group at ``path``."""
     from dask.array import Array
     from dask.graph_manipulation import clone
 
     if type(array) is not Array or not array.name.startswith("open_dataset-"):
-        # Of another library, or named by the backend.
+        # From another library, or named by the backend.
         return array
     return clone(array, seed=path)
 
 
 def told_apart(arrays: Sequence[Any]) -> list[Any]:
-    """Return dask arrays with the values of ``arrays``, of which no two share a name by mistake.
+    """Return dask arrays with the values of ``arrays``, renamed where a name stands for two things.
 
-    They do where a name is given to data, or to a function, and in two of them that is not the
-    same object: opened from two groups, say, or twice. What was made of such data is named by
-    names, and so goes by another one too. All else is computed once, as before.
+    Names clash if an explicit name was given to different objects (data, or functions) in two
+    arrays: opened from two groups, for example, or twice. Results derived from them are renamed,
+    too, since their names derive from that name. Everything else is computed once, as before.
     """
-    # With data of their own, or not named by dask.
+    # Layers that hold data, or that dask did not name.
     doubtful = {
         name
         for array in arrays
@@ -60,7 +60,7 @@ def told_apart(arrays: Sequence[Any]) -> list[Any]:
 
 
 def _layers(array: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Yield the names of the layers of ``array``, what each depends on, and the layers."""
+    """Yield the name, the dependencies and the object of each layer of ``array``."""
     if (expression := getattr(array, "expr", None)) is not None:
         for each in expression.walk():
             yield each._name, each.dependencies(), each
@@ -71,7 +71,7 @@ def _layers(array: Any) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _told_apart(array: Any, versions: Mapping[str, Mapping[int, int]], call: str) -> Any:
-    """Return ``array``, renamed where it has, or depends on, a layer that is not the first."""
+    """Return ``array``, renamed if it depends on a layer that is not the first of its name."""
     from dask.array import Array
     from dask.core import flatten
     from dask.highlevelgraph import HighLevelGraph
@@ -85,7 +85,7 @@ def _told_apart(array: Any, versions: Mapping[str, Mapping[int, int]], call: str
         return array
     graph = array.__dask_graph__()
     if not isinstance(graph, HighLevelGraph):
-        # That of an expression: as one layer.
+        # The graph of an expression becomes one layer.
         graph = HighLevelGraph.from_collections(array.name, graph, dependencies=())
         ending = _ending(frozenset((name, version) for (name, _), version in others.items()), call)
         renamed, _ = _renamed(graph, {array.name: ending})
@@ -105,13 +105,13 @@ def _told_apart(array: Any, versions: Mapping[str, Mapping[int, int]], call: str
 def _renamed(
     graph: HighLevelGraph, endings: Mapping[str, str]
 ) -> tuple[HighLevelGraph, Mapping[Any, Any]]:
-    """Return ``graph`` with endings added to the names of layers and their tasks, and the latter.
+    """Return ``graph`` with endings added to layer names and task keys, and the new keys by old.
 
-    Layers without an ending stay as they are. `dask.graph_manipulation.clone` leaves old names in
-    tasks of the present form.
+    Layers without an ending stay unchanged. `dask.graph_manipulation.clone` leaves old names in
+    tasks of the current form.
     """
-    # Private: the form of tasks, which all of dask and distributed handle like this. Can go when
-    # `clone` knows it.
+    # Private: the classes of tasks, which all of dask and distributed use. Can go when `clone`
+    # supports them.
     from dask._task_spec import GraphNode, TaskRef, convert_legacy_task
     from dask.highlevelgraph import HighLevelGraph
 
@@ -124,7 +124,7 @@ def _renamed(
 
     def renamed(key: Any, task: Any) -> Any:
         if isinstance(task, TaskRef):
-            # A result that a cluster holds keeps the name that the cluster knows.
+            # A result that a cluster holds keeps the key that the cluster knows.
             return task
         node = convert_legacy_task(key, task, graph)
         return node.substitute(names, key=names[key]) if isinstance(node, GraphNode) else node
@@ -154,7 +154,7 @@ def _ending(label: Label, call: str) -> str:
 
 
 def _new_name(name: Any, ending: str) -> Any:
-    """Return the name of a layer, or the key of a task, with an ending."""
+    """Return the name of a layer, or the key of a task, with ``ending`` added."""
     if not ending:
         return name
     if isinstance(name, tuple):

@@ -1,4 +1,4 @@
-"""What dask stores chunked data into: an array whose parts are written by aioxarray."""
+"""Targets for dask to store into: Zarr arrays whose regions are written by aioxarray."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
 
 
 class Target:
-    """An array to be stored into, in this process or, pickled, in a worker of a cluster.
+    """A Zarr array to store into, in this process or, pickled, in a worker of a cluster.
 
-    Setting a part of it returns when the part is in the store. No two parts that are set may share
-    a chunk.
+    Setting a region returns once the region is in the store. No two of the regions may share a
+    chunk.
 
     Parameters
     ----------
     array
-        The array, which may have no metadata in its store yet.
+        The array, whose metadata may not be in its store yet.
     fresh
-        Whether the store has no chunk of it.
+        Whether the store has no chunks of it yet.
 
     Attributes
     ----------
     edges
-        For each axis, the places between its chunks or shards, in ascending order.
+        For each axis, the boundaries between its chunks or shards, in ascending order.
     """
 
     def __init__(self, array: zarr.Array[Any], fresh: bool) -> None:
@@ -50,11 +50,11 @@ class Target:
         return Target, (self.array, self.fresh)
 
     def __dask_tokenize__(self) -> str:
-        # Two are never the same: each is for one save.
+        # Every instance is unique: it is for one save.
         return uuid.uuid4().hex
 
     def is_aligned(self, region: Any) -> bool:
-        """Say whether no chunk is partly in ``region``."""
+        """Return whether ``region`` consists of whole chunks."""
         return is_aligned(region, self.shape, self.edges)
 
     def __setitem__(self, region: Any, values: Any) -> None:
@@ -71,9 +71,9 @@ class Target:
 
 
 class ThreadTarget(Target):
-    """A target for dask's threads: setting a part of it hands the part over and returns.
+    """A target for dask's threads: setting a region hands it over for writing and returns.
 
-    Few threads compute, and they would only wait for the network.
+    dask computes in few threads, which would otherwise be waiting for the network.
     """
 
     def __init__(
@@ -91,27 +91,27 @@ class ThreadTarget(Target):
 
 
 class Intake:
-    """Takes parts from threads and has them written, as many as fit into its share of memory.
+    """The handover of regions from dask's threads to tasks that write them, bounded by memory.
 
     Parameters
     ----------
     tasks
-        The group whose tasks write; when it ends, so does the taking.
+        The task group that writes; once it has ended, no more regions are taken.
     staged
-        Places for bytes that were taken and not yet written.
+        The budget for bytes that were taken but are not yet written.
     counter
-        Told of the bytes that were written.
+        The progress meter, which counts the bytes that were written.
     """
 
     def __init__(self, tasks: asyncio.TaskGroup, staged: Share, counter: Meter) -> None:
         self._tasks = tasks
         self._staged = staged
         self._counter = counter
-        # Of the save: its progress is told to who waits for it, not to the threads that compute.
+        # Progress is reported in the context of the save, to its caller, not to dask's threads.
         self._context = contextvars.copy_context()
 
     async def take(self, write: Callable[[], Awaitable[None]], nbytes: int) -> None:
-        """Wait until there is a place, and have ``write()`` awaited; on the I/O loop."""
+        """Have a task await ``write()``; return once the budget admits it. On the I/O loop."""
         admitted = asyncio.Event()
 
         async def run() -> None:
@@ -127,8 +127,7 @@ class Intake:
         try:
             self._tasks.create_task(running, context=self._context.copy())
         except RuntimeError as error:
-            # The save has ended, by an error or a cancellation. Python 3.11 leaves it to us to
-            # close what will not be awaited.
+            # The save has failed or was cancelled. Python 3.11 does not close the coroutine.
             running.close()
             raise asyncio.CancelledError from error
         await admitted.wait()

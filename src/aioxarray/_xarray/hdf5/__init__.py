@@ -1,1 +1,1 @@
-"""HDF5 files, local and behind URLs, as xarray's h5netcdf engine reads them."""
+"""HDF5 files, local and behind URLs, opened as by xarray's h5netcdf engine."""

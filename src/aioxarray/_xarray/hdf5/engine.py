@@ -1,6 +1,6 @@
-"""xarray's h5netcdf engine over files of which everything is asked once.
+"""xarray's h5netcdf engine over files that look up each piece of metadata only once.
 
-Local files are kept by xarray's own cache of open files, like those that plain xarray opens.
+Local files are kept in xarray's own cache of open files, as with plain xarray.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import h5netcdf
 
-# Private: the store of xarray's h5netcdf engine, which takes a file manager, but whose ``open``
-# takes no opener. The managers have no public names. Can go when h5netcdf itself asks once
+# Private: the store of xarray's h5netcdf engine, whose ``open`` takes no opener, and the file
+# managers that its constructor takes instead. Can go when h5netcdf itself looks up metadata once
 # (h5netcdf/h5netcdf#195).
 from xarray.backends import H5netcdfBackendEntrypoint, H5NetCDFStore, StoreBackendEntrypoint
 from xarray.backends.common import _iter_nc_groups, _normalize_path
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     import xarray as xr
     from xarray.backends.file_manager import FileManager
 
-# The options of xarray's engine that are h5netcdf's, with the values it gives them.
+# Options that xarray's engine passes to h5netcdf, with its default values.
 _OF_FILE = {"invalid_netcdf": None, "decode_vlen_strings": True}
-# Those with which it opens the file in another way, and the values with which it does not.
+# Options that make it open the file in another way, with the values for which it does not.
 _OTHERWISE = {
     "format": "NETCDF4",
     "lock": None,
@@ -48,7 +48,7 @@ _KNOWN = inspect.signature(H5netcdfBackendEntrypoint.open_dataset).parameters
 
 
 class _Variable(h5netcdf.Variable):  # type: ignore[misc]
-    """A variable that remembers what does not change."""
+    """A variable that caches properties that do not change."""
 
     _h5ds = cached_property(h5netcdf.Variable._h5ds.fget)
     shape = cached_property(h5netcdf.Variable.shape.fget)
@@ -57,7 +57,7 @@ class _Variable(h5netcdf.Variable):  # type: ignore[misc]
 
 
 class _Group(h5netcdf.Group):  # type: ignore[misc]
-    # Private, and what h5netcdf's own "legacy" interface sets to have other classes.
+    # Private: the hooks with which h5netcdf's own "legacy" interface substitutes its classes.
     _variable_cls = _Variable
 
     @property
@@ -70,9 +70,9 @@ class _File(_Group, h5netcdf.File):  # type: ignore[misc]
 
 
 def _open_file(source: Any, mode: str, **options: Any) -> Any:
-    """Open what h5netcdf opens; at the top of a module, because managers pickle it."""
+    """Open a file with h5netcdf; at module level because file managers pickle this function."""
     if not in_own_thread():
-        # Unpickling opens in the thread of whoever unpickles.
+        # Unpickling a manager may open its file in any thread.
         return run_blocking(lambda: in_hdf5(lambda: _open_file(source, mode, **options)))
     once = OnceFile(source)
     try:
@@ -80,17 +80,17 @@ def _open_file(source: Any, mode: str, **options: Any) -> Any:
     except BaseException:
         once.close()
         raise
-    # Private: whether the one closes the other. h5netcdf takes a file that is open for its user's.
+    # Private: h5netcdf would not close the HDF5 file otherwise, since it did not open it.
     file._close_h5file = True
     return file
 
 
 def opens_once(source: Any, options: Mapping[str, Any]) -> bool:
-    """Whether `open_once` can open ``source``: a local file or an `AheadFile`, by h5py."""
+    """Return whether `open_once` can open ``source``: a local file or an `AheadFile`, by h5py."""
     local = isinstance(source, str | os.PathLike) and not is_remote_uri(os.fspath(source))
     usual = all(options.get(name, value) == value for name, value in _OTHERWISE.items())
     by_h5py = "H5NETCDF_READ_BACKEND" not in os.environ
-    # What xarray's engine does not know, it shall refuse itself.
+    # xarray's engine itself rejects options that it does not know.
     return (
         (local or isinstance(source, AheadFile))
         and usual
@@ -106,9 +106,9 @@ def open_once(
     deep: bool,
     store_of: Callable[..., H5NetCDFStore] = H5NetCDFStore,
 ) -> xr.Dataset | dict[str, xr.Dataset]:
-    """Return what xarray's engine returns for ``source``; where HDF5's calls are made.
+    """Open ``source`` as xarray's engine does; in HDF5's lane.
 
-    With ``deep`` that is all groups. ``store_of`` makes the store of the file's manager.
+    With ``deep``, open all groups. ``store_of`` makes a store from the file manager.
     """
     of_store = (*_OF_FILE, *_OTHERWISE, "group", "phony_dims")
     decoding = {name: value for name, value in options.items() if name not in of_store}
@@ -138,7 +138,7 @@ def open_once(
 
 
 def _all_groups(store: Any, parent: NodePath) -> Iterator[tuple[str, Any]]:
-    """Yield the stores of the group ``parent`` and of all below it, with their relative paths."""
+    """Yield the relative paths and the stores of the group ``parent`` and all groups below it."""
     for path in _iter_nc_groups(store.ds, parent=parent):
         relative = str(NodePath(path).relative_to(parent)) if parent.name else path
         yield relative, H5NetCDFStore(store._manager, group=path, mode="r")

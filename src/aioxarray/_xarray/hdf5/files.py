@@ -1,9 +1,9 @@
-"""An HDF5 file of which everything is asked once, however often h5netcdf asks for it.
+"""An HDF5 file that caches its metadata, because h5netcdf asks for it again and again.
 
-h5netcdf looks the object of a variable up, by its path, whenever it wants to know something of it:
-260 times for a file of eight variables; and it reads most attributes two or three times over. That
-is most of the time that opening such a file takes (h5netcdf/h5netcdf#195). It takes a file that is
-open already, and so one like this, whose objects remember what they have answered.
+h5netcdf looks up a variable's object by its path for each property: 260 times for a file of eight
+variables. It also reads most attributes two or three times. That is most of the time that opening
+such a file takes (h5netcdf/h5netcdf#195). h5netcdf also accepts an open file such as this one,
+whose objects cache their answers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from h5py import h5d, h5g, h5i, h5o, h5r
 
 
 class OnceFile(h5py.File):  # type: ignore[misc]
-    """An HDF5 file, for reading; made, used and closed where HDF5's calls are made.
+    """A read-only HDF5 file that caches its objects; made, used and closed in HDF5's lane.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ class OnceFile(h5py.File):  # type: ignore[misc]
         self._objects: dict[Any, Any] = {}
 
     def __getitem__(self, name: Any) -> Any:
-        """Return the object at a path from the root, or that of a reference."""
+        """Return the object at a path from the root, or the target of a reference."""
         found = self._objects.get(name)
         if found is None:
             found = self._objects[name] = self._open(name)
@@ -54,7 +54,7 @@ class OnceFile(h5py.File):  # type: ignore[misc]
 
 
 class _Attributes(h5py.AttributeManager):  # type: ignore[misc]
-    """Attributes of which each is read once."""
+    """Attributes that are each read only once."""
 
     def __init__(self, parent: Any) -> None:
         super().__init__(parent)
@@ -76,12 +76,12 @@ class _Attributes(h5py.AttributeManager):  # type: ignore[misc]
         return self._values[name]
 
     def get(self, name: Any, default: Any = None) -> Any:
-        # Most of those that are asked for are not there, and HDF5 takes long to say so.
+        # Most requested attributes do not exist, and HDF5 takes long to say so.
         return self[name] if name in self._names else default
 
 
 class _Dimension:
-    """A dimension of a dataset, which knows how many scales are attached to it."""
+    """A dimension of a dataset that caches the number of attached scales."""
 
     def __init__(self, dimension: Any) -> None:
         self._dimension = dimension
@@ -95,7 +95,7 @@ class _Dimension:
 
 
 class _Dataset(h5py.Dataset):  # type: ignore[misc]
-    """A dataset that remembers what does not change."""
+    """A dataset that caches properties that do not change."""
 
     # h5netcdf tells the objects of h5py from those of h5pyd by the name of their module.
     __module__ = h5py.Dataset.__module__
@@ -111,17 +111,17 @@ class _Dataset(h5py.Dataset):  # type: ignore[misc]
 
 
 class _Group(h5py.Group):  # type: ignore[misc]
-    """A group whose members are those of its file."""
+    """A group that takes its members from the cache of its file."""
 
     attrs = cached_property(_Attributes)
     name = cached_property(h5py.Group.name.fget)
 
     def __init__(self, identifier: Any, file: OnceFile, path: str) -> None:
         super().__init__(identifier)
-        # The file holds its groups. If they held it, a file that was let go of would stay open
-        # until the garbage collector comes, in whatever thread that is.
+        # Weak, since the file holds its groups: in a cycle, a dropped file would stay open until
+        # the garbage collector runs, in an arbitrary thread.
         self._file = weakref.ref(file)
-        # Not its name: that of a group behind a link into another file is the name there.
+        # Not ``name``: for a group behind an external link, that is its name in the other file.
         self._path = path.rstrip("/")
 
     def __getitem__(self, name: Any) -> Any:

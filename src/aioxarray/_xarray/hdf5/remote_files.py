@@ -1,4 +1,4 @@
-"""netCDF4 and HDF5 files behind URLs: the network is waited for outside the library's lane."""
+"""netCDF4 and HDF5 files behind URLs, with their ends fetched before they enter HDF5's lane."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Callable, Coroutine, Mapping
 from functools import lru_cache, partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-# Private: how xarray's h5netcdf engine opens a URL. Done here, ahead of it, so that the bytes it
-# reads first are there before it takes its turn in HDF5, where one file at a time is open.
+# Private: how xarray's h5netcdf engine opens a URL. Done here in advance, so that its first bytes
+# are in memory before it enters HDF5's lane, where files are opened one at a time.
 from xarray.backends import H5netcdfBackendEntrypoint
 from xarray.backends.common import _open_remote_file
 from xarray.core.utils import is_remote_uri
@@ -19,24 +19,24 @@ from zarr.abc.store import RangeByteRequest
 from aioxarray._runtime.loops import io_loop, run_blocking, run_on
 from aioxarray._zarr.stores.request import Request, plainly, send_alone
 
-# Those of xarray's engine.
+# The defaults of xarray's engine.
 _BLOCK_BYTES = 4 << 20
 _BLOCKS = 32
 _DEFAULTS: dict[str, Any] = {"cache_type": "blockcache", "block_size": _BLOCK_BYTES}
-# What HDF5 files begin with.
+# The first bytes of an HDF5 file.
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
 class AheadFile(io.RawIOBase):
-    """A file object whose first and last blocks are in memory: the metadata of HDF5 files is there.
+    """A file object with its first and last blocks in memory: most HDF5 metadata is there.
 
-    HDF5 reads it in pieces of some bytes, of which each would cost more in ``file``, a cached file
-    of fsspec, than reading it. What is not in these blocks, ``file`` reads.
+    HDF5 reads metadata a few bytes at a time. In ``file``, a cached fsspec file, the overhead of
+    each such read would exceed the read itself. All other blocks are read on demand.
 
     Parameters
     ----------
     file
-        The file.
+        A file of fsspec, or a `FetchedFile`.
     """
 
     def __init__(self, file: Any) -> None:
@@ -48,7 +48,7 @@ class AheadFile(io.RawIOBase):
         self._later = None if fetch is None else lru_cache(_BLOCKS)(partial(_block, fetch))
 
     def read_ahead(self) -> None:
-        """Read the first and the last block; where HDF5's calls are not made."""
+        """Read the first and the last block into memory; not in HDF5's lane."""
         last = (self._size - 1) // _BLOCK_BYTES * _BLOCK_BYTES
         for start in dict.fromkeys((0, max(0, last))):
             self._blocks.append((start, self._block(start)))
@@ -65,14 +65,14 @@ class AheadFile(io.RawIOBase):
 
     @property
     def is_hdf5(self) -> bool:
-        """Whether what was read begins as HDF5 files do."""
+        """Whether the bytes that were read ahead begin with HDF5's signature."""
         return bool(self._blocks) and self._blocks[0][1][: len(_SIGNATURE)] == _SIGNATURE
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._file,)
 
     def __repr__(self) -> str:
-        # h5py makes the name of the file of it, and xarray the "source" of its variables.
+        # h5py uses this as the name of the file, and xarray as the "source" of its variables.
         return repr(self._file)
 
     def readable(self) -> bool:
@@ -121,12 +121,12 @@ _Fetch = Callable[[int, int], Coroutine[Any, Any, bytes]]
 
 @runtime_checkable
 class FetchedFile(Protocol):
-    """A file whose bytes can be awaited on the I/O loop."""
+    """A file whose bytes can be fetched asynchronously on the I/O loop."""
 
     size: int
 
     async def fetch_async(self, start: int, end: int) -> bytes:
-        """Return the bytes from ``start`` to before ``end``."""
+        """Return the bytes from ``start`` up to, but not including, ``end``."""
 
 
 class _Fetching(NamedTuple):
@@ -138,15 +138,15 @@ class _Fetching(NamedTuple):
 
 
 def _fetching(file: Any) -> _Fetching | None:
-    """Return what fetches bytes of ``file``, and its loop; None where only ``file`` itself can.
+    """Return a function that fetches bytes of ``file``, and its loop; None if there is none.
 
-    Awaited, it can be cancelled: HDF5, which waits for it, then gets an error and returns, however
-    long the server would have it wait. Reading ``file`` itself cannot.
+    Unlike a read of ``file``, such a fetch can be cancelled: HDF5, which waits for it, then gets an
+    error and returns, however slow the server is.
     """
     if isinstance(file, FetchedFile):
         return _Fetching(file, io_loop(), file.fetch_async)
     fs: Any = getattr(file, "fs", None)
-    # Where the user asked for another cache, that is kept.
+    # If the user asked for another cache, keep that.
     if not getattr(fs, "async_impl", False) or fs.asynchronous or not _caches_blocks(file):
         return None
     # fsspec's HTTP files check that the server sent the range.
@@ -176,13 +176,13 @@ def _block(fetching: _Fetching, start: int, end: int) -> memoryview:
 
 
 def read_ahead(engine: Any, source: Any, options: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Return what ``engine`` should open instead of ``source``, and with what options.
+    """Return the source and the options that ``engine`` should open instead of those given.
 
-    For a URL and the h5netcdf engine that is an `AheadFile`, or what xarray itself would open if
-    there is no HDF5 file. In a worker thread.
+    For a URL and the h5netcdf engine, the source is an `AheadFile`, or the file that xarray itself
+    would open if it is not HDF5. In a worker thread.
     """
     remote = isinstance(source, str) and is_remote_uri(source)
-    # An own driver, or another library than h5py, wants to open the file itself.
+    # Other drivers, and libraries other than h5py, open the file themselves.
     other = (
         options.get("driver") or options.get("driver_kwds") or "H5NETCDF_READ_BACKEND" in os.environ
     )
@@ -196,7 +196,7 @@ def read_ahead(engine: Any, source: Any, options: Mapping[str, Any]) -> tuple[An
         file = _open_remote_file(
             source, "rb", rest.pop("storage_options", None), {**caching, **given}
         )
-    # fsspec's caches of whole files give a plain file on the disk, which has no size.
+    # fsspec's whole-file caches return a plain local file, which has no ``size``.
     if not getattr(file, "size", 0):
         return file, rest
     ahead = AheadFile(file)

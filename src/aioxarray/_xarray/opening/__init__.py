@@ -1,1 +1,1 @@
-"""Opens: engines, metadata that is known ahead, many files as one, and errors."""
+"""Opening: backend engines, prefetched metadata, multi-file datasets and notes on errors."""

@@ -1,8 +1,8 @@
-"""Combines lazy datasets by xarray's own functions, without loading them.
+"""Combining lazy datasets with xarray's own functions, without loading them.
 
-Lazy data takes part as `Pending` stand-ins. Two things that xarray does would ask them for a mask
-as large as the data: aligning datasets whose indexes differ, and filling in variables that only
-some of them have. Here both become `Reindexed` nodes or broadcast fill values.
+`Pending` stand-ins take the place of lazy arrays. Two steps of xarray would apply a mask as large
+as the data: aligning datasets with different indexes, and filling in variables that some datasets
+lack. Here these become `Reindexed` nodes and broadcast fill values.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-# Private: the adapters that ``open_dataset`` puts around lazy data, as in
-# `aioxarray._xarray.arrays.plan`.
+# Private: the adapters around lazy data, as in `aioxarray._xarray.arrays.plan`.
 from xarray.core.indexing import (
     CopyOnWriteArray,
     ExplicitlyIndexed,
@@ -31,29 +30,29 @@ from aioxarray._xarray.opening.pending import Pending
 
 
 def combine_by_coords(datasets: Iterable[xr.Dataset], options: Mapping[str, Any]) -> xr.Dataset:
-    """Return what `xarray.combine_by_coords` returns, as lazy as ``datasets``.
+    """Combine datasets like `xarray.combine_by_coords`, keeping lazy data lazy.
 
     Raises
     ------
     CannotCombineLazily
-        If it takes values that are not loaded.
+        If combining needs values that are not loaded.
     """
     combined: Any = xr.combine_by_coords([_as_pending(each) for each in datasets], **options)
     return _as_lazy(combined)
 
 
 def combine_nested(datasets: list[Any], concat_dim: Any, options: Mapping[str, Any]) -> xr.Dataset:
-    """Return what `xarray.combine_nested` returns, as lazy as the nested ``datasets``.
+    """Combine nested lists of datasets like `xarray.combine_nested`, keeping lazy data lazy.
 
     Raises
     ------
     CannotCombineLazily
-        If it takes values that are not loaded.
+        If combining needs values that are not loaded.
     """
     combined: Any = datasets
     dims = concat_dims(concat_dim)
     if len(_shape(datasets) or ()) != len(dims):
-        # Let xarray say what is wrong.
+        # Let xarray raise its own error.
         combined = xr.combine_nested(datasets, concat_dim=concat_dim, **options)
         return _as_lazy(combined)
     for dim in dims:
@@ -62,7 +61,7 @@ def combine_nested(datasets: list[Any], concat_dim: Any, options: Mapping[str, A
 
 
 def _combine_along(dim: Any, nested: list[Any], options: Mapping[str, Any]) -> Any:
-    """Combine along the outermost of the lists, with which xarray begins."""
+    """Combine along the outermost list, which is where xarray begins."""
     if isinstance(nested[0], list):
         columns = zip(*nested, strict=True)
         return [_combine_along(dim, list(column), options) for column in columns]
@@ -73,14 +72,14 @@ def _combine_along(dim: Any, nested: list[Any], options: Mapping[str, Any]) -> A
 
 
 def concat_dims(concat_dim: Any) -> list[Any]:
-    """Return ``concat_dim`` of `xarray.combine_nested` as a list, as xarray does."""
+    """Return the ``concat_dim`` of `xarray.combine_nested` as a list."""
     if isinstance(concat_dim, str | xr.DataArray) or concat_dim is None:
         return [concat_dim]
     return list(concat_dim)
 
 
 def _shape(nested: Any) -> tuple[int, ...] | None:
-    """Return the lengths of nested lists, from the outermost; None if they differ in a level."""
+    """Return the shape of nested lists; None if they are ragged or empty."""
     if not isinstance(nested, list):
         return ()
     shapes = {_shape(each) for each in nested}
@@ -94,9 +93,9 @@ def _shape(nested: Any) -> tuple[int, ...] | None:
 def _with_absent(
     datasets: list[xr.Dataset], dim: Any, options: Mapping[str, Any]
 ) -> list[xr.Dataset]:
-    """Return ``datasets`` with missing values where one lacks a lazy variable that others have.
+    """Return ``datasets`` with fill values for lazy variables that only some of them have.
 
-    `xarray.concat` aligns datasets, joins what there is of a variable, and reindexes that.
+    `xarray.concat` would align datasets, concatenate the existing variables and reindex the result.
     """
     label = _label(dim)
     names = dict.fromkeys(name for each in datasets for name in each.data_vars)
@@ -111,7 +110,7 @@ def _with_absent(
 
 
 def _label(dim: Any) -> Hashable:
-    """Return the name of a dimension to concatenate along, as xarray finds it."""
+    """Return the name of the dimension to concatenate along, as xarray chooses it."""
     if isinstance(dim, xr.DataArray):
         return dim.dims[0]
     if isinstance(dim, Hashable):
@@ -120,15 +119,15 @@ def _label(dim: Any) -> Hashable:
 
 
 def _is_filled(name: Hashable, datasets: list[xr.Dataset], label: Hashable, data_vars: Any) -> bool:
-    """Say whether `xarray.concat` fills in values of a lazy variable that some datasets lack."""
+    """Return whether `xarray.concat` fills in a lazy variable that some datasets lack."""
     having = [each for each in datasets if name in each.variables]
     if any(name in each.coords for each in having):
-        # An error of xarray's.
+        # xarray raises an error.
         return False
     if not any(isinstance(each.variables[name]._data, Pending) for each in having):
         return False
     if not any(each.sizes.get(label, 1) for each in datasets if name not in each.variables):
-        # Those without it have no place along the dimension.
+        # The datasets without it have length 0 along the dimension.
         return False
     if any(label in each.variables[name].dims for each in having):
         return True
@@ -141,7 +140,7 @@ def _is_filled(name: Hashable, datasets: list[xr.Dataset], label: Hashable, data
 
 
 def _filled(name: Hashable, datasets: list[xr.Dataset], label: Hashable) -> list[xr.Dataset]:
-    """Return ``datasets`` with the variable in all of them, in one dtype."""
+    """Return ``datasets`` with the variable in each of them, in a common dtype."""
     having = [each for each in datasets if name in each.variables]
     inner = {dim for each in having for dim in each.variables[name].dims if dim != label}
     size = min(
@@ -151,7 +150,7 @@ def _filled(name: Hashable, datasets: list[xr.Dataset], label: Hashable) -> list
         *((each.variables[name].dtype, min(size * each.sizes.get(label, 1), 1)) for each in having)
     )
     first = having[0].variables[name]
-    # Without dimensions: xarray broadcasts it.
+    # A scalar, which xarray broadcasts.
     missing = xr.Variable((), fill, first.attrs, first.encoding)
 
     def cast(variable: xr.Variable) -> xr.Variable:
@@ -168,10 +167,10 @@ def _filled(name: Hashable, datasets: list[xr.Dataset], label: Hashable) -> list
 
 @functools.lru_cache(256)
 def _fill_value(*models: tuple[np.dtype[Any], int]) -> Any:
-    """Return what xarray fills in beside arrays of these dtypes: an array without dimensions.
+    """Return xarray's fill value next to arrays of these dtypes, as a 0-d array.
 
-    Its dtype is the one that all of them get. xarray has rules of its own for arrays without
-    elements, so each dtype comes with the size of a model: one element or none.
+    Its dtype is the common dtype of the result. xarray has special rules for empty arrays, so each
+    dtype comes with the size of a model array: zero or one element.
     """
     arrays = [xr.Variable("d", np.zeros(size, dtype)) for dtype, size in models]
     model = xr.Variable.concat(arrays, "d")
@@ -185,12 +184,12 @@ def _fill_value(*models: tuple[np.dtype[Any], int]) -> Any:
 class _Aligning(xr.Dataset):
     """A dataset that reindexes its stand-ins itself when xarray aligns it with others.
 
-    Concatenating datasets of a class gives a dataset of that class. Merging does not.
+    Concatenating keeps the class of the datasets. Merging does not.
     """
 
     __slots__ = ()
 
-    # Private: what alignment calls of each object. The public `reindex` ends here, too.
+    # Private: the hook that alignment calls on each object, as the public `reindex` does.
     def _reindex_callback(
         self,
         aligner: Any,
@@ -211,7 +210,7 @@ class _Aligning(xr.Dataset):
         rest = (fill_value, exclude_dims, exclude_vars)
         if not dim_pos_indexers or not pending:
             return super()._reindex_callback(aligner, dim_pos_indexers, variables, indexes, *rest)
-        # These keep the places of the others in the order of the variables.
+        # Placeholders keep the order of the variables.
         places = dict.fromkeys(pending, xr.Variable("\0aioxarray", np.zeros(1)))
         without = self._replace(variables={**self._variables, **places})
         aligned: Any = xr.Dataset._reindex_callback(
@@ -224,7 +223,7 @@ class _Aligning(xr.Dataset):
 
 
 def _reindexed(name: Hashable, variable: xr.Variable, indexers: Mapping[Any, Any]) -> xr.Variable:
-    """Return ``variable`` with other positions along its dimensions; -1 is none.
+    """Return ``variable`` reindexed by position along its dimensions, where -1 means missing.
 
     The fill value is xarray's default: `xarray.open_mfdataset` has no argument for another.
     """
@@ -251,12 +250,12 @@ def _reindexed(name: Hashable, variable: xr.Variable, indexers: Mapping[Any, Any
 
 
 def _as_pending(dataset: xr.Dataset) -> xr.Dataset:
-    """Return ``dataset`` with stand-ins for what of it is lazy."""
+    """Return ``dataset`` with its lazy arrays replaced by stand-ins."""
     return _exchange(dataset, _stand_in, _Aligning)
 
 
 def _as_lazy(dataset: xr.Dataset) -> xr.Dataset:
-    """Return ``dataset`` with lazy arrays for the stand-ins in it."""
+    """Return ``dataset`` with its stand-ins turned back into lazy arrays."""
     return _exchange(dataset, _lazy, xr.Dataset)
 
 
@@ -266,9 +265,9 @@ def _exchange(
     variables = {name: variable.copy(deep=False) for name, variable in dataset.variables.items()}
     for name, variable in variables.items():
         if not isinstance(variable, xr.IndexVariable):
-            # Private: there is no other way to exchange lazy data without loading it.
+            # Private: no public method replaces lazy data without loading it.
             variable._data = function(name, variable._data)
-    # Private: the constructor would make indexes again, and sort variables by their kind.
+    # Private: the constructor would rebuild the indexes and reorder the variables.
     return kind._construct_direct(
         variables,
         set(dataset._coord_names),
@@ -285,7 +284,7 @@ def _stand_in(name: Hashable, data: Any) -> Any:
     while isinstance(lazy, MemoryCachedArray | CopyOnWriteArray):
         lazy = lazy.array
     if not isinstance(lazy, ExplicitlyIndexed) or isinstance(lazy, IndexingAdapter):
-        # In memory.
+        # Already in memory.
         return data
     return Pending(Leaf(lazy), name)
 

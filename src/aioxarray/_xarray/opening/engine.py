@@ -1,4 +1,4 @@
-"""xarray engines whose data carries asynchronous reading: ``engine="aio"``, and any other's."""
+"""Backend engines whose data reads asynchronously: ``engine="aio"`` and wrappers of the others."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
-# Private: the arrays in which backends leave their data, and the choice of an engine for a file.
-# The guide to backends tells engines to use the first; the second has no public name.
+# Private: the arrays of backends, which xarray's guide to backends tells engines to use, and the
+# choice of an engine for a file, which has no public name.
 from xarray.backends import (
     BackendEntrypoint,
     H5netcdfBackendEntrypoint,
@@ -44,11 +44,11 @@ if TYPE_CHECKING:
 
 
 class AioBackendEntrypoint(BackendEntrypoint):
-    """Opens Zarr, and through xarray's other engines any other format, for reading by aioxarray.
+    """Backend engine for Zarr and, through xarray's other engines, for any other format.
 
-    All metadata, the values that time decoding needs, and the index coordinates are each read
-    together, over all variables and groups. The results are those of the engine that the argument
-    ``inner_engine`` names or, without it, that xarray would use::
+    Its lazy data is read by aioxarray. For Zarr, metadata, the values needed to decode times, and
+    index coordinates are each fetched together for all variables and groups. The results are those
+    of the engine named by ``inner_engine`` or, by default, of the engine guessed for the input::
 
         xr.open_dataset(url, engine="aio", inner_engine="zarr")
     """
@@ -57,17 +57,17 @@ class AioBackendEntrypoint(BackendEntrypoint):
     url = "https://github.com/aioxarray/aioxarray"
     supports_groups = True
 
-    # The engine whose results these are; None: found for each input.
+    # The wrapped engine; None: guessed for each input.
     inner: BackendEntrypoint | None = None
-    # Its name, for messages, and the argument that names another if it was guessed.
+    # Its name, for error messages, and the argument that overrides it if it was guessed.
     inner_name: str | type[BackendEntrypoint] | None = None
     said_by: str | None = None
-    # Whether it is known that all index coordinates will be read. Who calls an engine through
-    # xarray's functions may want none, of which xarray tells the engine nothing.
+    # Whether all index coordinates are known to be read. xarray's own functions do not tell an
+    # engine about ``create_default_indexes=False``.
     reads_indexes = False
 
     def guess_can_open(self, filename_or_obj: Any) -> bool:
-        """Return False: it is used where it is asked for."""
+        """Return False: this engine is used only if it is named."""
         return False
 
     def open_dataset(self, filename_or_obj: Any, **options: Any) -> xr.Dataset:
@@ -95,7 +95,7 @@ class AioBackendEntrypoint(BackendEntrypoint):
             return self._open_with(inner, method, source, dict(attempt.options), deep=deep)
 
     def _attempt(self, source: Any, options: dict[str, Any]) -> tuple[Attempt, BackendEntrypoint]:
-        """Return what is tried with the engine that was named or is guessed, and that engine."""
+        """Return the attempt with the named or guessed engine, and that engine."""
         if self.inner is not None and self.inner_name is not None:
             return Attempt(source, self.inner_name, options, self.said_by), self.inner
         options = dict(options)
@@ -167,28 +167,28 @@ class AioBackendEntrypoint(BackendEntrypoint):
 
 _NO_INNER_ENGINE = "inner_engine names the engine that 'aio' opens with: another than itself"
 
-# The functions of xarray that call the methods of an engine.
+# Engine method -> the xarray function that calls it, for error messages.
 _CALLERS = {
     "open_dataset": "open_dataset",
     "open_datatree": "open_datatree",
     "open_groups_as_dict": "open_groups",
 }
 
-# Engines of libraries that bear one thread at a time, while opening too.
+# Engines of libraries that allow only one thread at a time, even for opening.
 _SERIAL = (NetCDF4BackendEntrypoint, H5netcdfBackendEntrypoint)
 
 
 def _opening(
     inner: BackendEntrypoint, method: str, source: Any, options: Mapping[str, Any]
 ) -> Callable[[], Any]:
-    """Return what opens ``source`` as ``inner`` does, where its library's calls are made."""
+    """Return a function that opens ``source`` as ``inner`` does, to be called in HDF5's lane."""
 
     def call() -> Any:
         return getattr(inner, method)(source, **options)
 
     if type(inner) is not H5netcdfBackendEntrypoint:
         return call
-    # Here, because h5netcdf need not be installed for anything else.
+    # Imported here: h5netcdf is an optional dependency.
     from aioxarray._xarray.hdf5.engine import open_once, opens_once
 
     if not opens_once(source, options):
@@ -202,14 +202,14 @@ def _opening(
 
 
 def open_in_lane(opening: Callable[[], Any], source: Any, *, indexes: bool) -> Any:
-    """Open ``source``, and later close it, where the library's reads happen too.
+    """Open ``source`` in HDF5's lane, where it is also read and later closed.
 
-    With ``indexes`` a dataset has its default indexes: it is known that they are wanted, and so
-    their coordinates are read in the same turn.
+    With ``indexes``, a dataset gets its default indexes here, so that their coordinates are read
+    in the same turn.
     """
     by_python = hasattr(source, "read")
     if not by_python or isinstance(source, AheadFile):
-        # A worker thread that has opened it, and is cancelled, drops it, and with it closes it.
+        # A cancelled worker thread drops what it has opened, which closes the file: wait for it.
         be_awaited()
 
     def open_and_equip() -> Any:
@@ -218,7 +218,7 @@ def open_in_lane(opening: Callable[[], Any], source: Any, *, indexes: bool) -> A
             with close_on_error(result):
                 result = with_default_indexes(result)
         for dataset in _datasets(result):
-            # Private: what closes it; public is only the setter.
+            # Private: the close callback; only its setter is public.
             closer = dataset._close
             file = None
             if closer is not None:
@@ -259,7 +259,7 @@ def _open_store(
     )
 
 
-# xarray reads the names of the arguments off the signature, to know which decoders there are.
+# xarray learns the engine's decoding arguments from this signature.
 _SIGNATURE = inspect.signature(ZarrBackendEntrypoint.open_dataset)
 _SIGNATURE = _SIGNATURE.replace(
     parameters=[
@@ -271,13 +271,13 @@ AioBackendEntrypoint.open_dataset.__signature__ = _SIGNATURE  # type: ignore[att
 
 
 def attempt_of(source: Any, options: dict[str, Any]) -> Attempt:
-    """Return what a function of xarray's is to try; takes the names of engines from ``options``.
+    """Return the attempt for a call of an xarray function; pops the engine from ``options``.
 
-    Without any, the engine is guessed.
+    If no engine is named, it is guessed.
     """
     engine, said_by = options.pop("engine", None), "engine"
     if engine == "aio" or engine is AioBackendEntrypoint:
-        # All engines become this one; what it opens with may be named besides.
+        # Every engine is wrapped in this one anyway; ``inner_engine`` may name the engine inside.
         for_backend = options["backend_kwargs"] = dict(options.get("backend_kwargs") or {})
         engine, said_by = for_backend.pop("inner_engine", None), "inner_engine"
         engine = options.pop("inner_engine", engine)
@@ -297,10 +297,10 @@ def engine_of(
     reads_indexes: bool = False,
     said_by: str | None = None,
 ) -> type[AioBackendEntrypoint]:
-    """Return the engine that opens as ``engine`` does, for reading by aioxarray.
+    """Return an engine that opens as ``engine`` does, and whose data aioxarray reads.
 
-    With ``reads_indexes`` it fetches what indexes are made of with what time decoding needs.
-    ``said_by`` is the argument that names another engine, if this one was guessed.
+    With ``reads_indexes``, it fetches index coordinates together with the values needed to decode
+    times. ``said_by`` is the argument that overrides the engine, if the engine was guessed.
 
     Raises
     ------
@@ -332,10 +332,10 @@ def _equip(
     ahead: bool = False,
     file: OpenFile | None = None,
 ) -> None:
-    """Give the lazy data of datasets, or of nodes of a tree, its own reading, in place.
+    """Wrap the lazy data of datasets or tree nodes in `AioArray`, in place.
 
-    ``give_back_to`` is the store that a stand-in was opened for, which with ``ahead`` has the
-    index coordinates; ``file`` is what holds the data.
+    ``give_back_to`` is the store behind the stand-in that the data was opened through; with
+    ``ahead``, index coordinates use the stand-in until they are read. ``file`` holds the data.
     """
     give_back_read = None
     if ahead and give_back_to is not None:
@@ -346,7 +346,7 @@ def _equip(
             data = variable._data
             if isinstance(variable, xr.IndexVariable) or not isinstance(data, ExplicitlyIndexed):
                 continue
-            # xarray will make an index of it, and ask for all of its values.
+            # xarray builds an index from it, and so reads all of its values.
             is_index = variable.dims == (name,)
             if give_back_to is not None and not (is_index and ahead):
                 _give_back(data, give_back_to)

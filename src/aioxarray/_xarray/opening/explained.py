@@ -1,7 +1,6 @@
-"""What is added to the errors of opens and saves: the place, what was tried, and the way out.
+"""Notes added to the errors of opens and saves: the place, what was tried, and possible fixes.
 
-The errors stay those of xarray and the libraries below, of their types and in their words; what
-was meant by the caller, and what can be done, is added as notes.
+The errors keep the types and messages that xarray and the libraries below it gave them.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# Private: the choice of an engine by name, which has no public name.
+# Private: finding an engine by its name has no public function.
 from xarray.backends import BackendEntrypoint, plugins
 
 from aioxarray._xarray.opening.guessing import guess_engine, missing_engines
@@ -23,18 +22,18 @@ from aioxarray._zarr.stores.printable import printable
 
 @dataclass(frozen=True)
 class Attempt:
-    """An input, and the engine that opens it.
+    """An input, and the engine that is to open it.
 
     Attributes
     ----------
     source
-        What the user gave.
+        The input as the user gave it.
     engine
         The engine, by name or class.
     options
-        For the engine.
+        Arguments for the engine.
     said_by
-        If the engine was guessed: the argument that names another.
+        If the engine was guessed, the name of the argument that overrides it.
     """
 
     source: Any
@@ -44,7 +43,7 @@ class Attempt:
 
     @contextlib.contextmanager
     def explained(self) -> Iterator[None]:
-        """Add to an error of the body what was opened, how, and what to install."""
+        """Add notes to an error raised in the body: the input, the engine, what to install."""
         try:
             yield
         except Exception as error:
@@ -61,9 +60,9 @@ class Attempt:
             raise
 
     def check_names(self, caller: str, function: Any) -> None:
-        """Raise TypeError for an option that neither ``function`` of xarray's nor the engine has.
+        """Raise TypeError for an option that neither xarray's ``function`` nor the engine takes.
 
-        ``caller`` is the function that the user called.
+        ``caller`` is the function that the user called, for the message.
         """
         own = inspect.signature(function).parameters
         given = [name for name in self.options if name not in own]
@@ -79,7 +78,7 @@ def _name(engine: str | type[BackendEntrypoint]) -> str:
 
 
 def guess_explained(source: Any, options: Mapping[str, Any]) -> str | type[BackendEntrypoint]:
-    """Guess the engine for ``source``; an error says what was looked at, and what to install."""
+    """Guess the engine for ``source``; an error gets notes on the input and what to install."""
     try:
         return guess_engine(source, options)
     except Exception as error:
@@ -91,9 +90,9 @@ def guess_explained(source: Any, options: Mapping[str, Any]) -> str | type[Backe
 
 @contextlib.contextmanager
 def noting(note: str, *, by_obstore: bool = False) -> Iterator[None]:
-    """Add ``note`` to an error of the body, and what to install if a package is missing.
+    """Add ``note`` to an error raised in the body, and an install hint if a package is missing.
 
-    ``by_obstore`` is for `how_to_install`.
+    ``by_obstore`` is passed to `how_to_install`.
     """
     try:
         yield
@@ -110,12 +109,12 @@ def _note_missing(error: Exception, *, by_obstore: bool) -> None:
 
 
 def add_note(error: BaseException, note: str) -> None:
-    """Add ``note`` to ``error``, once: the same error may be raised again, or pass here twice."""
+    """Add ``note`` to ``error`` once, even if the error is raised again or passes here twice."""
     if note and note not in getattr(error, "__notes__", ()):
         error.add_note(note)
 
 
-# Options that xarray's functions take out of those for the engine, and show in no signature.
+# Options that xarray's functions consume themselves, although no signature lists them.
 _TAKEN_BY_XARRAY = frozenset({"overwrite_encoded_chunks"})
 
 
@@ -127,26 +126,26 @@ def check_names(
     engine: str | type[BackendEntrypoint],
     others: Iterable[str] = (),
 ) -> None:
-    """Raise TypeError for the first name in ``given`` that an engine has no argument of.
+    """Raise TypeError for the first name in ``given`` that is no argument of the engine.
 
     Parameters
     ----------
     caller
         The function that the user called.
     given
-        Names of arguments that are for the engine.
+        Names of the arguments meant for the engine.
     entrypoint, method
-        What opens, and its method that will be called.
+        The engine, and the method of it that will be called.
     engine
-        The engine as it was named.
+        The engine as it was named, for the message.
     others
-        Names that the caller has besides.
+        The caller's own argument names, which may be suggested instead.
     """
     parameters: dict[str, Any] = dict(inspect.signature(getattr(entrypoint, method)).parameters)
     if any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
         if not type(entrypoint).__module__.startswith("xarray."):
             return
-        # xarray's own pass them on to what opens a dataset.
+        # xarray's own engines pass these on to ``open_dataset``.
         parameters |= inspect.signature(entrypoint.open_dataset).parameters
     for name in given:
         if name not in parameters and name not in _TAKEN_BY_XARRAY:
@@ -157,6 +156,6 @@ def check_names(
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """Return a question for the one of ``names`` that is most like ``name``; "" for none."""
+    """Return a "did you mean" suffix with the closest of ``names``; "" if none is close."""
     close = difflib.get_close_matches(name, list(names), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,8 +1,8 @@
-"""Groups whose dask arrays are named after them, though ``xarray.open_groups`` names no group.
+"""Distinct dask names for the groups that ``xarray.open_groups`` opens.
 
-`xarray.open_groups` makes the names of dask arrays of the file, the arguments and the variable:
-the same variable of every group gets the same name, and computing two of them at once gives the
-values of one for both. (``xarray.open_datatree`` passes the path of each node on.)
+`xarray.open_groups` derives the names of dask arrays from the file, the arguments and the
+variable, but not from the group. The same variable of two groups gets the same name, and computing
+both at once gives the values of one for both. (``xarray.open_datatree`` includes the node's path.)
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from aioxarray._xarray.dask.names import named_after
 
 
 def name_after_groups(groups: Mapping[str, xr.Dataset]) -> None:
-    """Have the dask arrays that ``xarray.open_groups`` makes of ``groups`` named after the group.
+    """Make ``xarray.open_groups`` name the dask arrays of ``groups`` after their group.
 
-    The datasets become those of a class that xarray's last step turns into plain ones again.
+    The datasets get a class that xarray's last step with them turns back into `xarray.Dataset`.
     """
     for path, dataset in groups.items():
-        # Private: what closes the dataset. xarray hands it on to the dataset that it returns.
+        # Private: the close callback, which xarray passes to ``set_close`` of its result.
         closer = _Closer(path, dataset._close)
         dataset.__class__ = _Group
         dataset._close = closer
@@ -29,7 +29,7 @@ def name_after_groups(groups: Mapping[str, xr.Dataset]) -> None:
 
 @dataclass(frozen=True)
 class _Closer:
-    """What closes the group at ``path``, for a `_Group` to be told its path by."""
+    """The close callback of a group, which also tells `_Group.set_close` the group's path."""
 
     path: str
     close: Callable[[], None] | None
@@ -40,11 +40,11 @@ class _Closer:
 
 
 class _Group(xr.Dataset):
-    """A group on its way through ``xarray.open_groups``.
+    """A group's dataset on its way through ``xarray.open_groups``.
 
-    A backend is not told that dask arrays will be made, nor asked for their names. Setting what
-    closes a dataset is xarray's last step with it, chunked or not. Can go when
-    ``xarray.open_groups`` names groups itself, as it does nodes of trees.
+    xarray does not tell a backend that it will make dask arrays, nor ask it for their names.
+    ``set_close`` is xarray's last step with a dataset, chunked or not. Can go when
+    ``xarray.open_groups`` names groups itself, as ``open_datatree`` does nodes.
     """
 
     __slots__ = ()
@@ -53,7 +53,7 @@ class _Group(xr.Dataset):
         self.__class__ = xr.Dataset  # type: ignore[assignment]
         if isinstance(close, _Closer):
             for variable in self._variables.values():
-                # Private: the data, which only a variable that is no index may have in chunks.
+                # Private: the data. Index variables, which are immutable, are never chunked.
                 if variable.chunks is not None:
                     variable._data = named_after(variable._data, close.path)
             close = close.close

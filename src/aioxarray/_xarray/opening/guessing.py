@@ -1,7 +1,8 @@
-"""The engine for an input whose engine was not named: as xarray guesses it, or by asking for Zarr.
+"""Guessing the engine for an input: as xarray does, or by requesting Zarr metadata.
 
-xarray goes by names, and takes every URL without a known suffix for netCDF-C's. netCDF-C reads
-from web servers only; what else fsspec knows is Zarr, or a file whose suffix says what it is.
+xarray goes by names, and leaves every URL without a known suffix to netCDF-C. But netCDF-C reads
+from web servers only. Any other URL that fsspec knows is a Zarr store, or a file whose suffix
+tells its format.
 """
 
 from __future__ import annotations
@@ -12,8 +13,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-# Private: the choice of an engine for a file, which has no public name, and how xarray tells a
-# URL from a path.
+# Private: the choice of an engine for a file, and how xarray tells a URL from a path.
 from xarray.backends import BackendEntrypoint, plugins
 from xarray.backends.common import BACKEND_ENTRYPOINTS
 from xarray.core.utils import is_remote_uri
@@ -23,20 +23,20 @@ from aioxarray._zarr.metadata.opening import OBSTORE_SCHEMES, holds_zarr, is_sto
 
 _NETCDF_SUFFIXES = (".nc", ".nc4", ".cdf")
 _HDF5_SUFFIXES = (".h5", ".hdf5", ".he5")
-# What netCDF-C opens, in place of fsspec.
+# URL schemes that netCDF-C opens, rather than fsspec.
 _WEB = ("http", "https")
 _OF_NETCDF_C = (*_WEB, "dap2", "dap4", "dods")
 
 
 def guess_engine(source: Any, options: Mapping[str, Any]) -> str | type[BackendEntrypoint]:
-    """Return the engine for ``source``, which is to be opened with ``options``.
+    """Guess the engine for ``source``, which is to be opened with ``options``.
 
-    A URL of a web server that could be a Zarr store is asked for Zarr's metadata.
+    Requests Zarr metadata if ``source`` is the URL of a web server and could be a Zarr store.
 
     Raises
     ------
     ValueError, FileNotFoundError
-        xarray's, where neither it nor this knows an engine.
+        xarray's own errors, if no engine is found.
     """
     if is_store(source):
         return "zarr"
@@ -51,7 +51,7 @@ def guess_engine(source: Any, options: Mapping[str, Any]) -> str | type[BackendE
 
 
 def missing_engines(source: Any) -> list[str]:
-    """Return the packages of engines that would open ``source`` and are not installed."""
+    """Return the packages whose engines could open ``source`` but are not installed."""
     return [
         module
         for name, (module, entrypoint) in BACKEND_ENTRYPOINTS.items()
@@ -79,7 +79,7 @@ def _of_url(url: str, options: Mapping[str, Any]) -> str | type[BackendEntrypoin
 def _guesses(engine: BackendEntrypoint, url: str) -> bool:
     try:
         return engine.guess_can_open(url)
-    except Exception as error:  # noqa: BLE001 - as in xarray: an engine that fails is not asked
+    except Exception as error:  # noqa: BLE001 - as in xarray: an engine that fails is skipped
         warnings.warn(
             f"{type(engine).__name__} fails while guessing: {type(error).__name__}",
             RuntimeWarning,
@@ -91,7 +91,7 @@ def _guesses(engine: BackendEntrypoint, url: str) -> bool:
 def _of_server(
     url: str, scheme: str, suffix: str, options: Mapping[str, Any]
 ) -> str | type[BackendEntrypoint]:
-    """Return the engine for what netCDF-C might open too, so that xarray thinks that it will."""
+    """Return the engine for a URL that netCDF-C might open, as xarray usually assumes."""
     try:
         guessed = plugins.guess_engine(url)
     except ValueError:
@@ -106,21 +106,21 @@ def _of_server(
 
 
 def _innermost(url: str) -> tuple[str, str]:
-    """Return scheme and path of the file or folder that a URL, maybe a chained one, names."""
+    """Return the scheme and path of the file or folder that a (possibly chained) URL names."""
     links = url.split("::")
-    # A cache, or an archive's root, names nothing itself ("simplecache::s3://a", "zip://::a.zip").
+    # A cache or an archive's root names no file ("simplecache::s3://a", "zip://::a.zip").
     named = [link for link in links if link.partition("://")[2]]
     scheme, separator, path = (named[0] if named else links[-1]).partition("://")
     if not separator:
         return "file", scheme
     if links[0].startswith(("zip:", "tar:", "reference:")) and not links[0].partition("://")[2]:
-        # The archive's own suffix says nothing of what is in it.
+        # The archive's own suffix says nothing about its contents.
         path = ""
     return scheme.lower(), re.split(r"[?#]", path, maxsplit=1)[0].rstrip("/")
 
 
 def _is_known(scheme: str) -> bool:
-    """Say whether fsspec, or obstore, has a filesystem for URLs of this scheme."""
+    """Return whether fsspec (or obstore, if fsspec is missing) supports URLs of this scheme."""
     try:
         from fsspec import available_protocols
     except ImportError:

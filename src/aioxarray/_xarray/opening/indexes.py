@@ -1,4 +1,4 @@
-"""The default indexes of a dataset, made where its values are read, as it is opened."""
+"""Default indexes of a dataset, built during opening by the thread that reads the values."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import xarray as xr
 def with_default_indexes(dataset: xr.Dataset) -> xr.Dataset:
     """Return ``dataset`` with an index for each coordinate that names its dimension.
 
-    As `xarray.open_dataset` makes them of what an engine returns without, but in this thread, and
-    without the alignment of the new coordinates with the dataset that they come from. They are read
-    one by one.
+    These are the indexes that `xarray.open_dataset` adds to the result of an engine. But they are
+    built in this thread, and their coordinates are not aligned with the dataset they come from.
+    The coordinates are read one by one.
     """
     names = [
         name
@@ -18,8 +18,8 @@ def with_default_indexes(dataset: xr.Dataset) -> xr.Dataset:
         if coord.dims == (name,) and name not in dataset.xindexes
     ]
     coords = xr.Coordinates({name: dataset.variables[name] for name in names})
-    # Private: public ways to add coordinates align them, merge them and copy all variables, which
-    # takes twice as long as to make the indexes.
+    # Private: the public ways to add coordinates align and merge them and copy all variables,
+    # which takes twice as long as building the indexes.
     indexed = dataset._replace(
         variables={**dataset._variables, **coords.variables},
         indexes={**dataset._indexes, **coords.xindexes},

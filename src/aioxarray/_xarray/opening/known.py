@@ -1,8 +1,8 @@
-"""xarray's Zarr store over a stand-in: what is known is had at once, in the calling thread.
+"""xarray's Zarr store over prefetched metadata, which answers in the calling thread.
 
-xarray asks for members, groups and values one by one, and zarr answers each by a task on its event
-loop for which the thread waits, though nothing is requested: in a tree of a hundred groups that
-takes longer than all requests.
+xarray asks for members, groups and values one by one. zarr runs a task on its event loop for each,
+and the thread waits for it even if no request is needed. In a tree of a hundred groups that takes
+longer than all requests.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import zarr
 
-# Private: the store of xarray's Zarr engine, and how it names groups. Can go when
+# Private: the store of xarray's Zarr engine, and the paths of its groups. Can go when
 # zarr answers from consolidated metadata without its loop (zarr-developers/zarr-python#3885).
 from xarray.backends.zarr import ZarrBackendEntrypoint, ZarrStore
 from xarray.core.treenode import NodePath
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class KnownStore(ZarrStore):
-    """xarray's store of a group that was opened through a `PrefetchedStore`."""
+    """xarray's Zarr store for a group that was opened through a `PrefetchedStore`."""
 
     __slots__ = ()
 
@@ -34,12 +34,12 @@ class KnownStore(ZarrStore):
         store, array = self.zarr_group.store, self.members[name]
         if isinstance(store, PrefetchedStore) and isinstance(array, zarr.Array):
             lazy: Any = variable._data
-            # Not yet wrapped any further: that is what decoding will do.
+            # A `LazilyIndexedArray` around the backend's array: decoding adds more wrappers later.
             lazy.array = KnownArray(lazy.array, store.values)
         return variable
 
     def _fetch_members(self) -> dict[str, Any]:
-        # Private: public is only the blocking group.
+        # Private: the public group only has blocking methods.
         group = self.zarr_group._async_group
         if group.metadata.consolidated_metadata is None:
             return dict(super()._fetch_members())
@@ -47,7 +47,7 @@ class KnownStore(ZarrStore):
         return members
 
     def subtree(self, path: NodePath) -> Iterator[tuple[str, KnownStore]]:
-        """Yield this group and all below it, with their paths, in xarray's order."""
+        """Yield this group and all groups below it, with their paths, in xarray's order."""
         yield str(path), self
         for name, member in self.members.items():
             if isinstance(member, zarr.Group):
@@ -68,7 +68,7 @@ async def _members(group: Any) -> dict[str, Any]:
 
 
 def _at_once(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Return what a coroutine returns that never has to wait."""
+    """Run a coroutine that never has to wait, and return its result."""
     try:
         coroutine.send(None)
     except StopIteration as ended:
@@ -88,7 +88,7 @@ def open_known_groups(
 ) -> dict[str, xr.Dataset]:
     """Open all groups at ``place``, as ``engine`` itself would.
 
-    ``known`` is the group at ``place``, if it is known already.
+    ``known`` is the group at ``place``, if its metadata is known already.
     """
     group = options.get("group")
     parent = NodePath("/") / NodePath(group) if group else NodePath("/")
@@ -108,7 +108,7 @@ def open_known_dataset(
     options: Mapping[str, Any],
     known: zarr.Group | None,
 ) -> xr.Dataset:
-    """Open the dataset at ``place``, as ``engine`` itself would; ``known`` as with groups."""
+    """Open the dataset at ``place``, with the arguments of `open_known_groups`."""
     of_store = (*_OF_STORE, "group", "cache_members")
     decoding = {name: value for name, value in options.items() if name not in of_store}
     return engine.open_dataset(place, store=_known_store(place, options, known), **decoding)
@@ -120,7 +120,7 @@ def _known_store(place: Any, options: Mapping[str, Any], known: zarr.Group | Non
     if known is None:
         opened: KnownStore = KnownStore.open_group(place, **opening)
         return opened
-    # What opening a group of format 3 in a store that is not the caller's comes to.
+    # The choices of ``open_group`` for Zarr format 3 and a store that is not the caller's own.
     return KnownStore(
         known,
         opening.get("mode", "r"),

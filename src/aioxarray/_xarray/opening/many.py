@@ -1,4 +1,4 @@
-"""What `xarray.open_mfdataset` does before it opens files, and how it closes them."""
+"""Parts of `xarray.open_mfdataset`: finding the files, and closing them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-# Private: patterns, nested lists and remote globs become lists of paths as in xarray's own
-# function, which offers no way to open them concurrently (pydata/xarray#7810).
+# Private: resolves patterns, nested lists and remote globs as in `xarray.open_mfdataset`, which
+# cannot open the files concurrently (pydata/xarray#7810).
 from xarray.backends.common import _find_absolute_paths
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def find_paths(paths: Any, options: dict[str, Any]) -> Any:
-    """Return the (nested) list of what to open for ``paths``.
+    """Return the (nested) list of files that ``paths`` stands for.
 
     Raises
     ------
@@ -29,8 +29,8 @@ def find_paths(paths: Any, options: dict[str, Any]) -> Any:
 
 
 def closing_all(datasets: Iterable[xr.Dataset]) -> Callable[[], None]:
-    """Return what closes ``datasets``, and does not hold them: a pickle would carry them all."""
-    # Private: what closes a dataset; public is only the setter. xarray's own function does so too.
+    """Return a function that closes ``datasets`` without holding, and so pickling, them."""
+    # Private: the close callback; only its setter is public. xarray's own function reads it too.
     return partial(_call_all, [each._close for each in datasets if each._close is not None])
 
 

@@ -1,4 +1,4 @@
-"""What to install when a package is missing: the extra of aioxarray that brings it."""
+"""Install hints for missing packages: which extra of aioxarray includes them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-# The extra of each package that xarray, zarr, fsspec and this package ask for, by its import.
+# Import name -> extra, for the packages that xarray, zarr, fsspec and aioxarray ask for.
 _EXTRAS = {
     "aiohttp": "remote",
     "cfgrib": "grib",
@@ -24,15 +24,15 @@ _EXTRAS = {
     "scipy": "netcdf",
     "virtualizarr": "virtual",
 }
-# Those that no extra brings.
+# Packages that are in no extra.
 _OTHERS = ("adlfs", "gcsfs", "pydap")
-# What obstore, which an extra brings, reads and writes in their place.
+# Packages that obstore, which is in an extra, can replace.
 _BY_OBSTORE = ("adlfs", "gcsfs")
 _NETCDF = ("netCDF4", "h5netcdf", "scipy")
 
 
 def missing_package(error: BaseException) -> str | None:
-    """Return the import that failed behind ``error``; None if that is not what happened."""
+    """Return the package whose failed import caused ``error``; None for any other error."""
     if not isinstance(error, ImportError):
         return None
     cause: BaseException | None = error
@@ -40,20 +40,20 @@ def missing_package(error: BaseException) -> str | None:
         if isinstance(cause, ModuleNotFoundError) and cause.name:
             return cause.name.partition(".")[0]
         cause = cause.__cause__ or cause.__context__
-    # Libraries that look before they import say it in words.
+    # Libraries that check before they import only name the package in the message.
     words = re.findall(r"\w+", str(error))
     return next((word for word in words if word in _EXTRAS or word in _OTHERS), None)
 
 
 def how_to_install(packages: Sequence[str], *, by_obstore: bool = False) -> str:
-    """Return a sentence that says how to install one of ``packages``; "" where nobody knows.
+    """Return a sentence on how to install one of ``packages``; "" if none of them is known.
 
     Parameters
     ----------
     packages
-        Names of imports, of which one would do.
+        Import names of packages, any one of which is enough.
     by_obstore
-        Whether obstore would do, too: for Zarr, without options that are meant for fsspec.
+        Whether obstore is enough, too: for Zarr, without options meant for fsspec.
     """
     known = [name for name in packages if name in _EXTRAS or name in _OTHERS]
     if not known:
@@ -67,5 +67,5 @@ def how_to_install(packages: Sequence[str], *, by_obstore: bool = False) -> str:
 
 
 def missing_for_netcdf() -> list[str]:
-    """Return the packages that write netCDF if none of them is installed, else nothing."""
+    """Return the packages that can write netCDF, or [] if one of them is installed."""
     return [] if any(find_spec(name) for name in _NETCDF) else list(_NETCDF)

@@ -1,8 +1,8 @@
-"""A stand-in for lazy data while xarray combines datasets: notes what is done to it.
+"""A stand-in for lazy data while xarray combines datasets, which records the operations.
 
-xarray combines numpy-like arrays, and would load a lazy one. This is numpy-like enough for
-joining, stacking, transposing and casting, and refuses whatever needs values. The dtype of each
-result is the one that numpy chooses when it does the same to empty arrays.
+xarray would load a lazy array to combine it. The stand-in is numpy-like enough for concatenating,
+stacking, transposing and casting, and refuses any operation that needs values. The dtype of each
+result is the one that numpy gives to the same operation on empty arrays.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from aioxarray._xarray.arrays.joined import Cast, Joined, Leaf, Node, Permuted, 
 
 
 class CannotCombineLazily(ValueError):
-    """Combining these datasets needs the values of a variable that is not loaded."""
+    """Raised when combining datasets needs the values of a variable that is not loaded."""
 
 
 class Pending(np.lib.mixins.NDArrayOperatorsMixin):
-    """Lazy data in the shape of a numpy-like array.
+    """A numpy-like array that stands for lazy data.
 
     Parameters
     ----------
     node
-        What it stands for.
+        The lazy data.
     name
-        The variable that holds it, for errors.
+        The name of its variable, for error messages.
     """
 
     def __init__(self, node: Node, name: Hashable) -> None:
@@ -51,8 +51,8 @@ class Pending(np.lib.mixins.NDArrayOperatorsMixin):
         return int(np.prod(self.shape, dtype=np.int64))
 
     def astype(self, dtype: Any, **_: Any) -> Pending:
-        # xarray asks for texts of no particular length (``np.str_``), which numpy takes from the
-        # dtype that it casts; of objects it would have to look at the values.
+        # xarray asks for strings of no particular length (``np.str_``). numpy derives the length
+        # from the old dtype, but for objects it would have to look at the values.
         new = _model(self).astype(dtype).dtype
         if new.kind in "SU" and self.dtype.kind not in "SUbiufcmM":
             raise refusal(self, "converting to text")
@@ -88,14 +88,14 @@ class Pending(np.lib.mixins.NDArrayOperatorsMixin):
         return handler(*args, **kwargs)
 
 
-# How xarray finds out whether arrays are equal.
+# The functions that xarray uses to test arrays for equality.
 _COMPARISONS: dict[Any, str] = dict.fromkeys(
     (np.equal, np.not_equal, np.isnan, np.isnat, np.isclose, np.full_like), "comparing"
 )
 
 
 def refusal(pending: Pending, what: str) -> CannotCombineLazily:
-    """Return the error that says why ``pending`` cannot stay lazy, and the ways out."""
+    """Return the error that says why ``pending`` cannot stay lazy, with workarounds."""
     name = pending.name
     return CannotCombineLazily(
         f"combining these datasets means {what} the variable {name!r}, which is not loaded, and "
@@ -112,7 +112,7 @@ def _is_full(key: Any) -> bool:
 
 
 def _model(array: Any) -> Any:
-    """Return an empty array of numpy's for a stand-in, and anything else as it is."""
+    """Return an empty numpy array in place of a stand-in, and anything else unchanged."""
     return np.empty(0, array.dtype) if isinstance(array, Pending) else array
 
 

@@ -1,8 +1,8 @@
-"""HDF5 files whose metadata HDF5 reads, and whose chunks are read as Zarr's: ``virtual=True``.
+"""Opening HDF5 files so that their chunks are read as Zarr chunks: ``virtual=True``.
 
-h5netcdf describes the file, so dimensions, attributes, types and encodings are those of plain
-xarray. Where the values of a variable are chunks that Zarr can decode to exactly what HDF5 would
-give, the variable is a Zarr array over these chunks. HDF5 itself reads all other variables.
+h5netcdf reads the metadata, so dimensions, attributes, dtypes and encodings are those of plain
+xarray. If Zarr decodes the chunks of a variable to exactly the values that HDF5 would give, the
+variable becomes a Zarr array over these chunks. HDF5 itself reads all other variables.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from numcodecs.fletcher32 import Fletcher32
 from numcodecs.shuffle import Shuffle
 from obstore.store import LocalStore, from_url
 
-# Private: the store of xarray's h5netcdf engine, the array of its Zarr backend, and the adapter
-# that every lazy variable has around its array. The guide to backends tells engines to use the
-# latter; the others have no public names. ``plugins`` tells what arguments an engine takes.
+# Private: the store of xarray's h5netcdf engine, how ``plugins`` finds an engine's arguments, the
+# array of xarray's Zarr backend, and the adapter around every lazy variable's array. The guide to
+# backends tells engines to use the adapter; the others have no public names.
 from xarray.backends import H5netcdfBackendEntrypoint, H5NetCDFStore, plugins
 from xarray.backends.zarr import ZarrArrayWrapper
 from xarray.core.indexing import LazilyIndexedArray
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 
 class VirtualEntrypoint(AioBackendEntrypoint):
-    """Opens netCDF4 and HDF5 files, whose chunks are then read as Zarr's."""
+    """Backend engine for netCDF4 and HDF5 files whose chunks are read as Zarr chunks."""
 
     description = "Open netCDF4 and HDF5 files, reading their chunks as Zarr's"
     supports_groups = False
@@ -63,7 +63,7 @@ class VirtualEntrypoint(AioBackendEntrypoint):
 
 
 class VirtualFile:
-    """A file in which HDF5 and Zarr both read.
+    """A netCDF4 or HDF5 file that both HDF5 and Zarr read.
 
     Parameters
     ----------
@@ -98,7 +98,7 @@ class VirtualFile:
         self.chunks = FileChunks(self._client, self._key)
 
     def read_ahead(self) -> str | AheadFile:
-        """Return what HDF5 opens: a path, or a file object whose ends are in memory."""
+        """Return the input for HDF5: a path, or a file object whose ends are in memory."""
         if not self.is_remote:
             return self.path
         file = AheadFile(ObjectFile(self._client, self._key, self.path))
@@ -107,12 +107,12 @@ class VirtualFile:
 
 
 def _open(file: VirtualFile, source: str | AheadFile, options: Mapping[str, Any]) -> Any:
-    """Open ``source``, which `VirtualFile.read_ahead` has given; where HDF5's calls are made.
+    """Open ``source``, the result of `VirtualFile.read_ahead`; in HDF5's lane.
 
     Raises
     ------
     TypeError
-        If an option would have the file opened by other means than h5py.
+        If an option asks to open the file in another way than with h5py's defaults.
     """
     if not opens_once(source, options):
         raise TypeError(
@@ -136,28 +136,28 @@ def _open(file: VirtualFile, source: str | AheadFile, options: Mapping[str, Any]
 
 
 def _client_of(url: str, storage_options: Mapping[str, Any] | None) -> tuple[Any, str]:
-    """Return obstore's store for the root of ``url``, and the key of the object in it."""
+    """Return an obstore store for the root of ``url``, and the key of the object in it."""
     parts = urlsplit(url)
     options = dict(storage_options or {})
     if parts.scheme == "http":
-        # obstore refuses plain HTTP unless told otherwise; the URL says it is meant.
+        # obstore refuses plain HTTP by default; here the URL asks for it.
         options["client_options"] = {"allow_http": True, **options.get("client_options", {})}
     return from_url(f"{parts.scheme}://{parts.netloc}", **options), parts.path.lstrip("/")
 
 
 class ChunkStore(H5NetCDFStore):
-    """The store of xarray's h5netcdf engine, with Zarr arrays where they give the same values.
+    """xarray's h5netcdf store, with Zarr arrays for variables where they give the same values.
 
     Parameters
     ----------
     manager, **options
-        As of `H5NetCDFStore`.
+        As for `H5NetCDFStore`.
     chunks
-        Where chunks are read from.
+        The store to read chunks from.
     drop
-        Names of variables that will not be used, so that their chunks are not looked for.
+        Names of variables that will be dropped; their chunks are not looked up.
     read_by_hdf5
-        The names of variables that stay with HDF5 are added to it.
+        A set to which the names of variables left to HDF5 are added.
     """
 
     __slots__ = ("_chunks", "_drop", "_read_by_hdf5")
@@ -180,7 +180,7 @@ class ChunkStore(H5NetCDFStore):
         variable: xr.Variable = super().open_store_variable(name, var)  # type: ignore[no-untyped-call]
         if name in self._drop:
             return variable
-        # Private, both: h5netcdf's variable gives its HDF5 dataset and file in no other way.
+        # Private: h5netcdf offers no public access to a variable's HDF5 dataset and file.
         dataset, file = var._h5ds, var._root._h5file
         array = None
         # An external link leads to a dataset in another file.
@@ -196,20 +196,20 @@ class ChunkStore(H5NetCDFStore):
 def _as_zarr(
     chunks: FileChunks, dataset: h5py.Dataset, shape: tuple[int, ...]
 ) -> zarr.Array[Any] | None:
-    """Return an HDF5 dataset as a Zarr array, or None where that may give other values.
+    """Return an HDF5 dataset as a Zarr array; None if that might give other values.
 
-    ``shape`` is that of the variable: netCDF fills one that is shorter than its dimensions.
+    ``shape`` is the variable's: netCDF pads a dataset that is shorter than its dimensions.
     """
     dtype = dataset.dtype
     created = dataset.id.get_create_plist()
     if (
         dataset.shape != shape
         or dataset.size == 0
-        # Plain numbers, stored as numpy has them: not an enumeration, and not of fewer bits.
+        # Only plain numbers as numpy stores them: no enumerations, no reduced precision.
         or dtype.kind not in "iuf"
         or dataset.id.get_type() != h5t.py_create(dtype)
         or created.get_external_count()
-        # The places of chunks are counted from the end of a user block, of those that have one.
+        # HDF5 counts the offsets of chunks from the end of the user block.
         or dataset.file.userblock_size
         or created.fill_value_defined() == h5d.FILL_VALUE_UNDEFINED
     ):
@@ -224,7 +224,7 @@ def _as_zarr(
         chunk_shape = contiguous_chunk_shape(shape, dtype.itemsize)
         index = _contiguous_index(dataset, chunk_shape)
     else:
-        # Compact values lie in the file's metadata, virtual ones in other datasets.
+        # Compact data is inside the file's metadata, virtual data in other datasets.
         return None
     if filters is None or index is None:
         return None
@@ -240,7 +240,7 @@ def _as_zarr(
 
 
 def _codecs(created: Any, itemsize: int) -> tuple[Any, ...] | None:
-    """Return the codecs that do what the filters of a dataset do; None if one has none."""
+    """Return the codecs equivalent to the filters of a dataset; None if a filter has none."""
     codecs = []
     for number in range(created.get_nfilters()):
         code, _, values, _ = created.get_filter(number)
@@ -251,8 +251,8 @@ def _codecs(created: Any, itemsize: int) -> tuple[Any, ...] | None:
     return tuple(codecs)
 
 
-# By the number of a filter, registered with the HDF Group: what makes the codec of its settings and
-# of the bytes of an element. Settings that matter to encoding only are left out.
+# Filter number (registered with the HDF Group) -> a function that makes the codec from the filter's
+# settings and the itemsize. Settings that only affect encoding are ignored.
 _CODECS: dict[int, Any] = {
     h5z.FILTER_DEFLATE: lambda values, itemsize: numcodecs.Zlib(),
     h5z.FILTER_SHUFFLE: lambda values, itemsize: Shuffle(values[0] if values else itemsize),
@@ -263,7 +263,7 @@ _CODECS: dict[int, Any] = {
 
 
 def _chunk_index(dataset: h5py.Dataset) -> Index | None:
-    """Return where the chunks of a dataset are; None if some were stored without the filters."""
+    """Return the positions of a dataset's chunks; None if some were stored without the filters."""
     grid = [-(-size // chunk) for size, chunk in zip(dataset.shape, dataset.chunks, strict=True)]
     places: list[tuple[int, int, int]] = []
     unfiltered = False
@@ -275,7 +275,7 @@ def _chunk_index(dataset: h5py.Dataset) -> Index | None:
         number = 0
         for position, count in zip(at, grid, strict=True):
             if position >= count:
-                # Left over from before the dataset was made smaller.
+                # Left over from before the dataset was shrunk.
                 return
             number = number * count + position
         places.append((number, chunk.byte_offset, chunk.size))

@@ -1,1 +1,1 @@
-"""Saves: recording what xarray would store, encoding it, and handing it over for writing."""
+"""Saving to Zarr and netCDF: recording what xarray would store, encoding and writing it."""

@@ -1,7 +1,7 @@
-"""Stand-ins for the encoded values of a variable: encoded block by block while they are written.
+"""Deferred encoding: stand-ins for a variable's values, encoded block by block when written.
 
 xarray encodes (fills, scales, casts) each variable as a whole before it writes any, and loads it
-for that. For numbers that is the same element by element, so blocks will do.
+for that. Numbers are encoded element by element, so encoding them by blocks gives the same values.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from xarray.core.indexing import ExplicitlyIndexed
 
 Encode = Callable[[xr.Variable], xr.Variable]
 
-# Encoding a smaller variable as a whole costs less than the hops to threads.
+# Encoding a smaller variable as a whole costs less than the hops to worker threads.
 _LARGE_BYTES = 256 << 10
 
 
 @dataclass(frozen=True)
 class Deferred:
-    """The encoded values of ``variable``, none of which there is yet: a duck array of numpy.
+    """A duck array of the encoded values of ``variable``, which are computed when written.
 
     Attributes
     ----------
     variable
-        The variable as the user has it, in memory or lazy, with the encoding it is saved in.
+        The user's variable, in memory or lazy, with the encoding to save it in.
     encode
-        Encodes a variable that is a part of it.
+        Encodes a part of the variable.
     dtype
-        The type of the encoded values.
+        The dtype of the encoded values.
     order
-        Which of the variable's axes are the axes of this array.
+        For each axis of this array, the corresponding axis of the variable.
     """
 
     variable: xr.Variable
@@ -60,13 +60,13 @@ class Deferred:
         return self.size * self.dtype.itemsize
 
     def transpose(self, axes: Sequence[int] | None = None) -> Deferred:
-        """Return it with other axes."""
+        """Return this array with its axes permuted."""
         axes = range(self.ndim)[::-1] if axes is None else axes
         order = tuple(self.order[axis] for axis in axes)
         return Deferred(self.variable, self.encode, self.dtype, order)
 
     def part(self, selection: Sequence[slice]) -> xr.Variable:
-        """Return the part of the variable that becomes a part of this array; it stays lazy."""
+        """Return the part of the variable behind ``selection`` of this array; it stays lazy."""
         key: list[Any] = [slice(None)] * self.ndim
         for axis, each in zip(self.order, selection, strict=True):
             key[axis] = each
@@ -74,11 +74,11 @@ class Deferred:
 
     def encoded(self, part: xr.Variable) -> Any:
         """Return the values of this array for a part of the variable that is in memory."""
-        # Private: what a variable holds.
+        # Private: the data of a variable.
         values = self.encode(part)._data
         return np.asarray(values).transpose(self.order)
 
-    # What makes it a duck array to xarray. Nothing is computed with one.
+    # These make it a duck array for xarray, which never computes with it.
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
         return NotImplemented
 
@@ -90,23 +90,23 @@ class Deferred:
 
 
 def defers(variable: xr.Variable) -> bool:
-    """Say whether the values of ``variable`` can be encoded block by block, and are worth it."""
+    """Return whether it is possible and worthwhile to encode ``variable`` block by block."""
     data: Any = variable._data
     if isinstance(variable, xr.IndexVariable) or variable.size == 0:
         return False
-    # Times, texts and objects are encoded by what all of their values are.
+    # How times, strings and objects are encoded depends on all of their values.
     if variable.dtype.kind not in "biufc" or variable.nbytes <= _LARGE_BYTES:
         return False
     return type(data) is np.ndarray or isinstance(data, ExplicitlyIndexed)
 
 
 def encoded_or_deferred(variable: xr.Variable, encode: Encode) -> xr.Variable:
-    """Return ``variable`` encoded, its values deferred if that makes no difference to them."""
+    """Return ``variable`` encoded, with its values deferred if `defers` allows it."""
     if not defers(variable):
         return encode(variable)
     one = np.zeros((1,) * variable.ndim, variable.dtype)
     new = encode(xr.Variable(variable.dims, one, variable.attrs, variable.encoding))
     deferred: Any = Deferred(variable, encode, new.dtype, tuple(range(variable.ndim)))
-    # Private: nothing else puts an array into a variable without looking into it.
+    # Private: every public way to set the data converts or inspects it.
     new._data = deferred
     return new

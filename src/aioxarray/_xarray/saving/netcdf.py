@@ -1,4 +1,4 @@
-"""Writes netCDF files with xarray, off the caller's loop, whole or not at all."""
+"""Saving to netCDF with xarray, off the caller's event loop and, where possible, atomically."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ async def _write(
         values = await read_all(lazies, Options(how.concurrency, None, how.progress))
         assign(lazies, values, share=False)
     call.progress = lambda: "all data is loaded, and the file is being written"
-    # Its data may itself be read in the library's lane, for which it would wait in that lane.
+    # Computing chunked data may need HDF5's lane, so it must not be written from within that lane.
     chunked = [each.variable for each in found if is_chunked_array(each.variable._data)]
-    # xarray computes them together.
+    # xarray computes them together, so the same name must mean the same data.
     distinct = await in_worker(lambda: apart([each._data for each in chunked]), lambda _: None)
     for variable, data in zip(chunked, distinct, strict=True):
         variable._data = data
@@ -87,7 +87,7 @@ _LOCAL_ONLY = "to_netcdf writes local files: write one and copy it, or save with
 
 
 def _check(obj: Any, path: str | None, options: Mapping[str, Any]) -> None:
-    """Raise what xarray would raise in the end, before anything is loaded for it."""
+    """Raise early, before loading anything, the errors that xarray would raise at the end."""
     names = inspect.signature(obj.to_netcdf).parameters
     for name in options:
         if name not in names:
@@ -98,7 +98,7 @@ def _check(obj: Any, path: str | None, options: Mapping[str, Any]) -> None:
     if options.get("engine") is None and (missing := missing_for_netcdf()):
         raise ValueError(f"cannot write netCDF files: {how_to_install(missing)}")
     if path is not None and is_remote_uri(path) and options.get("engine") == "h5netcdf":
-        # h5netcdf would write bytes to what xarray opens for text (and HDF5 crash at its end).
+        # h5netcdf would write bytes to a file that xarray opens for text (and HDF5 crash on exit).
         raise TypeError(f"cannot write {printable(path)!r} with h5netcdf: {_LOCAL_ONLY}")
 
 
@@ -107,7 +107,7 @@ async def _call(function: Callable[[], Any], *, alone: bool) -> Any:
         return await in_hdf5(function)
 
     def call() -> Any:
-        # It goes into the library for each block, and in the end to close the file.
+        # It calls the library for each block and to close the file.
         be_awaited()
         with tasks_end_with_the_call():
             return function()
@@ -116,22 +116,22 @@ async def _call(function: Callable[[], Any], *, alone: bool) -> Any:
 
 
 class _Replaced:
-    """A file that is written under another name beside its own, and then takes its place."""
+    """A file that is written under a temporary name in its folder and then renamed."""
 
     def __init__(self, path: str) -> None:
-        # As xarray takes a path.
+        # Resolved as in xarray.
         self._path = path = os.path.abspath(os.path.expanduser(path))
         folder, name = os.path.split(path)
-        # The end of the name says something to libraries.
+        # The suffix stays: libraries look at it.
         self._part = os.path.join(folder, f".{uuid.uuid4().hex}.{name}")
         self._lock = threading.Lock()
         self._abandoned = False
 
     def write(self, write: Callable[[str], Any]) -> Any:
-        """Call ``write`` with the other name; then the file takes its place, unless abandoned.
+        """Call ``write`` with the temporary name, then rename the file unless it was abandoned.
 
-        Where no file can be made beside it, or replace it, ``write`` gets its own name: what is
-        wrong is then said of that, and a file that may be written, in a folder that may not, is.
+        If that is not possible, ``write`` gets the final name. Errors then refer to it, and a
+        writable file in a read-only folder can still be written.
         """
         if not self._is_replaceable():
             return write(self._path)
@@ -159,7 +159,7 @@ class _Replaced:
 
     @contextlib.contextmanager
     def _naming(self) -> Iterator[None]:
-        """Let an error of the body name the file that the user gave."""
+        """Make an error raised in the body refer to the file that the user named."""
         try:
             yield
         except OSError as error:
@@ -168,6 +168,6 @@ class _Replaced:
             raise
 
     def abandon(self) -> None:
-        """Leave the file as it is: nobody waits any more for the thread that writes."""
+        """Keep the old file, because the save was cancelled while its thread may still write."""
         with self._lock:
             self._abandoned = True

@@ -1,4 +1,4 @@
-"""Finds lazy data that a save would change or delete before it has read it."""
+"""Detection of lazy data that a save would overwrite or delete before reading it."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def read_from_targets(
     Parameters
     ----------
     nodes
-        What is saved.
+        The datasets to save.
     group
-        Where to.
+        The group to save them to.
     replaces
-        Whether all that is there is deleted first.
+        Whether the save first deletes the contents of the group.
 
     Raises
     ------
     ValueError
-        If lazy data would be deleted with what is there.
+        If lazy data would be deleted with these contents.
     """
     targets = [
         group.below(join("" if node.path == "." else node.path, str(name)))
@@ -65,7 +65,7 @@ def read_from_targets(
 
 
 def _origins(data: Any) -> Iterator[zarr.Array[Any]]:
-    """Yield the Zarr arrays that lazy data is read from; none of those behind other backends."""
+    """Yield the Zarr arrays behind lazy data of xarray's Zarr backend; nothing for others."""
     array = getattr(plan(data).source, "array", None)
     if type(array) is ZarrArrayWrapper:
         yield array._array

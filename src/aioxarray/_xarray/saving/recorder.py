@@ -1,9 +1,8 @@
-"""Records what xarray's own ``to_zarr`` would write, and where, without its writes.
+"""Recording what xarray's own ``to_zarr`` would write, and where, without writing it.
 
 xarray decides what is stored, under which names, in which encoding, and what is refused. All its
-requests go to a store that keeps them (`aioxarray._zarr.metadata.write_behind`). This module
-repeats the steps between public arguments and that store, since xarray's own functions write at
-once.
+requests go to a store that keeps them (`aioxarray._zarr.metadata.write_behind`). xarray's public
+functions write at once, so this module repeats the steps between their arguments and that store.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 import zarr
 
-# Private: what ``to_zarr`` consists of. Public is only the whole, which writes one variable after
-# the other (pydata/xarray#9455). Can go when xarray takes a writer of the caller's.
+# Private: the steps of ``to_zarr``. The public function writes one variable after the other
+# (pydata/xarray#9455). Can go when xarray accepts a writer from its caller.
 from xarray.backends.api import DATAARRAY_NAME, DATAARRAY_VARIABLE, delayed_close_after_writes
 from xarray.backends.writers import _validate_dataset_names, dump_to_store
 from xarray.backends.zarr import ZarrStore, _choose_default_mode, _get_mappers
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ZarrOptions:
-    """The arguments of xarray's ``to_zarr``, for all three classes."""
+    """The arguments of xarray's ``to_zarr`` for a Dataset, DataArray or DataTree."""
 
     mode: Any = None
     group: str | None = None
@@ -49,18 +48,18 @@ class ZarrOptions:
 
     @property
     def chosen_mode(self) -> Any:
-        """The mode: the given one, or the one that xarray chooses."""
+        """The mode that was given or, without it, the one that xarray chooses."""
         return _choose_default_mode(mode=self.mode, append_dim=self.append_dim, region=self.region)
 
     @property
     def consolidates(self) -> bool:
-        """Whether consolidated metadata is written, if the store can have it."""
+        """Whether consolidated metadata is written, if the store supports it."""
         return self.chosen_mode != "r+" and self.consolidated is not False
 
 
 @dataclass(frozen=True)
 class Job:
-    """Values to be written: ``source`` to ``region`` of ``target``."""
+    """A write of the values ``source`` to ``region`` of ``target``."""
 
     source: Any
     target: zarr.Array[Any]
@@ -73,37 +72,37 @@ class Job:
 
 @dataclass
 class Jobs:
-    """Takes the place of xarray's writer: it writes nothing."""
+    """A replacement for xarray's writer that records jobs and writes nothing."""
 
     jobs: list[Job] = field(default_factory=list)
 
     def add(self, source: Any, target: zarr.Array[Any], region: Any = None) -> None:
-        """Record what xarray would write, or have dask write, now."""
+        """Record values that xarray would write, or have dask write, now."""
         given = tuple(region or ()) or (slice(None),) * target.ndim
         bounds = [each.indices(size) for each, size in zip(given, target.shape, strict=True)]
         self.jobs.append(Job(source, target, tuple(slice(*each) for each in bounds)))
 
 
 class RecordingZarrStore(ZarrStore):
-    """xarray's store, encoding large and lazy variables only when they are written."""
+    """xarray's Zarr store, which encodes large variables only when they are written."""
 
     __slots__ = ()
 
     def encode_variable(self, variable: xr.Variable, name: Any = None) -> xr.Variable:
-        # xarray's method has no types.
+        # xarray's method is untyped.
         encode: Any = super().encode_variable
         return encoded_or_deferred(variable, lambda part: encode(part, name=name))
 
 
 def normalized_store(store: Any, storage_options: Any) -> Any:
-    """Return ``store`` as xarray passes it on; raises for options that are of no use to it."""
+    """Return ``store`` as xarray passes it on; raises if ``storage_options`` do not apply to it."""
     _, normalized = _get_mappers(storage_options=storage_options, store=store)
     return normalized
 
 
 @dataclass(frozen=True)
 class Node:
-    """A dataset to be written, to the group at ``path`` ("." for the first)."""
+    """A dataset to write to the group at ``path``, relative to the group of the save (".")."""
 
     path: str
     dataset: xr.Dataset
@@ -111,13 +110,13 @@ class Node:
 
 
 def as_nodes(obj: Any, options: ZarrOptions) -> list[Node]:
-    """Return the datasets to be written, as copies whose variables can be given other data.
+    """Return the datasets to write, as shallow copies whose variables can be given other data.
 
     Raises
     ------
     TypeError, ValueError, NotImplementedError
-        If ``obj`` is of another type or has names that cannot be stored, or an option is of no
-        use for it.
+        If ``obj`` has the wrong type or names that cannot be stored, or an option does not apply
+        to it.
     """
     if isinstance(obj, xr.DataTree):
         nodes = _tree_nodes(obj, options)
@@ -135,8 +134,8 @@ def as_nodes(obj: Any, options: ZarrOptions) -> list[Node]:
                 )
         for variable in node.dataset.variables.values():
             if variable.size == 0 and variable.chunks is not None:
-                # As xarray does: chunks without length cannot be stored, and there is nothing in
-                # them to compute.
+                # As xarray does: chunks of length 0 cannot be stored, and there is nothing to
+                # compute.
                 variable.load()
     return nodes
 
@@ -176,21 +175,21 @@ def _as_dataset(obj: Any) -> xr.Dataset:
 
 @dataclass(frozen=True)
 class Recorded:
-    """What xarray would have written.
+    """The result of recording a ``to_zarr``.
 
     Attributes
     ----------
     store
-        What ``to_zarr`` returns.
+        The store that ``to_zarr`` returns.
     jobs
-        The values to be written.
+        The values to write.
     """
 
     store: RecordingZarrStore
     jobs: Sequence[Job]
 
     def give_back_to(self, store: Store) -> None:
-        """Make ``self.store`` use ``store`` itself, instead of the stand-in for it."""
+        """Make ``self.store`` use ``store`` itself instead of the stand-in."""
         group = self.store.zarr_group
         give_back_group(group, store)
         for member in self.store._members.values():
@@ -201,14 +200,14 @@ class Recorded:
 
 
 def closed_after(later: Any, store: ZarrStore) -> Any:
-    """Return a ``Delayed`` that closes ``store`` when ``later`` has been computed."""
+    """Return a ``Delayed`` that closes ``store`` once ``later`` has been computed."""
     return delayed_close_after_writes(later, store)
 
 
 def record(nodes: Sequence[Node], place: Any, options: ZarrOptions) -> Recorded:
-    """Have xarray write ``nodes`` to ``place``, a stand-in for a store.
+    """Have xarray write ``nodes`` to ``place``, a stand-in for a store, and record the values.
 
-    What cannot be written is refused here, with xarray's own exceptions.
+    xarray raises its own exceptions here for anything that it cannot write.
     """
     mode = options.chosen_mode
     root = RecordingZarrStore.open_group(
@@ -224,7 +223,7 @@ def record(nodes: Sequence[Node], place: Any, options: ZarrOptions) -> Recorded:
         zarr_format=options.zarr_format,
         write_empty=options.write_empty_chunks,
     )
-    # Once, when all is there, and not for each group anew.
+    # Consolidate once at the end rather than for each group.
     consolidates, root._consolidate_on_close = root._consolidate_on_close, False
     writer = Jobs()
     for node in nodes:

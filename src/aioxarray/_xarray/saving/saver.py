@@ -1,4 +1,4 @@
-"""Saves: reads what is lazy, encodes, writes chunks, then metadata, under the limits of loads."""
+"""Saving to Zarr: read and encode lazy data, write chunks, then metadata, limited like loads."""
 
 from __future__ import annotations
 
@@ -56,16 +56,16 @@ if TYPE_CHECKING:
     import zarr
     from zarr.abc.store import Store
 
-# Decoded blocks between being read and being written. A budget of its own: who holds a place of
-# this one waits for places for chunks, never the other way round.
+# Bytes of decoded blocks between reading and writing. A separate budget avoids deadlocks: its
+# holders wait for the budgets of chunks, never the other way round.
 staging = Budget("bytes")
 
-# The part of the setting ``memory`` that these blocks may take: what is in flight of them, on the
-# way in and on the way out, comes on top.
+# These blocks may take the setting ``memory`` divided by this. Their chunks in flight, read or
+# written, come on top.
 _STAGED_PART = 8
-# A block is a read, a hop to a thread and a call of zarr's, whose cost it should outweigh.
+# Large enough to outweigh the overhead of a block: a read, a hop to a thread and a call of zarr.
 _BLOCK_BYTES = 8 << 20
-# More pieces at once than this would only wait for places.
+# More pieces at once would only wait for the budgets.
 _MOST_PIECES = 256
 
 
@@ -93,7 +93,7 @@ async def _save(obj: Any, store: Any, options: ZarrOptions, how: Options) -> Any
 
 
 class _Saving:
-    """One save under way."""
+    """A save in progress."""
 
     def __init__(
         self,
@@ -124,7 +124,7 @@ class _Saving:
         theirs = ForeignStore(self._store, Places(self._grants.requests))
         stand_in = WriteBehindStore(theirs, answers, changes)
         path = self._place.path
-        # As the user gave it: zarr looks at modes for a store, and not for a path in one.
+        # A bare store if there is no path: zarr applies the mode to a store, not to a `StorePath`.
         place = StorePath(stand_in, path) if path else stand_in
         recorded = await in_worker(
             lambda: record(nodes, place, options),
@@ -138,8 +138,8 @@ class _Saving:
         ]
         waves = flushing.waves(changes, answers)
         if is_transaction(self._store):
-            # Who reads sees all or nothing; the store wants to know of groups before arrays, and
-            # of arrays before chunks.
+            # Readers see all of it or nothing, but the store needs groups before arrays, and
+            # arrays before chunks.
             await flushing.write_all(self._limited, reversed(waves))
             await self._write_values(jobs)
         else:
@@ -148,7 +148,7 @@ class _Saving:
         return await self._result(recorded, jobs)
 
     async def _load_first(self, nodes: Sequence[Node]) -> None:
-        """Load what xarray has to see as a whole, and what this save will change."""
+        """Load the data that xarray must see as a whole, and the data that this save overwrites."""
         group = Position.of(self._place).below(self._options.group or "")
         replaces = self._options.chosen_mode == "w"
         changed = {id(each) for each in read_from_targets(nodes, group, replaces=replaces)}
@@ -193,7 +193,7 @@ class _Saving:
             await gather([partial(_awaited, step) for step in steps])
 
     async def _write_here(self, jobs: Sequence[_FreshJob], counter: Meter) -> None:
-        """Write what is in memory or lazy."""
+        """Write data that is in memory or lazy."""
         pieces = itertools.chain.from_iterable(self._pieces(each, counter) for each in jobs)
 
         async def work() -> None:
@@ -203,7 +203,7 @@ class _Saving:
         await gather([work] * int(min(self._grants.requests.bound, _MOST_PIECES)))
 
     def _pieces(self, each: _FreshJob, counter: Meter) -> Iterator[Callable[[], Awaitable[None]]]:
-        """Yield what to await, in any order, until the values of a job are written."""
+        """Yield coroutine functions that write the values of a job, to be called in any order."""
         source, region = each.job.source, each.job.region
         array = writable(each.job.target, self._store, self._grants, fresh=each.fresh)
         if not isinstance(source, Deferred):
@@ -232,14 +232,14 @@ class _Saving:
         counter.part(nbytes)(1, 1)
 
     async def _encoded(self, source: Deferred, part: xr.Variable) -> Any:
-        """Return the encoded values of a part of the variable behind ``source``."""
+        """Load ``part`` of the variable behind ``source``, and return its encoded values."""
         lazy = Lazy(part._data, [], "", int(part.nbytes))
         value = await load_data(lazy, self._grants, decoders, lambda done, total: None)
         loaded = xr.Variable(part.dims, value, part.attrs, part.encoding)
         return await decoders.run(lambda: source.encoded(loaded), long=is_long(lazy.nbytes))
 
     async def _write_chunked(self, jobs: Sequence[_FreshJob], counter: Meter) -> None:
-        """Compute what is chunked and write it as it is computed."""
+        """Compute chunked arrays, and write their blocks as they are computed."""
         sources = [each.job.source for each in jobs]
         regions = [each.job.region for each in jobs]
         try:
@@ -255,12 +255,12 @@ class _Saving:
             raise first_error(errors) from None
 
     def _array(self, job: Job) -> zarr.Array[Any]:
-        """Return the array of a job, out of the stand-in's hands."""
+        """Return the target of a job, which from now on uses the store itself."""
         give_back(job.target, self._store)
         return job.target
 
     async def _result(self, recorded: Recorded, jobs: Sequence[_FreshJob]) -> Any:
-        """Return what xarray's function returns."""
+        """Return the result of xarray's ``to_zarr``."""
         recorded.give_back_to(self._place.store)
         if self._options.compute:
             return recorded.store
@@ -293,7 +293,7 @@ def _noting(job: Job) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _FreshJob:
-    """A job, and whether the store has no chunk of its array."""
+    """A job, and whether the store has no chunks of its array yet."""
 
     job: Job
     fresh: bool
