@@ -12,7 +12,7 @@ from aioxarray._runtime.tasks import gather, in_steps
 from aioxarray._runtime.threads import BLOCKING_THREADS
 from aioxarray._xarray.chunked import compute_chunked
 from aioxarray._xarray.lazy import Lazy, load_data
-from aioxarray._xarray.together import RUN, UNREAD, Sorting, read_run
+from aioxarray._xarray.together import LEAST, RUN, UNREAD, Sorting, read_run
 from aioxarray._zarr.calls import Call, calling
 from aioxarray._zarr.reading import Reading, decoders, reading
 from aioxarray.config import cache_limit, memory_limit, request_limit, thread_count
@@ -76,11 +76,14 @@ class _Load:
         """Return what to await side by side."""
         chunked = [index for index, lazy in enumerate(self._lazies) if lazy.chunked]
         others = [index for index, lazy in enumerate(self._lazies) if not lazy.chunked]
-        sorting = Sorting()
-        await in_steps(sorting.each(self._lazies, others, self._reading))
-        places, rest = sorting.done()
-        jobs = self._workers(rest)
-        jobs += [partial(self._together, *each) for each in places.items()]
+        if len(others) < LEAST:
+            jobs = self._workers(others)
+        else:
+            sorting = Sorting()
+            await in_steps(sorting.each(self._lazies, others, self._reading))
+            places, rest = sorting.done()
+            jobs = self._workers(rest)
+            jobs += [partial(self._together, *each) for each in places.items()]
         return [*jobs, partial(self._all_chunked, chunked)] if chunked else jobs
 
     def _workers(self, indexes: Sequence[int]) -> list[Callable[[], Coroutine[Any, Any, None]]]:

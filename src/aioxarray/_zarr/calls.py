@@ -111,8 +111,11 @@ async def calling(
     if outer is not None:
         outer._inner[this] = None
     try:
-        async with _limited(this, what, timeout):
+        if timeout is None:
             yield this
+        else:
+            async with _limited(this, what, timeout):
+                yield this
     finally:
         _current.reset(token)
         if outer is not None:
@@ -120,10 +123,7 @@ async def calling(
 
 
 @asynccontextmanager
-async def _limited(this: Call, what: str, timeout: float | None) -> AsyncIterator[None]:
-    if timeout is None:
-        yield
-        return
+async def _limited(this: Call, what: str, timeout: float) -> AsyncIterator[None]:
     loop = asyncio.get_running_loop()
     when = loop.time() + timeout
     state = ""

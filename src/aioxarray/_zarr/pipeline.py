@@ -24,7 +24,7 @@ from zarr.storage import StorePath
 
 from aioxarray._zarr.chunks import is_basic
 from aioxarray._zarr.decoders import decoding, describe, prepare
-from aioxarray._zarr.jobs import Job
+from aioxarray._zarr.jobs import INLINE_BYTES, Job
 from aioxarray._zarr.placing import Placer
 from aioxarray._zarr.prefetched import PrefetchedStore
 from aioxarray._zarr.reading import Reading, is_long, reading
@@ -45,9 +45,6 @@ if TYPE_CHECKING:
 
     ChunkRequest = tuple[ByteGetter, ArraySpec, SelectorTuple, SelectorTuple, bool]
     Status = dict[str, Literal["present", "missing"]]
-
-# Decoding less than this costs less than a hop to a thread and back.
-_INLINE_BYTES = 16 << 10
 
 
 @dataclass(frozen=True, repr=False)
@@ -172,7 +169,7 @@ class CodecPipeline(BatchedCodecPipeline):
             if isinstance(source, ObjectSource):
                 return await job.by_what_answers(source)
             inline = source.instant and not placer.by_zarr and table is None
-            if inline and job.size * count <= _INLINE_BYTES:
+            if inline and job.size * count <= INLINE_BYTES:
                 return job.at_once(source)
             return await job.by_plain_calls(source)
 

@@ -6,8 +6,9 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from threading import Semaphore
 from typing import TypeVar
 
@@ -77,14 +78,12 @@ class Reading:
         The threads that decode.
     thread_count
         How many they are.
-    decoding
-        Taken by those who decode in other threads, so that no more than ``thread_count`` do.
     keeps
         Whether decoded chunks are kept in ``cache``.
     nearness
         What the load's reads know of how close stores are, by a store's client.
-    opened
-        Closes what is opened in the load's course when it ends.
+    turns
+        Places for plain calls that wait for a client, by client.
     """
 
     requests: Share
@@ -93,11 +92,14 @@ class Reading:
     fetching: Share
     decoders: Pool
     thread_count: int
-    decoding: Semaphore
     keeps: bool
-    opened: ExitStack
     nearness: dict[Client, Nearness] = field(default_factory=dict)
     turns: dict[Client, Share] = field(default_factory=dict)
+
+    @cached_property
+    def decoding(self) -> Semaphore:
+        """Taken by those who decode in other threads, so that no more than ``thread_count`` do."""
+        return Semaphore(self.thread_count)
 
     def is_wanted(self) -> bool:
         """Say whether others wait for what this load's threads have; from any thread."""
@@ -208,8 +210,7 @@ class Reading:
     def _turns_of(self, client: Client) -> Share:
         turns = self.turns.get(client)
         if turns is None:
-            turns = self.opened.enter_context(client.turns.share(FETCHERS))
-            self.turns[client] = turns
+            turns = self.turns[client] = client.turns.share(FETCHERS).__enter__()
         return turns
 
 
@@ -228,8 +229,10 @@ def reading(concurrency: int | None = None) -> Iterator[Reading]:
         memory.share(memory_limit()) as room,
         threads.share(count) as turns,
         fetching.share(places.bound / 2) as waiting,
-        ExitStack() as opened,
     ):
-        yield Reading(
-            places, room, turns, waiting, decoders, count, Semaphore(count), kept > 0, opened
-        )
+        granted = Reading(places, room, turns, waiting, decoders, count, kept > 0)
+        try:
+            yield granted
+        finally:
+            for share in granted.turns.values():
+                share.__exit__()
