@@ -320,12 +320,10 @@ class Job:
         Without it as many as may have requests in flight.
         """
         width = self.granted.requests.bound if width is None else width
-        if min(self.count, width) <= 1:
-            found = []
-            for chunk in self.chunks:
-                with noted(chunk, self.store):
-                    found.append(await read(chunk))
-            return found
+        if self.count == 1:
+            (chunk,) = self.chunks
+            with noted(chunk, self.store):
+                return [await read(chunk)]
         present: dict[int, bool] = {}
         # That many workers, not a task for each chunk: what waits costs memory too.
         todo = iter(enumerate(self.chunks))
