@@ -84,7 +84,7 @@ async def load_async(
     --------
     compute_async : the same with new objects.
     """
-    await load_into(obj, Options(concurrency, timeout, progress))
+    await _load(obj, Options(concurrency, timeout, progress), share=True)
     return obj
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from aioxarray._runtime.loops import deliver
@@ -80,21 +80,24 @@ def check_progress(progress: Progress) -> None:
         )
 
 
-@contextmanager
-def meter(progress: Progress, total: int, what: str = "load") -> Iterator[Meter]:
-    """Open a `Meter` for ``total`` bytes that shows what ``progress`` asks for.
+def meter(progress: Progress, total: int, what: str = "load") -> AbstractContextManager[Meter]:
+    """Return a context with a `Meter` for ``total`` bytes that shows what ``progress`` asks for.
 
     ``what`` is the name of a bar.
     """
     if progress is True:
-        bar = _tqdm()(total=total, unit="B", unit_scale=True, unit_divisor=1024, desc=what)
-        try:
-            yield Meter(lambda done, _: bar.update(done - bar.n), total)
-        finally:
-            # After the updates that are on their way to the caller.
-            deliver(bar.close)
-    else:
-        yield Meter(progress or None, total)
+        return _with_bar(total, what)
+    return nullcontext(Meter(progress or None, total))
+
+
+@contextmanager
+def _with_bar(total: int, what: str) -> Iterator[Meter]:
+    bar = _tqdm()(total=total, unit="B", unit_scale=True, unit_divisor=1024, desc=what)
+    try:
+        yield Meter(lambda done, _: bar.update(done - bar.n), total)
+    finally:
+        # After the updates that are on their way to the caller.
+        deliver(bar.close)
 
 
 def _tqdm() -> Any:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Generic, TypeVar
 
@@ -24,8 +23,8 @@ class Outcome(Generic[T]):
 
     def __init__(self) -> None:
         # Their methods are atomic: one thread fills them, another one empties them.
-        self._results: deque[T] = deque()
-        self._errors: deque[BaseException] = deque()
+        self._results: list[T] = []
+        self._errors: list[BaseException] = []
 
     def of(self, function: Callable[[], T]) -> None:
         """Call ``function`` and keep what it returns or raises."""

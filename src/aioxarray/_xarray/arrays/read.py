@@ -59,16 +59,17 @@ async def read(
                 pass
         return await blocking_pool.run(array.get_duck_array)
     if is_zarr(array):
-        array = copy.copy(array)
-        array._array = readable(array._array, reading, report)
+        key = source.key.tuple
         part = None
         if isinstance(source.key, VectorizedIndexer):
-            if not any(isinstance(each, slice) for each in source.key.tuple):
-                part = await read_points(array._array, source.key.tuple, reading)
-        elif is_basic(source.key.tuple):
-            part = await read_block(array._array, source.key.tuple)
+            if not any(isinstance(each, slice) for each in key):
+                part = await read_points(array._array, key, reading, report)
+        elif is_basic(key):
+            part = await read_block(array._array, key, reading, report)
         if part is not None:
             return part
+        array = copy.copy(array)
+        array._array = readable(array._array, reading, report)
         return await array.async_getitem(_without_scalars(source.key))
     if type(array) is JoinedArray:
         return await array.read(source.key, load)

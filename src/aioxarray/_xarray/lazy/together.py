@@ -28,7 +28,7 @@ _SMALL_BYTES = 16 << 10
 RUN = 64
 _RUN_S = 0.01
 # Fewer of one place are as fast one by one.
-_LEAST = 8
+LEAST = 8
 # What a variable is that has to be read by other means.
 UNREAD = object()
 # The place of Zarr arrays; others' places are the keys of their lanes.
@@ -55,7 +55,7 @@ class Sorting:
     def done(self) -> tuple[dict[Hashable, list[int]], list[int]]:
         """Return the indexes by place, and those of the rest."""
         for place, members in list(self._places.items()):
-            if len(members) < _LEAST:
+            if len(members) < LEAST:
                 self._rest += self._places.pop(place)
         return self._places, sorted(self._rest)
 

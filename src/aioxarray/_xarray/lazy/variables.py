@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import xarray as xr
@@ -90,15 +91,12 @@ async def load_data(
     lazy: Lazy, reading: Reading, decoders: Pool, report: Callable[[int, int], None]
 ) -> Any:
     """Return the values of ``lazy``, which is not chunked; on the I/O loop."""
-
-    async def load_part(array: Any) -> Any:
-        part = Lazy(array, [], lazy.label, array.size * array.dtype.itemsize)
-        return await load_data(part, reading, decoders, lambda done, total: None)
-
     parts = plan(lazy.data)
     value = None
     if parts.source is not None:
-        value = await read(parts.source, reading, report, load_part)
+        value = await read(
+            parts.source, reading, report, partial(_load_part, lazy.label, reading, decoders)
+        )
     if lazy.nbytes <= _INLINE_BYTES:
         value = parts.finish(value)
     else:
@@ -107,6 +105,15 @@ async def load_data(
         value = await decoders.run(lambda: parts.finish(read_value), long=long)
     report(1, 1)
     return value
+
+
+async def _load_part(label: str, reading: Reading, decoders: Pool, array: Any) -> Any:
+    part = Lazy(array, [], label, array.size * array.dtype.itemsize)
+    return await load_data(part, reading, decoders, _unheard)
+
+
+def _unheard(done: int, total: int) -> None:
+    """Report nothing: a part of a variable is no variable."""
 
 
 def known_data(array: Any) -> Any:

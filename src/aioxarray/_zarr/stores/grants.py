@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from threading import Semaphore
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from aioxarray._runtime.budget import Budget, Share
 from aioxarray._runtime.cache import Cache
@@ -58,7 +58,7 @@ cache = Cache()
 
 @dataclass(frozen=True)
 class Reading:
-    """What the reads of one load share.
+    """What the reads of one load share, as a context.
 
     Attributes
     ----------
@@ -66,37 +66,64 @@ class Reading:
         Places for store requests in flight.
     memory
         Places for bytes of chunks that are fetched or decoded.
-    threads
-        Places in ``decoders``: whoever has one need not wait in its queue, so that the turns are
-        fair among loads.
-    fetching
-        Places for plain calls that wait for a server. They are at most half of those for requests:
-        a call that was given up keeps its own until the server lets go of it.
-    decoders
-        The threads that decode.
     thread_count
-        How many they are.
-    decoding
-        Taken by those who decode in other threads, so that no more than ``thread_count`` do.
+        How many threads decode.
     keeps
         Whether decoded chunks are kept in ``cache``.
     nearness
         What the load's reads know of how close stores are, by a store's client.
-    opened
-        Closes what is opened in the load's course when it ends.
+    turns
+        Places for plain calls that wait for a client, by client.
     """
 
     requests: Share
     memory: Share
-    threads: Share
-    fetching: Share
-    decoders: Pool
     thread_count: int
-    decoding: Semaphore
     keeps: bool
-    opened: ExitStack
     nearness: dict[Client, Nearness] = field(default_factory=dict)
     turns: dict[Client, Share] = field(default_factory=dict)
+    # Besides ``requests`` and ``memory``: small loads have no use for others.
+    _opened: list[Share] = field(default_factory=list)
+
+    def __enter__(self) -> Self:
+        self.requests.__enter__()
+        self.memory.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for share in (*self._opened, self.memory, self.requests):
+            share.__exit__()
+
+    def _open(self, share: Share) -> Share:
+        self._opened.append(share.__enter__())
+        return share
+
+    @property
+    def decoders(self) -> Pool:
+        """The threads that decode."""
+        return decoders
+
+    @cached_property
+    def threads(self) -> Share:
+        """Places in ``decoders``.
+
+        Whoever has one need not wait in its queue, so that the turns are fair among loads.
+        """
+        return self._open(threads.share(self.thread_count))
+
+    @cached_property
+    def fetching(self) -> Share:
+        """Places for plain calls that wait for a server.
+
+        They are at most half of those for requests: a call that was given up keeps its own until
+        the server lets go of it.
+        """
+        return self._open(fetching.share(self.requests.bound / 2))
+
+    @cached_property
+    def decoding(self) -> Semaphore:
+        """Taken by those who decode in other threads, so that no more than ``thread_count`` do."""
+        return Semaphore(self.thread_count)
 
     def is_wanted(self) -> bool:
         """Say whether others wait for what this load's threads have; from any thread."""
@@ -207,14 +234,12 @@ class Reading:
     def _turns_of(self, client: Client) -> Share:
         turns = self.turns.get(client)
         if turns is None:
-            turns = self.opened.enter_context(client.turns.share(FETCHERS))
-            self.turns[client] = turns
+            turns = self.turns[client] = self._open(client.turns.share(FETCHERS))
         return turns
 
 
-@contextmanager
-def reading(concurrency: int | None = None) -> Iterator[Reading]:
-    """Open the shares of one load, by the settings of this moment.
+def reading(concurrency: int | None = None) -> Reading:
+    """Return the shares of one load, by the settings of this moment; to be opened as a context.
 
     ``concurrency`` is its own limit on requests in flight; None for the setting.
     """
@@ -222,13 +247,5 @@ def reading(concurrency: int | None = None) -> Iterator[Reading]:
     decoders.resize(count)
     kept = cache_limit()
     cache.resize(kept)
-    with (
-        requests.share(request_limit(concurrency)) as places,
-        memory.share(memory_limit()) as room,
-        threads.share(count) as turns,
-        fetching.share(places.bound / 2) as waiting,
-        ExitStack() as opened,
-    ):
-        yield Reading(
-            places, room, turns, waiting, decoders, count, Semaphore(count), kept > 0, opened
-        )
+    places = requests.share(request_limit(concurrency))
+    return Reading(places, memory.share(memory_limit()), count, kept > 0)
