@@ -1,4 +1,4 @@
-"""The command line: ``python -m aioxarray`` and the command ``aioxarray``."""
+"""Command line: ``python -m aioxarray`` and the command ``aioxarray``."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ __all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command.
+    """Run the command line.
 
     Parameters
     ----------
     argv
-        The arguments; None for those of the process.
+        The arguments. None: those of the process.
 
     Returns
     -------
     int
-        The exit code: 0, or 1 if the command failed, with a line about it on standard error.
+        The exit code: 0; 1 if the command failed, with a line on standard error; 130 after Ctrl-C.
         (Wrong arguments end the process with 2, as `argparse` does.)
     """
     arguments = _parser().parse_args(argv)
-    # Not at the top: to help, or to tell the version, none of it is needed.
+    # Not imported at the top: --help and --version do not need it.
     from aioxarray._demo import DemoError, Options, run
 
     options = Options(
