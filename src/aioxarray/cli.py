@@ -51,34 +51,34 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     demo = commands.add_parser(
         "demo",
-        help="open and load from a server with latency, beside plain xarray",
+        help="compare opening and loading with plain xarray, on a server with latency",
         description="Opens and loads Zarr with plain xarray and with aioxarray, checks that both "
-        "give the same values, and prints what each took. It needs: pip install 'aioxarray[demo]'.",
+        "give the same values, and prints the times. It needs: pip install 'aioxarray[demo]'.",
     )
     demo.add_argument(
         "url",
         nargs="?",
         metavar="URL",
-        help="a Zarr dataset or tree of your own: http(s)://, s3:// or gs:// (public data), or a "
-        "path; about 64 MB of it are read, several times. Without it: terrain from a server that "
-        "the demo starts",
+        help="your own Zarr dataset or tree: http(s)://, s3:// or gs:// (public data), or a path; "
+        "about 64 MB of it are read, several times. Default: terrain data from a server that the "
+        "demo starts",
     )
     demo.add_argument(
         "--latency-ms",
         type=_latency,
         default=50.0,
         metavar="MS",
-        help="what that server adds to each request (default: %(default)g)",
+        help="latency that this server adds to each request (default: %(default)g)",
     )
     demo.add_argument(
         "--concurrency",
         type=int,
         metavar="N",
-        help="most store requests of aioxarray in flight (default: the setting, "
+        help="maximum number of aioxarray's store requests in flight (default: the setting, "
         f"{aioxarray.config.get('concurrency')})",
     )
     demo.add_argument(
-        "--quick", action="store_true", help="little data and one run each, to see whether it works"
+        "--quick", action="store_true", help="little data and one run each, to check that it works"
     )
     return parser
 
