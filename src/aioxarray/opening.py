@@ -194,7 +194,7 @@ def _open_virtual(source: Any, options: dict[str, Any]) -> xr.Dataset:
         from aioxarray._xarray.opening.virtual import VirtualEntrypoint
     except ImportError as error:
         raise ImportError(
-            f"virtual=True needs h5netcdf, h5py and obstore, of which one is missing ({error}): "
+            f"virtual=True needs h5netcdf, h5py and obstore, one of which is missing ({error}): "
             "pip install 'aioxarray[virtual]'"
         ) from error
     return xr.open_dataset(source, engine=VirtualEntrypoint, **options)
@@ -263,7 +263,7 @@ async def _loaded(
 ) -> T:
     """Open, load and close ``source`` as one call."""
     if "cache" in options:
-        raise TypeError(f"{name} has no argument 'cache': all is loaded into memory")
+        raise TypeError(f"{name} has no argument 'cache': all data is loaded into memory")
 
     async def load() -> T:
         with called_by(name):

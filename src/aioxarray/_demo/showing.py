@@ -60,7 +60,7 @@ def run(options: Options) -> None:
         If something it needs is not installed, or the URL cannot be opened.
     """
     limit = request_limit(options.concurrency)
-    at_most = "no limit of requests" if limit == math.inf else f"concurrency={limit}"
+    at_most = "unlimited requests" if limit == math.inf else f"concurrency={limit}"
     print(
         f"aioxarray {aioxarray.__version__} ({at_most}), xarray {xr.__version__}, "
         f"zarr {zarr.__version__}, Python {platform.python_version()}, {usable_cores()} cores"
@@ -159,7 +159,7 @@ def _check(call: str, result: Any, expected: Any) -> None:
     try:
         check_same(result, expected)
     except AssertionError as error:
-        raise DemoError(f"{call} gave other values: {error}") from error
+        raise DemoError(f"{call} gave different values: {error}") from error
 
 
 def _print_header(counted: bool) -> None:

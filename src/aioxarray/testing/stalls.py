@@ -66,7 +66,7 @@ class StallMonitor:
 
     async def __aenter__(self) -> Self:
         if self._tasks is not None:
-            raise RuntimeError("this monitor is at work already: make another one")
+            raise RuntimeError("this monitor is already running: create another one")
         self._tasks = anyio.create_task_group()
         await self._tasks.__aenter__()
         self._due_s = self._now() + self._interval_s
