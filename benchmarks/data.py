@@ -86,7 +86,7 @@ def store_of(groups: dict[str, xr.Dataset], shards: bool = False) -> MemoryStore
 
 
 def tree(nodes: int, variables: int) -> xr.DataTree:
-    """Return a tree of a root and its children; the variables of each node are one chunk."""
+    """Return a tree of a root and its children; each node has single-chunk variables."""
     one = many_variables(variables)
     return xr.DataTree.from_dict({"/": one, **{f"/node{i}": one for i in range(1, nodes)}})
 
