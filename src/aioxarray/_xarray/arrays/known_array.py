@@ -8,11 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-# Private: the array of xarray's Zarr engine. Can go when zarr answers from consolidated metadata
-# without its loop (zarr-developers/zarr-python#3885).
-from xarray.backends.zarr import ZarrArrayWrapper
-from xarray.core.indexing import ExplicitIndexer, VectorizedIndexer
-
+from aioxarray._xarray.compat import ExplicitIndexer, VectorizedIndexer, ZarrArrayWrapper
 from aioxarray._zarr.chunks.arrays import known_block
 from aioxarray._zarr.selection import is_basic
 

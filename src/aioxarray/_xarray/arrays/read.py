@@ -6,27 +6,26 @@ import copy
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Any, TypeVar
 
-# Private: backends' arrays and locks have no public names. ``BackendArray.async_getitem`` is the
-# extension point in xarray's guide to backends. That of xarray's own Zarr backend has no limit on
-# requests (pydata/xarray#10622), so the Zarr array inside is replaced.
-from xarray.backends.common import BackendArray
-from xarray.backends.file_manager import PickleableFileManager
-from xarray.backends.locks import HDF5_LOCK, NETCDFC_LOCK, CombinedLock, SerializableLock
-from xarray.backends.zarr import ZarrArrayWrapper
-from xarray.core.indexing import (
-    BasicIndexer,
-    ExplicitIndexer,
-    ExplicitlyIndexedNDArrayMixin,
-    OuterIndexer,
-    VectorizedIndexer,
-)
-
 from aioxarray._runtime.collector import collector
 from aioxarray._runtime.lanes import Lane
 from aioxarray._runtime.threads.pool import BLOCKING_THREADS, Pool
 from aioxarray._xarray.arrays.joined import JoinedArray
 from aioxarray._xarray.arrays.known_array import KnownArray
 from aioxarray._xarray.arrays.plan import Opaque, Read
+from aioxarray._xarray.compat import (
+    HDF5_LOCK,
+    NETCDFC_LOCK,
+    BackendArray,
+    BasicIndexer,
+    CombinedLock,
+    ExplicitIndexer,
+    ExplicitlyIndexedNDArrayMixin,
+    OuterIndexer,
+    PickleableFileManager,
+    SerializableLock,
+    VectorizedIndexer,
+    ZarrArrayWrapper,
+)
 from aioxarray._zarr.chunks.arrays import read_block, read_points, readable
 from aioxarray._zarr.selection import is_basic
 from aioxarray._zarr.stores.grants import Reading

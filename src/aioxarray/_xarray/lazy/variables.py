@@ -10,21 +10,17 @@ from typing import Any
 
 import xarray as xr
 
-# Private: what a variable holds (``_data``) before anything is loaded, the adapter that keeps
-# what was loaded for all variables that share it, and how xarray takes in computed arrays. Plain
-# `Variable.load` does the same; upstream has no other way in.
-from xarray.core.indexing import (
-    ExplicitlyIndexed,
-    ImplicitToExplicitIndexingAdapter,
-    MemoryCachedArray,
-    as_indexable,
-)
-from xarray.core.variable import as_compatible_data
-
 from aioxarray._runtime.threads.pool import Pool
 from aioxarray._xarray.arrays.known_array import KnownArray
 from aioxarray._xarray.arrays.plan import Read, plan
 from aioxarray._xarray.arrays.read import read
+from aioxarray._xarray.compat import (
+    ExplicitlyIndexed,
+    ImplicitToExplicitIndexingAdapter,
+    MemoryCachedArray,
+    as_compatible_data,
+    as_indexable,
+)
 from aioxarray._xarray.dask.chunked import is_chunked_array
 from aioxarray._xarray.lazy.find import Found
 from aioxarray._zarr.stores.grants import Reading, is_long

@@ -12,16 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 
-# Private, all three: how zarr builds the codecs of an array from its metadata. zarr's own
-# function for it takes the pipeline class from its global configuration, which is not ours to
-# change. Can go when an array can be opened with a pipeline of the caller's choice.
-from zarr.codecs import _v2
-from zarr.core.array_spec import ArrayConfig, ArraySpec
-from zarr.core.buffer import default_buffer_prototype
 
-# Private: what ``AsyncArray.vindex`` returns; here only to see whether it is zarr's own.
-from zarr.core.indexing import AsyncVIndex
-from zarr.core.metadata import ArrayV2Metadata
 from zarr.storage import StorePath
 
 from aioxarray._zarr.chunks.pipeline import CodecPipeline
@@ -33,13 +24,13 @@ from aioxarray._zarr.stores.fork import usable_here
 from aioxarray._zarr.stores.grants import Reading
 from aioxarray._zarr.stores.request import chunk_noted
 from aioxarray._zarr.stores.sources import source_of
+from aioxarray._zarr.compat import (ArrayConfig, ArraySpec, ArrayV2Metadata, AsyncVIndex, _v2, default_buffer_prototype)
 
 if TYPE_CHECKING:
+    from aioxarray._zarr.compat import (BatchedCodecPipeline, Buffer, NDBuffer)
     from numpy.typing import NDArray
     from zarr.abc.codec import Codec
     from zarr.abc.store import Store
-    from zarr.core.buffer import Buffer, NDBuffer
-    from zarr.core.codec_pipeline import BatchedCodecPipeline
 
     from aioxarray._zarr.selection import Chunk
 

@@ -15,9 +15,6 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-# Private: the default pipeline, of which this one changes only reading. The public base class
-# has no codec logic. zarr-developers/zarr-python#3859 asks for public concurrent reads.
-from zarr.core.codec_pipeline import BatchedCodecPipeline
 from zarr.registry import register_pipeline
 from zarr.storage import StorePath
 
@@ -32,13 +29,12 @@ from aioxarray._zarr.stores.grants import Reading, is_long, reading
 from aioxarray._zarr.stores.limited import LimitedStore
 from aioxarray._zarr.stores.sharing import forget, table_of
 from aioxarray._zarr.stores.sources import ObjectSource, source_of
+from aioxarray._zarr.compat import (BatchedCodecPipeline)
 
 if TYPE_CHECKING:
+    from aioxarray._zarr.compat import (ArraySpec, NDBuffer, SelectorTuple)
     import numpy as np
     from zarr.abc.store import ByteGetter, Store
-    from zarr.core.array_spec import ArraySpec
-    from zarr.core.buffer import NDBuffer
-    from zarr.core.indexing import SelectorTuple
 
     from aioxarray._zarr.selection import Chunk
 

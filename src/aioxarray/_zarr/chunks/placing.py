@@ -9,18 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-# Private: the classes of buffers in the processor's own memory, and zarr's helper that knows the
-# fill value of old arrays without one. The public base classes do not say where memory is.
-from zarr.core import codec_pipeline
-from zarr.core.buffer import cpu
 
 from aioxarray._zarr.codecs.by_zarr import ByZarr
 from aioxarray._zarr.codecs.decoders import Decoder, Prepared
 from aioxarray._zarr.codecs.steps import wrong_size
+from aioxarray._zarr.compat import (codec_pipeline, cpu)
 
 if TYPE_CHECKING:
+    from aioxarray._zarr.compat import (NDBuffer)
     from numpy.typing import NDArray
-    from zarr.core.buffer import NDBuffer
 
     from aioxarray._zarr.stores.sources import Source
 

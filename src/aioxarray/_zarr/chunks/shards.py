@@ -15,24 +15,17 @@ import numpy as np
 import zarr
 from zarr.codecs import ShardingCodec
 
-# Private: what a shard's selection touches where it is no block, the codecs inside a shard as a
-# pipeline, and the class of buffers. Can go when zarr's sharding codec reads what it is told to
-# through a store of the caller's choice (zarr-developers/zarr-python#3859).
-from zarr.core import chunk_grids
-from zarr.core.codec_pipeline import BatchedCodecPipeline
-from zarr.core.dtype import UInt64
-from zarr.core.indexing import get_indexer
 
 from aioxarray._zarr.chunks.placing import Placer
 from aioxarray._zarr.codecs.decoders import Decoder, Prepared, decoding, prepare
 from aioxarray._zarr.points import Points
 from aioxarray._zarr.selection import Block, is_basic, merged
 from aioxarray._zarr.stores.sharing import Lead
+from aioxarray._zarr.compat import (BatchedCodecPipeline, UInt64, chunk_grids, get_indexer)
 
 if TYPE_CHECKING:
+    from aioxarray._zarr.compat import (ArraySpec, NDBuffer)
     from numpy.typing import NDArray
-    from zarr.core.array_spec import ArraySpec
-    from zarr.core.buffer import NDBuffer
 
     from aioxarray._zarr.selection import Chunk, Range
 

@@ -15,9 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-# Private, as in `aioxarray._zarr.chunks.pipeline`: the default pipeline, whose encoding this one
-# uses.
-from zarr.core.codec_pipeline import BatchedCodecPipeline
 from zarr.storage import StorePath
 
 from aioxarray._runtime.batches import Batches
@@ -32,13 +29,12 @@ from aioxarray._zarr.stores.limited import LimitedStore
 from aioxarray._zarr.stores.local_writes import LocalFiles
 from aioxarray._zarr.stores.printable import printable
 from aioxarray._zarr.stores.sharing import forget
+from aioxarray._zarr.compat import (BatchedCodecPipeline)
 
 if TYPE_CHECKING:
+    from aioxarray._zarr.compat import (ArraySpec, Buffer, BufferPrototype, NDBuffer, SelectorTuple)
     import zarr
     from zarr.abc.store import ByteRequest, ByteSetter, Store
-    from zarr.core.array_spec import ArraySpec
-    from zarr.core.buffer import Buffer, BufferPrototype, NDBuffer
-    from zarr.core.indexing import SelectorTuple
 
     from aioxarray._zarr.selection import Block
 
