@@ -10,8 +10,8 @@ import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from zarr.core.array_spec import ArraySpec
 
+    from aioxarray._zarr.compat import ArraySpec
     from aioxarray._zarr.selection import Chunk
 
 # numpy sorts numbers of up to two bytes by their digits: a million in half the time.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from zarr.core.array_spec import ArraySpec
+    from aioxarray._zarr.compat import ArraySpec
 
     # The key, what the chunk is like, what of it is wanted, and where in the result that goes.
     # Tuples, since at thousands of chunks objects cost more than decoding.

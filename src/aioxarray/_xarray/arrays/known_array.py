@@ -14,7 +14,8 @@ from aioxarray._zarr.selection import is_basic
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from zarr.core.buffer import Buffer
+
+    from aioxarray._zarr.compat import Buffer
 
 # An array of at most this size is decoded once, as a whole: xarray reads the first and last time,
 # then all of them.

@@ -11,27 +11,32 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
-
-
 from zarr.storage import StorePath
 
 from aioxarray._zarr.chunks.pipeline import CodecPipeline
 from aioxarray._zarr.chunks.placing import Placer
 from aioxarray._zarr.codecs.decoders import Prepared, prepare
+from aioxarray._zarr.compat import (
+    ArrayConfig,
+    ArraySpec,
+    ArrayV2Metadata,
+    AsyncVIndex,
+    _v2,
+    default_buffer_prototype,
+)
 from aioxarray._zarr.points import Points
 from aioxarray._zarr.selection import Block
 from aioxarray._zarr.stores.fork import usable_here
 from aioxarray._zarr.stores.grants import Reading
 from aioxarray._zarr.stores.request import chunk_noted
 from aioxarray._zarr.stores.sources import source_of
-from aioxarray._zarr.compat import (ArrayConfig, ArraySpec, ArrayV2Metadata, AsyncVIndex, _v2, default_buffer_prototype)
 
 if TYPE_CHECKING:
-    from aioxarray._zarr.compat import (BatchedCodecPipeline, Buffer, NDBuffer)
     from numpy.typing import NDArray
     from zarr.abc.codec import Codec
     from zarr.abc.store import Store
 
+    from aioxarray._zarr.compat import BatchedCodecPipeline, Buffer, NDBuffer
     from aioxarray._zarr.selection import Chunk
 
 

@@ -23,19 +23,19 @@ from aioxarray._zarr.chunks.placing import Placer
 from aioxarray._zarr.chunks.shard_jobs import ByCoroutines, ByPlainCalls
 from aioxarray._zarr.chunks.shards import ShardReader
 from aioxarray._zarr.codecs.decoders import decoding, describe, prepare
+from aioxarray._zarr.compat import BatchedCodecPipeline
 from aioxarray._zarr.metadata.prefetched import PrefetchedStore
 from aioxarray._zarr.selection import is_basic
 from aioxarray._zarr.stores.grants import Reading, is_long, reading
 from aioxarray._zarr.stores.limited import LimitedStore
 from aioxarray._zarr.stores.sharing import forget, table_of
 from aioxarray._zarr.stores.sources import ObjectSource, source_of
-from aioxarray._zarr.compat import (BatchedCodecPipeline)
 
 if TYPE_CHECKING:
-    from aioxarray._zarr.compat import (ArraySpec, NDBuffer, SelectorTuple)
     import numpy as np
     from zarr.abc.store import ByteGetter, Store
 
+    from aioxarray._zarr.compat import ArraySpec, NDBuffer, SelectorTuple
     from aioxarray._zarr.selection import Chunk
 
     ChunkRequest = tuple[ByteGetter, ArraySpec, SelectorTuple, SelectorTuple, bool]

@@ -15,18 +15,17 @@ import numpy as np
 import zarr
 from zarr.codecs import ShardingCodec
 
-
 from aioxarray._zarr.chunks.placing import Placer
 from aioxarray._zarr.codecs.decoders import Decoder, Prepared, decoding, prepare
+from aioxarray._zarr.compat import BatchedCodecPipeline, UInt64, get_indexer, regular_grid
 from aioxarray._zarr.points import Points
 from aioxarray._zarr.selection import Block, is_basic, merged
 from aioxarray._zarr.stores.sharing import Lead
-from aioxarray._zarr.compat import (BatchedCodecPipeline, UInt64, chunk_grids, get_indexer)
 
 if TYPE_CHECKING:
-    from aioxarray._zarr.compat import (ArraySpec, NDBuffer)
     from numpy.typing import NDArray
 
+    from aioxarray._zarr.compat import ArraySpec, NDBuffer
     from aioxarray._zarr.selection import Chunk, Range
 
     # An inner chunk: in place of the key it has its coordinates in the shard.
@@ -150,7 +149,7 @@ class ShardReader:
                 )
                 inner = list(points.chunks(lambda at: at, self.inner_spec))
                 return ShardPart(self, chunk, inner, out, basic=False, shape=points.shape)
-        indexer: Any = get_indexer(inside, spec.shape, _grid(spec.shape, chunk_shape))
+        indexer: Any = get_indexer(inside, spec.shape, regular_grid(spec.shape, chunk_shape))
         out = spec.prototype.nd_buffer.empty(
             shape=indexer.shape, dtype=spec.dtype.to_native_dtype(), order=spec.order
         )
@@ -321,14 +320,6 @@ def gaps(spec: ArraySpec) -> tuple[int, int]:
 def _setting(spec: ArraySpec, name: str, default: int) -> int:
     found = getattr(spec.config, name, None)
     return int(zarr.config.get(f"array.{name}", default) if found is None else found)
-
-
-def _grid(shape: tuple[int, ...], chunk_shape: tuple[int, ...]) -> Any:
-    grids: Any = chunk_grids
-    if hasattr(grids.ChunkGrid, "from_sizes"):
-        return grids.ChunkGrid.from_sizes(shape, tuple(chunk_shape))
-    # zarr before 3.2.
-    return grids.RegularChunkGrid(chunk_shape=chunk_shape)
 
 
 def _as_tuple(selection: Any) -> tuple[Any, ...]:

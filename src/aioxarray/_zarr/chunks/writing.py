@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
 from zarr.storage import StorePath
 
 from aioxarray._runtime.batches import Batches
@@ -22,6 +21,7 @@ from aioxarray._runtime.tasks import gather
 from aioxarray._zarr.chunks.arrays import chunk_keys, chunk_spec, regular_block, with_pipeline
 from aioxarray._zarr.codecs.encoders import Encoder, prepare_encoder
 from aioxarray._zarr.codecs.inline import run_inline
+from aioxarray._zarr.compat import BatchedCodecPipeline
 from aioxarray._zarr.selection import in_runs
 from aioxarray._zarr.stores.fork import usable_here
 from aioxarray._zarr.stores.grants import Reading, is_long
@@ -29,13 +29,12 @@ from aioxarray._zarr.stores.limited import LimitedStore
 from aioxarray._zarr.stores.local_writes import LocalFiles
 from aioxarray._zarr.stores.printable import printable
 from aioxarray._zarr.stores.sharing import forget
-from aioxarray._zarr.compat import (BatchedCodecPipeline)
 
 if TYPE_CHECKING:
-    from aioxarray._zarr.compat import (ArraySpec, Buffer, BufferPrototype, NDBuffer, SelectorTuple)
     import zarr
     from zarr.abc.store import ByteRequest, ByteSetter, Store
 
+    from aioxarray._zarr.compat import ArraySpec, Buffer, BufferPrototype, NDBuffer, SelectorTuple
     from aioxarray._zarr.selection import Block
 
     ChunkWrite = tuple[ByteSetter, ArraySpec, SelectorTuple, SelectorTuple, bool]

@@ -16,19 +16,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
-# Private: ``_v2`` has how zarr decodes format 2, and says with public attributes by which codecs
-# of numcodecs. Can go when zarr itself decodes by plain functions into memory it is given
-# (zarr-developers/zarr-python#3885).
-from zarr.codecs import BytesCodec, ShardingCodec, TransposeCodec, _v2
+from zarr.codecs import BytesCodec, ShardingCodec, TransposeCodec
 
 from aioxarray._runtime.scratch import scratch
 from aioxarray._zarr.codecs.steps import Step, copy, steps_of
+from aioxarray._zarr.compat import _v2
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from zarr.abc.codec import CodecPipeline
-    from zarr.core.array_spec import ArraySpec
+
+    from aioxarray._zarr.compat import ArraySpec
 
 
 class Decoder:

@@ -15,10 +15,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from zarr.abc.store import Store
-from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import ObjectStore, WrapperStore
 
 from aioxarray._runtime.tasks import gather
+from aioxarray._zarr.compat import default_buffer_prototype
 from aioxarray._zarr.metadata.hierarchy import join, parse
 from aioxarray._zarr.metadata.prefetched import Answers
 from aioxarray._zarr.metadata.write_behind import Changes
@@ -27,8 +27,7 @@ from aioxarray._zarr.stores.printable import without_secrets
 from aioxarray._zarr.stores.sharing import forget
 
 if TYPE_CHECKING:
-    from zarr.core.buffer import Buffer
-
+    from aioxarray._zarr.compat import Buffer
     from aioxarray._zarr.stores.limited import LimitedStore
 
 # Who cancels a save, or has set a timeout, waits no longer for a store that hangs.

@@ -12,10 +12,7 @@ from typing import TYPE_CHECKING, Any
 from zarr.abc.store import Store
 from zarr.storage import ObjectStore, StorePath
 
-# Private: how zarr makes a store of a path, a URL, a mapping or an object of another library.
-# ``zarr.open_group`` does the same and opens in one step, but a store has to be wrapped between.
-from zarr.storage._common import make_store_path
-
+from aioxarray._zarr.compat import make_store_path
 from aioxarray._zarr.metadata.hierarchy import ROOT_KEYS, V2_KEYS, is_json, join, parse
 from aioxarray._zarr.metadata.prefetch import fetch, prefetch
 from aioxarray._zarr.metadata.prefetched import PrefetchedStore

@@ -9,16 +9,14 @@ from typing import TYPE_CHECKING
 
 from zarr.storage import LocalStore
 
-# Private: how zarr writes a file so that it is there whole or not at all. Public is only the
-# coroutine around it, which takes a thread of its own for each file.
-from zarr.storage._local import _put
-
+from aioxarray._zarr.compat import _put
 from aioxarray._zarr.stores.limited import LimitedStore
 from aioxarray._zarr.stores.request import Request
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
-    from zarr.core.buffer import Buffer, BufferPrototype
+
+    from aioxarray._zarr.compat import Buffer, BufferPrototype
 
 
 class LocalFiles:
