@@ -24,6 +24,7 @@ from aioxarray._zarr.metadata.prefetched import Answers
 from aioxarray._zarr.metadata.write_behind import Changes
 from aioxarray._zarr.stores.identity import below
 from aioxarray._zarr.stores.printable import without_secrets
+from aioxarray._zarr.stores.request import DOCUMENTS
 from aioxarray._zarr.stores.sharing import forget
 
 if TYPE_CHECKING:
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
 
 # Who cancels a save, or has set a timeout, waits no longer for a store that hangs.
 _RESTORE_S = 5.0
-
-DOCUMENTS = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
-"""The names of all keys that hold metadata."""
 
 
 def waves(changes: Changes, answers: Answers) -> list[dict[str, Buffer | None]]:
