@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import os
 import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
+
+from aioxarray._runtime.threads.forks import after_fork
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,14 +231,11 @@ class _Largest:
 _budgets: weakref.WeakSet[Budget] = weakref.WeakSet()
 
 
+@after_fork
 def _reset_after_fork() -> None:
     # What was in use or waited for belongs to the parent's loops and threads.
     for budget in _budgets:
         budget._reset()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset_after_fork)
 
 
 # The amount, whether it is held for long, and what tells that it was let in.

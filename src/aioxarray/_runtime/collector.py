@@ -9,12 +9,13 @@ h5py's lock, whose holder may itself wait, in HDF5, for that very thread to read
 from __future__ import annotations
 
 import gc
-import os
 import threading
 import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from aioxarray._runtime.threads.forks import after_fork
 
 # How long to wait between two looks at whether a collection has ended; most last milliseconds.
 _LOOK_SECONDS = 0.0005
@@ -33,8 +34,7 @@ class Collector:
         self._lock = threading.RLock()
         self._holders = 0
         self._was_enabled = False
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._renew)
+        after_fork(self._renew)
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import contextvars
 import logging
-import os
 import threading
 import weakref
 from collections import deque
@@ -16,6 +15,7 @@ from typing import Protocol, TypeVar, cast
 
 from aioxarray._runtime.loops import deliver_if_sent
 from aioxarray._runtime.threads.crew import called_at_exit, cancelled_at_exit, is_ending, uncut
+from aioxarray._runtime.threads.forks import after_fork
 from aioxarray._runtime.threads.leash import Leash
 from aioxarray._runtime.threads.outcomes import Outcome, until_done
 from aioxarray._runtime.threads.own import in_own_thread
@@ -27,14 +27,11 @@ _logger = logging.getLogger(__name__)
 _lanes: weakref.WeakValueDictionary[Hashable, Lane] = weakref.WeakValueDictionary()
 
 
+@after_fork
 def _reset_after_fork() -> None:
     # The threads stayed with the parent, and its locks may have been held by one of them.
     for lane in list(_lanes.values()):
         lane._reset()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset_after_fork)
 
 
 class Closes(Protocol):

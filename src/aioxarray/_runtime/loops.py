@@ -15,7 +15,6 @@ import contextvars
 import difflib
 import functools
 import inspect
-import os
 import queue
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator
@@ -28,6 +27,7 @@ import anyio
 import anyio._backends._asyncio  # noqa: F401
 from anyio.lowlevel import current_token
 
+from aioxarray._runtime.threads.forks import after_fork
 from aioxarray._runtime.threads.leash import holding
 from aioxarray._runtime.threads.outcomes import Outcome
 from aioxarray._runtime.threads.own import mark_own_thread
@@ -53,8 +53,7 @@ class _OwnLoop:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._forget)
+        after_fork(self._forget)
 
     def _forget(self) -> None:
         self._lock = threading.Lock()

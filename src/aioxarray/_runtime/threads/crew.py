@@ -10,7 +10,6 @@ import asyncio
 import atexit
 import contextlib
 import ctypes
-import os
 import queue
 import threading
 import time
@@ -18,6 +17,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from aioxarray._runtime.threads.forks import after_fork
 from aioxarray._runtime.threads.own import mark_own_thread
 
 # How long the end of the interpreter waits for calls under way. Some libraries tear down in it what
@@ -257,6 +257,7 @@ def _end_all() -> None:
         crew.end(max(0.0, deadline - time.monotonic()))
 
 
+@after_fork
 def _forget() -> None:
     # The threads stayed with the parent.
     global _no_uncut
@@ -265,7 +266,3 @@ def _forget() -> None:
     _last_calls.clear()
     _uncut.clear()
     _no_uncut = threading.Condition()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)

@@ -18,6 +18,7 @@ from aioxarray._runtime.threads.crew import (
     Member,
     current,
 )
+from aioxarray._runtime.threads.forks import after_fork
 from aioxarray._runtime.threads.outcomes import until_done
 
 T = TypeVar("T")
@@ -203,14 +204,11 @@ class Pool(Executor):
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 
 
+@after_fork
 def _reset_after_fork() -> None:
     # The threads stayed with the parent, and its locks may have been held by one of them.
     for pool in _pools:
         pool._reset()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset_after_fork)
 
 
 def finish(call: Future[Any], function: Callable[[], Any]) -> None:

@@ -8,12 +8,12 @@ what does need the lock, while another one decodes.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from aioxarray._runtime.threads.forks import after_fork
 from aioxarray._zarr.chunks.placing import Placer
 from aioxarray._zarr.stores.request import chunk_noted
 from aioxarray._zarr.stores.sharing import Lead, Sharing, failing
@@ -129,11 +129,8 @@ class SmallChunks:
                 raise
 
 
+@after_fork
 def _reset_after_fork() -> None:
     # A thread of the parent may have had it.
     global _turn
     _turn = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset_after_fork)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 import threading
 import weakref
 from time import perf_counter
 from typing import Any
 
 from aioxarray._runtime.budget import Budget, Share
+from aioxarray._runtime.threads.forks import after_fork
 from aioxarray._runtime.threads.pool import Pool
 
 # Threads that wait for one client. More do not carry more requests.
@@ -155,11 +155,8 @@ def client_of(store: Any) -> Client:
         return client
 
 
+@after_fork
 def _reset_after_fork() -> None:
     global _lock
     _lock = threading.Lock()
     _clients.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset_after_fork)

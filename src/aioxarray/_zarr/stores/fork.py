@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from zarr.storage import FsspecStore, WrapperStore
 
+from aioxarray._runtime.threads.forks import after_fork, before_fork
 from aioxarray._zarr.stores.printable import printable
 from aioxarray.errors import ForkError
 
@@ -25,6 +26,7 @@ _RUST_CLIENTS = ("obstore", "icechunk")
 _lost: frozenset[str] = frozenset()
 
 
+@before_fork
 def _remember_runtimes() -> None:
     global _at_fork
     imported = [name for name in _RUST_CLIENTS if name in sys.modules]
@@ -47,13 +49,10 @@ def _tokio_runs() -> bool:
     return False
 
 
+@after_fork
 def _lose_runtimes() -> None:
     global _lost
     _lost |= _at_fork
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_remember_runtimes, after_in_child=_lose_runtimes)
 
 
 def usable_here(store: Store) -> Store:

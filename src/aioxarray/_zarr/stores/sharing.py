@@ -8,7 +8,6 @@ another read that is at it, or leads: then it reads and decodes it, for others t
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 import threading
 import weakref
@@ -17,6 +16,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from aioxarray._runtime.flights import Flight, Flights, Follower
+from aioxarray._runtime.threads.forks import after_fork
 from aioxarray._zarr.stores.grants import cache
 from aioxarray._zarr.stores.identity import Place, same
 
@@ -265,13 +265,10 @@ def failing(leads: Sequence[Lead[Any]]) -> Iterator[None]:
         raise
 
 
+@after_fork
 def _reset_after_fork() -> None:
     # What was under way, or kept, belongs to the parent.
     global _lock
     _lock = threading.Lock()
     _tables.clear()
     cache.reset()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset_after_fork)
