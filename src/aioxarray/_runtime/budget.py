@@ -138,7 +138,7 @@ class Budget:
             self._let_in()
 
     def _fits(self, amount: int, long: bool) -> bool:
-        """Say whether there is room for ``amount``."""
+        """Return whether there is room for ``amount``."""
         if self.in_use == 0 or amount > self._bound - self.in_use:
             # With nobody, or with nobody but the lane's, more than the bound is let in, too.
             return self.in_use == 0 or (
@@ -150,7 +150,7 @@ class Budget:
         return not long or self._long_in_use == 0 or amount <= self._for_long - self._long_in_use
 
     def _fits_lane(self, amount: int) -> bool:
-        """Say whether there is room in the lane for ``amount``, which is not held for long."""
+        """Return whether there is room in the lane for ``amount``, which is not held for long."""
         in_use = self.in_use - self._long_in_use
         return in_use == 0 or amount <= self._lane - in_use
 
@@ -266,15 +266,15 @@ class Share:
             self._budget._leave(self)
 
     def _is_current(self) -> bool:
-        """Say whether this is a share of this process, not of one that it was forked from."""
+        """Return whether this is a share of this process, not of one that it was forked from."""
         return self._generation == self._budget._generation
 
     def _allows(self, amount: int) -> bool:
-        """Say whether the share's own bound has room for ``amount``."""
+        """Return whether the share's own bound has room for ``amount``."""
         return amount <= self.bound - self.in_use or self.in_use == 0
 
     def _has_turn(self) -> bool:
-        """Say whether somebody waits who would be let in if the budget had room."""
+        """Return whether somebody waits who would be let in if the budget had room."""
         while self.waiting and self.waiting[0][2].cancelled():
             self.waiting.popleft()
         return self._is_open and bool(self.waiting) and self._allows(self.waiting[0][0])
@@ -327,7 +327,7 @@ class Share:
             budget._let_in()
 
     def is_wanted(self) -> bool:
-        """Say whether somebody waits in another share, who may get what this one lets go of."""
+        """Return whether somebody waits in another share, who may get what this one lets go of."""
         budget = self._budget
         with budget._lock:
             turns = budget._turns

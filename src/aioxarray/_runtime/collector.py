@@ -84,7 +84,7 @@ class _Cycle:
 
 
 def _is_under_way() -> bool:
-    """Say whether a collection is under way, in another thread or further down in this one.
+    """Return whether a collection is under way, in another thread or further down in this one.
 
     `gc.collect` does nothing while one is, and says nothing of it: so a piece of garbage tells. A
     function in `gc.callbacks` would know, and would swallow the exception of every signal that

@@ -25,7 +25,7 @@ def write_edges(array: zarr.Array[Any]) -> list[list[int]]:
 
 
 def is_aligned(region: Any, shape: tuple[int, ...], edges: Sequence[Sequence[int]]) -> bool:
-    """Say whether each chunk of an array is in ``region`` as a whole or not at all."""
+    """Return whether each chunk of an array is in ``region`` as a whole or not at all."""
     for part, length, inner in zip(region, shape, edges, strict=True):
         start, stop, _ = part.indices(length)
         ends = {0, length, *inner}

@@ -30,7 +30,7 @@ _RUN_CHUNKS = 128
 
 
 def is_basic(selection: Iterable[Any]) -> bool:
-    """Say whether ``selection`` is of slices and integers: what it selects is a view."""
+    """Return whether ``selection`` is of slices and integers: what it selects is a view."""
     return all(type(part) is slice or isinstance(part, int) for part in selection)
 
 

@@ -138,7 +138,7 @@ def be_awaited() -> None:
 
 
 def is_cancelled() -> bool:
-    """Say whether nobody waits any more for what this worker thread does."""
+    """Return whether nobody waits any more for what this worker thread does."""
     leash = _leash.get()
     return leash is not None and leash.pulled
 

@@ -60,7 +60,7 @@ class Encoder:
         self._values = values
 
     def takes(self, inside: Any, outside: Any) -> bool:
-        """Say whether both selections, of a chunk and of the values, are plain ones."""
+        """Return whether both selections, of a chunk and of the values, are plain ones."""
         return all(
             type(each) is tuple and len(each) == self._values.ndim and is_basic(each)
             for each in (inside, outside)

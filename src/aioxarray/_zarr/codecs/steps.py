@@ -124,7 +124,7 @@ def _zstd_many(frames: Sequence[Any], size: int) -> Sequence[Any] | None:
 
 
 def _zstd_is_single(data: memoryview | bytes) -> bool:
-    """Say whether ``data`` is a frame, as far as its headers say, with nothing behind it.
+    """Return whether ``data`` is a frame, as far as its headers say, with nothing behind it.
 
     What decodes many frames at once would not look.
     """

@@ -204,7 +204,7 @@ def _document_waves(keys: Iterable[str]) -> list[list[str]]:
 
 
 def _deletes_at_once(store: Store) -> bool:
-    """Say whether the store itself knows how to delete a prefix (a directory, a session)."""
+    """Return whether the store itself knows how to delete a prefix (a directory, a session)."""
     while isinstance(store, WrapperStore):
         inner: Any = store._store
         if type(store).delete_dir is not WrapperStore.delete_dir and not hasattr(store, "inner"):

@@ -105,7 +105,7 @@ def parse(data: bytes | None) -> dict[str, Any] | None:
 
 
 def is_json(data: bytes) -> bool:
-    """Say whether ``data`` is a JSON document of any kind."""
+    """Return whether ``data`` is a JSON document of any kind."""
     try:
         json.loads(data)
     except ValueError:

@@ -156,7 +156,7 @@ async def _place(source: Any, mode: Any, storage_options: dict[str, Any] | None)
 
 
 def is_store(source: Any) -> bool:
-    """Say whether ``source`` is something that only Zarr can be read from."""
+    """Return whether ``source`` is something that only Zarr can be read from."""
     if isinstance(source, Store | StorePath | MutableMapping):
         return True
     libraries = _libraries(source)

@@ -40,7 +40,7 @@ class Answers:
     hierarchy: Hierarchy | None = None
 
     def lacks(self, key: str) -> bool:
-        """Say whether listings show that there is no ``key``, and nothing below it."""
+        """Return whether listings show that there is no ``key``, and nothing below it."""
         path = ""
         for name in key.split("/") if key else ():
             names = self.listings.get(path)

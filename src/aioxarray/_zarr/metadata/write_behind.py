@@ -42,7 +42,7 @@ class Changes:
             self.emptied.append(prefix)
 
     def has_emptied(self, key: str) -> bool:
-        """Say whether ``key``, or all that is below it, was deleted with a prefix of it."""
+        """Return whether ``key``, or all that is below it, was deleted with a prefix of it."""
         return any(key == prefix or below(key, prefix) for prefix in self.emptied)
 
 

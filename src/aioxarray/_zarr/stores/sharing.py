@@ -222,7 +222,7 @@ class Sharing(Generic[W, R]):
         return self._parts.put_decoded(decoded, part)
 
     def is_alone(self, lead: Lead[W]) -> bool:
-        """Say whether nobody else gets what comes of ``lead``: then nobody can follow any more."""
+        """Return whether nobody else gets what comes of ``lead``: then nobody can follow any more."""
         _, flight = lead
         return flight is None or not (self._keeps or flight.close())
 
