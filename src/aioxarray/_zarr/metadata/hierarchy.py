@@ -61,10 +61,7 @@ class Node:
                 yield self._chunk_key(at)
 
     def _chunk_counts(self) -> tuple[int, ...] | None:
-        """Return the number of chunks along each axis; None if there are none, or no regular ones.
-
-        Key encodings other than "default" and "v2" give None, too.
-        """
+        """Return the number of chunks along each axis; None if empty, irregular or unsupported."""
         document = self.document
         if document["zarr_format"] == 2:
             chunks = document["chunks"]

@@ -34,8 +34,7 @@ if TYPE_CHECKING:
 
     from aioxarray._zarr.stores.limited import LimitedStore
 
-# Index coordinates of more chunks are not prefetched: their bytes would stay in memory until the
-# indexes are made.
+# Indexes with more chunks are not prefetched: the bytes are held until all indexes are made.
 _MOST_CHUNKS = 64
 
 _logger = logging.getLogger("aioxarray")

@@ -31,8 +31,8 @@ class Answers:
     listings
         By prefix, the names directly below it.
     hierarchy
-        The group that is opened, with all nodes below it; None if it has format 2, if its
-        consolidated metadata is used, or if not all of it is known.
+        The group that is opened, with all nodes below it; None if it is not the root, has format
+        2, is opened from consolidated metadata, or is not known completely.
     """
 
     values: dict[str, Buffer | None] = field(default_factory=dict)
