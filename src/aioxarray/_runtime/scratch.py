@@ -40,8 +40,7 @@ def _aligned(size: int) -> NDArray[np.uint8]:
     """Return memory that begins at a page boundary.
 
     On some CPUs, the kernel copies from files at a quarter of the speed if the destination's offset
-    in a page exceeds that in the file by 1 to 31 bytes. numpy's own memory usually has an offset of
-    16 bytes.
+    in a page exceeds that in the file by 1 to 31 bytes. numpy's memory usually has an offset of 16.
     """
     memory = np.empty(size + _PAGE, np.uint8)
     first = -memory.ctypes.data % _PAGE
