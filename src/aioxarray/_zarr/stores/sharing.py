@@ -41,7 +41,7 @@ _PART_BYTES = 4 << 10
 
 
 class Parts(Protocol[W_contra, R_co]):
-    """A kind of parts, and how this read decodes them and stores the values.
+    """A kind of parts, and how this read decodes them and puts them in its result.
 
     Attributes
     ----------
@@ -227,7 +227,7 @@ class Sharing(Generic[W, R]):
         return flight is None or not (self._keeps or flight.close())
 
     def keep(self, data: Any | None, part: W) -> R:
-        """Decode ``data`` of a part without a flight, put it in the result, and cache it."""
+        """Decode ``data`` that was fetched with other data, put it in the result, and cache it."""
         if not self._keeps:
             return self._parts.put(data, part)
         assert self._table is not None
