@@ -1,5 +1,5 @@
-"""Benchmarks: aioxarray beside plain xarray, in one run, on the same data.
+"""Benchmarks that compare aioxarray with plain xarray, in one run and on the same data.
 
-``python -m benchmarks`` (or ``make bench``) runs all and prints a table; ``--only NAME`` runs
-some of them. Each module here is one group of rows.
+``python -m benchmarks`` (or ``make bench``) runs all of them and prints a table; ``--only NAME``
+runs some. Most modules here are one group of rows.
 """

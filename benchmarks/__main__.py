@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: run the benchmarks and print what they found."""
+"""``python -m benchmarks``: run the benchmarks and print the results."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ BUSY = ": too much for the stalls to be trusted."
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """Make a folder, and remove it however the run ends."""
+    """Create a temporary folder, and remove it however the run ends."""
     folder = Path(tempfile.mkdtemp(prefix="aioxarray-benchmarks-"))
     try:
         yield folder
     except BaseException:
-        # What was interrupted while it stored goes on writing for a moment, on zarr's loop.
+        # An interrupted save may continue to write for a moment, on zarr's loop.
         until = perf_counter() + 10
         while folder.exists() and perf_counter() < until:
             shutil.rmtree(folder, ignore_errors=True)
@@ -63,7 +63,7 @@ def temporary_folder() -> Iterator[Path]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmarks that were asked for; a missed goal is told, and is no error."""
+    """Run the selected benchmarks; a missed goal is reported, but is not an error."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
         "--only",
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--case",
         default="",
         metavar="TEXT",
-        help="of opening and throughput, only the rows with this text in their name (of opening's "
+        help="in opening and throughput, only the rows with this text in their name (for opening's "
         "last three kinds: icechunk, open_mfdataset, local)",
     )
     parser.add_argument("--quick", action="store_true", help="little data, one run each")
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.quick:
         options = replace(options, quick=True, runs=1)
 
-    # Else a time limit set from outside would leave a gigabyte of temporary files.
+    # Otherwise an external time limit would leave a gigabyte of temporary files.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     begun, neighbours = perf_counter(), Neighbours()
     found: list[tuple[str, type[rows.AnyRow], list[rows.AnyRow]]] = []

@@ -1,4 +1,4 @@
-"""How many requests are in flight at once, counted at the store."""
+"""Benchmark of the most requests in flight at once, counted at the store."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 TITLE = "Most requests in flight, concurrency=20"
 TABLE = Row
 LIMIT = 20
-# Enough for requests to pile up where nothing holds them back.
+# Long enough for requests to pile up where nothing limits them.
 LATENCY_S = 0.005
 
 
@@ -34,15 +34,15 @@ def run(options: Options, files: Files) -> Iterator[Row]:
     three = data.store_of({f"d{i}": data.many_variables(4, side) for i in range(3)})
     sharded = data.store_of({"d0": data.many_variables(4, 2 * side)}, shards=True)
     with aioxarray.config.set(concurrency=LIMIT):
-        yield _row("3 loads side by side", _Counted(three, 3), _side_by_side)
-        yield _row("2 threads, each with a loop of its own", _Counted(three, 2), _in_threads)
-        # One row of chunks of each row of shards: a whole shard would be one request.
+        yield _row("3 concurrent loads", _Counted(three, 3), _side_by_side)
+        yield _row("2 threads, each with its own loop", _Counted(three, 2), _in_threads)
+        # One row of chunks from each row of shards: a whole shard would be one request.
         part = {"y": np.arange(10, 100 * side, 200)}
         yield _row("inside shards (byte ranges)", _Counted(sharded, 1, part), _side_by_side)
 
 
 class _Counted:
-    """Datasets in one store, which counts."""
+    """Datasets in one store that counts requests."""
 
     def __init__(
         self, store: MemoryStore, datasets: int, part: dict[str, NDArray[Any]] | None = None
@@ -55,7 +55,7 @@ class _Counted:
         delayed.latency_s = LATENCY_S
 
     def most_in_flight(self, together: _Together, load: _Load) -> int:
-        """Return how many requests were in flight at once while all were loaded."""
+        """Return the most requests in flight at once while all datasets were loaded."""
         lazy = copies(self.lazy)
         self.log.clear()
         check_same(together(load, lazy), self.expected)

@@ -1,4 +1,4 @@
-"""How long requests go on after a load was cancelled, timed out or failed."""
+"""Benchmark of how long requests continue after a load was cancelled, timed out or failed."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from benchmarks.data import Files
 from benchmarks.measuring import Options, check_same
 from benchmarks.rows import Cell, Row
 
-TITLE = "Requests go on after a load has ended early"
+TITLE = "How long requests continue after a load has ended early"
 TABLE = Row
 LATENCY_S = 0.05
 # When to cancel: in the middle of the load.
 AFTER_S = 0.07
-# How long to look for requests that still go on.
+# How long to look for requests that are still in flight.
 WATCH_S = 0.5
 GOAL_MS = 100.0
 
@@ -36,12 +36,12 @@ def run(options: Options, files: Files) -> Iterator[Row]:
 
 
 _Load = Callable[[xr.Dataset], Coroutine[Any, Any, Any]]
-# Ends a load early, and returns the time at which it should have ended.
+# Ends a load early and returns the time at which it should have ended.
 _End = Callable[[_Load, xr.Dataset], Coroutine[Any, Any, float]]
 
 
 class _Case:
-    """A dataset in a store that counts, waits and, if told to, fails one request."""
+    """A dataset in a store that counts and delays requests and, if asked to, fails one."""
 
     def __init__(self, dataset: xr.Dataset, failing: int = -1) -> None:
         self._faulty = FaultyStore.kth(data.in_memory(dataset), failing, keys="*/c/*")
@@ -53,7 +53,7 @@ class _Case:
         delayed.latency_s = LATENCY_S
 
     def goes_on_ms(self, end: _End, load: _Load) -> float:
-        """Return how long requests went on after ``end`` should have ended the load."""
+        """Return how long requests continued after ``end`` should have ended the load."""
         self._faulty.restart()
         return asyncio.run(self._watch(end, load, self._lazy.copy(deep=False)))
 

@@ -1,4 +1,4 @@
-"""The data of the benchmarks: made once a run, in memory or in a temporary directory."""
+"""Data for the benchmarks, generated once per run, in memory or in a temporary directory."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ if TYPE_CHECKING:
 MISSING = -32768
 
 COMPRESSORS: dict[str, dict[str, Any]] = {
-    "zstd": {},  # what xarray and zarr do unless told otherwise
+    "zstd": {},  # the default of xarray and zarr
     "blosc": {"compressors": BloscCodec(cname="lz4", shuffle="shuffle")},
     "gzip": {"compressors": GzipCodec(level=1)},
     "none": {"compressors": None},
 }
 SHARD, SHARD_INNER = (1, 2048, 2048), (1, 128, 256)
-# What of each shard is its first inner chunk.
+# Selects the first inner chunk of each shard.
 CORNERS = {"y": slice(0, 128), "x": slice(0, 256)}
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Ignore warnings of what is in no specification of Zarr yet and works all the same."""
+    """Ignore warnings, such as those about features that no Zarr specification covers yet."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def smooth(*shape: int, dtype: str = "float64") -> NDArray[Any]:
-    """Return values that compress about as well as measured fields do."""
+    """Return values that compress about as well as measured fields."""
     steps = np.random.default_rng(0).normal(size=shape[-2:])
     field = np.round(steps.cumsum(axis=0).cumsum(axis=1), 2)
     first = np.arange(shape[0] if len(shape) > 2 else 1).reshape(-1, 1, 1)
@@ -55,14 +55,14 @@ def smooth(*shape: int, dtype: str = "float64") -> NDArray[Any]:
 
 
 def many_variables(variables: int, chunks_a_side: int = 1, prefix: str = "v") -> xr.Dataset:
-    """Return variables of ``chunks_a_side`` squared chunks of 10 KB each."""
+    """Return variables of ``chunks_a_side**2`` chunks of 10 KB each."""
     side = 50 * chunks_a_side
     field = smooth(side, side, dtype="float32")
     return xr.Dataset({f"{prefix}{i}": (("y", "x"), field + i) for i in range(variables)})
 
 
 def in_memory(obj: xr.Dataset | xr.DataTree, shards: bool = False) -> MemoryStore:
-    """Store ``obj`` in memory, in chunks of 50 × 50, or in shards of 4 × 4 such chunks."""
+    """Store ``obj`` in memory, in chunks of 50 × 50 or in shards of 4 × 4 such chunks."""
     each: dict[str, Any] = {"chunks": (50, 50)}
     if shards:
         each["shards"] = (200, 200)
@@ -81,12 +81,12 @@ def _all(obj: xr.Dataset, encoding: dict[str, Any]) -> dict[str, dict[str, Any]]
 
 
 def store_of(groups: dict[str, xr.Dataset], shards: bool = False) -> MemoryStore:
-    """Store datasets in memory, each in a group."""
+    """Store datasets in memory, each in its own group."""
     return in_memory(xr.DataTree.from_dict({f"/{k}": v for k, v in groups.items()}), shards)
 
 
 def tree(nodes: int, variables: int) -> xr.DataTree:
-    """Return a tree of a root and its children, each node with variables of one chunk."""
+    """Return a tree of a root and its children; each node has single-chunk variables."""
     one = many_variables(variables)
     return xr.DataTree.from_dict({"/": one, **{f"/node{i}": one for i in range(1, nodes)}})
 
@@ -100,21 +100,21 @@ def opened(store: Store | Path, group: str | None = None, chunks: Any = None) ->
 
 def opened_tree(store: Store) -> xr.DataTree:
     """Open a tree with plain xarray, lazily."""
-    # xarray takes a zarr store here and does not say so.
+    # xarray accepts a zarr store here, but its type hints do not say so.
     anything: Any = store
     with quiet():
         return xr.open_datatree(anything, engine="zarr")
 
 
 class Files:
-    """Datasets on disk, each made when it is first asked for.
+    """Datasets on disk, each generated on first use.
 
     Parameters
     ----------
     root
         A temporary directory.
     options
-        For a quick run the datasets are small.
+        Options of the run; the datasets of a quick run are small.
     """
 
     def __init__(self, root: Path, options: Options) -> None:
@@ -131,20 +131,20 @@ class Files:
         path = self.root / name
         if not path.exists():
             make(path)
-            # Else the operating system writes it to the disk half a minute later, and whoever is
-            # measured then seems slow.
+            # Otherwise the operating system writes it to disk half a minute later and slows down
+            # the library that is being measured.
             if hasattr(os, "sync"):
                 os.sync()
         return path
 
     def large_chunks(self, name: str = "zstd") -> Path:
-        """1 GB: 4 variables of 128 chunks of 2 MB, compressed by one of `COMPRESSORS`."""
+        """Return 1 GB: 4 variables of 128 chunks of 2 MB, with one of the `COMPRESSORS`."""
         values = partial(smooth, self._options.scaled(128), 512, 512)
         encoding = {"chunks": (1, 512, 512), **COMPRESSORS[name]}
         return self._four(f"large_chunks_{name}", values, encoding)
 
     def small_chunks(self) -> Path:
-        """4 variables of 2048 chunks of 4 KB, zstd."""
+        """Return 4 variables of 2048 chunks of 4 KB, zstd."""
         values = partial(smooth, self._options.scaled(2048), 32, 32, dtype="float32")
         return self._four("small_chunks", values, {"chunks": (1, 32, 32)})
 
@@ -154,7 +154,7 @@ class Files:
 
         def make(path: Path) -> None:
             self._write(path, values(), encoding)
-            # Compressing takes the time: one variable is, the others are its copies.
+            # Compressing is slow: only one variable is compressed, and the others are copies.
             for i in range(1, 4):
                 shutil.copytree(path / "v0", path / f"v{i}")
             with quiet():
@@ -163,7 +163,7 @@ class Files:
         return self._made(f"{name}.zarr", make)
 
     def shards(self) -> Path:
-        """512 MB: one variable in 16 shards of 32 MB, each of 128 inner chunks of 256 KB, zstd."""
+        """Return 512 MB: one variable in 16 shards of 128 inner chunks of 256 KB, zstd."""
 
         def make(path: Path) -> None:
             values = smooth(self._options.scaled(16), *SHARD[1:])
@@ -172,7 +172,7 @@ class Files:
         return self._made("shards.zarr", make)
 
     def many_chunks(self, count: int) -> Path:
-        """One variable of ``count`` chunks of 1 KB, zstd: a hundred, over and over."""
+        """Return one variable of ``count`` chunks of 1 KB, zstd: a hundred, repeated."""
 
         def make(path: Path) -> None:
             values = smooth(100, 256, dtype="float32").ravel()
@@ -194,7 +194,7 @@ class Files:
             data.to_zarr(path, encoding=_all(data, encoding))
 
     def packed(self) -> Path:
-        """One variable of 33 MB, in memory 132 MB: int16 with scale, offset and fill value."""
+        """Return one variable of 33 MB, decoded 132 MB: int16 with scale, offset, fill value."""
 
         def make(path: Path) -> None:
             count = self._options.scaled(16)
@@ -210,7 +210,7 @@ class Files:
         return self._made("packed.zarr", make)
 
     def netcdf(self) -> Path:
-        """200 MB: 4 variables in a netCDF4 file, compressed."""
+        """Return 200 MB: 4 variables in a compressed netCDF4 file."""
 
         def make(path: Path) -> None:
             values = smooth(self._options.scaled(48), 512, 512, dtype="float32")

@@ -1,4 +1,4 @@
-"""What grows with the number of calls and variables, and how long small loads wait beside large."""
+"""Benchmark of the cost per call and variable, and of small loads alongside large chunks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from benchmarks.data import Files
 from benchmarks.measuring import Options
 from benchmarks.rows import Row
 
-TITLE = "Growth: CPU time a call and a variable; load_async of small data beside large chunks"
+TITLE = "Growth: CPU time per call and variable; load_async of small data alongside large chunks"
 TABLE = Row
 LATENCY_S = 0.02
 
@@ -36,7 +36,7 @@ def run(options: Options, files: Files) -> Iterator[Row]:
 
 
 def _calls(count: int) -> Row:
-    """Measure loads of one chunk each, side by side."""
+    """Measure concurrent loads of one chunk each."""
     store = LatencyStore(MemoryStore(), 0)
     zarr.create_array(
         store, name="v", shape=(8 * count,), chunks=(8,), dtype="f8", dimension_names=["x"]
@@ -54,11 +54,11 @@ def _calls(count: int) -> Row:
 
         return asyncio.run(main()) / count * 1000
 
-    # Once for what is imported and started.
+    # Warm up: imports and threads.
     asyncio.run(aioxarray.load_async(ds.isel(x=slice(8))))
     ours = cpu_ms(aioxarray.load_async)
     plain = cpu_ms(lambda part: part.load_async())
-    return Row(f"CPU a call, {count} calls of a chunk", "ms", None, plain, ours, plain * 5 / 3)
+    return Row(f"CPU per call, {count} calls of a chunk", "ms", None, plain, ours, plain * 5 / 3)
 
 
 def _variables(count: int, folder: Path) -> Iterator[Row]:
@@ -86,7 +86,7 @@ def _variables(count: int, folder: Path) -> Iterator[Row]:
 
 
 def _beside_large(megabytes: int) -> Row:
-    """Measure how many round trips small loads take beside chunks of so many MB."""
+    """Measure how many round trips small loads take alongside chunks of ``megabytes``."""
     length = megabytes * 10**6 // 8
     large = LatencyStore(MemoryStore(), 0)
     zarr.create_array(
@@ -95,7 +95,7 @@ def _beside_large(megabytes: int) -> Row:
     small = LatencyStore(MemoryStore(), 0)
     zarr.create_array(small, name="v", shape=(8,), chunks=(8,), dtype="f8", dimension_names=["x"])
     lazy = xr.open_zarr(large, chunks=None, consolidated=False)
-    # As at 500 MB a second, and at a latency that is usual.
+    # As at 500 MB per second.
     large.latency_s = megabytes / 500
 
     async def main() -> float:

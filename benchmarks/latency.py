@@ -1,4 +1,4 @@
-"""Loading from a store that takes 50 ms, or 5 ms, for each request."""
+"""Benchmark of loading from a store that takes 50 ms, or 5 ms, per request."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from benchmarks.rows import Row
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-TITLE = "Time to load, 50 ms a request"
+TITLE = "Time to load, 50 ms per request"
 TABLE = Row
 LATENCY_S = 0.05
 
@@ -49,7 +49,7 @@ def run(options: Options, files: Files) -> Iterator[Row]:
         goal=0.25,
         concurrency=400,
     )
-    # For information: round trips inside a shard are zarr's, and zarr 3.1 makes one a range.
+    # Without a goal. Plain zarr 3.1 makes one request per range inside a shard.
     yield _row(
         "parts of 9 shards, 72 byte ranges",
         data.many_variables(1, 12),
@@ -58,11 +58,11 @@ def run(options: Options, files: Files) -> Iterator[Row]:
         shards=True,
         part={"y": np.arange(10, 600, 100)},
     )
-    # Closer by, so that the work of finding and taking the points is seen, too.
+    # A lower latency, so that the work of finding and copying the points shows too.
     count = options.scaled(1_000_000)
     places = np.random.default_rng(0).integers(0, 1600, (2, count))
     yield _row(
-        f"{count} points in 1024 chunks, 5 ms a request",
+        f"{count} points in 1024 chunks, 5 ms per request",
         data.many_variables(1, 32),
         options,
         goal=0.7,
@@ -102,7 +102,7 @@ def _row(
 
 
 def _stored(objects: Objects, shards: bool) -> tuple[Objects, list[LatencyStore]]:
-    """Store and open ``objects``, without latency for now."""
+    """Store and open ``objects``, at first without latency."""
     if isinstance(objects, list):
         pairs = [_stored(one, shards) for one in objects]
         return [lazy for lazy, _ in pairs], [store for _, stores in pairs for store in stores]

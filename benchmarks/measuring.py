@@ -1,4 +1,4 @@
-"""Runs a way of loading a few times, checks what it gives, and takes medians."""
+"""Measurement of ways to load: repeated runs, checked results, and medians."""
 
 from __future__ import annotations
 
@@ -30,14 +30,13 @@ class Options:
     Attributes
     ----------
     quick
-        A small part of the data, and one run each: to see whether a benchmark works.
+        A small part of the data, and one run each: to check that a benchmark works.
     runs
-        How often each way is tried, at most.
+        The maximum number of runs of each way.
     seconds
-        A way that has taken so long is not tried again.
+        A way whose runs have taken this long is not run again.
     case
-        Of opening and of the tables beside all peers, only rows with this text in their name are
-        wanted.
+        Only rows with this text in their name are measured (in opening and in the peer tables).
     """
 
     quick: bool = False
@@ -46,7 +45,7 @@ class Options:
     case: str = ""
 
     def wants(self, what: str) -> bool:
-        """Say whether a row of this name was asked for."""
+        """Return whether the row ``what`` is selected."""
         return self.case.lower() in what.lower()
 
     def scaled(self, count: int) -> int:
@@ -54,18 +53,18 @@ class Options:
         return max(1, count // 16) if self.quick else count
 
 
-# A process that only sleeps has waited no longer than this while the machine is calm.
+# While the machine is calm, a process that only sleeps wakes no later than this.
 _CALM_MS = 10.0
 
 
 @dataclass(frozen=True)
 class Taken:
-    """What a run of one way took, or the medians over its runs.
+    """Measurements of one run of a way, or the medians over its runs.
 
     Attributes
     ----------
     calm_stall_ms
-        Of the runs in which a bystander has met no stall; None if there were none, or no bystander.
+        The stall in runs during which a bystander had none; None without such runs or a bystander.
     """
 
     seconds: float
@@ -78,8 +77,8 @@ def measure(
 ) -> Taken:
     """Measure ``way``, which loads a copy of ``lazy`` and returns it, or an awaitable of it.
 
-    Each run is on an event loop of its own, as in a server that calls it: a blocking way stalls
-    it. What comes of the first run must be identical to ``expected``.
+    Each run has its own event loop, as in a server: a blocking way stalls it. The result of the
+    first run must be identical to ``expected``.
     """
 
     def check(result: Any) -> None:
@@ -99,15 +98,15 @@ def in_turn(
     used_before: int = 0,
     bystander: Bystander | None = None,
 ) -> dict[str, Taken | Exception]:
-    """Measure ``ways``, by turns, so that a change of the machine's speed meets them all.
+    """Measure ``ways`` in turn, so that changes of the machine's speed affect all of them.
 
-    Each round has an order of its own, and the first run of each, which also imports and connects,
-    counts only where there is no other. Before each run, so many bytes as ``used_before`` says are
-    used and set free: a virtual machine gives memory that was free for some seconds back to its
-    host, and who asks for it next would wait for the host as long as for all the rest.
+    Each round has a random order. The first run of each way, which also imports and connects,
+    counts only if there is no other. Before each run, ``used_before`` bytes are allocated and
+    freed: a virtual machine returns memory that was free for some seconds to its host, and waiting
+    for the host to provide it again would double the time.
 
-    Each way returns its result, or an awaitable of it; the first one of each is checked. A way
-    that raises is tried no more, and its error stands for what it took.
+    Each way returns its result, or an awaitable of it; the first result of each is checked. A way
+    that raises is not run again, and its error is returned in place of the measurements.
     """
     runs: dict[str, list[Taken]] = {name: [] for name in ways}
     spent = dict.fromkeys(ways, 0.0)
@@ -117,7 +116,7 @@ def in_turn(
         for name in chance.sample(list(ways), len(ways)):
             if name in errors or spent[name] >= options.seconds:
                 continue
-            # What others have left is theirs to clear away.
+            # Garbage of the previous way must not slow this one down.
             gc.collect()
             np.ones(used_before, np.uint8)
             if bystander is not None:
@@ -125,7 +124,7 @@ def in_turn(
             begun = perf_counter()
             try:
                 taken, result = asyncio.run(_run(ways[name]))
-            except Exception as error:  # noqa: BLE001 - handed to who asked for the measurement
+            except Exception as error:  # noqa: BLE001 - returned to the caller
                 errors[name] = error
                 continue
             if bystander is not None and bystander.worst_ms() <= _CALM_MS:
@@ -133,7 +132,7 @@ def in_turn(
             spent[name] += perf_counter() - begun
             if not runs[name]:
                 check(result)
-            # A gigabyte must be gone before there is another.
+            # Free this gigabyte before the next one is allocated.
             del result
             runs[name].append(taken)
     return {name: errors.get(name) or _medians(runs[name][1:] or runs[name]) for name in ways}
@@ -159,10 +158,10 @@ async def _run(way: Callable[[], Any]) -> tuple[Taken, Any]:
 
 
 def noise_ms(options: Options) -> float:
-    """Return the worst stall while nothing loads and two threads compute without Python's lock.
+    """Return the worst stall while nothing loads and two threads compute without the GIL.
 
-    It is what the operating system and the machine's other work take from an event loop, and
-    the least that can be measured for a load that uses both cores.
+    This is the time that the operating system and other processes take from an event loop: the
+    least that can be measured for a load that uses both cores.
     """
     values = np.ones(1 << 20)
 
@@ -193,9 +192,9 @@ while True:
 
 
 class Bystander:
-    """A process that only sleeps, to tell our own stalls from those that the machine makes.
+    """A process that only sleeps, to distinguish our own stalls from those of the machine.
 
-    What it suffers cannot come of Python's lock, nor of anything else within this process.
+    Its delays cannot come from the GIL or anything else in this process.
     """
 
     def __enter__(self) -> Self:
@@ -209,12 +208,12 @@ class Bystander:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # The end of its input tells it to end.
+        # It exits when its input ends.
         with self._process:
             pass
 
     def worst_ms(self) -> float:
-        """Return by how much it woke too late, at worst, since it was last asked."""
+        """Return the longest delay of its wake-ups since the last call."""
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
@@ -224,34 +223,34 @@ class Bystander:
 
 
 class Neighbours:
-    """Tells how much of the machine other processes took since it was made."""
+    """Measures the share of the machine that other processes have used since its creation."""
 
     def __init__(self) -> None:
         self._before = self._now()
 
     def share(self) -> float:
-        """Return their part of all cores, from 0 to 1."""
+        """Return their share of all cores, from 0 to 1."""
         everyone, own, at = (b - a for a, b in zip(self._before, self._now(), strict=True))
         return max(0.0, (everyone - own) / (at * (psutil.cpu_count() or 1)))
 
     @staticmethod
     def _now() -> tuple[float, float, float]:
         times, own = psutil.cpu_times(), psutil.Process().cpu_times()
-        # By name: which of these there are depends on the operating system.
+        # By name: the available fields depend on the operating system.
         names = ("user", "nice", "system", "irq", "softirq", "steal")
         everyone = sum(getattr(times, name, 0.0) for name in names)
         return everyone, own.user + own.system, perf_counter()
 
 
 def copies(lazy: Objects) -> Objects:
-    """Return copies that share lazy data, and not what is then loaded of it."""
+    """Return copies that share the lazy data, but not what is loaded later."""
     if isinstance(lazy, list):
         return [copies(one) for one in lazy]
     return lazy.copy(deep=False)
 
 
 def check_same(result: Objects, expected: Objects) -> None:
-    """Raise AssertionError if ``result`` is not what plain xarray gives."""
+    """Raise AssertionError unless ``result`` is identical to ``expected``."""
     if isinstance(expected, list):
         for one, other in zip(result, expected, strict=True):
             check_same(one, other)
@@ -267,6 +266,6 @@ def plain_load(obj: Objects) -> Objects:
 
 
 async def plain_load_async(obj: Objects) -> Objects:
-    """Load with plain xarray, awaiting; several objects side by side."""
+    """Load with plain xarray's ``load_async``; several objects concurrently."""
     await asyncio.gather(*(one.load_async() for one in (obj if isinstance(obj, list) else [obj])))
     return obj

@@ -1,4 +1,4 @@
-"""How much memory reading takes at its peak, above the result; each peer in its own process."""
+"""Benchmark of the peak memory of a read, above the result; each peer in its own process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from benchmarks.peers import OURS, PEERS, Source, Unavailable
 
 TITLE = "Peak of memory above the result's size"
 TABLE = PeerRow
-# For each of the 2 threads two chunks of 2 MB (a shard counts as its inner chunks).
+# 64 MB plus two chunks of 2 MB for each of the 2 threads (a shard counts as its inner chunks).
 GOAL_MB = 64 + 2 * 2 * 2.1
 
 
@@ -57,7 +57,7 @@ def _row(what: str, source: Source) -> PeerRow:
 
 
 def _child(name: str, path: str, url: str | None = None) -> float:
-    """Read once, and return by how many MB memory at its peak was above what was read."""
+    """Read once, and return by how many MB the peak of memory exceeded the result."""
     (peer,) = (peer for peer in PEERS if peer.name == name)
     read = peers.opened(peer, Source(Path(path), url))
     own = Path("/proc/self")
@@ -68,7 +68,7 @@ def _child(name: str, path: str, url: str | None = None) -> float:
         result = read()
         return await result if inspect.isawaitable(result) else result
 
-    (own / "clear_refs").write_text("5")  # the peak is from here on
+    (own / "clear_refs").write_text("5")  # reset the peak
     before = _kilobytes("VmRSS")
     values = asyncio.run(main())
     peak = _kilobytes("VmHWM")

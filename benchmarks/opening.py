@@ -1,4 +1,4 @@
-"""Opening: datasets, trees and many files, from where a request takes 50 ms and from a disk."""
+"""Benchmark of opening datasets, trees and many files, at 50 ms per request and from disk."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from benchmarks.data import Files
 from benchmarks.measuring import Objects, Options, check_same
 from benchmarks.rows import Row
 
-TITLE = "Time to open, 50 ms a request; then from local disk"
+TITLE = "Time to open, 50 ms per request; then from local disk"
 LATENCY_S = 0.05
 
 
 class OpeningRow(Row):
-    """Plain xarray's opening, the same with ``engine="aio"``, and aioxarray's."""
+    """Times of plain xarray, of plain xarray with ``engine="aio"``, and of aioxarray."""
 
     HEADER = ("", "plain", "engine aio", "aioxarray", "ratio", "goal", "")
 
 
 TABLE = OpeningRow
-# How many times faster than plain xarray, and how much slower at most.
+# Goals: at least 10 times as fast as plain xarray; on a local disk, at most 10% slower.
 MANY, LOCAL = 10, 1.1
 
 _Way = Callable[[], Objects]
@@ -68,17 +68,17 @@ def run(options: Options, files: Files) -> Iterator[OpeningRow]:
 
 
 def _icechunk(options: Options, folder: Path) -> OpeningRow:
-    """Open a tree of many groups in an icechunk repository, as behind S3."""
+    """Open a tree of many groups in an icechunk repository, as on S3."""
     import icechunk
 
-    # Its warnings, of the local storage, would come in between the rows.
+    # Its warnings about local storage would appear between the rows.
     icechunk.set_logs_filter("error")
     groups = 6 if options.quick else 107
     tree = xr.DataTree.from_dict({f"/g{i}": _wide(10, 2) for i in range(groups)})
     local = icechunk.local_filesystem_storage(str(folder / "bucket" / "repository"))
     repository = icechunk.Repository.create(local)
     session = repository.writable_session("main")
-    # Not by xarray's own way, which takes minutes for so many groups.
+    # Not with xarray's own to_zarr, which takes minutes for so many groups.
     with data.quiet():
         aioxarray.to_zarr(tree, session.store, consolidated=False)
     session.commit("all")
@@ -94,7 +94,7 @@ def _icechunk(options: Options, folder: Path) -> OpeningRow:
         )
 
         def way(opening: Callable[..., Objects], engine: str) -> _Way:
-            # Opened anew each time: a repository remembers what it has read.
+            # Reopened each time: a repository caches what it has read.
             def call() -> Objects:
                 store = icechunk.Repository.open(storage).readonly_session("main").store
                 return opening(store, engine=engine, consolidated=False)
@@ -128,7 +128,7 @@ def _many_files(options: Options, folder: Path) -> OpeningRow:
             f"open_mfdataset of {count} netCDF files",
             [
                 lambda: xr.open_mfdataset(urls, engine="h5netcdf", parallel=False),
-                # Which would ask xarray, and xarray takes such URLs for OPeNDAP's.
+                # xarray takes such URLs for OPeNDAP's.
                 None,
                 lambda: _awaited("open_mfdataset")(urls, engine="h5netcdf"),
             ],
@@ -142,7 +142,7 @@ def _many_files(options: Options, folder: Path) -> OpeningRow:
 def _local(
     options: Options, files: Files, wide: xr.Dataset, tree: xr.DataTree
 ) -> Iterator[OpeningRow]:
-    """Open from a local disk, where nothing is to be gained."""
+    """Open from a local disk, where no gain is expected."""
     folder = files.folder("local")
     for consolidated in (True, False):
         said = "consolidated" if consolidated else "not consolidated"
@@ -182,7 +182,7 @@ def _fixed(goal: float, plain: float) -> float:
 
 
 def _wide(variables: int, indexes: int) -> xr.Dataset:
-    """Return variables of which some are index coordinates, one of them of times."""
+    """Return variables, some of which are index coordinates, one of them times."""
     start = np.datetime64("2001-01-01", "ns")
     coords: dict[str, Any] = {"time": start + np.arange(50) * np.timedelta64(1, "D")}
     coords |= {f"x{i}": np.arange(50.0) + i for i in range(indexes - 1)}
@@ -195,7 +195,7 @@ def _wide(variables: int, indexes: int) -> xr.Dataset:
 
 
 def _parts(count: int, folder: Path) -> Iterator[tuple[Path, xr.Dataset]]:
-    """Yield the datasets of many files, a day each, and where to put them."""
+    """Yield the paths and datasets of many files, each 50 days long."""
     for day in range(count):
         part = _wide(7, 3)
         yield (
@@ -205,7 +205,7 @@ def _parts(count: int, folder: Path) -> Iterator[tuple[Path, xr.Dataset]]:
 
 
 def _sampled(files: xr.Dataset) -> xr.Dataset:
-    """Return one step of each tenth of the datasets that `_parts` yields."""
+    """Return one time step of every tenth dataset that `_parts` yields."""
     return files.isel(time=slice(None, None, 500))
 
 
@@ -222,8 +222,8 @@ def _awaited(name: str) -> Callable[..., Objects]:
         results = []
 
         async def main() -> None:
-            # Not returned: where the main task's result is long in the telling, `asyncio.run`
-            # takes long to end, because `signal.getsignal` makes a text of it that nobody sees.
+            # Not returned: `asyncio.run` ends slowly if the result has a long repr, because
+            # `signal.getsignal` computes the repr of the main task.
             results.append(await opening(*args, **options))
 
         asyncio.run(main())
@@ -249,10 +249,10 @@ def _row(
     slow: LatencyStore | ObjectServer | None = None,
     sample: Callable[[Any], Objects] = lambda opened: opened,
 ) -> OpeningRow:
-    """Return a row: plain xarray's way, its with our engine (None: not measured), and ours.
+    """Return a row: plain xarray, plain xarray with our engine (None: not measured), and ours.
 
-    ``slow`` is what takes its time to answer, and ``sample`` what is loaded, to be compared, of
-    what was opened: plain xarray takes longer to load it all than to open it.
+    ``slow`` is the store or server with latency. ``sample`` selects the data to load and compare:
+    with plain xarray, loading everything takes longer than opening it.
     """
     medians = iter(_medians_ms([way for way in ways if way is not None], options, slow, sample))
     plain, engine, ours = (None if way is None else next(medians) for way in ways)
@@ -267,11 +267,11 @@ def _medians_ms(
     slow: LatencyStore | ObjectServer | None,
     sample: Callable[[Any], Objects],
 ) -> list[float]:
-    """Return the medians of the ways, which take turns; what they open is compared first."""
+    """Return the medians of the ways, run in turn; their results are compared first."""
     taken: list[list[float]] = [[] for _ in ways]
     opened = [_timed(way, times) for way, times in zip(ways, taken, strict=True)]
     if slow is not None:
-        # Comparing loads all data by plain xarray, one variable after the other: for minutes.
+        # The comparison loads the data with plain xarray, variable by variable: for minutes.
         slow.latency_s = 0.0
     for result in opened[1:]:
         check_same(sample(result), sample(opened[0]))
@@ -290,7 +290,7 @@ def _medians_ms(
 
 
 def _timed(way: _Way, times: list[float]) -> Objects:
-    # What others have left is theirs to clear away.
+    # Garbage of the previous way must not slow this one down.
     gc.collect()
     start = perf_counter()
     result = way()

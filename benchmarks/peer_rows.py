@@ -1,4 +1,4 @@
-"""One measured number of aioxarray beside those of all its peers, and what is asked of it."""
+"""Rows that compare aioxarray with all its peers, and their goals."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from benchmarks.rows import number
 
 @dataclass(frozen=True)
 class Relative:
-    """Ours is to be at most ``factor`` of the least that one of ``peers`` needs."""
+    """Goal: aioxarray's number is at most ``factor`` times the best of ``peers``."""
 
     peers: tuple[Peer, ...]
     factor: float
 
     def verdict(self, cells: Mapping[str, float | str], unit: str) -> Verdict | None:
-        """Say whether it is reached; None where no peer has a number."""
+        """Return whether it is met; None if no peer has a number."""
         ours = cells[OURS.name]
         others = {p.name: n for p in self.peers if isinstance(n := cells.get(p.name), float)}
         if not others or not isinstance(ours, float):
             return None
         best = min(others, key=lambda name: others[name])
         share = ours / others[best]
-        # "An eighth of the time" is read more easily as eight times as fast.
+        # "8 times as fast" is easier to read than "an eighth of the time".
         if self.factor < 0.7:
             text = f"{1 / share:.1f} times as fast as {best} (>= {1 / self.factor:.3g})"
         else:
@@ -35,13 +35,13 @@ class Relative:
 
 @dataclass(frozen=True)
 class Bound:
-    """Ours is to be at most ``limit``."""
+    """Goal: aioxarray's number is at most ``limit``."""
 
     limit: float
     why: str = ""
 
     def verdict(self, cells: Mapping[str, float | str], unit: str) -> Verdict | None:
-        """Say whether it is reached."""
+        """Return whether it is met; None if aioxarray has no number."""
         ours = cells[OURS.name]
         if not isinstance(ours, float):
             return None
@@ -54,7 +54,7 @@ Goal = Relative | Bound
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found of a goal."""
+    """Whether a goal was met, with an explanation."""
 
     text: str
     met: bool
@@ -65,22 +65,22 @@ class Verdict:
 
 @dataclass(frozen=True)
 class PeerRow:
-    """A row of the table with a column for each peer.
+    """Row of the table with a column for each peer.
 
     Attributes
     ----------
     what
-        What was done, or counted.
+        The row's label: what was done or counted.
     unit
-        Of all numbers: "s", "ms", "MB" or "" (a count).
+        The unit of all numbers: "s", "ms", "MB" or "" (a count).
     cells
-        By peer: a number, or why there is none.
+        For each peer, a number or the reason for its absence.
     goals
-        What is asked of aioxarray's number.
+        The goals for aioxarray's number.
     stall_ms
-        The worst stall of the caller's loop while aioxarray worked, which has a goal of its own.
+        The worst stall of the caller's loop during aioxarray's runs, which has its own goal.
     calm_stall_ms
-        The same, of the runs in which a process that only sleeps has met no stall.
+        The same for runs during which a process that only sleeps had no stall.
     """
 
     HEADER: ClassVar[Sequence[str]] = ["", *(peer.name for peer in PEERS), "xarray/ours"]
@@ -106,12 +106,12 @@ class PeerRow:
         object.__setattr__(self, "verdicts", found)
 
     def texts(self) -> list[str]:
-        """Return the row as texts, for any table."""
+        """Return the row's cells as strings."""
         numbers = [self._text(self.cells.get(peer.name)) for peer in PEERS]
         return [self.what, *numbers, self._ratio()]
 
     def below(self) -> list[str]:
-        """Return what is said below the row: the goals, and why a peer has no number."""
+        """Return the lines below the row: the goals, and why a peer has no number."""
         missing: dict[str, list[str]] = {}
         for name, why in self.cells.items():
             if isinstance(why, str):
@@ -122,7 +122,7 @@ class PeerRow:
         ]
 
     def met(self) -> list[bool]:
-        """Return for each goal whether it was reached."""
+        """Return for each goal whether it was met."""
         return [verdict.met for verdict in self.verdicts]
 
     @property

@@ -1,4 +1,4 @@
-"""How each library reads a dataset of a Zarr store into memory: aioxarray and its peers."""
+"""Readers of Zarr datasets into memory: aioxarray and its peers."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ if TYPE_CHECKING:
     from zarr.abc.store import Store
 
 Values = dict[str, "NDArray[Any]"]
-# Reads all anew, and returns the values or an awaitable of them.
+# Reads everything again, and returns the values or an awaitable of them.
 Read = Callable[[], Values | Awaitable[Values]]
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a dataset is, and which part of it is read.
+    """Location of a dataset, and the part of it to read.
 
     Attributes
     ----------
     path
         The store's directory.
     url
-        Its address on a server; None where the directory itself is read.
+        Its URL on a server; None to read the directory itself.
     part
-        What is selected along each dimension.
+        The selection along each dimension.
     """
 
     path: Path
@@ -44,7 +44,7 @@ class Source:
     part: Mapping[str, slice] = field(default_factory=dict)
 
     def store(self) -> Store | Path:
-        """Return what zarr opens."""
+        """Return the store for zarr to open."""
         if self.url is None:
             return self.path
         from obstore.store import HTTPStore
@@ -60,7 +60,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Peer:
-    """A way to read: ``opened`` prepares what can be kept open and returns what then reads."""
+    """A library that reads: ``opened`` opens a source and returns a function that reads it."""
 
     name: str
     opened: Callable[[Source], Read]
@@ -91,7 +91,7 @@ def _awaiting(load: Callable[[xr.Dataset], Awaitable[xr.Dataset]]) -> Callable[[
 
 
 def pipeline(path: str, **more: Any) -> AbstractContextManager[Any]:
-    """Have zarr use another codec pipeline for arrays that are opened meanwhile."""
+    """Make zarr use another codec pipeline for arrays opened in the context."""
     module, _, name = path.rpartition(".")
     if not hasattr(importlib.import_module(module), name):
         raise Unavailable(f"this version of {module.partition('.')[0]} has no {name}")
@@ -102,7 +102,7 @@ def pipeline(path: str, **more: Any) -> AbstractContextManager[Any]:
 
 
 def _with_pipeline(path: str, **more: Any) -> Callable[[Source], Read]:
-    """Load with plain xarray, and zarr told to use another pipeline."""
+    """Load with plain xarray, with zarr set to use another pipeline."""
 
     def opened(source: Source) -> Read:
         with pipeline(path, **more):
@@ -152,7 +152,7 @@ def _dask(source: Source) -> Read:
 
 
 class Unavailable(Exception):
-    """A peer that is not there, or cannot read this source."""
+    """A peer is not installed, or cannot read this source."""
 
 
 OURS = Peer("aioxarray", _awaiting(aioxarray.load_async))
@@ -160,7 +160,7 @@ LOAD = Peer("load", _blocking(plain_load))
 LOAD_ASYNC = Peer("load_async", _awaiting(plain_load_async))
 FUSED_PATH = "zarr.core.codec_pipeline.FusedCodecPipeline"
 FUSED = Peer("fused", _with_pipeline(FUSED_PATH))
-# Strict: else it hands what it cannot read to zarr's own pipeline, with a warning at most.
+# Strict: otherwise it falls back to zarr's own pipeline, with a warning at most.
 ZARRS = Peer("zarrs", _with_pipeline("zarrs.ZarrsCodecPipeline", strict=True))
 TENSORSTORE = Peer("TensorStore", _tensorstore)
 XARRAY_TENSORSTORE = Peer("xarray-ts", _xarray_tensorstore)
@@ -171,12 +171,12 @@ PEERS = (OURS, *XARRAY, FUSED, ZARRS, TENSORSTORE, XARRAY_TENSORSTORE, DASK)
 
 
 def opened(peer: Peer, source: Source) -> Read:
-    """Return what reads ``source`` through ``peer``.
+    """Return a function that reads ``source`` with ``peer``.
 
     Raises
     ------
     Unavailable
-        If the peer cannot; with the reason. An error of aioxarray itself is raised as it is.
+        If the peer cannot read it, with the reason. aioxarray's own errors are raised unchanged.
     """
     try:
         return peer.opened(source)
@@ -189,6 +189,6 @@ def opened(peer: Peer, source: Source) -> Read:
 
 
 def reason(error: Exception) -> str:
-    """Return in a line why a peer cannot read."""
+    """Return one line that says why a peer cannot read."""
     text = str(error).strip().partition("\n")[0]
     return text if isinstance(error, Unavailable) else f"{type(error).__name__}: {text[:100]}"

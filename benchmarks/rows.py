@@ -1,4 +1,4 @@
-"""What a benchmark found, and the tables made of it."""
+"""Rows with benchmark results, and their tables."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ PACKAGES = (
     *("zarrs", "tensorstore", "xarray-tensorstore"),
 )
 
-# A number, or why there is none.
+# A number, or the reason for its absence.
 Cell = float | str | None
 
 
 @dataclass(frozen=True)
 class Row:
-    """One measured number of aioxarray beside those of plain xarray.
+    """Row that compares aioxarray with plain xarray.
 
     Attributes
     ----------
     what
-        What was done, or what was counted.
+        The row's label: what was done or counted.
     unit
-        Of all numbers: "s", "ms" or "" (a count).
+        The unit of all numbers: "s", "ms" or "" (a count).
     load, load_async
-        Plain xarray's, or what a group's own header says; a text where it raises or has no such
-        function, None if not measured.
+        Plain xarray's numbers, or those that a group's own header names. A string if xarray raises
+        or has no such function; None if not measured.
     ours
-        aioxarray's.
+        aioxarray's number.
     goal
-        What ours must not exceed; None where there is no goal yet.
+        The upper limit for ``ours``; None if there is no goal yet.
     """
 
     HEADER: ClassVar[Sequence[str]] = ["", "load", "load_async", "aioxarray", "ratio", "goal", ""]
@@ -52,17 +52,17 @@ class Row:
 
     @property
     def ratio(self) -> float | None:
-        """Plain ``load`` over ours; None for counts, and where ours is nothing."""
+        """Plain ``load`` over ours; None for counts, and if ours is close to zero."""
         if not isinstance(self.load, int | float) or self.unit == "" or self.ours < 0.01:
             return None
         return self.load / self.ours
 
     def met(self) -> list[bool]:
-        """Return whether the goal was reached, if there is one."""
+        """Return whether the goal was met; empty if there is none."""
         return [] if self.goal is None else [self.ours <= self.goal]
 
     def texts(self) -> list[str]:
-        """Return the row as texts, for any table."""
+        """Return the row's cells as strings."""
         ratio = "" if self.ratio is None else f"{self.ratio:.{1 if self.ratio < 100 else 0}f}x"
         goal = "" if self.goal is None else f"<= {self._text(self.goal)}"
         met = "".join("met" if met else "MISSED" for met in self.met())
@@ -70,7 +70,7 @@ class Row:
         return [self.what, *numbers, ratio, goal, met]
 
     def below(self) -> list[str]:
-        """Return what is said below the row: nothing."""
+        """Return the lines below the row: none."""
         return []
 
     def _text(self, value: Cell) -> str:
@@ -80,7 +80,7 @@ class Row:
 
 
 class AnyRow(Protocol):
-    """A row of some table."""
+    """Interface of the rows of any table."""
 
     HEADER: ClassVar[Sequence[str]]
     WIDTHS: ClassVar[Sequence[int]]
@@ -93,7 +93,7 @@ class AnyRow(Protocol):
 
 
 def number(value: float, unit: str) -> str:
-    """Return a number with its unit, as precise as it is of interest."""
+    """Return a number with its unit, with a useful number of digits."""
     if unit == "s":
         return f"{value:.2f} s" if value >= 0.2 else f"{value:.3f} s"
     if unit == "ms":
@@ -102,14 +102,14 @@ def number(value: float, unit: str) -> str:
 
 
 def line(table: type[AnyRow], texts: Sequence[str]) -> str:
-    """Return a line of a table for terminals."""
+    """Return a table line for terminals."""
     first, *rest = texts
     numbers = " ".join(f"{t:>{width}}" for t, width in zip(rest, table.WIDTHS[1:], strict=True))
     return f"{first:<{table.WIDTHS[0]}} {numbers}".rstrip()
 
 
 def markdown(groups: Iterable[tuple[str, type[AnyRow], Sequence[AnyRow]]]) -> str:
-    """Return all rows as tables in Markdown, under what machine they were measured on."""
+    """Return all rows as Markdown tables, below a description of the machine."""
     lines = [machine()]
     last: type[AnyRow] | None = None
     for title, table, rows in groups:
@@ -137,7 +137,7 @@ def _version(name: str) -> str:
     if name == "aioxarray":
         import aioxarray
 
-        # Not the installed one's: the source tree may be used as it is.
+        # Not that of the installed package: the source tree may be used without installation.
         return aioxarray.__version__
     try:
         return version(name)

@@ -1,6 +1,6 @@
-"""Saving: to a store that takes 50 ms for each request, to a local disk, from server to server.
+"""Benchmark of saving: at 50 ms per request, to a local disk, and from server to server.
 
-The stored keys are compared with those of plain xarray, the values too where there is time.
+The stored keys are compared with those of plain xarray; so are the values, in the small cases.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from benchmarks.stalls import GOAL_MS
 if TYPE_CHECKING:
     from benchmarks.data import Files
 
-TITLE = "Time to save (`to_zarr`); to a store with 50 ms a request, and to a disk"
+TITLE = "Time to save (`to_zarr`); to a store with 50 ms per request, and to a disk"
 TABLE = Row
 LATENCY_S = 0.05
-# The compressor of what is copied, so that compressing does not take the time.
+# A fast compressor for the copies, so that compression does not dominate.
 _QUICK = "blosc"
 
 
@@ -78,7 +78,7 @@ def _content(store: MemoryStore) -> dict[str, bytes]:
 
 @dataclass(frozen=True)
 class _Save:
-    """A save to a store with latency: round trips and seconds on top are its goal."""
+    """A save to a store with latency; its goal is ``trips`` round trips plus ``rest_s``."""
 
     what: str
     obj: Any
@@ -88,7 +88,7 @@ class _Save:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def timed(self, save: Callable[..., object]) -> tuple[float, dict[str, bytes]]:
-        """Return the seconds it takes, and what is stored."""
+        """Return the seconds it takes, and the stored keys and bytes."""
         after = MemoryStore(dict(self.before._store_dict))
         store = LatencyStore(after, LATENCY_S)
         return _seconds(lambda: save(self.obj, store, **self.options)), _content(after)
@@ -111,7 +111,7 @@ def _append(steps: int) -> _Save:
 
 
 def _remote(saves: Sequence[_Save]) -> Iterator[Row]:
-    # Plain xarray waits nearly all the time: side by side its saves take as long as alone.
+    # Plain xarray waits most of the time: run concurrently, its saves take no longer than alone.
     with ThreadPoolExecutor(len(saves)) as pool:
         plain = list(pool.map(lambda save: save.timed(_plain), saves))
     for save, (plain_s, expected) in zip(saves, plain, strict=True):
@@ -124,14 +124,14 @@ def _remote(saves: Sequence[_Save]) -> Iterator[Row]:
 def _local(
     what: str, ds: xr.Dataset, folder: Path, factor: float, chunks: Any, options: Options
 ) -> Iterator[Row]:
-    """Yield the time, and the worst stall of an event loop that awaits ours."""
+    """Yield the time, and the worst stall of an event loop that awaits our save."""
     encoding: dict[str, Any] = {str(name): {"chunks": chunks} for name in ds.data_vars}
     for variable in ds.variables.values():
         variable.encoding.clear()
     saved: dict[str, list[Path]] = {"plain": [], "ours": []}
 
     def path(way: str) -> Path:
-        # A new one each time: deleting takes as long as saving.
+        # A new path each time: deleting takes as long as saving.
         saved[way].append(folder / f"saved-{way}-{len(saved[way])}.zarr")
         return saved[way][-1]
 
@@ -191,7 +191,7 @@ with open("/proc/self/status") as status:
 
 
 def _lazy(files: Files) -> Iterator[Row]:
-    """Yield the peak memory of copying a gigabyte, twice by ours: two gigabytes."""
+    """Yield the peak memory of copying a gigabyte; ours copies it twice."""
     peaks = {}
     for way in ("plain", "ours"):
         command = [sys.executable, "-c", _PEAK, way, str(files.large_chunks(_QUICK))]
@@ -202,8 +202,8 @@ def _lazy(files: Files) -> Iterator[Row]:
     )
 
 
-# Of both servers: slow enough that the lines are the limit, and not two processors that do the
-# work of the servers too.
+# Of both servers: slow enough that the bandwidth is the limit, and not the two cores, which also
+# run the servers.
 _LATENCY_S, _BYTES_PER_S = 0.02, 200e6
 
 
@@ -213,7 +213,7 @@ def _http(server: ObjectServer) -> ObjectStore[Any]:
 
 
 def _copied(files: Files, options: Options) -> Iterator[Row]:
-    """Yield the time of a copy from one server to another, and of its halves."""
+    """Yield the time of a copy from one server to another, and of reading and writing alone."""
     path = files.large_chunks(_QUICK)
     with (
         data.quiet(),
@@ -226,7 +226,7 @@ def _copied(files: Files, options: Options) -> Iterator[Row]:
         saved: list[str] = []
 
         def write(obj: xr.Dataset) -> Any:
-            # To a group of its own, so that nothing is deleted first.
+            # To a new group, so that nothing is deleted first.
             saved.append(f"copy-{len(saved)}")
             return aioxarray.to_zarr_async(obj, store, group=saved[-1], consolidated=False)
 

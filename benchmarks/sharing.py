@@ -1,4 +1,4 @@
-"""How many requests are made for chunks that several loads want, and for parts of shards."""
+"""Benchmark of the number of requests for chunks that loads share, and for parts of shards."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 TITLE = "Requests for chunks"
 TABLE = PeerRow
-# Enough for loads to meet, on a busy machine too.
+# Long enough for loads to overlap, even on a busy machine.
 LATENCY_S = 0.03
 
 _Load = Callable[[list[xr.Dataset]], Coroutine[Any, Any, list[xr.Dataset]]]
@@ -72,7 +72,7 @@ def run(options: Options, files: Files) -> Iterator[PeerRow]:
     what = "64 chunks, in 64 overlapping windows at once"
     if options.wants(what):
         yield _row(what, store, windows, 64)
-    # 16 shards of 16 inner chunks; of each shard, its first one.
+    # 16 shards of 16 inner chunks; the first inner chunk of each shard.
     sharded = data.in_memory(data.many_variables(1, 16), shards=True)
     corners = [
         {"y": slice(y, y + 50), "x": slice(x, x + 50)}
@@ -92,7 +92,7 @@ def run(options: Options, files: Files) -> Iterator[PeerRow]:
         yield _row(what, sharded, beside, 16, before=corners)
     what = "16 shards, in 64 overlapping windows at once"
     if options.wants(what):
-        # The indexes; and ranges, which no two windows share.
+        # 16 requests for indexes, and up to 16 ranges in each shard.
         windows = [
             {"y": slice(y, y + 150), "x": slice(x, x + 150)}
             for y in range(0, 640, 80)
@@ -108,7 +108,7 @@ def _row(
     goal: int,
     before: Sequence[_Part] = (),
 ) -> PeerRow:
-    """Count the requests for ``parts``, after those for others that were loaded ``before``."""
+    """Count the requests for ``parts``, after the parts in ``before`` were loaded."""
     delayed = LatencyStore(stored, 0)
     counting = RecordingStore(delayed)
     expected = plain_load([data.opened(stored).isel(part) for part in parts])

@@ -1,4 +1,4 @@
-"""How long the caller's event loop is held up, at worst, while data loads."""
+"""Benchmark of the worst stall of the caller's event loop while data loads."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GOAL_MS = 20.0
 
 def run(options: Options, files: Files) -> Iterator[Row]:
     """Yield the rows."""
-    # More runs: a stall depends on chance far more than a duration does.
+    # More runs: stalls are far more random than durations.
     options = replace(options, seconds=2 * options.seconds)
     yield Row(
         "nothing: 2 threads busy, the machine's own noise", "ms", None, None, noise_ms(options)
@@ -70,8 +70,8 @@ def _rows(what: str, lazy: xr.Dataset, options: Options) -> Iterator[Row]:
 
 
 def _stolen_s() -> float:
-    """Return how long a virtual machine's processors had to wait for the host's.
+    """Return how long a virtual machine's processors have waited for the host's.
 
-    Whatever thread was on one of them, be it the one with Python's lock, went no further.
+    Meanwhile the thread on such a processor stands still, even if it holds the GIL.
     """
     return float(getattr(psutil.cpu_times(), "steal", 0.0))

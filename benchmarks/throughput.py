@@ -1,4 +1,4 @@
-"""How fast data is read where the work is the machine's: beside all peers, on the same data."""
+"""Benchmark of reads limited by the machine, compared with all peers on the same data."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ SLOW = "not tried: it would take a minute"
 
 @dataclass(frozen=True)
 class Case:
-    """Data to read, and what is asked of aioxarray's time.
+    """Data to read, and the goals for aioxarray's time.
 
     Attributes
     ----------
     what
         The case's name in the table.
     path
-        Makes the store and returns where it is.
+        Function that creates the store and returns its path.
     goals
         Bounds on aioxarray's time.
     part
-        What is selected along each dimension.
+        The selection along each dimension.
     skipped
-        Why a peer is left out, by its name.
+        By peer name, the reason to skip the peer.
     """
 
     what: str
@@ -67,7 +67,7 @@ def run(options: Options, files: Files) -> Iterator[PeerRow]:
             yield _row(case, options)
     remote = [case for case in _remote(files) if options.wants(case.what)]
     if remote:
-        # In a process of its own, so that it does not hold this one's interpreter lock.
+        # In its own process, so that it does not hold this one's GIL.
         with ObjectServer(root=files.root, process=True) as server:
             for case in remote:
                 yield _row(case, options, server.url)
@@ -111,7 +111,7 @@ def _remote(files: Files) -> Iterator[Case]:
 
 
 def _many_chunks(options: Options, files: Files) -> Iterator[PeerRow]:
-    """Time a chunk must not grow with the number of chunks."""
+    """Yield rows that check that the time per chunk does not grow with the number of chunks."""
     few, many = options.scaled(10_000), options.scaled(100_000)
     path = partial(files.many_chunks, many)
     less = Case(f"local, {few} chunks of 1 KB", path, part={"t": slice(0, 256 * few)})
@@ -119,7 +119,7 @@ def _many_chunks(options: Options, files: Files) -> Iterator[PeerRow]:
         return
     row = _row(less, options)
     yield row
-    # A tenth more is chance.
+    # A tenth more is within the noise.
     goal = Bound(1.1 * row.ours * many / few, f"{many // few} times that of {few}, and a tenth")
     tried = PEERS if options.quick else (OURS, TENSORSTORE, ZARRS)
     skipped = {peer.name: SLOW for peer in PEERS if peer not in tried}
@@ -137,10 +137,10 @@ def _row(case: Case, options: Options, server: str | None = None) -> PeerRow:
                 reads[peer.name] = peers.opened(peer, source)
             except Unavailable as error:
                 cells[peer.name] = str(error)
-    # What zarr itself reads from the files is the oracle for all, also over HTTP.
+    # zarr's own reads of the files are the reference, also over HTTP.
     expected = cast(Values, peers.opened(ORACLE, local)())
     ours = None
-    # A gigabyte takes twice as long at times: it takes more runs to tell two ways apart.
+    # Reading a gigabyte sometimes takes twice as long, so comparing two ways takes more runs.
     more = replace(options, runs=2 * options.runs - 1, seconds=1.5 * options.seconds)
     size = sum(value.nbytes for value in expected.values())
     check = partial(_check, expected)

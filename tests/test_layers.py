@@ -280,6 +280,18 @@ def test_rules_of_parts(path: str, source: str, climbs: bool) -> None:
     assert bool(climbing(source, PurePosixPath(path))) == climbs
 
 
+def test_private_names_are_imported_in_one_module_a_layer() -> None:
+    private = [fence for fence in FENCED.split() if "." in fence]
+    broken = [
+        f"src/{PACKAGE}/{path}:{use.line}: import {use.name} from the layer's compat.py"
+        for path in source_files()
+        if path.parts[0] in ("_xarray", "_zarr") and path.name != "compat.py"
+        for use in imports(ast.parse(read(path)), ".".join([PACKAGE, *path.parts[:-1]]))
+        if any(_covers(fence, use.name) for fence in private)
+    ]
+    assert not broken, "\n" + "\n".join(broken)
+
+
 # The coroutines of a store that make requests, and its plain ones.
 REQUESTS = frozenset(
     {"get", "get_partial_values", "get_ranges", "exists", "is_empty", "getsize", "getsize_prefix"}

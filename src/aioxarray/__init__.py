@@ -1,15 +1,15 @@
-"""Input and output for xarray at the limit of the network and of the machine.
+"""Input and output for xarray, as fast as the network and the machine allow.
 
 The layers, each importing only from those below it::
 
     cli, demo                     the command line
-    accessors                     .aio, DataTree.load_async, install()
-    loading, opening, saving      the public verbs
-    config, errors, progress      settings, errors, progress
+    loading, opening, accessors…  the public functions and methods
     _xarray                       arrays, dask, lazy, hdf5, opening, saving: xarray's internals
     _zarr                         stores, metadata, codecs, chunks: zarr's internals
-    _runtime                      loops, threads, budgets; knows nothing of arrays
-    testing                       the test kit, public
+    config, progress              settings, progress
+    _runtime                      loops, threads, budgets; independent of xarray and zarr
+    errors                        errors
+    testing                       the public test kit: on _runtime; only the command line imports it
 """
 
 from __future__ import annotations

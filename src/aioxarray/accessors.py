@@ -1,4 +1,4 @@
-"""What is added to xarray's classes: the accessor ``.aio``, `DataTree.load_async`, `install`."""
+"""Additions to xarray's classes: the ``.aio`` accessor, `DataTree.load_async` and `install`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ M = TypeVar("M", bound=Callable[..., Any])
 
 
 def _as(function: Callable[..., Any]) -> Callable[[M], M]:
-    """Give a method the signature of ``function``, whose many arguments it passes on."""
+    """Give a method the signature of ``function``, to which it passes its arguments."""
 
     def decorate(method: M) -> M:
         first, *rest = inspect.signature(function).parameters.values()
@@ -42,8 +42,8 @@ def _as(function: Callable[..., Any]) -> Callable[[M], M]:
 class AioAccessor:
     """aioxarray's functions as methods: ``await ds.aio.load_async()``.
 
-    On Dataset, DataArray and DataTree. Each method is the function of its name with the object
-    as first argument.
+    Registered for Dataset, DataArray and DataTree. Each method calls the function of the same
+    name with the object as its first argument.
     """
 
     def __init__(self, obj: Any) -> None:
@@ -120,7 +120,7 @@ async def _load_async(self: Any, **kwargs: Any) -> Any:
     Parameters
     ----------
     **kwargs
-        For ``dask.compute``, where data is chunked.
+        Passed to ``dask.compute`` for chunked data.
 
     See Also
     --------
@@ -139,7 +139,7 @@ def _compute(self: Any, **kwargs: Any) -> Any:
 
 
 def register() -> None:
-    """Add the accessor, and the ``DataTree.load_async`` that xarray lacks."""
+    """Register the accessor, and add the ``DataTree.load_async`` that xarray lacks."""
     xr.register_dataset_accessor("aio")(AioAccessor)
     xr.register_dataarray_accessor("aio")(AioAccessor)
     xr.register_datatree_accessor("aio")(AioAccessor)
@@ -160,13 +160,13 @@ _originals: dict[tuple[type, str], Callable[..., Any]] = {}
 
 
 class Installation:
-    """What `install` did; ``uninstall()``, or leaving its context, undoes it."""
+    """Handle returned by `install`; ``uninstall()`` or leaving its context undoes it."""
 
     def __init__(self) -> None:
         self._active = True
 
     def uninstall(self) -> None:
-        """Give xarray's methods back, once the last installation is undone."""
+        """Undo this installation; undoing the last one restores xarray's own methods."""
         global _installed
         with _lock:
             if not self._active:
@@ -193,8 +193,8 @@ class Installation:
 def install() -> Installation:
     """Make xarray's own ``load``, ``load_async`` and ``compute`` run through aioxarray.
 
-    On Variable, DataArray, Dataset and DataTree, in the whole process, whoever opened the data,
-    until ``uninstall()`` is called on what is returned or the context ends::
+    This applies to Variable, DataArray, Dataset and DataTree in the whole process, however the
+    data was opened, until ``uninstall()`` is called on the result or its context ends::
 
         with aioxarray.install():
             ds.load()
@@ -208,14 +208,14 @@ def install() -> Installation:
                 for name, method in _METHODS.items():
                     original = getattr(cls, name)
                     _originals[cls, name] = original
-                    # Keeps the name, and the documentation that users know.
+                    # Keep the name and the documentation that users know.
                     setattr(cls, name, functools.wraps(original)(_plain(method)))
         _installed += 1
     return Installation()
 
 
 def _plain(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function of its own for each class, so that `functools.wraps` can name it."""
+    """Return a new function for each class, so that `functools.wraps` can name it."""
     if method is _load_async:
 
         async def asynchronous(self: Any, **kwargs: Any) -> Any:

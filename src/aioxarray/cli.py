@@ -1,4 +1,4 @@
-"""The command line: ``python -m aioxarray`` and the command ``aioxarray``."""
+"""Command line: ``python -m aioxarray`` and the command ``aioxarray``."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ __all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command.
+    """Run the command line.
 
     Parameters
     ----------
     argv
-        The arguments; None for those of the process.
+        The arguments. None: those of the process.
 
     Returns
     -------
     int
-        The exit code: 0, or 1 if the command failed, with a line about it on standard error.
+        The exit code: 0; 1 if the command failed, with a line on standard error; 130 after Ctrl-C.
         (Wrong arguments end the process with 2, as `argparse` does.)
     """
     arguments = _parser().parse_args(argv)
-    # Not at the top: to help, or to tell the version, none of it is needed.
+    # Not imported at the top: --help and --version do not need it.
     from aioxarray._demo import DemoError, Options, run
 
     options = Options(
@@ -51,34 +51,34 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     demo = commands.add_parser(
         "demo",
-        help="open and load from a server with latency, beside plain xarray",
+        help="compare opening and loading with plain xarray, on a server with latency",
         description="Opens and loads Zarr with plain xarray and with aioxarray, checks that both "
-        "give the same values, and prints what each took. It needs: pip install 'aioxarray[demo]'.",
+        "give the same values, and prints the times. It needs: pip install 'aioxarray[demo]'.",
     )
     demo.add_argument(
         "url",
         nargs="?",
         metavar="URL",
-        help="a Zarr dataset or tree of your own: http(s)://, s3:// or gs:// (public data), or a "
-        "path; about 64 MB of it are read, several times. Without it: terrain from a server that "
-        "the demo starts",
+        help="your own Zarr dataset or tree: http(s)://, s3:// or gs:// (public data), or a path; "
+        "about 64 MB of it are read, several times. Default: terrain data from a server that the "
+        "demo starts",
     )
     demo.add_argument(
         "--latency-ms",
         type=_latency,
         default=50.0,
         metavar="MS",
-        help="what that server adds to each request (default: %(default)g)",
+        help="latency that this server adds to each request (default: %(default)g)",
     )
     demo.add_argument(
         "--concurrency",
         type=int,
         metavar="N",
-        help="most store requests of aioxarray in flight (default: the setting, "
+        help="maximum number of aioxarray's store requests in flight (default: the setting, "
         f"{aioxarray.config.get('concurrency')})",
     )
     demo.add_argument(
-        "--quick", action="store_true", help="little data and one run each, to see whether it works"
+        "--quick", action="store_true", help="little data and one run each, to check that it works"
     )
     return parser
 

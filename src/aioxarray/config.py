@@ -1,32 +1,30 @@
-"""The settings: how much may be in use at once. Set in code, in the environment or in a file.
+"""Settings that limit concurrency, memory and threads, and size the cache.
 
-``config`` is a `donfig.Config`, as zarr's is: ``config.set(concurrency=32)`` (also as a context
-manager), ``AIOXARRAY_CONCURRENCY=32`` in the environment, or ``~/.config/aioxarray/*.yaml``.
-Settings are read when a call begins.
+``config`` is a `donfig.Config`, like zarr's. Settings come from ``config.set(concurrency=32)``
+(also a context manager), ``AIOXARRAY_CONCURRENCY=32`` in the environment, or
+``~/.config/aioxarray/*.yaml``, and are read when a call begins.
 
 =============== ========== ==================================================================
 name            default    meaning
 =============== ========== ==================================================================
-``concurrency`` 128        store requests in flight at once in this process; 0 or below: no
-                           limit
-``memory``      ``"1GiB"`` bytes of chunks in flight (fetched or being decoded) at once in
-                           this process, results excluded; 0 or below: no limit
-``threads``     None       threads that decode; None: as many as this process may use cores
-``cache``       0          bytes of decoded chunks that are kept for later loads of this process,
-                           or a text like ``"1GiB"``; None, 0 or below: none
+``concurrency`` 128        store requests in flight in this process; 0 or below: no limit
+``memory``      ``"1GiB"`` bytes of chunks in flight (fetched or being decoded) in this
+                           process, results excluded; 0 or below: no limit
+``threads``     None       threads that decode; None: one for each core this process may use
+``cache``       0          bytes of decoded chunks kept for later loads in this process, or a
+                           string like ``"1GiB"``; None, 0 or below: no cache
 =============== ========== ==================================================================
 
-Chunks of more than 4 MiB leave places to smaller ones, which then need not wait for their end: an
-eighth of ``concurrency`` (of at least four places) and, beyond the limit, an eighth of ``memory``,
-or one smaller chunk, and one thread. So the bytes in flight are at most ``memory``, or one chunk
-that is larger, and beside them an eighth of ``memory`` or one chunk of up to 4 MiB. With fewer than
-four places a small chunk waits for one of them.
+Chunks of more than 4 MiB never take the whole budget, so smaller chunks need not wait for them. An
+eighth of ``concurrency`` is reserved for smaller chunks (nothing if ``concurrency`` is below four:
+a small chunk then waits for its place). Beyond the limits, smaller chunks also get one thread, and
+an eighth of ``memory`` or one chunk. So the bytes in flight are at most ``memory``, or a single
+chunk larger than it, plus an eighth of ``memory`` or a single chunk of up to 4 MiB.
 
-What is in the cache is read without a request. aioxarray's own writes, and those of its
-`CodecPipeline`, are seen: what was kept of that store goes. What others write, in this process or
-another, or what zarr deletes when it resizes or replaces an array, is not seen, so keep the cache
-off, or set it to 0 for the first load after such a write. A smaller setting takes effect when the
-next load begins.
+Cached chunks are read without a request. Writes by aioxarray and by its `CodecPipeline` drop the
+cached chunks of that store. Other writes, in this process or another, go unnoticed, and so do
+deletions when zarr resizes or replaces an array: keep the cache off in such programs, or set it to
+0 for the first load after such a write. A smaller setting takes effect at the next load.
 """
 
 from __future__ import annotations
@@ -46,7 +44,7 @@ _DEFAULTS = {"concurrency": 128, "memory": "1GiB", "threads": None, "cache": 0}
 
 
 class _Settings(donfig.Config):  # type: ignore[misc]  # donfig has no types
-    """Settings that refuse a name which would change nothing."""
+    """Settings that reject unknown names."""
 
     def set(self, arg: Mapping[str, Any] | None = None, **kwargs: Any) -> Any:
         unknown = {**(arg or {}), **kwargs}.keys() - _DEFAULTS.keys()
@@ -65,9 +63,9 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "
 
 
 def request_limit(concurrency: int | None = None) -> float:
-    """Return the limit on requests in flight: ``concurrency``, or the setting for None.
+    """Return the limit on requests in flight: ``concurrency``, or the setting if it is None.
 
-    ``math.inf`` stands for no limit. Raises TypeError for what is not an integer.
+    ``math.inf`` means no limit. Raises TypeError if the value is not an integer.
     """
     value = config.get("concurrency") if concurrency is None else concurrency
     limit = _integer("concurrency", value)
@@ -75,27 +73,28 @@ def request_limit(concurrency: int | None = None) -> float:
 
 
 def memory_limit() -> float:
-    """Return the limit on bytes in flight; ``math.inf`` stands for no limit.
+    """Return the limit on bytes in flight; ``math.inf`` means no limit.
 
-    Raises TypeError for what is neither an integer nor a text, ValueError for other texts.
+    Raises TypeError if the setting is neither an integer nor a string, and ValueError if the
+    string is not a size.
     """
     limit = _byte_count("memory", config.get("memory"))
     return limit if limit > 0 else math.inf
 
 
 def cache_limit() -> int:
-    """Return how many bytes of decoded chunks are kept; 0 for none.
+    """Return how many bytes of decoded chunks to cache; 0 for no cache.
 
-    Raises what `memory_limit` does.
+    Raises the same errors as `memory_limit`.
     """
     value = config.get("cache")
     return 0 if value is None else max(0, _byte_count("cache", value))
 
 
 def thread_count() -> int:
-    """Return how many threads decode.
+    """Return the number of threads that decode.
 
-    Raises TypeError for what is not an integer, ValueError for fewer than one.
+    Raises TypeError if the setting is not an integer, ValueError if it is less than one.
     """
     value = config.get("threads")
     if value is None:
@@ -107,7 +106,7 @@ def thread_count() -> int:
 
 
 def _integer(name: str, value: Any, kind: str = "an integer") -> int:
-    # True is an integer to Python, and never what was meant.
+    # bool is a subclass of int, but True is never meant as a number here.
     if not isinstance(value, bool):
         try:
             return operator.index(value)

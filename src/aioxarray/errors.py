@@ -1,11 +1,11 @@
-"""The errors of aioxarray's own.
+"""Exceptions that aioxarray defines.
 
-Errors of stores, codecs and backends reach the caller as they are, with notes that say which
-variable, chunk and store they belong to (`BaseException.add_note`). Only what has no error
-elsewhere has one here::
+Errors from stores, codecs and backends reach the caller unchanged, with notes that name the
+variable, chunk and store (`BaseException.add_note`). Only errors that exist nowhere else are
+defined here::
 
     RuntimeError
-      ForkError     the data was opened before this process was forked: open it anew
+      ForkError     the data was opened before this process was forked: reopen it
 """
 
 from __future__ import annotations
@@ -14,6 +14,6 @@ from __future__ import annotations
 class ForkError(RuntimeError):
     """A store's client cannot be used in a process forked after its first use.
 
-    Clients with threads of their own (obstore, icechunk) hang there for ever. Start processes
+    Clients with their own threads (obstore, icechunk) would hang forever. Start processes
     with the ``spawn`` or ``forkserver`` method, or fork before the first read.
     """

@@ -1,4 +1,4 @@
-"""Loads lazy xarray objects: `load`, `compute` and their coroutines."""
+"""Loading of lazy xarray objects: `load`, `compute` and their coroutines."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ async def load_async(
 ) -> T:
     """Load the data of ``obj`` into memory, in place, and return ``obj``.
 
-    All variables of all objects are read side by side, and the values are those of xarray's
-    own ``load``. What is in memory already is not touched; if all is, nothing is awaited.
+    All variables of all objects are read concurrently. The values are those of xarray's own
+    ``load``. Data already in memory is left alone; if all of it is, nothing is awaited.
 
     Parameters
     ----------
     obj
-        A Variable, DataArray, Dataset or DataTree of xarray, or a list, tuple or dict (nested)
-        of them. Data of any backend: Zarr is read asynchronously down to the store, a backend
-        with ``async_getitem`` by that, any other one in worker threads; chunked (dask) data is
-        computed in a worker thread or, with a distributed client, awaited.
+        An xarray Variable, DataArray, Dataset or DataTree, or a (nested) list, tuple or dict of
+        them, with data from any backend. Zarr is read asynchronously down to the store; a backend
+        with ``async_getitem`` is awaited; any other backend is read in worker threads. Chunked
+        (dask) data is computed in a worker thread or, with a distributed client, awaited.
     concurrency
-        Most store requests in flight for this call, instead of the setting of that name. Zero
-        or below: no limit. All calls together keep to the largest limit among them.
+        Maximum number of store requests in flight for this call; overrides the setting of the
+        same name. Zero or below: no limit. All calls together stay within the largest limit.
     timeout
-        Seconds after which the call gives up, waiting for its turn included.
+        Seconds after which the call gives up, including the wait for its turn.
     progress
-        True for a tqdm bar in bytes, or a callable that gets (done, total): bytes of the
-        loaded arrays, decoded. It is called on the caller's event loop, or in the thread that
-        waits. An error in it is logged and does not end the load.
+        True for a tqdm bar in bytes, or a callable that takes (done, total): decoded bytes of
+        the loaded arrays. It is called on the caller's event loop or, from a blocking call, in
+        the waiting thread. An error in it is logged and does not end the load.
 
     Returns
     -------
@@ -53,38 +53,38 @@ async def load_async(
     Raises
     ------
     TypeError
-        If ``obj`` holds something else, or an argument is of a wrong type.
+        If ``obj`` holds anything else, or an argument has the wrong type.
     TimeoutError
         If ``timeout`` has passed.
     Exception
-        The first error of a store, codec or backend, as it was raised, with notes that name
+        The first error from a store, codec or backend, as it was raised, with notes that name
         the variable, the chunk and the store.
 
     Notes
     -----
-    *Requests:* one a chunk; for shards, one for the index and one a range of inner chunks. A
-    missing chunk is the fill value. Nothing is requested that another load is fetching, or that
-    is in the cache (the setting ``cache``, off by default).
+    *Requests:* one per chunk; for shards, one for the index and one per range of inner chunks. A
+    missing chunk is the fill value. A chunk that another load is fetching, or that is in the
+    cache (the setting ``cache``, off by default), is not requested again.
 
-    *Order:* requests begin in the order of the variables, as places become free, and end in any;
-    all values are put in place together, at the end.
+    *Order:* requests begin in the order of the variables, as the limits permit, and end in any
+    order. All values are assigned together, at the end.
 
-    *Memory:* the result, and as many bytes of chunks in flight as the setting ``memory`` allows;
-    small chunks beside large ones up to an eighth more. Of thousands of variables only as many are
-    in work as there may be requests in flight.
+    *Memory:* the result, plus the bytes of chunks in flight that the setting ``memory`` allows;
+    small chunks alongside large ones may take up to an eighth more. With thousands of variables,
+    the number being read at once is bounded by the limit on requests in flight.
 
-    *Cancelling:* on an error, a timeout or a cancellation ``obj`` is as lazy as before; the
-    requests in flight are cancelled and awaited. A worker thread that is in the middle of a
-    blocking read finishes it unheard; only a read by HDF5 or netCDF-C is waited for, unless it
-    waits for a server itself, because the caller's own code may use these libraries next.
+    *Cancelling:* after an error, a timeout or a cancellation, ``obj`` is as lazy as before. The
+    requests in flight are cancelled and awaited. A worker thread in a blocking read finishes it;
+    the result is discarded. Only reads by HDF5 or netCDF-C are awaited (by h5py from a URL or file
+    object, for at most half a second), because the caller's code may use these libraries next.
 
-    *Event loops:* any, asyncio's or Trio's; fetching and decoding happen elsewhere.
+    *Event loops:* asyncio or Trio; fetching and decoding happen on other threads.
 
     See Also
     --------
-    compute_async : the same with new objects.
+    compute_async : return new objects instead.
     """
-    await load_into(obj, Options(concurrency, timeout, progress))
+    await _load(obj, Options(concurrency, timeout, progress), share=True)
     return obj
 
 
@@ -102,8 +102,8 @@ async def compute_async(
     Returns
     -------
     T
-        A new object of the same kind, or a new list, tuple or dict of new objects. What was in
-        memory already is shared with ``obj``, not copied.
+        A new object of the same kind, or a new list, tuple or dict of new objects. Data already
+        in memory is shared with ``obj``, not copied.
     """
     return await computed(obj, Options(concurrency, timeout, progress))
 
@@ -118,7 +118,7 @@ async def load_into(obj: Any, options: Options) -> None:
 
 
 async def computed(obj: T, options: Options) -> T:
-    """Return ``obj`` with its data loaded, ``obj`` itself untouched."""
+    """Return ``obj`` with its data loaded, without changing ``obj`` itself."""
     find_variables(obj)
     new: T = shallow_copy(obj)
     await _load(new, options, share=False)

@@ -1,4 +1,4 @@
-"""Opens datasets, trees and groups: xarray's functions, concurrent inside."""
+"""Opening of datasets, trees and groups: xarray's functions with concurrent requests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ T = TypeVar("T", xr.Dataset, xr.DataArray, xr.DataTree)
 
 _COMMON = """
 
-    The arguments are those of `xarray.{name}`; so are the errors, and the result is identical.
+    The arguments, errors and result are those of `xarray.{name}`.
     {ours}
 
     Notes
@@ -39,29 +39,29 @@ _COMMON = """
     later). All count towards the setting ``concurrency``. Consolidated metadata takes one round
     trip, other metadata two for each level of groups.
 
-    *Order:* of variables and groups, that of xarray's function, whichever answer comes first.
+    *Order:* variables and groups are in the order that xarray gives, whichever answer comes first.
 
     *Memory:* {memory}
 
     *Cancelling:* on an error, a timeout or a cancellation the requests in flight are cancelled
-    and awaited, those of zarr's own too, and nothing stays open. A read by HDF5 or netCDF-C in a
-    worker thread is awaited, and the file closed; another format that reads in a worker thread
-    (GRIB) is closed as soon as that read ends.
+    and awaited, including zarr's own, and nothing stays open. A read by HDF5 or netCDF-C in a
+    worker thread is awaited and the file closed; a file of another format that is read in a
+    worker thread (GRIB) is closed as soon as the read ends.
 
-    *Event loops:* any, asyncio's or Trio's; opening happens in a worker thread.
+    *Event loops:* asyncio or Trio; opening happens in a worker thread.
 """
 
 _TIMEOUT = """\
-``timeout`` (ours, keyword only) is the number of seconds after which the call gives up and raises
-    TimeoutError, waiting for its turn included; the error says what was being waited for."""
+``timeout`` (not in xarray, keyword only) is the number of seconds after which the call raises
+    TimeoutError, including the wait for its turn. The error says what the call was waiting for."""
 _OF_LOAD = """\
-``concurrency``, ``timeout`` and ``progress`` (ours, keyword only) are those of `load_async`;
-    the first two hold for opening and loading together."""
+``concurrency``, ``timeout`` and ``progress`` (not in xarray, keyword only) are those of
+    `load_async`; the first two apply to opening and loading together."""
 _LAZY = """\
-the metadata and the index coordinates. Data stays lazy, and carries asynchronous
-    reading in itself: xarray's own ``load`` and ``load_async`` on it go through aioxarray."""
+the metadata and the index coordinates. Data stays lazy and reads itself asynchronously:
+    xarray's own ``load`` and ``load_async`` on it go through aioxarray."""
 _IN_MEMORY = """\
-all data, and what `load_async` holds on the way."""
+all data, plus what `load_async` holds while it loads."""
 
 
 def _as(
@@ -70,7 +70,7 @@ def _as(
     [Callable[..., Coroutine[Any, Any, R]]],
     Callable[P, Coroutine[Any, Any, R]],
 ]:
-    """Give a coroutine function the signature of xarray's function, and the common notes."""
+    """Give a coroutine function the signature of xarray's function and the common notes."""
 
     def decorate(
         coroutine: Callable[..., Coroutine[Any, Any, R]],
@@ -88,7 +88,7 @@ def _as(
 
 
 def _with_ours(theirs: Callable[..., Any], ours: Callable[..., Any]) -> inspect.Signature:
-    """Return the signature of xarray's function with what ours adds to it."""
+    """Return the signature of xarray's function with our keyword arguments added."""
     signature = inspect.signature(theirs)
     listed = list(signature.parameters.values())
     added = [
@@ -100,13 +100,13 @@ def _with_ours(theirs: Callable[..., Any], ours: Callable[..., Any]) -> inspect.
     return signature.replace(parameters=[*listed[: len(listed) - len(rest)], *added, *rest])
 
 
-# The public function that calls others of this module, which are then not to blame.
+# The public function that the user called, named in errors about arguments.
 _caller: ContextVar[str | None] = ContextVar("aioxarray_caller", default=None)
 
 
 @contextlib.contextmanager
 def called_by(name: str) -> Iterator[None]:
-    """Let errors about arguments in the body name the public function ``name``."""
+    """Make errors about arguments, raised in the body, name the public function ``name``."""
     token = _caller.set(name)
     try:
         yield
@@ -115,9 +115,9 @@ def called_by(name: str) -> Iterator[None]:
 
 
 async def as_call(what: str, function: Callable[[], Awaitable[R]], how: Options) -> R:
-    """Await ``function()`` on the I/O loop as one call, under the limits that ``how`` gives.
+    """Await ``function()`` on the I/O loop as one call, within the limits of ``how``.
 
-    ``what`` is what the error of its timeout says was not done.
+    ``what`` is the participle for the timeout error: "not opened within the timeout".
     """
     how.check()
 
@@ -131,13 +131,13 @@ async def as_call(what: str, function: Callable[[], Awaitable[R]], how: Options)
 async def _open(
     function: Callable[..., Any], source: Any, options: dict[str, Any], timeout: float | None
 ) -> Any:
-    """Open ``source`` by one of xarray's functions, as one call."""
+    """Open ``source`` with one of xarray's functions, as one call."""
     how = Options(timeout=timeout)
     return await as_call("opened", lambda: _opened(function, source, options), how)
 
 
 async def _opened(function: Callable[..., Any], source: Any, options: dict[str, Any]) -> Any:
-    """Call one of xarray's functions with the aioxarray form of the engine it would use."""
+    """Call one of xarray's functions with aioxarray's version of the engine it would use."""
     caller = _caller.get() or function.__name__
 
     def call() -> Any:
@@ -154,7 +154,7 @@ async def _opened(function: Callable[..., Any], source: Any, options: dict[str, 
 
 
 def close(opened: Any) -> None:
-    """Close what was opened: an object of xarray, or a dict of them."""
+    """Close an xarray object, or a dict of them."""
     for each in opened.values() if isinstance(opened, dict) else [opened]:
         each.close()
 
@@ -169,10 +169,10 @@ async def open_dataset_async(
 ) -> xr.Dataset:
     """Open a dataset from a file or store.
 
-    With ``virtual=True`` (ours, keyword only) a netCDF4 or HDF5 file at a path or URL is read as
-    Zarr: HDF5 reads the metadata and the index of chunks once, and then chunks are read
+    With ``virtual=True`` (not in xarray, keyword only) a netCDF4 or HDF5 file at a path or URL is
+    read as Zarr: HDF5 reads the metadata and the chunk index once, and then chunks are read
     concurrently. The result is that of the h5netcdf engine; ``storage_options`` are then
-    obstore's. HDF5 goes on to read the variables that Zarr cannot: texts, compound types, and
+    obstore's. HDF5 still reads the variables that Zarr cannot: strings, compound types, and
     values encoded by filters other than zlib, shuffle, fletcher32, zstd and blosc.
     """
 
@@ -194,7 +194,7 @@ def _open_virtual(source: Any, options: dict[str, Any]) -> xr.Dataset:
         from aioxarray._xarray.opening.virtual import VirtualEntrypoint
     except ImportError as error:
         raise ImportError(
-            f"virtual=True needs h5netcdf, h5py and obstore, of which one is missing ({error}): "
+            f"virtual=True needs h5netcdf, h5py and obstore, one of which is missing ({error}): "
             "pip install 'aioxarray[virtual]'"
         ) from error
     return xr.open_dataset(source, engine=VirtualEntrypoint, **options)
@@ -227,7 +227,7 @@ async def open_groups_async(
 
 @_as(xr.open_zarr)
 async def open_zarr_async(*args: Any, timeout: float | None = None, **options: Any) -> xr.Dataset:
-    """Open a dataset from a Zarr store; lazy, not dask, unless ``chunks`` is given."""
+    """Open a dataset from a Zarr store; lazily and without dask, unless ``chunks`` is given."""
     bound = _ZARR.bind(*args, **options)
     chosen = dict(bound.arguments)
     if unknown := chosen.pop("kwargs", None):
@@ -261,9 +261,9 @@ async def _loaded(
     options: dict[str, Any],
     how: Options,
 ) -> T:
-    """Open, load and close ``source``, as one call."""
+    """Open, load and close ``source`` as one call."""
     if "cache" in options:
-        raise TypeError(f"{name} has no argument 'cache': all is loaded into memory")
+        raise TypeError(f"{name} has no argument 'cache': all data is loaded into memory")
 
     async def load() -> T:
         with called_by(name):
@@ -279,10 +279,10 @@ async def _loaded(
 
 @contextlib.asynccontextmanager
 async def closing_on_error(function: Callable[[], None]) -> AsyncIterator[None]:
-    """Call ``function``, which closes something, in a worker thread if the context fails.
+    """Call ``function``, which closes something, in a worker thread if the body fails.
 
-    That is awaited for a moment only: a library closes nothing while it reads, and a read that
-    was given up may wait for a server that does not answer.
+    The wait for it is short: a library cannot close a file while it reads, and an abandoned read
+    may be waiting for a server that does not answer.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Opens many files or stores at once as one dataset: `open_mfdataset`."""
+"""Opening of many files or stores as one dataset: `open_mfdataset`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from aioxarray._zarr.stores.printable import printable, without_secrets
 from aioxarray.loading import load_async
 from aioxarray.opening import as_call, called_by, close, closing_on_error, open_dataset_async
 
-# xarray tells what was not given by defaults of its own, which warn of those that will change.
+# xarray's own default objects: by them it detects missing arguments, and warns of future changes.
 _DEFAULT = {
     name: each.default for name, each in inspect.signature(xr.open_mfdataset).parameters.items()
 }
@@ -48,7 +48,7 @@ async def open_mfdataset_async(
     timeout: float | None = None,
     **options: Any,
 ) -> xr.Dataset:
-    """Open many files or stores, all at once, as a single dataset.
+    """Open many files or stores concurrently as a single dataset.
 
     Parameters
     ----------
@@ -57,17 +57,17 @@ async def open_mfdataset_async(
         As in `xarray.open_mfdataset`. ``paths`` may also be a (nested) list of Zarr stores.
     chunks
         As in xarray: by default, dask arrays with the chunks of the files. None: lazy arrays
-        without dask; variables joined along a dimension become one lazy array, of which loading
-        reads only the parts that are selected, side by side. Other indexes are aligned as lazily.
+        without dask. Variables joined along a dimension become one lazy array, and loading reads
+        only the selected parts, concurrently. Differing indexes are aligned lazily too.
     preprocess
-        Called with each dataset before they are combined: a plain function, called in a worker
-        thread, or a coroutine function, awaited on the I/O loop; for many files at once.
+        Called with each dataset before they are combined, for many files at once: a plain
+        function, called in a worker thread, or a coroutine function, awaited on the I/O loop.
     parallel
-        Changes nothing: files are opened side by side anyway, and not by dask.
+        Ignored: files are opened concurrently anyway, and not by dask.
     timeout
-        Seconds after which the call gives up, waiting for its turn included.
+        Seconds after which the call gives up, including the wait for its turn.
     **options
-        For `open_dataset_async`.
+        Passed to `open_dataset_async`.
 
     Returns
     -------
@@ -82,18 +82,18 @@ async def open_mfdataset_async(
         If the datasets do not combine; with ``chunks=None`` also if combining them needs values
         that are not loaded. The message says what to do.
     TimeoutError
-        If ``timeout`` has passed. It says what was being waited for.
+        If ``timeout`` has passed. The message says what the call was waiting for.
     Exception
-        What opening a file raised, with a note that names the file, if ``errors="raise"``.
+        The error from opening a file, with a note that names the file, if ``errors="raise"``.
 
     Notes
     -----
-    *Requests:* those of `open_dataset_async` for each file, up to 32 files side by side.
+    *Requests:* those of `open_dataset_async` for each file, for up to 32 files at once.
 
-    *Order:* files are combined in the order of ``paths``, whichever is open first.
+    *Order:* files are combined in the order of ``paths``, whichever is opened first.
 
-    *Memory:* the metadata and the index coordinates of all files, with ``chunks=None`` also the
-    scalar variables that ``concat_dim`` makes an index of.
+    *Memory:* the metadata and the index coordinates of all files; with ``chunks=None`` also the
+    scalar variables that become an index along ``concat_dim``.
 
     *Cancelling:* requests in flight are cancelled, and all files that were opened are closed.
     """
@@ -141,7 +141,7 @@ open_mfdataset = blocking(open_mfdataset_async)
 
 @dataclass
 class _File:
-    """A path and what it holds: as it was opened, and as it was preprocessed."""
+    """A path and its dataset, as opened and as preprocessed."""
 
     path: Any
     opened: xr.Dataset | None = None
@@ -151,7 +151,7 @@ class _File:
 async def _open_all(
     files: list[_File], prepare: Callable[..., Any], errors: str, options: Any
 ) -> None:
-    """Open and prepare ``files``, side by side; on the I/O loop."""
+    """Open and prepare ``files`` concurrently; on the I/O loop."""
 
     async def open_one(file: _File) -> None:
         try:
@@ -199,7 +199,7 @@ async def _preprocessed(
 
 @dataclass(frozen=True)
 class _Combining:
-    """How the datasets become one."""
+    """How the datasets are combined."""
 
     combine_as: str
     concat_dim: Any
@@ -207,7 +207,7 @@ class _Combining:
     lazy: bool
 
     def needed(self, dataset: xr.Dataset) -> list[xr.Variable]:
-        """Return what has to be loaded first: values that become an index, as indexes are."""
+        """Return the variables to load before combining: scalars that become an index."""
         if not self.lazy or self.combine_as != "nested":
             return []
         names = [dim for dim in concat_dims(self.concat_dim) if isinstance(dim, str)]
@@ -215,7 +215,7 @@ class _Combining:
         return [variable for variable in found if variable.ndim == 0]
 
     def combine(self, nested: Any, files: list[_File]) -> xr.Dataset:
-        """Combine what was opened; in a worker thread."""
+        """Combine the opened datasets; in a worker thread."""
         opened = (file for file in files)
         datasets = _prune(_nest(nested, lambda: next(opened).dataset))
         combined: Any
@@ -241,12 +241,12 @@ def _flat(nested: Any) -> Iterator[Any]:
 
 
 def _nest(nested: Any, following: Callable[[], Any]) -> list[Any]:
-    """Return the next items in the same nest of lists as ``nested``."""
+    """Return the results of ``following()`` in nested lists of the same shape as ``nested``."""
     return [_nest(item, following) if isinstance(item, list) else following() for item in nested]
 
 
 def _prune(nested: list[Any]) -> list[Any]:
-    """Return ``nested`` without None and lists that hold nothing else."""
+    """Return ``nested`` without None and without lists that hold nothing else."""
     pruned = [_prune(item) if isinstance(item, list) else item for item in nested]
     return [item for item in pruned if not (item is None or (isinstance(item, list) and not item))]
 

@@ -1,31 +1,31 @@
-"""Tells how far a load is: a bar, or a callable of the user's."""
+"""Progress reporting for loads and saves: a tqdm bar or a user's callable."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from aioxarray._runtime.loops import deliver
 
 Progress = bool | Callable[[int, int], object] | None
-"""None or False: nothing; True: a tqdm bar in bytes; a callable: gets (done, total) in bytes."""
+"""None or False: none; True: a tqdm bar in bytes; a callable takes (done, total) in bytes."""
 
 _logger = logging.getLogger("aioxarray")
 
-# More often than the eye sees would only cost time.
+# More frequent updates would not be visible.
 _INTERVAL_S = 0.05
 
 
 class Meter:
-    """Counts the bytes of a load that have arrived, and says so to whoever wants to know.
+    """Count of the bytes that have been loaded or saved, reported to a callable.
 
     Attributes
     ----------
     total, done
-        Bytes of the loaded arrays, decoded.
+        Bytes of the arrays, decoded.
     """
 
     def __init__(self, show: Callable[[int, int], object] | None, total: int) -> None:
@@ -35,7 +35,7 @@ class Meter:
         self._shown_at = -_INTERVAL_S
 
     def part(self, nbytes: int) -> Callable[[int, int], None]:
-        """Return what to call with (done, total) of a part that makes up ``nbytes``."""
+        """Return a callback that takes the (done, total) of a part of ``nbytes`` bytes."""
         before = 0
 
         def report(done: int, total: int) -> None:
@@ -64,13 +64,13 @@ class Meter:
         try:
             self._show(done, self.total)
         except Exception:
-            # Once: it would fail at every chunk. The load goes on without it.
+            # Log it once: it would probably fail at every chunk.
             self._show = None
             _logger.exception("the progress callback failed; the load goes on without it")
 
 
 def check_progress(progress: Progress) -> None:
-    """Raise for what is not a `Progress`, or for a bar that cannot be shown."""
+    """Raise if ``progress`` is not a `Progress`, or if the bar cannot be shown."""
     if progress is True:
         _tqdm()
     elif not (progress is None or progress is False or callable(progress)):
@@ -80,21 +80,24 @@ def check_progress(progress: Progress) -> None:
         )
 
 
-@contextmanager
-def meter(progress: Progress, total: int, what: str = "load") -> Iterator[Meter]:
-    """Open a `Meter` for ``total`` bytes that shows what ``progress`` asks for.
+def meter(progress: Progress, total: int, what: str = "load") -> AbstractContextManager[Meter]:
+    """Return a context with a `Meter` for ``total`` bytes that reports as ``progress`` says.
 
-    ``what`` is the name of a bar.
+    ``what`` labels the bar.
     """
     if progress is True:
-        bar = _tqdm()(total=total, unit="B", unit_scale=True, unit_divisor=1024, desc=what)
-        try:
-            yield Meter(lambda done, _: bar.update(done - bar.n), total)
-        finally:
-            # After the updates that are on their way to the caller.
-            deliver(bar.close)
-    else:
-        yield Meter(progress or None, total)
+        return _with_bar(total, what)
+    return nullcontext(Meter(progress or None, total))
+
+
+@contextmanager
+def _with_bar(total: int, what: str) -> Iterator[Meter]:
+    bar = _tqdm()(total=total, unit="B", unit_scale=True, unit_divisor=1024, desc=what)
+    try:
+        yield Meter(lambda done, _: bar.update(done - bar.n), total)
+    finally:
+        # Delivered, so that it comes after the updates still on their way to the caller.
+        deliver(bar.close)
 
 
 def _tqdm() -> Any:

@@ -1,4 +1,4 @@
-"""Saves xarray objects: `to_zarr`, `to_netcdf` and their coroutines."""
+"""Saving of xarray objects: `to_zarr`, `to_netcdf` and their coroutines."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ async def to_zarr_async(
     timeout: float | None = None,
     progress: Progress = None,
 ) -> Any:
-    """Save ``obj`` to a Zarr store, as ``obj.to_zarr`` does, concurrently.
+    """Save ``obj`` to a Zarr store as ``obj.to_zarr`` does, with concurrent requests.
 
     The stored keys and bytes are those of xarray's own ``to_zarr``.
 
     Parameters
     ----------
     obj
-        What is saved. Its data may be in memory, lazy (of any backend: it is read, encoded and
-        written block by block, and ``obj`` stays lazy) or chunked (dask): that is computed in a
-        worker thread and written as it is computed or, with a distributed client, written by
-        the workers.
+        The object to save. Its data may be in memory, lazy or chunked (dask). Lazy data of any
+        backend is read, encoded and written block by block, and ``obj`` stays lazy. Chunked data
+        is computed in a worker thread and written as it is computed or, with a distributed
+        client, written by the workers.
     store, mode, group, encoding, compute, consolidated, append_dim, region
         As in `xarray.Dataset.to_zarr`; for a DataTree as in `xarray.DataTree.to_zarr`.
     safe_chunks, align_chunks, storage_options, zarr_format, write_empty_chunks
@@ -59,55 +59,55 @@ async def to_zarr_async(
     write_inherited_coords
         As in `xarray.DataTree.to_zarr`; for a DataTree only.
     concurrency
-        Most store requests in flight for this call, reads of lazy data included, instead of the
-        setting of that name. Zero or below: no limit.
+        Maximum number of store requests in flight for this call, including reads of lazy data;
+        overrides the setting of the same name. Zero or below: no limit.
     timeout
-        Seconds after which the call gives up, waiting for its turn included.
+        Seconds after which the call gives up, including the wait for its turn.
     progress
-        True for a tqdm bar in bytes, or a callable that gets (done, total): bytes of the arrays
-        as they are stored, before compression. See `load_async`.
+        True for a tqdm bar in bytes, or a callable that takes (done, total): bytes of the encoded
+        arrays, before compression. See `load_async`.
 
     Returns
     -------
     xarray.backends.ZarrStore or dask.delayed.Delayed
-        What xarray's function returns: with ``compute=False`` the chunked data is still to be
-        computed and written, all else is in the store.
+        What xarray's function returns. With ``compute=False`` only the chunked data remains to be
+        computed and written; everything else is in the store.
 
     Raises
     ------
     TypeError, ValueError, NotImplementedError, FileExistsError, zarr.errors.ContainsGroupError
-        As xarray's function does, for what cannot be saved so: before the first request that
-        writes. Names with a slash are refused too: xarray would not find them again; and, with
-        mode "w", lazy data of what would be deleted.
+        As xarray's function, if the data cannot be saved as asked; raised before the first write
+        request. Two cases are refused in addition: names with a slash, which xarray would not
+        find again, and, with mode "w", lazy data from the store contents that would be deleted.
     TimeoutError
         If ``timeout`` has passed.
     Exception
-        The first error of a store, codec or backend, as it was raised, with notes that name the
+        The first error from a store, codec or backend, as it was raised, with notes that name the
         variable and the chunk.
 
     Notes
     -----
-    *Requests:* to a new store a listing, and one for each chunk and each document of metadata,
-    in six dependent round trips at most in format 3 and eight in format 2. To an existing one,
-    before these, its metadata, and a read of each chunk that is written in part.
+    *Requests:* for a new store, a listing, and one for each chunk and each metadata document, in
+    at most six dependent round trips for format 3 and eight for format 2. For an existing store,
+    also, before these, its metadata, and a read of each chunk that is only partly overwritten.
 
-    *Order:* all chunk data; arrays; groups; the outermost group with consolidated metadata. A
-    save that dies leaves what was there before, or whole arrays; see the page on saving for what
-    that means when data is replaced.
+    *Order:* all chunk data; arrays; groups; the outermost group with consolidated metadata. An
+    interrupted save leaves either what was there before or whole arrays; see the page on saving
+    for what that means when data is replaced.
 
-    *Memory:* chunks that are encoded or on their way, as many bytes as the setting ``memory``
-    allows, and an eighth of it for blocks of lazy or computed data. Lazy data of times, texts
-    and objects is loaded as a whole: its encoding depends on all values.
+    *Memory:* chunks being encoded or written, up to the setting ``memory``, plus an eighth of it
+    for blocks of lazy or computed data. Lazy times, strings and objects are loaded as a whole,
+    because their encoding depends on all values.
 
-    *Cancelling:* requests in flight are cancelled and awaited. Chunks that were written stay;
+    *Cancelling:* requests in flight are cancelled and awaited. Chunks already written stay;
     metadata that was being replaced is put back.
 
-    *Event loops:* any, asyncio's or Trio's; encoding, compression and requests happen elsewhere.
+    *Event loops:* asyncio or Trio; encoding, compression and requests happen on other threads.
     """
     how = Options(concurrency, timeout, progress)
     how.check()
     if consolidated is None and isinstance(obj, xr.DataTree):
-        # The default of its method.
+        # The default of xarray's method.
         consolidated = True
     options = ZarrOptions(
         mode=mode,
@@ -138,17 +138,17 @@ async def to_netcdf_async(
     progress: Progress = None,
     **options: Any,
 ) -> Any:
-    """Save ``obj`` to a netCDF file, as ``obj.to_netcdf`` does, off the caller's loop.
+    """Save ``obj`` to a netCDF file as ``obj.to_netcdf`` does, off the caller's event loop.
 
     Parameters
     ----------
     obj
-        What is saved. Lazy data is loaded, concurrently, and stays lazy in ``obj``; chunked
+        The object to save. Lazy data is loaded concurrently, and stays lazy in ``obj``; chunked
         (dask) data is computed while the file is written.
     path, mode, **options
         As in `xarray.Dataset.to_netcdf`; for a DataTree as in `xarray.DataTree.to_netcdf`.
     concurrency, timeout, progress
-        As in `load_async`; progress is that of loading the lazy data.
+        As in `load_async`; ``progress`` reports the loading of the lazy data.
 
     Returns
     -------
@@ -158,7 +158,7 @@ async def to_netcdf_async(
     Raises
     ------
     TypeError
-        If ``obj`` is something else, or an argument is of a wrong type.
+        If ``obj`` is anything else, or an argument has the wrong type.
     TimeoutError
         If ``timeout`` has passed.
     Exception
@@ -166,21 +166,21 @@ async def to_netcdf_async(
 
     Notes
     -----
-    *Requests:* those of loading what is lazy.
+    *Requests:* those of loading the lazy data.
 
-    *Order:* a local file that is written anew appears under its name when it is whole: until
-    then, and if the save fails, what was there stays. With mode "a", with ``compute=False``, or
-    in a file object, it changes in place; so does a file in a folder that cannot be written to.
+    *Order:* a new local file appears under its name only when it is complete: until then, and if
+    the save fails, the previous file stays. With mode "a", with ``compute=False``, in a file
+    object, or in a folder that cannot be written to, the file changes in place.
 
-    *Memory:* all lazy data of ``obj``, since HDF5 cannot be read while it writes.
+    *Memory:* all lazy data of ``obj``, since HDF5 cannot read while it writes.
 
-    *Cancelling:* returns when the library has returned, which the user's own code may then call
-    (netCDF-C bears one thread at a time): what is being written is written to its end, of chunked
-    data the blocks that were begun. The new file is removed.
+    *Cancelling:* the call returns only when the library has returned, because the caller's code
+    may use it next (netCDF-C is not thread-safe). The write in progress runs to its end; for
+    chunked data, the blocks already begun. The new file is then removed.
 
-    *Event loops:* any, asyncio's or Trio's. HDF5 and netCDF-C bear one caller at a time: reads
-    of such files wait for the save, and the save for them. (Not if ``obj`` has chunked data,
-    which may itself be read from such a file; then xarray's own locks do what they can.)
+    *Event loops:* asyncio or Trio. HDF5 and netCDF-C serve one thread at a time, so reads of such
+    files wait for the save, and the save for them. The exception is an ``obj`` with chunked data,
+    which may itself be read from such a file: then only xarray's own locks apply.
     """
     how = Options(concurrency, timeout, progress)
     how.check()

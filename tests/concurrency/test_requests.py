@@ -204,5 +204,9 @@ def test_a_failed_request_is_named_once() -> None:
     assert seen.failed_with
     assert not seen.under_way
     notes = [note for note in caught.value.__notes__ if "a/c/" in note]
-    assert len(notes) == len(set(notes))
-    assert any(note.startswith("in request for 'a/c/") for note in notes)
+    assert len(notes) == 1
+    assert notes[0].startswith("in chunk 'a/c/")
+    faulty = FaultyStore(inner, lambda *_: ConnectionError("cut"), keys="*zarr.json")
+    with pytest.raises(ConnectionError) as caught:
+        aioxarray.to_zarr(sample(), faulty, mode="a")
+    assert any(note.startswith("in request for 'zarr.json'") for note in caught.value.__notes__)

@@ -1,4 +1,4 @@
-"""``python -m aioxarray demo``: loads real data with plain xarray and with aioxarray."""
+"""Demo, ``python -m aioxarray demo``: load real data with plain xarray and with aioxarray."""
 
 from aioxarray._demo.showing import DemoError, Options, run
 

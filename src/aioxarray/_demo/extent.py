@@ -1,4 +1,4 @@
-"""How much there is to load: lazy variables, their chunks and bytes."""
+"""Size of the lazy data: variables, chunks and bytes."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import xarray as xr
 
 @dataclass(frozen=True)
 class Extent:
-    """The chunks that loading a variable fetches.
+    """Chunk grid of a variable, which determines what a load fetches.
 
     Attributes
     ----------
     lengths
         The shape of a chunk.
     counts
-        How many chunks there are along each dimension.
+        The number of chunks along each dimension.
     itemsize
-        Bytes of an element, decoded.
+        Bytes per element, decoded.
     """
 
     lengths: tuple[int, ...]
@@ -29,7 +29,7 @@ class Extent:
 
     @classmethod
     def of(cls, variable: xr.Variable) -> Extent:
-        """Return the extent of ``variable``; without chunks, it is one chunk."""
+        """Return the extent of ``variable``; an unchunked variable is one chunk."""
         lengths = variable.encoding.get("chunks") or variable.shape
         counts = (-(-n // max(m, 1)) for n, m in zip(variable.shape, lengths, strict=True))
         return cls(tuple(lengths), tuple(counts), variable.dtype.itemsize)
@@ -45,7 +45,7 @@ class Extent:
         return self.chunks * math.prod(self.lengths) * self.itemsize
 
     def beginning(self, max_bytes: int, max_chunks: int) -> Extent:
-        """Return as many chunks from the beginning as are allowed, but at least one."""
+        """Return as many leading chunks as the limits allow, but at least one."""
         if self.chunks == 0:
             return self
         each = math.prod(self.lengths) * self.itemsize
@@ -58,14 +58,14 @@ class Extent:
 
 
 def nodes(obj: xr.Dataset | xr.DataTree) -> dict[str, xr.Dataset]:
-    """Return the datasets in ``obj`` by path, without what they inherit."""
+    """Return the datasets in ``obj`` by path, without inherited coordinates."""
     if isinstance(obj, xr.Dataset):
         return {"/": obj}
     return {node.path: node.to_dataset(inherit=False) for node in obj.subtree}
 
 
 def extents(obj: xr.Dataset | xr.DataTree) -> dict[tuple[str, Hashable], Extent]:
-    """Return the extent of each variable that is not loaded on opening, as indexes are."""
+    """Return the extent of each variable except indexes, which are loaded on opening."""
     return {
         (path, name): Extent.of(variable)
         for path, node in nodes(obj).items()
@@ -75,7 +75,7 @@ def extents(obj: xr.Dataset | xr.DataTree) -> dict[tuple[str, Hashable], Extent]
 
 
 def describe(obj: xr.Dataset | xr.DataTree) -> str:
-    """Say what there is to load."""
+    """Describe what there is to load."""
     found = extents(obj).values()
     kind = f"DataTree of {len(nodes(obj))} nodes" if isinstance(obj, xr.DataTree) else "Dataset"
     chunks = sum(extent.chunks for extent in found)

@@ -1,4 +1,4 @@
-"""Measures ways of opening and loading the same object, and compares what they give."""
+"""Measurement and comparison of different ways to open and load the same object."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from aioxarray.testing import RequestLog, StallMonitor
 
 @dataclass(frozen=True)
 class Way:
-    """A way to open or load an object: by which library, how it is written, and how it is done.
+    """A way to open or load an object: the library, the call as text, and a function.
 
-    ``run`` returns the object, or an awaitable of it; it is called on an event loop
-    either way, as in a notebook or a server.
+    ``run`` returns the object or an awaitable of it. Either way it is called on an event loop,
+    as in a notebook or a server.
     """
 
     library: str
@@ -31,19 +31,19 @@ class Way:
 
 @dataclass(frozen=True)
 class Measured:
-    """What one way took.
+    """Result of measuring one way.
 
     Attributes
     ----------
     seconds
         From the call to the loaded object.
     stall_ms
-        The longest that the caller's event loop could do nothing else.
+        The longest time for which the caller's event loop was blocked.
     requests, in_flight
-        What the server counted: requests in all, and most at once. None for a server that is
-        not ours.
+        Requests in all, and the most at once, as counted by the demo's server; None for any
+        other server.
     error
-        What came in place of the object.
+        The error, if the way failed.
     """
 
     seconds: float
@@ -56,10 +56,10 @@ class Measured:
 def opening(url: str, function: Callable[..., Any], **options: Any) -> list[Way]:
     """Return the ways to open ``url``, plain xarray's first; their ``run`` ignores its argument.
 
-    ``function`` is xarray's, with its ``options``. Of these, aioxarray needs to be told only what
-    the URL's scheme needs.
+    ``function`` is xarray's, with its ``options``. aioxarray needs only those options that the
+    URL's scheme needs.
     """
-    # What a scheme needs to be told is left out of the table, as too long.
+    # The options for the scheme are too long for the table.
     given = "".join(f", {n}={v!r}" for n, v in options.items() if n != "storage_options")
     name = f"{function.__name__}_async"
     for_scheme = {n: v for n, v in options.items() if n == "storage_options"}
@@ -87,15 +87,15 @@ def loading(obj: xr.Dataset | xr.DataTree, concurrency: int | None) -> list[Way]
 
 def _plain_load_async(obj: xr.Dataset | xr.DataTree) -> Awaitable[Any]:
     if isinstance(obj, xr.DataTree):
-        # The one that is there was added by importing aioxarray.
+        # DataTree.load_async exists only because aioxarray was imported.
         raise AttributeError("xarray's DataTree has no load_async (importing aioxarray adds one)")
     return obj.load_async()
 
 
 def best(way: Way, lazy: Any, log: RequestLog | None, runs: int) -> tuple[Measured, Any]:
-    """Measure ``way`` on copies of ``lazy`` and return the shortest run, and what it gave.
+    """Measure ``way`` on copies of ``lazy``; return the shortest run, and the last result.
 
-    Each run has an event loop of its own. A way that fails is not tried again.
+    Each run has its own event loop. A way that fails is not tried again.
     """
     measured, result = asyncio.run(_measure(way, _copy(lazy), log))
     for _ in range(runs - 1):
@@ -106,7 +106,7 @@ def best(way: Way, lazy: Any, log: RequestLog | None, runs: int) -> tuple[Measur
 
 
 def _copy(lazy: Any) -> Any:
-    # A copy shares the lazy data, and not what is then loaded of it.
+    # A copy shares the lazy data, but not what is loaded later.
     return None if lazy is None else lazy.copy(deep=False)
 
 

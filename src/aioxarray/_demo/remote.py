@@ -1,4 +1,4 @@
-"""Opens a user's own Zarr, and takes as much of it as a demo may read."""
+"""Opening of a user's own Zarr, and selection of a sample that is small enough for a demo."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import zarr
 from aioxarray._demo.extent import extents, nodes
 from aioxarray._runtime.loops import run_blocking
 
-# What reading a URL of each kind needs.
+# The packages needed for each URL scheme.
 _NEEDS = {
     "http": ("fsspec", "aiohttp"),
     "https": ("fsspec", "aiohttp"),
@@ -22,7 +22,7 @@ _NEEDS = {
     "gs": ("fsspec", "gcsfs"),
     "gcs": ("fsspec", "gcsfs"),
 }
-# Public data needs no credentials, and looking for some can take seconds.
+# Public data needs no credentials, and looking for them can take seconds.
 _ANONYMOUS: dict[str, dict[str, Any]] = {
     "s3": {"anon": True},
     "gs": {"token": "anon"},
@@ -36,7 +36,7 @@ def needs(url: str) -> tuple[str, ...]:
 
 
 def missing(packages: Sequence[str]) -> list[str]:
-    """Return which of ``packages`` are not installed."""
+    """Return those of ``packages`` that are not installed."""
     return [name for name in packages if importlib.util.find_spec(name) is None]
 
 
@@ -46,9 +46,10 @@ def _scheme(url: str) -> str:
 
 
 def opener(url: str) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """Return the function of xarray that opens ``url``, and its options.
+    """Return xarray's function to open ``url``, and its options.
 
-    What has groups is opened as a tree; what has none, or cannot be listed, as a dataset.
+    A store with groups is opened as a tree. A store that has none, or that cannot be listed, is
+    opened as a dataset.
     """
     storage = _ANONYMOUS.get(_scheme(url))
     options = {} if storage is None else {"storage_options": storage}
@@ -66,7 +67,7 @@ def _has_groups(group: zarr.Group) -> bool:
 
 
 def end_requests() -> None:
-    """End what an error left running on zarr's loop: at exit it would print tracebacks."""
+    """Cancel tasks that an error left on zarr's loop: at exit they would print tracebacks."""
 
     async def end() -> None:
         others = asyncio.all_tasks() - {asyncio.current_task()}
@@ -79,14 +80,14 @@ def end_requests() -> None:
 
 @dataclass(frozen=True)
 class Sample:
-    """What is read of a user's data.
+    """The part of a user's data that the demo reads.
 
     Attributes
     ----------
     obj
         The part, lazy.
     text
-        Says which part it is; empty for all of it.
+        A description of the part; empty if it is all of the data.
     """
 
     obj: xr.Dataset | xr.DataTree
@@ -96,9 +97,9 @@ class Sample:
 def sample(
     obj: xr.Dataset | xr.DataTree, max_bytes: int = 64 << 20, max_chunks: int = 1000
 ) -> Sample:
-    """Take the first variables of ``obj``, up to so many bytes and chunks.
+    """Take the first variables of ``obj``, up to the given numbers of bytes and chunks.
 
-    If that is little, because a large variable is next, take the beginning of that one.
+    If that is little because the next variable is large, take the beginning of that variable.
     """
     found = extents(obj)
     nbytes = chunks = taken = 0

@@ -1,4 +1,4 @@
-"""Runs the demo, and prints its table."""
+"""The demo's run and its table."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ WIDTH = 100
 
 
 class DemoError(Exception):
-    """What the demo cannot do, told in a line."""
+    """The demo cannot run; the message is a single line."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """How the demo runs.
+    """Options of the demo.
 
     Attributes
     ----------
     url
-        A Zarr of the user's; None: one that the demo stores itself.
+        The user's own Zarr; None: data that the demo stores itself.
     latency_ms
-        What the demo's own server adds to each request.
+        Latency that the demo's own server adds to each request.
     concurrency
         As for `aioxarray.load`.
     quick
-        Little data, and one run each: to try whether all works, not to measure.
+        Little data, and one run each: to check that the demo works, not to measure.
     """
 
     url: str | None = None
@@ -60,13 +60,13 @@ def run(options: Options) -> None:
         If something it needs is not installed, or the URL cannot be opened.
     """
     limit = request_limit(options.concurrency)
-    at_most = "no limit of requests" if limit == math.inf else f"concurrency={limit}"
+    at_most = "unlimited requests" if limit == math.inf else f"concurrency={limit}"
     print(
         f"aioxarray {aioxarray.__version__} ({at_most}), xarray {xr.__version__}, "
         f"zarr {zarr.__version__}, Python {platform.python_version()}, {usable_cores()} cores"
     )
     with warnings.catch_warnings():
-        # Of stores and data types that work but are in no specification yet: not our subject.
+        # Warnings about stores and data types that no specification covers yet.
         warnings.simplefilter("ignore")
         if options.url is None:
             _on_own_server(options)
@@ -124,7 +124,7 @@ def _on_url(url: str, options: Options) -> None:
 
 
 def _print_opening(ways: list[Way], log: RequestLog | None) -> list[Any]:
-    """Return what each way opened; all of them have to."""
+    """Return the object that each way opened; raise if one fails."""
     plain, opened = None, []
     for way in ways:
         measured, result = best(way, None, log, runs=1)
@@ -142,7 +142,7 @@ def _print_opening(ways: list[Way], log: RequestLog | None) -> list[Any]:
 
 
 def _print_loading(opened: list[Any], log: RequestLog | None, options: Options) -> None:
-    """Load what plain xarray opened in each way, and compare what aioxarray opened with it."""
+    """Load plain xarray's object in each way, and compare aioxarray's objects with it."""
     plain, expected = None, None
     for way in loading(opened[0], options.concurrency):
         measured, result = best(way, opened[0], log, runs=1 if options.quick else 2)
@@ -159,7 +159,7 @@ def _check(call: str, result: Any, expected: Any) -> None:
     try:
         check_same(result, expected)
     except AssertionError as error:
-        raise DemoError(f"{call} gave other values: {error}") from error
+        raise DemoError(f"{call} gave different values: {error}") from error
 
 
 def _print_header(counted: bool) -> None:
@@ -193,6 +193,6 @@ def _print_cells(library: str, call: str, *numbers: str) -> None:
 
 
 def _told(error: Exception) -> str:
-    """Return the kind of an error and the first line of what it says."""
+    """Return the type of an error and the first line of its message."""
     lines = without_secrets(str(error)).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""Real data to load: an elevation grid that ships with matplotlib, and what follows from it."""
+"""Real data to load: an elevation grid that ships with matplotlib, and fields derived from it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from zarr.storage import MemoryStore
 
 Grid = NDArray[np.float64]
 
-# A degree of latitude in metres; of longitude, times the cosine of the latitude.
+# A degree of latitude in metres; for longitude, multiply by the cosine of the latitude.
 _METRES_A_DEGREE = 111_195.0
 _WINDOWS = (3, 5, 9, 17, 33)
 _SUNS = 16
@@ -21,18 +21,18 @@ _SUNS = 16
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much to store; `TINY` is for trying whether all works.
+    """How much data to store; `TINY` is only for checking that the demo works.
 
     Attributes
     ----------
     step
-        Keep each so-manieth cell of the grid, along both axes.
+        Keep every ``step``-th cell of the grid, along both axes.
     fields
         The number of variables of `fields`, 40 at most.
     suns
         The number of sun positions of `hillshades`.
     rows, columns
-        In how many windows `windows` cuts the grid.
+        The number of windows into which `windows` cuts the grid, along each axis.
     """
 
     step: int = 1
@@ -49,7 +49,7 @@ def elevation() -> xr.DataArray:
     """Return the elevation around the Jacksboro fault (Tennessee), 344 × 403 cells, in metres."""
     from matplotlib.cbook import get_sample_data
 
-    # matplotlib types the result by what it gives for other kinds of files.
+    # matplotlib's type for the result is that of other kinds of files.
     sample: Any = get_sample_data("jacksboro_fault_dem.npz")
     with sample as file:
         heights = file["elevation"]
@@ -70,9 +70,9 @@ _EAST = {"units": "degrees_east"}
 
 
 def stored(sizes: Sizes) -> dict[str, dict[str, bytes]]:
-    """Return what to serve, as consolidated Zarr: names of stores, then keys and values.
+    """Return consolidated Zarr to serve: names of stores, then keys and values.
 
-    A dataset of many variables, one with a variable of many chunks, and a tree.
+    There is a dataset of many variables, one with a variable of many chunks, and a tree.
     """
     grid = elevation()[:: sizes.step, :: sizes.step]
     lat, lon = grid.shape
@@ -87,7 +87,7 @@ def stored(sizes: Sizes) -> dict[str, dict[str, bytes]]:
 
 
 def fields(grid: xr.DataArray, sizes: Sizes) -> xr.Dataset:
-    """Derive the variables that terrain analysis begins with, all on the same grid."""
+    """Derive the basic variables of terrain analysis, all on the same grid."""
     heights = grid.values.astype(float)
     south, east = _gradient(grid)
     derived: dict[str, tuple[Grid, str]] = {
@@ -116,7 +116,7 @@ def fields(grid: xr.DataArray, sizes: Sizes) -> xr.Dataset:
 
 
 def hillshades(grid: xr.DataArray, sizes: Sizes) -> xr.Dataset:
-    """Return one variable of many chunks: how the terrain is lit in the course of a day."""
+    """Return one variable of many chunks: the illumination of the terrain over a day."""
     south, east = _gradient(grid)
     azimuths = np.linspace(90, 270, sizes.suns)
     heights = 60 * np.sin(np.radians(azimuths - 90)) + 1
@@ -146,7 +146,7 @@ def windows(terrain: xr.Dataset, sizes: Sizes) -> xr.DataTree:
 def as_zarr(obj: xr.Dataset | xr.DataTree, chunks: dict[str, int]) -> dict[str, bytes]:
     """Return the keys and values of ``obj`` as consolidated Zarr.
 
-    Hillshades are packed into bytes and slopes into 16 bits, as such data is in practice.
+    Hillshades are packed into 8 bits and slopes into 16, as is usual for such data.
     """
     stored: dict[str, Any] = {}
     store = MemoryStore(stored)
@@ -181,7 +181,7 @@ def _encoding(data: xr.Dataset, chunks: dict[str, int]) -> dict[str, dict[str, A
 
 
 def _gradient(grid: xr.DataArray) -> tuple[Grid, Grid]:
-    """Return the rise towards the south and towards the east, metres a metre."""
+    """Return the rise towards the south and towards the east, in metres per metre."""
     lat, lon = grid["lat"].values, grid["lon"].values
     north_south = abs(lat[1] - lat[0]) * _METRES_A_DEGREE
     east_west = abs(lon[1] - lon[0]) * _METRES_A_DEGREE * np.cos(np.radians(lat.mean()))
@@ -194,7 +194,7 @@ def _slope(south: Grid, east: Grid) -> Grid:
 
 
 def _aspect(south: Grid, east: Grid) -> Grid:
-    """Return the compass direction that a slope faces; none where it is flat."""
+    """Return the compass direction that a slope faces; NaN where it is flat."""
     facing: Grid = np.degrees(np.arctan2(-east, south)) % 360
     facing[np.hypot(south, east) == 0] = np.nan
     return facing
@@ -218,7 +218,7 @@ def _hillshade(south: Grid, east: Grid, azimuth: float, altitude: float) -> Grid
 
 
 def _window_mean(values: Grid, width: int) -> Grid:
-    """Return the mean of the window of ``width`` cells around each, from sums of sums."""
+    """Return the mean over a window of ``width`` cells around each cell, by cumulative sums."""
     half = width // 2
     padded = np.pad(values, ((half + 1, half), (half + 1, half)), mode="edge")
     sums = padded.cumsum(axis=0).cumsum(axis=1)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import heapq
 import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,14 +239,30 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_reset_after_fork)
 
 
+# The amount, whether it is held for long, and the future that is set on admission.
+_Waiting = tuple[int, bool, asyncio.Future[None]]
+# Shared by all shares without a waiting task: even an empty deque allocates room for 64 items.
+_NOBODY: deque[_Waiting] = deque()
+
+
 class Share:
     """One load's part of a `Budget`."""
+
+    __slots__ = (
+        "_budget",
+        "_generation",
+        "_in_lane",
+        "_in_turns",
+        "_is_open",
+        "bound",
+        "in_use",
+        "waiting",
+    )
 
     def __init__(self, budget: Budget, bound: float) -> None:
         self.bound = bound
         self.in_use = 0
-        # The amount, whether it is held for long, and the future that is set on admission.
-        self.waiting: deque[tuple[int, bool, asyncio.Future[None]]] = deque()
+        self.waiting = _NOBODY
         self._budget = budget
         self._generation = budget._generation
         self._is_open = False
@@ -342,17 +358,12 @@ class Share:
                 turns.appendleft(self)
             return wanted
 
-    @contextlib.asynccontextmanager
-    async def hold(self, amount: int = 1, *, long: bool = False) -> AsyncIterator[None]:
-        """Wait until ``amount`` is free, and hold it for the duration of the context.
+    def hold(self, amount: int = 1, *, long: bool = False) -> _Hold:
+        """Return a context that waits until ``amount`` is free, and holds it while it is open.
 
         ``long`` marks a hold that may take much longer than a round trip.
         """
-        await self.acquire(amount, long=long)
-        try:
-            yield
-        finally:
-            self.release(amount, long=long)
+        return _Hold(self, amount, long)
 
     async def acquire(self, amount: int = 1, *, long: bool = False) -> None:
         """Wait until ``amount`` is free, and hold it until `release`.
@@ -366,6 +377,8 @@ class Share:
                 self._take(amount, long)
                 return
             place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            if not self.waiting:
+                self.waiting = deque()
             self.waiting.append((amount, long, place))
             self._line_up()
             budget._let_in()
@@ -380,3 +393,23 @@ class Share:
             else:
                 self.release(amount, long=long)
             raise
+
+
+class _Hold:
+    """A context that holds an amount of a share.
+
+    A class, because a generator costs more, and every waiting request has one.
+    """
+
+    __slots__ = ("_amount", "_long", "_share")
+
+    def __init__(self, share: Share, amount: int, long: bool) -> None:
+        self._share = share
+        self._amount = amount
+        self._long = long
+
+    def __aenter__(self) -> Coroutine[Any, Any, None]:
+        return self._share.acquire(self._amount, long=self._long)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._share.release(self._amount, long=self._long)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from time import perf_counter
 from typing import TypeVar
 
@@ -22,14 +22,18 @@ async def gather(functions: Iterable[Callable[[], Awaitable[T]]]) -> list[T]:
     ``asyncio.gather`` would leave the others running, and ``asyncio.TaskGroup`` would wrap the
     error in a group. Cancelling cancels all and waits for their end.
     """
+    listed = list(functions)
+    if len(listed) == 1:
+        return [await listed[0]()]
+    return await _side_by_side(listed)
+
+
+async def _side_by_side(listed: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
     results: dict[int, T] = {}
 
     async def run(index: int, function: Callable[[], Awaitable[T]]) -> None:
         results[index] = await function()
 
-    listed = list(functions)
-    if len(listed) == 1:
-        return [await listed[0]()]
     try:
         async with asyncio.TaskGroup() as group:
             for index, function in enumerate(listed):

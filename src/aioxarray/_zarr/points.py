@@ -10,8 +10,8 @@ import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from zarr.core.array_spec import ArraySpec
 
+    from aioxarray._zarr.compat import ArraySpec
     from aioxarray._zarr.selection import Chunk
 
 # numpy radix-sorts integers of up to two bytes, which takes half the time for a million points.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from zarr.core.array_spec import ArraySpec
+    from aioxarray._zarr.compat import ArraySpec
 
     # A chunk's key and specification, the selection inside it, and its selection in the result.
     # Tuples, because for thousands of chunks objects cost more than decoding.

@@ -1,12 +1,12 @@
-"""Fakes for testing and measuring what loads and saves through zarr stores.
+"""Test doubles for code that reads and writes zarr stores.
 
-Stores that wrap any other one, and compose: `RecordingStore` counts requests, `LatencyStore`
-delays them, `GatedStore` holds them until the test lets them pass, `FaultyStore` fails them or
-damages their bytes. `VirtualClock` makes waiting take no time and gives its length exactly,
-`ObjectServer` is a real HTTP server with latency and counters, and `StallMonitor` tells how long
-an event loop was blocked.
+The stores wrap any other store and compose: `RecordingStore` counts requests, `LatencyStore`
+delays them, `GatedStore` holds them until the test releases them, and `FaultyStore` fails them or
+damages their bytes. `VirtualClock` skips waiting and measures it exactly, `ObjectServer` is a real
+HTTP server with latency and counters, and `StallMonitor` measures how long an event loop was
+blocked.
 
-Two dependent round trips, counted on a clock and at the store:
+Two dependent round trips, counted by the clock and at the store:
 
 >>> import asyncio
 >>> from zarr.core.buffer import default_buffer_prototype

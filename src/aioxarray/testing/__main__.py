@@ -1,4 +1,4 @@
-"""``python -m aioxarray.testing``: an object server with latency, for trying things by hand."""
+"""``python -m aioxarray.testing``: an object server with latency, for manual experiments."""
 
 from aioxarray.testing.server import main
 

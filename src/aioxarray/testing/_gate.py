@@ -1,4 +1,4 @@
-"""A gate that requests wait at, whatever loop and thread they and the test run on."""
+"""A gate that holds requests; usable from any loop and thread."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _AsyncioSignal:
             self._future.set_result(None)
 
     def set(self) -> None:
-        with suppress(RuntimeError):  # the loop was closed: nobody waits any more
+        with suppress(RuntimeError):  # the loop was closed: nothing waits any more
             self._loop.call_soon_threadsafe(self._finish)
 
     async def wait(self) -> None:
@@ -56,7 +56,7 @@ class _TrioSignal:
 
 
 def _signal() -> _Signal:
-    """A signal for the loop that runs this. Stores run on asyncio, their tests also on Trio."""
+    """Return a signal for the running loop. Stores run on asyncio, their tests also on Trio."""
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
@@ -65,22 +65,22 @@ def _signal() -> _Signal:
 
 
 class Gate:
-    """Holds requests by key and tells when they arrive.
+    """A gate that holds requests by key and reports when they arrive.
 
     Parameters
     ----------
     closed : str
-        Glob of the keys that are held until they are released.
+        Glob of the keys to hold until they are released.
     """
 
     def __init__(self, closed: str) -> None:
         self._lock = threading.Lock()
-        # The last rule that matches a key decides; a key that none matches passes.
+        # The last matching rule decides; a key without a matching rule passes.
         self._rules: list[tuple[str, bool]] = [(closed, False)]
         self._arrived: list[str] = []
         self._held: list[tuple[str, _Signal]] = []
         self._watchers: list[tuple[str, int, _Settable]] = []
-        # Those who wait until nothing is held.
+        # Signals to set when nothing is held.
         self._leavers: list[_Settable] = []
 
     def _is_open(self, key: str) -> bool:
@@ -96,7 +96,7 @@ class Gate:
             return tuple(key for key, _ in self._held)
 
     def set_open(self, glob: str, is_open: bool) -> None:
-        """Let keys that match pass from now on, or hold them from now on."""
+        """Let matching keys pass from now on, or hold them from now on."""
         with self._lock:
             self._rules.append((glob, is_open))
             for key, signal in self._held:
@@ -104,7 +104,7 @@ class Gate:
                     signal.set()
 
     async def passage(self, key: str) -> None:
-        """Arrive, and wait until the key is released."""
+        """Record the arrival of a request, and wait until its key is released."""
         with self._lock:
             self._arrived.append(key)
             for glob, count, watcher in self._watchers:
@@ -124,7 +124,7 @@ class Gate:
                         leaver.set()
 
     async def departure(self) -> None:
-        """Wait until nothing is held: all that was has been released or given up."""
+        """Wait until nothing is held: every held request was released or cancelled."""
         signal = _signal()
         with self._lock:
             if not self._held:

@@ -1,7 +1,7 @@
-"""HTTP/1.1 for `server`: pure functions from a request to its answer, and the connection.
+"""HTTP/1.1 for `server`: answers to requests, and the connection.
 
-Written on asyncio's protocols, with neither a task nor a stream for each connection, so that
-the server is not what a test or a benchmark measures.
+It uses asyncio protocols, without a task or a stream per connection, so that tests and
+benchmarks do not measure the server.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ if TYPE_CHECKING:
 
 __all__ = ["Connection", "Site", "parse_range", "span", "to_json"]
 
-# Below it are the private ways to read and reset the counters, which are not counted.
+# Prefix of the private control requests (to read and reset the counters), which are not counted.
 CONTROL = "-/"
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer's status, its own headers and its body."""
+    """Status, headers and body of an answer."""
 
     status: HTTPStatus
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes | memoryview = b""
-    # A HEAD tells the length of what it does not send.
+    # For HEAD: the length of the body that is not sent.
     length: int | None = None
 
 
 def parse_range(header: str) -> ByteRequest | None:
-    """Understand a Range header; None where the standard says to ignore it."""
+    """Parse a Range header; None if the standard says to ignore it."""
     unit, _, spec = header.partition("=")
     first, dash, last = (part.strip() for part in spec.partition("-"))
     if unit.strip() != "bytes" or not dash or not (first + last).isdecimal():
-        return None  # several ranges in one header are ignored as well, as allowed
+        return None  # several ranges in one header may be ignored too
     if not first:
         return SuffixByteRequest(int(last))
     if not last:
@@ -61,7 +61,7 @@ def parse_range(header: str) -> ByteRequest | None:
 
 
 def span(part: ByteRequest, size: int) -> tuple[int, int] | None:
-    """Where a part begins and ends in an object of some size; None if it has no byte there."""
+    """Return start and end of a part in an object of ``size`` bytes; None if it is empty there."""
     match part:
         case RangeByteRequest(start, end):
             start, end = start, min(end, size)
@@ -84,14 +84,14 @@ def _range_header(part: ByteRequest | None) -> str | None:
 
 
 def to_json(log: LogSnapshot) -> bytes:
-    """Write a snapshot of a log for `from_json`."""
+    """Serialize a snapshot of a log for `from_json`."""
     requests = [(r.method, r.key, _range_header(r.byte_range)) for r in log.requests]
     counters = {name: getattr(log, name) for name in LogSnapshot.__slots__ if name != "requests"}
     return json.dumps({"requests": requests, **counters}).encode()
 
 
 def from_json(data: bytes) -> LogSnapshot:
-    """Read what `to_json` wrote."""
+    """Parse the output of `to_json`."""
     values = json.loads(data)
     requests = tuple(
         Request(method, key, parse_range(part) if part else None)
@@ -101,20 +101,20 @@ def from_json(data: bytes) -> LogSnapshot:
 
 
 class Site:
-    """Answers requests for objects, and keeps count.
+    """The server's state: it answers requests for objects, and counts them.
 
     Parameters
     ----------
     objects : Objects
-        What it serves.
+        The objects to serve.
     latency_s : float
-        Seconds that each answer is held back.
+        Delay of each answer in seconds.
     bytes_per_s : float
-        How many bytes of bodies go over the line in a second, of all connections together and
-        one after the other; 0 for no limit.
+        Bandwidth for bodies, shared by all connections, which use it one after the other; 0 for
+        no limit.
     off_loop : bool
-        Make answers in worker threads: a test that forbids blocking any event loop forbids it
-        the server's too, which reads files. In a process of its own the detour only costs.
+        Make answers in worker threads, because they read files, and tests may forbid blocking any
+        event loop. Unnecessary when the server has its own process.
     """
 
     def __init__(
@@ -123,35 +123,35 @@ class Site:
         self.objects = objects
         self.latency_s = latency_s
         self._bytes_per_s = bytes_per_s
-        # When the line has carried all that was given to it.
+        # When everything sent so far has been transferred.
         self._line_free_at = 0.0
         self.off_loop = off_loop
         self.log = RequestLog()
         self.connections: set[Connection] = set()
-        # Holds requests by their keys; None holds none.
+        # Holds requests by key; None holds none.
         self.gate: Gate | None = None
-        # What requests for keys fail with; the last that matches decides.
+        # Globs of keys and the statuses to fail with; the last match decides.
         self.faults: list[tuple[str, HTTPStatus | None]] = []
 
     def fault(self, key: str) -> HTTPStatus | None:
-        """Return what a request for ``key`` fails with, if anything."""
+        """Return the status that a request for ``key`` has to fail with, or None."""
         faults = (status for glob, status in reversed(self.faults) if fnmatchcase(key, glob))
         return next(faults, None)
 
     def carried_at(self, byte_count: int, now: float) -> float:
-        """Return when the line, from ``now`` on, will have carried so many more bytes."""
+        """Return when ``byte_count`` more bytes will have been transferred, from ``now`` on."""
         if self._bytes_per_s <= 0:
             return now
         self._line_free_at = max(now, self._line_free_at) + byte_count / self._bytes_per_s
         return self._line_free_at
 
     def answer(self, request: Request, body: bytes, deep: bool = True) -> Answer:
-        """Do what a request asks for; ``deep`` is of a listing."""
+        """Return the answer to a request; ``deep`` makes a listing recursive."""
         if (status := self.fault(request.key)) is not None:
             return Answer(status)
         try:
             return self._do(request, body, deep)
-        except OSError:  # a file that cannot be read, or went away meanwhile
+        except OSError:  # a file that cannot be read, or was deleted meanwhile
             return Answer(HTTPStatus.INTERNAL_SERVER_ERROR)
 
     def _do(self, request: Request, body: bytes, deep: bool) -> Answer:
@@ -199,7 +199,7 @@ class Site:
         return Answer(HTTPStatus.PARTIAL_CONTENT, headers, found.read(start, end))
 
     def _index(self, request: Request) -> Answer:
-        """List a directory as a page of links, with or without the slash at its end."""
+        """List a directory, with or without a trailing slash, as a page of links."""
         prefix = request.key and request.key.removesuffix("/") + "/"
         names = self.objects.children(prefix)
         if not names and prefix:
@@ -213,7 +213,7 @@ class Site:
         return Answer(HTTPStatus.OK, headers, body)
 
     def control(self, request: Request, body: bytes) -> Answer:
-        """Answer the other process that this server works for; not counted, not delayed."""
+        """Answer a control request of the parent process; neither counted nor delayed."""
         match request.key.removeprefix(CONTROL).partition("/"):
             case ("stats", _, _):
                 return Answer(HTTPStatus.OK, body=to_json(self.log.snapshot()))
@@ -232,7 +232,7 @@ class Site:
 
 @lru_cache(maxsize=256)
 def _headers(lines: str) -> Mapping[str, str]:
-    """Return the headers of a request by name; a client sends the same ones again and again."""
+    """Return the headers of a request by name; cached, because clients repeat them."""
     parts = (line.partition(":") for line in lines.split("\r\n"))
     return {name.lower(): value.strip() for name, _, value in parts}
 
@@ -241,12 +241,12 @@ _STATUS_LINES = {status: f"HTTP/1.1 {status.value} {status.phrase}" for status i
 
 
 class Connection(asyncio.Protocol):
-    """One client's connection: a request after the other, each answered after the latency.
+    """One client's connection; it answers requests one after the other.
 
     Parameters
     ----------
     site : Site
-        What answers.
+        Where the answers come from.
     """
 
     _transport: asyncio.Transport
@@ -254,16 +254,16 @@ class Connection(asyncio.Protocol):
     def __init__(self, site: Site) -> None:
         self._site = site
         self._received = bytearray()
-        self._headers: Mapping[str, str] | None = None  # of the request whose body is awaited
+        self._headers: Mapping[str, str] | None = None  # of a request whose body has not arrived
         self._start: tuple[str, str, str] = ("", "", "")
-        # By what the log knows the current request.
+        # The log's token for the current request.
         self._counted: object = None
-        # What the answer to the current request waits for.
+        # What the answer to the current request is waiting for.
         self._pending: asyncio.TimerHandle | asyncio.Future[Answer] | asyncio.Task[None] | None = (
             None
         )
 
-    # asyncio calls this with any transport; ours is always a TCP one.
+    # asyncio's signature allows any transport; ours is always TCP.
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
@@ -285,7 +285,7 @@ class Connection(asyncio.Protocol):
         self._proceed()
 
     def _proceed(self) -> None:
-        # One request at a time: a client that sends the next one early waits for its turn.
+        # One request at a time: a pipelined request waits for its turn.
         while self._pending is None and not self._transport.is_closing():
             if self._headers is None and not (self._received and self._read_head()):
                 return
@@ -296,7 +296,7 @@ class Connection(asyncio.Protocol):
             body = b""
             if length:
                 with memoryview(self._received) as received:
-                    body = bytes(received[:length])  # a slice of the array were one copy more
+                    body = bytes(received[:length])  # slicing the array would copy once more
                 del self._received[:length]
             headers, self._headers = self._headers, None
             self._begin(headers, body)
@@ -345,7 +345,7 @@ class Connection(asyncio.Protocol):
             self._passing(self._site.gate.passage(key), step)
 
     def _passing(self, passage: Coroutine[object, object, None], step: Callable[[], None]) -> None:
-        """Take the next step when the gate lets the request pass."""
+        """Call ``step`` when the gate lets the request pass, and go on with the next request."""
 
         def go_on(task: asyncio.Task[None]) -> None:
             if not task.cancelled():
@@ -358,7 +358,7 @@ class Connection(asyncio.Protocol):
         self._pending = task
 
     def _later(self, seconds: float, step: Callable[[], None]) -> None:
-        """Take the next step so much later, or now; and then the next request."""
+        """Call ``step`` after ``seconds``, or now, and go on with the next request."""
         if seconds <= 0:
             step()
             return
@@ -390,7 +390,7 @@ class Connection(asyncio.Protocol):
         self._later(at - now, partial(self._send_counted, method, answer, keep_alive))
 
     def _send_counted(self, method: str, answer: Answer, keep_alive: bool) -> None:
-        # Counted out before it is sent: who has the answer finds it counted as completed.
+        # Counted before it is sent: a client that has the answer finds it counted.
         self._count_out("completed")
         self._send(method, answer, keep_alive)
 
@@ -412,7 +412,7 @@ class Connection(asyncio.Protocol):
             self._transport.write(head)
         elif len(answer.body) < 1 << 16:
             self._transport.write(head + answer.body)
-        else:  # joined, a large body would be copied
+        else:  # joining would copy a large body
             self._transport.write(head)
             self._transport.write(answer.body)
         if not keep_alive:

@@ -1,6 +1,4 @@
-"""What was requested, and how many requests were in flight: the memory of every fake."""
-
-# The standard library only: the object server's own process needs no more than this.
+"""Logs of requests, with counts of those in flight; used by all test doubles."""
 
 from __future__ import annotations
 
@@ -27,12 +25,12 @@ class Request:
     Attributes
     ----------
     method : str
-        The store's method (``"get"``, ``"set"``, ``"list_dir"``, …); at an object server the
+        The store's method (``"get"``, ``"set"``, ``"list_dir"``, …); for an object server, the
         HTTP verb.
     key : str
         The key; for a listing, the prefix.
     byte_range : zarr.abc.store.ByteRequest or None
-        The part that was asked for; ``None`` for the whole value.
+        The requested part; ``None`` for the whole value.
     """
 
     method: str
@@ -42,7 +40,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class LogSnapshot:
-    """All of a `RequestLog` at one moment. Numbers taken from one snapshot agree."""
+    """Consistent copy of a `RequestLog` at one moment."""
 
     requests: tuple[Request, ...] = ()
     in_flight: int = 0
@@ -53,9 +51,9 @@ class LogSnapshot:
 
 
 class RequestLog:
-    """Counts requests; any thread may read it or write to it.
+    """Thread-safe log of requests.
 
-    Fakes of your own can use one: ``with log.record(Request("get", "a/c/0")): …``.
+    Your own test doubles can use one: ``with log.record(Request("get", "a/c/0")): …``.
     """
 
     def __init__(self) -> None:
@@ -69,7 +67,7 @@ class RequestLog:
         self._ended: dict[Outcome, int] = {"completed": 0, "failed": 0, "cancelled": 0}
 
     def __getstate__(self) -> dict[str, object]:
-        # A pickled copy counts for itself: requests in flight stay in this process.
+        # A pickled copy starts empty: requests in flight stay in this process.
         return {}
 
     def __setstate__(self, state: dict[str, object]) -> None:
@@ -85,7 +83,7 @@ class RequestLog:
 
     @contextmanager
     def record(self, request: Request) -> Iterator[None]:
-        """Count `request` as in flight while the body runs, then by how the body ended.
+        """Count `request` as in flight while the body runs, and then by how the body ended.
 
         Parameters
         ----------
@@ -104,9 +102,9 @@ class RequestLog:
             self.end(epoch, outcome)
 
     def begin(self, request: Request) -> object:
-        """Count `request` as in flight; what is returned is to be given to `end`, once."""
+        """Count `request` as in flight; pass the result to `end`, once."""
         with self._lock:
-            # The list's identity tells a request that began before a `clear` from later ones.
+            # The list's identity distinguishes requests from before and after a `clear`.
             epoch = self._requests
             epoch.append(request)
             self._in_flight += 1
@@ -115,14 +113,14 @@ class RequestLog:
         return epoch
 
     def end(self, epoch: object, outcome: Outcome) -> None:
-        """Count a request that `begin` counted by how it ended."""
+        """Count the end of a request that `begin` counted."""
         with self._lock:
             self._in_flight -= 1
             if self._requests is epoch:
                 self._ended[outcome] += 1
 
     def snapshot(self) -> LogSnapshot:
-        """All numbers of one moment, together."""
+        """Return a consistent copy of the log."""
         with self._lock:
             return LogSnapshot(
                 requests=tuple(self._requests),
@@ -132,7 +130,7 @@ class RequestLog:
             )
 
     def clear(self) -> None:
-        """Forget what was. Requests still in flight stay counted as in flight, and no more."""
+        """Clear the log. Requests still in flight keep counting as in flight, but nowhere else."""
         with self._lock:
             self._restart()
 
@@ -148,12 +146,12 @@ class RequestLog:
 
     @property
     def most_in_flight(self) -> int:
-        """How many were in flight at once, at most, since the last `clear`."""
+        """The maximum number of requests in flight at once since the last `clear`."""
         return self.snapshot().most_in_flight
 
     @property
     def completed(self) -> int:
-        """How many ended with an answer. "No such key" is one."""
+        """How many ended with an answer, including "no such key"."""
         return self.snapshot().completed
 
     @property
@@ -163,18 +161,18 @@ class RequestLog:
 
     @property
     def cancelled(self) -> int:
-        """How many were cancelled before their answer."""
+        """How many were cancelled before they were answered."""
         return self.snapshot().cancelled
 
     def count(self, method: str | None = None, key: str | None = None) -> int:
-        """How many requests started, of one method, or for some keys.
+        """Return how many requests started, optionally for one method or some keys.
 
         Parameters
         ----------
         method : str, optional
-            Count this method only.
+            Count only this method.
         key : str, optional
-            Count keys that match this glob only; its ``*`` matches ``/`` too.
+            Count only keys that match this glob; its ``*`` matches ``/`` too.
         """
         return sum(
             (method is None or request.method == method)

@@ -1,4 +1,4 @@
-"""What an object server serves: objects by key, in memory or in a directory."""
+"""Objects for the object server: by key, in memory or in a directory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["DirectoryObjects", "Found", "MemoryObjects", "Objects"]
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """An object that is there; its bytes are read only when and where they are wanted."""
+    """An existing object; ``read(start, stop)`` returns only the requested bytes."""
 
     size: int
     etag: str
@@ -24,14 +24,14 @@ class Found:
 
 
 class Objects(MutableMapping[str, bytes]):
-    """Objects by key, as a mapping, and as a server looks at them."""
+    """Objects by key: a mapping, plus lookups for the server."""
 
     def find(self, key: str) -> Found | None:
-        """Look up one object."""
+        """Return the object at ``key``, or None."""
         raise NotImplementedError
 
     def children(self, prefix: str) -> list[str]:
-        """Names right below a prefix that ends in ``/`` or is empty; directories end in ``/``."""
+        """Return the names directly below ``prefix`` ("" or "…/"); directories end in ``/``."""
         raise NotImplementedError
 
     def __getitem__(self, key: str) -> bytes:
@@ -48,12 +48,12 @@ class MemoryObjects(Objects):
     """Objects in a dict."""
 
     def __init__(self) -> None:
-        # Each with its ETag: a number, since a checksum costs as much as receiving the object.
+        # The ETag is a number: a checksum would cost as much as receiving the object.
         self._objects: dict[str, tuple[bytes, str]] = {}
         self._versions = itertools.count(1)
-        # Sorted, a prefix is found without a look at every key; each 404 asks for one.
+        # Sorted, so that looking up a prefix, as each 404 does, does not scan all keys.
         self._sorted: list[str] | None = None
-        # The test changes objects in another thread than the server's.
+        # Tests change objects from another thread than the server's.
         self._lock = threading.Lock()
 
     def find(self, key: str) -> Found | None:
@@ -107,8 +107,8 @@ class DirectoryObjects(Objects):
     def _path(self, key: str) -> str:
         parts = key.split("/")
         if "" in parts or "." in parts or ".." in parts or "\\" in key or "\0" in key:
-            raise KeyError(key)  # no file of this directory, or not by its own name
-        # As text: to make a `Path` of it takes as long as the rest of an answer.
+            raise KeyError(key)  # outside this directory, or not a normalized name
+        # Not a `Path`: making one takes as long as the rest of an answer.
         return os.path.join(self._root, key)
 
     def find(self, key: str) -> Found | None:
@@ -121,7 +121,7 @@ class DirectoryObjects(Objects):
             return None
 
         def read(start: int, stop: int) -> bytes:
-            # A buffer would take as long as a small file.
+            # Unbuffered: a buffer would take as long as reading a small file.
             with open(path, "rb", buffering=0) as file:
                 file.seek(start)
                 return file.read(stop - start)
@@ -139,7 +139,7 @@ class DirectoryObjects(Objects):
     def __setitem__(self, key: str, data: bytes) -> None:
         path = Path(self._path(key))
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A reader sees the old bytes or the new ones, never a part.
+        # Atomic: a reader sees the old bytes or the new ones, never a part.
         partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
         partial.write_bytes(data)
         partial.replace(path)

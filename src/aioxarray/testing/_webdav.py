@@ -1,4 +1,4 @@
-"""Listings as WebDAV has them (RFC 4918): what obstore's ``HTTPStore`` asks a server for."""
+"""WebDAV listings (RFC 4918), as obstore's ``HTTPStore`` requests them from a server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["multistatus"]
 
-# Clients want a time; objects in memory have none.
+# Clients require a time; objects in memory have none.
 _MODIFIED = "Thu, 01 Jan 1970 00:00:00 GMT"
 _RESPONSE = (
     "<D:response><D:href>/{href}</D:href><D:propstat><D:prop>{properties}</D:prop>"
@@ -29,7 +29,7 @@ _OBJECT = (
 
 
 def multistatus(objects: Objects, key: str, deep: bool) -> bytes | None:
-    """Return what is at ``key`` and right below it, or at any depth; None if nothing is."""
+    """List ``key`` and its children or, if ``deep``, all descendants; None if it is absent."""
     path = key.strip("/")
     prefix = f"{path}/" if path else ""
     if objects.find(path) is not None:

@@ -1,4 +1,4 @@
-"""The base of the wrappers in `stores`: every method of a store, made of counted requests."""
+"""Base class of the wrappers in `stores`: every store method as requests through one hook."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ _AnyStore: Any = Store
 
 
 class RequestStore(WrapperStore[Store]):
-    """Leads every request through `_request`, whichever method of the store began it.
+    """Store wrapper that passes every request through `_request`.
 
     Methods that zarr's base class builds from others (`get_ranges`, `_get_many`, …) are built
-    here from this store's own: `WrapperStore` hands them to the wrapped store, where its
-    requests would be seen by nobody.
+    here from this wrapper's methods: `WrapperStore` forwards them to the wrapped store, whose
+    requests would bypass `_request`.
     """
 
     async def _request(self, request: Request, send: Callable[[], Awaitable[T]]) -> T:
-        """Carry out one request. Subclasses add what they are for."""
+        """Carry out one request; the hook for subclasses."""
         return await send()
 
-    # zarr rebuilds a wrapper around another store in `with_read_only` and `__enter__`; this
-    # private hook is the one both go through, and without it keyword state would be lost.
+    # zarr's `with_read_only` and `__enter__` rebuild a wrapper around another store through this
+    # private hook; without it, the subclass's state would be lost.
     # Can go when zarr-developers/zarr-python makes the hook public.
     def _with_store(self, store: Store) -> Self:
         other = copy.copy(self)  # shallow: the copies share their state
@@ -68,7 +68,7 @@ class RequestStore(WrapperStore[Store]):
         try:
             return list(await asyncio.gather(*tasks))
         finally:
-            # Without this a failed request would leave its siblings running.
+            # Otherwise a failed request would leave the others running.
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -83,15 +83,15 @@ class RequestStore(WrapperStore[Store]):
             prototype: BufferPrototype,
             **options: int | None,
         ) -> AsyncIterator[Sequence[tuple[int, Buffer | None]]]:
-            # The options are max_concurrency, max_gap_bytes and max_coalesced_bytes. None
-            # means "the default", as in WrapperStore; the default method of Store knows no None.
+            # The options are max_concurrency, max_gap_bytes and max_coalesced_bytes. In
+            # WrapperStore None means "the default"; Store's own method does not accept None.
             given = {name: value for name, value in options.items() if value is not None}
             ranges: AsyncIterator[Sequence[tuple[int, Buffer | None]]] = _AnyStore.get_ranges(
                 self, key, byte_ranges, prototype=prototype, **given
             )
             return ranges
 
-    # Private in zarr and used by it to read many keys; WrapperStore would go round `get`.
+    # Private; zarr reads many keys with it. WrapperStore would bypass `get`.
     # Can go when WrapperStore stops forwarding it.
     async def _get_many(
         self, requests: Iterable[tuple[str, BufferPrototype, ByteRequest | None]]
@@ -99,9 +99,9 @@ class RequestStore(WrapperStore[Store]):
         async for item in Store._get_many(self, requests):
             yield item
 
-    # Synchronous reads and writes would go round us: None says that there are none, to
-    # `isinstance(store, SupportsGetSync)` of zarr 3.1 and 3.4 alike. The private property is
-    # what zarr 3.4 asks besides; it can go when zarr decides by the methods alone.
+    # Synchronous reads and writes would bypass `_request`. None makes
+    # `isinstance(store, SupportsGetSync)` false in zarr 3.1 and 3.4. zarr 3.4 also checks the
+    # private property, which can go when zarr checks only the methods.
     get_sync = None  # type: ignore[assignment,unused-ignore]
     set_sync = None  # type: ignore[assignment,unused-ignore]
     delete_sync = None  # type: ignore[assignment,unused-ignore]
@@ -116,7 +116,7 @@ class RequestStore(WrapperStore[Store]):
     async def getsize(self, key: str) -> int:
         return await self._request(Request("getsize", key), partial(self._store.getsize, key))
 
-    # --- listing: one request each, that ends with the listing and not with its reader --------
+    # --- listing: one request each, which ends with the listing and not with its consumer -----
 
     def list(self) -> AsyncIterator[str]:
         return self._listed(Request("list", ""), self._store.list)
@@ -164,7 +164,7 @@ class RequestStore(WrapperStore[Store]):
         while isinstance(innermost, RequestStore):
             innermost = innermost._store
         if type(innermost).delete_dir is Store.delete_dir:
-            # It would list the keys and delete one after another: those are the requests.
+            # Store's own method lists the keys and deletes each: those are the requests.
             await Store.delete_dir(self, prefix)
         else:
             await self._request(

@@ -1,4 +1,4 @@
-"""A clock that jumps over waiting, so that latency becomes an exact number."""
+"""Virtual clock that skips waiting, so that latency becomes an exact number."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ Ts = TypeVarTuple("Ts")
 
 
 class DeadlockError(RuntimeError):
-    """Nothing on the loop can ever go on. The message lists the tasks and where they wait."""
+    """Nothing on the loop can make progress. The message lists the tasks and where they wait."""
 
 
 class VirtualClock:
-    """Runs asynchronous code on a loop whose time passes only by waiting, and at once.
+    """Virtual clock for an event loop: time advances only by waiting, and waiting is instant.
 
-    When nothing is ready to run, no executor job is at work, and a timer is due later, time
-    jumps to the timer. With 1 s for each request, the elapsed time is the number of round trips
-    that depend on each other, exactly, however busy the machine.
+    When nothing is ready to run, no executor job is running, and a timer is due later, time
+    jumps to the timer. With 1 s per request, the elapsed time is exactly the number of dependent
+    round trips, however busy the machine is.
 
-    Jobs that the code sends to threads with `loop.run_in_executor` or `asyncio.to_thread` take no
-    virtual time, and time stands still while they work. While a job waits for a coroutine that
-    it sent to the loop itself (`asyncio.run_coroutine_threadsafe`, a blocking call of
-    aioxarray), time may jump.
+    Jobs in threads (`loop.run_in_executor`, `asyncio.to_thread`) take no virtual time, and time
+    stands still while they run. While a job waits for a coroutine that it submitted to the loop
+    (`asyncio.run_coroutine_threadsafe`, or a blocking call of aioxarray), time may jump.
 
-    Use it with fakes that wait on the loop, as `LatencyStore` does. It knows nothing of sockets
-    and of threads that were not started through the loop (those of `anyio.to_thread` neither): a
-    timeout on a real server's answer would pass at once. For such threads there is `hold`.
+    Use the clock with code that waits on the loop, as `LatencyStore` does. It does not know about
+    sockets, or about threads that were not started through the loop (such as those of
+    `anyio.to_thread`): a timeout on a real server's answer would expire at once. For such threads
+    use `hold`.
 
     Parameters
     ----------
     patience_s : float, optional
-        Real seconds to wait for another thread's call when nothing else can happen any more;
-        then the run ends with `DeadlockError`.
+        Real seconds to wait for a call from another thread when nothing else can happen; then
+        the run ends with `DeadlockError`.
 
     Examples
     --------
@@ -63,19 +63,19 @@ class VirtualClock:
     def run(self, function: Callable[[*Ts], Coroutine[Any, Any, T]], *args: *Ts) -> T:
         """Run ``function(*args)`` on a new loop, as `asyncio.run` does, from time 0.
 
-        While it runs, the loop also is aioxarray's I/O loop.
+        While it runs, the loop is also aioxarray's I/O loop.
 
         Parameters
         ----------
         function : coroutine function
-            What to run.
+            The function to run.
         *args
             Its arguments.
 
         Raises
         ------
         DeadlockError
-            All that is left waits for what cannot come.
+            If nothing on the loop can make progress any more.
         """
         with asyncio.Runner(loop_factory=lambda: _VirtualLoop(self._patience_s)) as runner:
             loop = runner.get_loop()
@@ -85,17 +85,17 @@ class VirtualClock:
                 with _as_io_loop(loop):
                     return runner.run(function(*args))
             finally:
-                # What follows, the end of tasks that were left over, is not the function's time.
+                # Read before the runner ends the remaining tasks, which is not the function's time.
                 self._loop, self._elapsed_s = None, loop.time()
 
     @property
     def elapsed_s(self) -> float:
-        """Virtual seconds since the start of the run, or that the last run took."""
+        """Virtual seconds since the start of the run, or the length of the last run."""
         loop = self._loop
         return self._elapsed_s if loop is None else loop.time()
 
     def hold(self) -> AbstractContextManager[None]:
-        """Keep time from jumping while the body runs, in whatever thread that is."""
+        """Keep time from jumping while the body runs, in any thread."""
         if self._loop is None:
             raise RuntimeError("the clock is not running: hold it within `run`")
         return self._loop.hold()
@@ -109,25 +109,25 @@ def _has_threads(executor: Executor) -> bool:
 
 
 def _as_io_loop(loop: asyncio.AbstractEventLoop) -> AbstractContextManager[None]:
-    """Let aioxarray do its I/O on this loop: on its own, waiting would take real time."""
-    # Imported late: the other fakes are of use without the library's runtime.
+    """Make aioxarray do its I/O on this loop: on its own loop, waiting would take real time."""
+    # Imported late: the other test doubles do not need the library's runtime.
     from aioxarray._runtime.loops import use_io_loop
 
     return use_io_loop(loop)
 
 
 class _Job:
-    """Work in another thread. It keeps time from jumping, except while it waits for the loop."""
+    """Work in another thread; keeps time from jumping, except while it waits for the loop."""
 
     def __init__(self) -> None:
-        self.awaited = 0  # tasks that it sent to the loop; changed in the loop's thread only
+        self.awaited = 0  # tasks that it sent to the loop; changed only in the loop's thread
 
 
 class _VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop with a time of its own.
+    """Event loop with virtual time.
 
-    Only documented methods are overridden. What asyncio does between them is to let its
-    selector wait until the next timer; ours, `_Leaper`, moves the time instead.
+    Only documented methods are overridden. asyncio lets its selector wait until the next timer;
+    `_Leaper`, the selector here, advances the time instead.
     """
 
     _executor: Executor
@@ -139,19 +139,19 @@ class _VirtualLoop(asyncio.SelectorEventLoop):
         self._this_thread = threading.local()
         self._sender: _Job | None = None
         super().__init__(_Leaper(self, patience_s))
-        # Private to asyncio: a timer within this of now is due. Its 1 ns is less than a float of
-        # some months can tell: such a timer would never be due, and the loop would spin for it.
-        # Can go when asyncio derives it from `time()`; where it is unknown it does nothing.
+        # Private to asyncio: a timer within this of now is due. A float that counts months cannot
+        # resolve the default of 1 ns: the timer would never be due, and the loop would spin.
+        # Can go when asyncio derives it from `time()`; without effect if asyncio does not use it.
         self._clock_resolution = 1e-6
-        # Set here, so that every job is submitted by `run_in_executor` below.
+        # Set explicitly, so that every job is submitted by `run_in_executor` below.
         self.set_default_executor(ThreadPoolExecutor(thread_name_prefix="virtual-clock"))
 
     def time(self) -> float:
         return self._now_s
 
     def advance(self, seconds: float) -> None:
-        # To the nanosecond: then a thousand waits of 0.05 s take 50.0 s, and not
-        # 50.00000000000044. But always onwards, which rounding alone does not promise.
+        # Rounded to the nanosecond, so that a thousand waits of 0.05 s take 50.0 s and not
+        # 50.00000000000044. But always forward, which rounding alone does not guarantee.
         later = round(self._now_s + seconds, 9)
         self._now_s = max(later, math.nextafter(self._now_s, math.inf))
 
@@ -172,7 +172,7 @@ class _VirtualLoop(asyncio.SelectorEventLoop):
         with self._lock:
             self._jobs.discard(job)
         try:
-            # The selector may be waiting for this very moment.
+            # Wake the selector, which may be waiting for this.
             super().call_soon_threadsafe(lambda: None)
         except RuntimeError:  # the job outlived the loop
             pass
@@ -205,7 +205,7 @@ class _VirtualLoop(asyncio.SelectorEventLoop):
                 self._this_thread.job = None
 
         try:
-            # A job for another process has to be pickled, and cannot call this loop anyhow.
+            # A job for another process has to be pickled, and cannot call this loop anyway.
             if _has_threads(executor):
                 done: Future[T] = executor.submit(work)
             else:
@@ -213,19 +213,19 @@ class _VirtualLoop(asyncio.SelectorEventLoop):
         except BaseException:
             self._end(job)
             raise
-        # The result comes to the loop first, the job's end after it: time cannot jump between.
+        # The loop gets the result before the job's end, so time cannot jump in between.
         result = asyncio.wrap_future(done, loop=self)
-        # Not when `result` is done: that is as soon as it is cancelled, with the thread at work.
+        # Not on `result`, which is done as soon as it is cancelled, while the thread still runs.
         done.add_done_callback(lambda _: self._end(job))
         return result
 
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:
-        # A hold in place of the timeout: the threads end in real time.
+        # A hold instead of the timeout: the threads end in real time.
         with self.hold():
             await super().shutdown_default_executor()
 
-    # A job that sends a coroutine to the loop then waits for it, so time may have to jump for the
-    # job to go on. Such a coroutine becomes a task in a call that came from the job's thread.
+    # A job that sends a coroutine to the loop waits for it, so time may have to jump for the job
+    # to continue. Such a coroutine becomes a task in a call from the job's thread.
 
     def call_soon_threadsafe(  # type: ignore[override,unused-ignore]
         self, callback: Callable[..., object], *args: Any, context: Any = None
@@ -251,13 +251,13 @@ class _VirtualLoop(asyncio.SelectorEventLoop):
                 job.awaited -= 1
 
             job.awaited += 1
-            # The first callback of the task, so the job counts as at work before it can be.
+            # The task's first callback, so the job counts as running before it can continue.
             task.add_done_callback(answered)
         return task
 
 
 class _Leaper(selectors.DefaultSelector):
-    """Moves the time where another selector would sleep."""
+    """Selector that advances the time where another selector would sleep."""
 
     def __init__(self, loop: _VirtualLoop, patience_s: float) -> None:
         super().__init__()
@@ -265,7 +265,7 @@ class _Leaper(selectors.DefaultSelector):
         self._patience_s = patience_s
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        # In this order: a job that ends between the two lines has woken the selector before.
+        # In this order: a job that ends between these lines has already woken the selector.
         is_held = self._loop.is_held
         events = super().select(0)
         if events or (timeout is not None and timeout <= 0):
@@ -286,7 +286,7 @@ class _Leaper(selectors.DefaultSelector):
 
 
 def _where(task: asyncio.Task[Any]) -> str:
-    """Name a task and the innermost line that it waits at."""
+    """Return the name of a task and the innermost line at which it waits."""
     coroutine: Any = task.get_coro()
     while isinstance(inner := getattr(coroutine, "cr_await", None), CoroutineType):
         coroutine = inner

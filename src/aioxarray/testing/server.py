@@ -1,7 +1,7 @@
-"""A loopback HTTP server of objects, with latency and counters.
+"""Loopback HTTP server for objects, with latency and counters.
 
-It serves from a thread of the test, or from a process of its own:
-``python -m aioxarray.testing --latency-s 0.05 --root DIRECTORY`` starts one by hand.
+It runs in a thread or in its own process. ``python -m aioxarray.testing --latency-s 0.05 --root
+DIRECTORY`` starts one from the command line.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from aioxarray.testing._objects import DirectoryObjects, MemoryObjects
 
 __all__ = ["ObjectServer"]
 
-HOST = "127.0.0.1"  # never anything else: it lets anyone who reaches it write
-# How long a process may take to start or to end: imports on a busy machine take seconds.
+HOST = "127.0.0.1"  # never anything else: every client may write
+# How long a process may take to start or end: on a busy machine, imports take seconds.
 PATIENCE_S = 60.0
 
 
@@ -43,7 +43,7 @@ def _site(
 
 async def _serve(site: Site, started: Future[int], stop: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
-    # Hundreds of clients may knock at once, before the loop comes to accept them.
+    # Hundreds of clients may connect before the loop gets to accept them.
     server = await loop.create_server(lambda: Connection(site), HOST, 0, backlog=1024)
     try:
         started.set_result(server.sockets[0].getsockname()[1])
@@ -53,11 +53,11 @@ async def _serve(site: Site, started: Future[int], stop: asyncio.Event) -> None:
         server.close()
         for connection in tuple(site.connections):
             connection.abort()
-        await asyncio.sleep(0)  # in which the loop closes their sockets
+        await asyncio.sleep(0)  # lets the loop close their sockets
 
 
 class _Host(Protocol):
-    """What runs the server, here or elsewhere."""
+    """Interface of the hosts: a thread or a process that runs the server."""
 
     port: int
     log: RequestLog
@@ -68,7 +68,7 @@ class _Host(Protocol):
 
 
 class _ThreadHost:
-    """Runs the server on a loop of its own in a daemon thread."""
+    """Host that runs the server on its own loop in a daemon thread."""
 
     def __init__(self, site: Site) -> None:
         self.site = site
@@ -89,7 +89,7 @@ class _ThreadHost:
 
         try:
             asyncio.run(main())
-        except BaseException as error:  # whoever waits for the start gets it
+        except BaseException as error:  # raised in `__init__`, which waits for the start
             if started.done():
                 raise
             started.set_exception(error)
@@ -108,12 +108,12 @@ class _ThreadHost:
 
 
 class _ProcessHost:
-    """Runs the server in another process, which ends when its standard input does."""
+    """Host that runs the server in another process, which ends when its standard input does."""
 
     def __init__(
         self, latency_s: float, bytes_per_s: float, root: str | os.PathLike[str] | None
     ) -> None:
-        # The child imports the same package as this process, however it was found.
+        # The child must import the same package as this process.
         path = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
         command = [sys.executable, "-m", "aioxarray.testing"]
         command += ["--latency-s", str(latency_s), "--bytes-per-s", str(bytes_per_s)]
@@ -124,7 +124,7 @@ class _ProcessHost:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))},
-            start_new_session=True,  # Ctrl-C is for the parent; the child ends after it
+            start_new_session=True,  # Ctrl-C reaches only the parent; the child ends after it
         )
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
@@ -146,7 +146,7 @@ class _ProcessHost:
         self._latency_s = seconds
 
     def call(self, method: str, what: str, body: bytes | None = None) -> bytes | None:
-        """Ask the other process; None for what is not there."""
+        """Send a control request to the other process; return the body, or None for a 404."""
         connection = http.client.HTTPConnection(HOST, self.port, timeout=PATIENCE_S)
         try:
             connection.request(method, f"/{CONTROL}{quote(what)}", body)
@@ -220,25 +220,23 @@ class _RemoteObjects(MutableMapping[str, bytes]):
 
 
 class ObjectServer:
-    """An HTTP/1.1 server of objects on 127.0.0.1, at a free port.
+    """HTTP/1.1 server for objects on 127.0.0.1, at a free port.
 
-    It answers GET (whole or by one range), HEAD, PUT and DELETE, and lists a directory as a
-    page of links, which fsspec can read, and by PROPFIND, which obstore asks for. Connections
-    are kept alive.
+    It answers GET (whole or with one range), HEAD, PUT and DELETE. Directories are listed as a
+    page of links, for fsspec, and by PROPFIND, for obstore. Connections are kept alive.
 
     Parameters
     ----------
     latency_s : float, optional
-        Seconds that each answer is held back. It can be changed while the server runs.
+        Delay of each answer in seconds. It can be changed while the server runs.
     root : path, optional
-        Serve the files of this directory; without it, objects in memory.
+        Serve the files of this directory. By default, objects are in memory.
     process : bool, optional
-        Serve from another process, so that the server does not hold the interpreter lock of
-        what is measured. It starts in about the time that ``import zarr`` takes, and ends with
-        this process.
+        Serve from another process, so that the server does not hold the GIL of the process under
+        test. It starts in about the time that ``import zarr`` takes, and ends with this process.
     bytes_per_s : float, optional
-        How many bytes of bodies, sent and received, it takes for all clients together: each
-        answer comes when the line has carried those before it, and its own. 0: no limit.
+        Bandwidth for bodies, sent and received, of all clients together: an answer is sent when
+        all bodies before it, and its own, have been transferred. 0: no limit.
 
     Examples
     --------
@@ -266,7 +264,7 @@ class ObjectServer:
         self._host: _Host | None = None
 
     def start(self) -> Self:
-        """Serve from now on; ``with`` does the same."""
+        """Start the server; ``with`` does the same."""
         if self._host is not None:
             raise RuntimeError("the server has been started already")
         if self._process:
@@ -280,7 +278,7 @@ class ObjectServer:
     def hold(self, glob: str = "*") -> None:
         """Hold the answers to requests for matching keys from now on, until `release`.
 
-        Not for a server in another process.
+        Not available for a server in another process.
         """
         host = self._running
         if not isinstance(host, _ThreadHost):
@@ -291,7 +289,7 @@ class ObjectServer:
             host.site.gate.set_open(glob, False)
 
     def release(self, glob: str = "*") -> None:
-        """Answer matching requests, those that are held and those to come."""
+        """Answer matching requests, both held and future ones."""
         self._gate.set_open(glob, True)
 
     @property
@@ -306,12 +304,12 @@ class ObjectServer:
     def wait_requested(self, glob: str = "*", timeout_s: float = 30.0, count: int = 1) -> None:
         """Block this thread until ``count`` requests for matching keys have arrived.
 
-        Raises TimeoutError if they have not within ``timeout_s`` seconds.
+        Raises TimeoutError after ``timeout_s`` seconds.
         """
         self._gate.wait_arrival(glob, count, timeout_s)
 
     async def deserted(self) -> None:
-        """Wait until no request is held: clients were answered, or have left."""
+        """Wait until no request is held: all were answered, or their clients disconnected."""
         await self._gate.departure()
 
     @property
@@ -322,9 +320,9 @@ class ObjectServer:
         return host.site.gate
 
     def fail(self, glob: str, status: int | None = 500) -> None:
-        """Answer requests for matching keys with an error status; with None as usual again.
+        """Answer requests for matching keys with an error status; None ends that.
 
-        Not for a server in another process.
+        Not available for a server in another process.
         """
         host = self._running
         if not isinstance(host, _ThreadHost):
@@ -332,7 +330,7 @@ class ObjectServer:
         host.site.faults.append((glob, None if status is None else HTTPStatus(status)))
 
     def close(self) -> None:
-        """Drop all clients and end. What was in memory is gone."""
+        """Disconnect all clients and stop. Objects in memory are lost."""
         host, self._host = self._host, None
         if host is not None:
             host.close()
@@ -355,17 +353,17 @@ class ObjectServer:
 
     @property
     def url(self) -> str:
-        """Where it is, without a slash at the end."""
+        """The server's URL, without a trailing slash."""
         return f"http://{HOST}:{self._running.port}"
 
     @property
     def log(self) -> RequestLog:
-        """What was requested, by HTTP verb and key, and how many requests were in flight.
+        """The requests, by HTTP verb and key, and how many were in flight.
 
         A request counts as completed when its answer is handed to the connection, and as
-        cancelled when the client left before that. Objects in memory without latency are served
-        at once, so that no two requests are in flight together. Each look asks the process, if
-        there is one.
+        cancelled if the client disconnected before that. Objects in memory without latency are
+        served at once, so no two requests are in flight together. Each access asks the server
+        process, if there is one.
         """
         return self._running.log
 
@@ -380,7 +378,7 @@ class ObjectServer:
 
     @property
     def latency_s(self) -> float:
-        """Seconds that each answer is held back; can be set."""
+        """Delay of each answer in seconds; can be set."""
         return self._running.latency_s
 
     @latency_s.setter
@@ -389,7 +387,7 @@ class ObjectServer:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Serve until interrupted, from the command line; the first line of output is the port."""
+    """Run the server from the command line until interrupted; prints the port first."""
     parser = argparse.ArgumentParser(prog="python -m aioxarray.testing", description=__doc__)
     parser.add_argument("--latency-s", type=float, default=0.0)
     parser.add_argument("--bytes-per-s", type=float, default=0.0, help="0: no limit")
@@ -403,7 +401,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         started.add_done_callback(lambda port: print(port.result(), flush=True))  # noqa: T201
 
         def wait_for_parent() -> None:
-            # The pipe's other end closes however the parent ends, so no server outlives it.
+            # The pipe closes however the parent ends, so no server outlives it.
             while os.read(0, 4096):
                 pass
             loop.call_soon_threadsafe(stop.set)

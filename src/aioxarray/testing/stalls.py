@@ -1,4 +1,4 @@
-"""How long an event loop was kept from running."""
+"""Measurement of how long an event loop was blocked."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ __all__ = ["StallMonitor"]
 
 
 class StallMonitor:
-    """Measures the worst stall of the running loop, asyncio's or Trio's, while a body runs.
+    """Context manager that measures the worst stall of the running asyncio or Trio loop.
 
-    A task sleeps for a moment again and again, and notes by how much it wakes late. It depends
-    on the machine and its load: print it, in a demo or a benchmark, and do not assert on it.
+    A task sleeps repeatedly for a short time and records how late it wakes. The result depends on
+    the machine and its load: print it in a demo or a benchmark, but do not assert on it.
 
     Parameters
     ----------
     interval_s : float, optional
-        How long the task sleeps. Shorter stalls than that can be missed.
+        How long the task sleeps. Shorter stalls can be missed.
     now : callable, optional
-        The clock. The default is a real one; do not use the monitor with a `VirtualClock`,
-        whose time would follow the monitor's sleeping and never end.
+        The clock, by default a real one. Do not use the monitor with a `VirtualClock`, whose time
+        would advance with the monitor's sleeps and never stop.
 
     Attributes
     ----------
@@ -66,7 +66,7 @@ class StallMonitor:
 
     async def __aenter__(self) -> Self:
         if self._tasks is not None:
-            raise RuntimeError("this monitor is at work already: make another one")
+            raise RuntimeError("this monitor is already running: create another one")
         self._tasks = anyio.create_task_group()
         await self._tasks.__aenter__()
         self._due_s = self._now() + self._interval_s
@@ -81,12 +81,11 @@ class StallMonitor:
     ) -> None:
         tasks, self._tasks = self._tasks, None
         assert tasks is not None
-        self._note()  # a stall at the very end, which the task did not live to see
+        self._note()  # a stall at the very end, which the task can no longer record
         tasks.cancel_scope.cancel()
         try:
             await tasks.__aexit__(exc_type, error, traceback)
         except BaseExceptionGroup:
-            # The group wraps the body's own error, which has to leave as it is: returning from
-            # here raises it again.
+            # The group wraps the body's error. Returning raises the original instead.
             if error is None:
                 raise

@@ -1,6 +1,6 @@
-"""Wrappers of any zarr store: counted, slow, held at a gate, or faulty.
+"""Wrappers for any zarr store that count, delay, hold or fail requests.
 
-They compose, the outermost sees a request first::
+They compose; the outermost sees a request first::
 
     RecordingStore(LatencyStore(MemoryStore(), 0.05))
 """
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 class RecordingStore(RequestStore):
-    """Counts all requests to a store, over all copies that zarr makes of the wrapper.
+    """Store wrapper that counts all requests, across all copies that zarr makes of it.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ class RecordingStore(RequestStore):
     Attributes
     ----------
     log : RequestLog
-        What was requested, and how many requests were in flight.
+        The requests, and how many were in flight.
 
     Examples
     --------
@@ -62,17 +62,17 @@ class RecordingStore(RequestStore):
 
 
 class LatencyStore(RequestStore):
-    """Makes each request wait before it is sent.
+    """Store wrapper that delays each request.
 
-    It waits with `asyncio.sleep` on the loop that runs the request, so that on the loop of a
-    `VirtualClock` the waiting takes no time and its length is exact.
+    It waits with `asyncio.sleep` on the loop that runs the request. On the loop of a
+    `VirtualClock` this takes no real time, and its length is exact.
 
     Parameters
     ----------
     store : zarr.abc.store.Store
         The store that answers.
     latency_s : float
-        Seconds that each request takes longer.
+        Delay of each request in seconds.
     """
 
     def __init__(self, store: Store, latency_s: float) -> None:
@@ -81,7 +81,7 @@ class LatencyStore(RequestStore):
 
     @property
     def latency_s(self) -> float:
-        """Seconds that each request takes longer. Setting it changes all copies."""
+        """Delay of each request in seconds. Setting it changes all copies."""
         return self._shared["latency_s"]
 
     @latency_s.setter
@@ -94,7 +94,7 @@ class LatencyStore(RequestStore):
 
 
 class GatedStore(RequestStore):
-    """Holds each `get` until the test releases it: order by events, not by sleeping.
+    """Store wrapper that holds each `get` until the test releases it.
 
     The test and the store's requests may run on different loops in different threads. In a
     glob ``*`` matches ``/`` too.
@@ -105,9 +105,9 @@ class GatedStore(RequestStore):
         The store that answers.
     keys : str, optional
         Hold requests for keys that match this glob; ``"*/c/*"`` holds the chunks of Zarr v3
-        and lets metadata through.
+        and lets metadata pass.
     methods : sequence of str, optional
-        Hold requests of these methods, ``("set",)`` for example.
+        Hold requests of these methods, for example ``("set",)``.
 
     Examples
     --------
@@ -133,7 +133,7 @@ class GatedStore(RequestStore):
 
     @property
     def waiting(self) -> tuple[str, ...]:
-        """The keys that are held now, in order of arrival; once for each request."""
+        """The keys held now, in order of arrival; one entry per request."""
         return self._gate.waiting
 
     async def requested(self, glob: str = "*", count: int = 1) -> None:
@@ -142,9 +142,9 @@ class GatedStore(RequestStore):
         Parameters
         ----------
         glob : str, optional
-            The keys that count.
+            The keys to wait for.
         count : int, optional
-            How many requests to wait for.
+            The number of requests to wait for.
         """
         await self._gate.arrival(glob, count)
 
@@ -156,17 +156,17 @@ class GatedStore(RequestStore):
         glob, count
             As for `requested`.
         timeout_s : float, optional
-            Give up after so many seconds.
+            Give up after this many seconds.
 
         Raises
         ------
         TimeoutError
-            They were not requested in time. The message names what is held.
+            If they were not requested in time. The message lists the held keys.
         """
         self._gate.wait_arrival(glob, count, timeout_s)
 
     def release(self, glob: str) -> None:
-        """Let matching requests pass, those that are held and those to come."""
+        """Let matching requests pass, both held and future ones."""
         self._gate.set_open(glob, True)
 
     def release_all(self) -> None:
@@ -174,12 +174,12 @@ class GatedStore(RequestStore):
         self.release("*")
 
     def hold(self, glob: str = "*") -> None:
-        """Hold matching requests that come from now on; the latest word on a key counts."""
+        """Hold matching requests from now on; the latest `hold` or `release` of a key counts."""
         self._gate.set_open(glob, False)
 
 
 class _Faults:
-    """Numbers the requests of all copies of a `FaultyStore`."""
+    """Counter of requests, shared by all copies of a `FaultyStore`."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -207,14 +207,14 @@ def _never(index: int, request: Request) -> None:
 
 
 class FaultyStore(RequestStore):
-    """Fails requests, or answers them with damaged bytes.
+    """Store wrapper that fails requests, or answers them with damaged bytes.
 
     Parameters
     ----------
     store : zarr.abc.store.Store
         The store that answers the other requests.
     fail : callable
-        ``fail(index, request)`` returns the exception to raise in place of the request, or
+        ``fail(index, request)`` returns the exception to raise instead of the request, or
         ``None``. Requests are numbered from 0 in the order they start. It may be called from
         several threads.
     keys : str, optional
@@ -250,7 +250,7 @@ class FaultyStore(RequestStore):
         k : int
             Which request fails.
         error : exception or exception class, optional
-            What it fails with.
+            The error to raise.
         keys : str, optional
             Only requests for keys that match this glob are numbered and can fail.
         """
@@ -266,7 +266,7 @@ class FaultyStore(RequestStore):
 
     @classmethod
     def corrupt(cls, store: Store, keys: str, transform: Callable[[bytes], bytes]) -> FaultyStore:
-        """Damage what `get` returns.
+        """Damage the bytes that `get` returns.
 
         Parameters
         ----------
@@ -275,8 +275,8 @@ class FaultyStore(RequestStore):
         keys : str
             The glob of the keys to damage.
         transform : callable
-            Makes bad bytes from good ones, ``lambda data: data[:-1]`` for example. For a
-            request with a byte range it gets that part only.
+            Makes bad bytes from good ones, for example ``lambda data: data[:-1]``. For a
+            request with a byte range it gets only that part.
         """
         faulty = cls(store, _never, keys)
         faulty._transform = transform

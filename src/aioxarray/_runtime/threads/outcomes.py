@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Generic, TypeVar
 
@@ -23,9 +22,9 @@ class Outcome(Generic[T]):
     __slots__ = ("_errors", "_results")
 
     def __init__(self) -> None:
-        # Deques, whose methods are atomic: one thread fills them, another one empties them.
-        self._results: deque[T] = deque()
-        self._errors: deque[BaseException] = deque()
+        # Lists, whose methods are atomic: one thread fills them, another one empties them.
+        self._results: list[T] = []
+        self._errors: list[BaseException] = []
 
     def of(self, function: Callable[[], T]) -> None:
         """Call ``function``, and keep its result or error."""

@@ -14,19 +14,16 @@ from typing import Any
 
 import numpy as np
 
-# Private: the indexers passed to a backend's array, and the adapter that reduces vectorized ones to
-# outer ones. xarray's guide to backends tells backends to use them.
-from xarray.backends.common import BackendArray
-from xarray.core.indexing import (
+from aioxarray._runtime.loops import run_blocking
+from aioxarray._runtime.tasks import gather
+from aioxarray._xarray.compat import (
+    BackendArray,
     BasicIndexer,
     ExplicitIndexer,
     IndexingSupport,
     OuterIndexer,
     async_explicit_indexing_adapter,
 )
-
-from aioxarray._runtime.loops import run_blocking
-from aioxarray._runtime.tasks import gather
 
 Selector = range | np.ndarray[Any, np.dtype[np.int64]]
 """The positions of the selected elements along one dimension, in order."""

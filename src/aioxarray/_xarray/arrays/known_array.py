@@ -8,17 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-# Private: the array of xarray's Zarr engine. Can go when zarr answers from consolidated metadata
-# without its loop (zarr-developers/zarr-python#3885).
-from xarray.backends.zarr import ZarrArrayWrapper
-from xarray.core.indexing import ExplicitIndexer, VectorizedIndexer
-
+from aioxarray._xarray.compat import ExplicitIndexer, VectorizedIndexer, ZarrArrayWrapper
 from aioxarray._zarr.chunks.arrays import known_block
 from aioxarray._zarr.selection import is_basic
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from zarr.core.buffer import Buffer
+
+    from aioxarray._zarr.compat import Buffer
 
 # An array of at most this size is decoded once, as a whole: xarray reads the first and last time,
 # then all of them.

@@ -13,15 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-# Private: the adapters that ``open_dataset`` puts around lazy data have no public names
-# (pydata/xarray#10622 plans to make them asynchronous throughout). An adapter that is not known
-# here is read as a whole, in a thread.
-from xarray.backends.common import BackendArray
-from xarray.coding.common import _ElementwiseFunctionArray
-from xarray.coding.strings import StackedBytesArray
-from xarray.coding.variables import BoolTypeArray, NativeEndiannessArray
-from xarray.core.indexing import (
+from aioxarray._xarray.compat import (
+    BackendArray,
     BasicIndexer,
+    BoolTypeArray,
     CopyOnWriteArray,
     ExplicitIndexer,
     ExplicitlyIndexed,
@@ -30,6 +25,9 @@ from xarray.core.indexing import (
     LazilyIndexedArray,
     LazilyVectorizedIndexedArray,
     MemoryCachedArray,
+    NativeEndiannessArray,
+    StackedBytesArray,
+    _ElementwiseFunctionArray,
     _wrap_numpy_scalars,
     apply_indexer,
 )

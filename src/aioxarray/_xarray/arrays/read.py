@@ -6,27 +6,26 @@ import copy
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Any, TypeVar
 
-# Private: backends' arrays and locks have no public names. ``BackendArray.async_getitem`` is the
-# extension point in xarray's guide to backends. That of xarray's own Zarr backend has no limit on
-# requests (pydata/xarray#10622), so the Zarr array inside is replaced.
-from xarray.backends.common import BackendArray
-from xarray.backends.file_manager import PickleableFileManager
-from xarray.backends.locks import HDF5_LOCK, NETCDFC_LOCK, CombinedLock, SerializableLock
-from xarray.backends.zarr import ZarrArrayWrapper
-from xarray.core.indexing import (
-    BasicIndexer,
-    ExplicitIndexer,
-    ExplicitlyIndexedNDArrayMixin,
-    OuterIndexer,
-    VectorizedIndexer,
-)
-
 from aioxarray._runtime.collector import collector
 from aioxarray._runtime.lanes import Lane
 from aioxarray._runtime.threads.pool import BLOCKING_THREADS, Pool
 from aioxarray._xarray.arrays.joined import JoinedArray
 from aioxarray._xarray.arrays.known_array import KnownArray
 from aioxarray._xarray.arrays.plan import Opaque, Read
+from aioxarray._xarray.compat import (
+    HDF5_LOCK,
+    NETCDFC_LOCK,
+    BackendArray,
+    BasicIndexer,
+    CombinedLock,
+    ExplicitIndexer,
+    ExplicitlyIndexedNDArrayMixin,
+    OuterIndexer,
+    PickleableFileManager,
+    SerializableLock,
+    VectorizedIndexer,
+    ZarrArrayWrapper,
+)
 from aioxarray._zarr.chunks.arrays import read_block, read_points, readable
 from aioxarray._zarr.selection import is_basic
 from aioxarray._zarr.stores.grants import Reading
@@ -59,16 +58,17 @@ async def read(
                 pass
         return await blocking_pool.run(array.get_duck_array)
     if is_zarr(array):
-        array = copy.copy(array)
-        array._array = readable(array._array, reading, report)
+        key = source.key.tuple
         part = None
         if isinstance(source.key, VectorizedIndexer):
-            if not any(isinstance(each, slice) for each in source.key.tuple):
-                part = await read_points(array._array, source.key.tuple, reading)
-        elif is_basic(source.key.tuple):
-            part = await read_block(array._array, source.key.tuple)
+            if not any(isinstance(each, slice) for each in key):
+                part = await read_points(array._array, key, reading, report)
+        elif is_basic(key):
+            part = await read_block(array._array, key, reading, report)
         if part is not None:
             return part
+        array = copy.copy(array)
+        array._array = readable(array._array, reading, report)
         return await array.async_getitem(_without_scalars(source.key))
     if type(array) is JoinedArray:
         return await array.read(source.key, load)

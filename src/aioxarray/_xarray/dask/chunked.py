@@ -10,16 +10,12 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-# Private: how xarray finds the library behind a chunked array (dask, cubed, …), in
-# `xarray.Dataset.load` for example. It has no public name.
-from xarray.namedarray.parallelcompat import get_chunked_array_type
-from xarray.namedarray.pycompat import is_chunked_array
-
 from aioxarray._runtime.loops import run_on
 from aioxarray._runtime.tasks import gather
 from aioxarray._runtime.threads.leash import is_cancelled
 from aioxarray._xarray.arrays.blocks import aligned
 from aioxarray._xarray.arrays.read import blocking_pool
+from aioxarray._xarray.compat import get_chunked_array_type, is_chunked_array
 from aioxarray._xarray.dask.gathered import Gathered
 from aioxarray._xarray.dask.names import told_apart
 

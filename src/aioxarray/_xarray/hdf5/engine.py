@@ -13,25 +13,29 @@ from typing import TYPE_CHECKING, Any
 
 import h5netcdf
 
-# Private: the store of xarray's h5netcdf engine, whose ``open`` takes no opener, and the file
-# managers that its constructor takes instead. Can go when h5netcdf itself looks up metadata once
-# (h5netcdf/h5netcdf#195).
-from xarray.backends import H5netcdfBackendEntrypoint, H5NetCDFStore, StoreBackendEntrypoint
-from xarray.backends.common import _iter_nc_groups, _normalize_path
-from xarray.backends.file_manager import CachingFileManager, PickleableFileManager
-from xarray.backends.h5netcdf_ import _emit_phony_dims_warning
-from xarray.core.treenode import NodePath
-from xarray.core.utils import close_on_error, is_remote_uri
-
 from aioxarray._runtime.loops import run_blocking
 from aioxarray._runtime.threads.own import in_own_thread
 from aioxarray._xarray.arrays.read import in_hdf5
+from aioxarray._xarray.compat import (
+    CachingFileManager,
+    H5netcdfBackendEntrypoint,
+    H5NetCDFStore,
+    NodePath,
+    PickleableFileManager,
+    StoreBackendEntrypoint,
+    _emit_phony_dims_warning,
+    _iter_nc_groups,
+    _normalize_path,
+    close_on_error,
+    is_remote_uri,
+)
 from aioxarray._xarray.hdf5.files import OnceFile
 from aioxarray._xarray.hdf5.remote_files import AheadFile
 
 if TYPE_CHECKING:
     import xarray as xr
-    from xarray.backends.file_manager import FileManager
+
+    from aioxarray._xarray.compat import FileManager
 
 # Options that xarray's engine passes to h5netcdf, with its default values.
 _OF_FILE = {"invalid_netcdf": None, "decode_vlen_strings": True}

@@ -9,14 +9,10 @@ from collections.abc import Callable, Coroutine, Mapping
 from functools import lru_cache, partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-# Private: how xarray's h5netcdf engine opens a URL. Done here in advance, so that its first bytes
-# are in memory before it enters HDF5's lane, where files are opened one at a time.
-from xarray.backends import H5netcdfBackendEntrypoint
-from xarray.backends.common import _open_remote_file
-from xarray.core.utils import is_remote_uri
 from zarr.abc.store import RangeByteRequest
 
 from aioxarray._runtime.loops import io_loop, run_blocking, run_on
+from aioxarray._xarray.compat import H5netcdfBackendEntrypoint, _open_remote_file, is_remote_uri
 from aioxarray._zarr.stores.request import Request, plainly, send_alone
 
 # The defaults of xarray's engine.

@@ -7,14 +7,10 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-# Private: the base class of xarray's lazy adapters, and of `AioArray`. The public
-# `xarray.backends.BackendArray` cannot index lazily.
-from xarray.backends.common import BackendArray
-from xarray.core.indexing import ExplicitlyIndexed, ExplicitlyIndexedNDArrayMixin
-
 from aioxarray._runtime.lanes import Lane
 from aioxarray._runtime.loops import io_loop, run_blocking, run_on
 from aioxarray._xarray.arrays.read import in_hdf5, lane_of_hdf5, reads_hdf5
+from aioxarray._xarray.compat import BackendArray, ExplicitlyIndexed, ExplicitlyIndexedNDArrayMixin
 from aioxarray._xarray.lazy.loader import Options, read_all
 from aioxarray._xarray.lazy.variables import Lazy, known_data
 

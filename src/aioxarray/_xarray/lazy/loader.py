@@ -11,7 +11,7 @@ from typing import Any
 from aioxarray._runtime.tasks import gather, in_steps
 from aioxarray._runtime.threads.pool import BLOCKING_THREADS
 from aioxarray._xarray.dask.chunked import compute_chunked
-from aioxarray._xarray.lazy.together import RUN, UNREAD, Sorting, read_run
+from aioxarray._xarray.lazy.together import LEAST, RUN, UNREAD, Sorting, read_run
 from aioxarray._xarray.lazy.variables import Lazy, load_data
 from aioxarray._zarr.stores.calls import Call, calling
 from aioxarray._zarr.stores.grants import Reading, decoders, reading
@@ -77,11 +77,14 @@ class _Load:
         """Return the coroutine functions to run concurrently."""
         chunked = [index for index, lazy in enumerate(self._lazies) if lazy.chunked]
         others = [index for index, lazy in enumerate(self._lazies) if not lazy.chunked]
-        sorting = Sorting()
-        await in_steps(sorting.each(self._lazies, others, self._reading))
-        places, rest = sorting.done()
-        jobs = self._workers(rest)
-        jobs += [partial(self._together, *each) for each in places.items()]
+        if len(others) < LEAST:
+            jobs = self._workers(others)
+        else:
+            sorting = Sorting()
+            await in_steps(sorting.each(self._lazies, others, self._reading))
+            places, rest = sorting.done()
+            jobs = self._workers(rest)
+            jobs += [partial(self._together, *each) for each in places.items()]
         return [*jobs, partial(self._all_chunked, chunked)] if chunked else jobs
 
     def _workers(self, indexes: Sequence[int]) -> list[Callable[[], Coroutine[Any, Any, None]]]:

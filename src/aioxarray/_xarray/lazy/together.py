@@ -28,7 +28,7 @@ _SMALL_BYTES = 16 << 10
 RUN = 64
 _RUN_S = 0.01
 # Fewer variables of one place are as fast when read individually.
-_LEAST = 8
+LEAST = 8
 # The value of a variable that has to be read in another way.
 UNREAD = object()
 # The place of Zarr arrays; other places are the keys of lanes.
@@ -55,7 +55,7 @@ class Sorting:
     def done(self) -> tuple[dict[Hashable, list[int]], list[int]]:
         """Return the indexes by place, and the indexes of the rest."""
         for place, members in list(self._places.items()):
-            if len(members) < _LEAST:
+            if len(members) < LEAST:
                 self._rest += self._places.pop(place)
         return self._places, sorted(self._rest)
 

@@ -5,25 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import xarray as xr
-
-# Private: the types of a variable's ``_data`` before it is loaded, the adapter that caches loaded
-# values for all variables that share it, and the conversion of computed arrays. `Variable.load`
-# uses the same; xarray has no public way.
-from xarray.core.indexing import (
-    ExplicitlyIndexed,
-    ImplicitToExplicitIndexingAdapter,
-    MemoryCachedArray,
-    as_indexable,
-)
-from xarray.core.variable import as_compatible_data
 
 from aioxarray._runtime.threads.pool import Pool
 from aioxarray._xarray.arrays.known_array import KnownArray
 from aioxarray._xarray.arrays.plan import Read, plan
 from aioxarray._xarray.arrays.read import read
+from aioxarray._xarray.compat import (
+    ExplicitlyIndexed,
+    ImplicitToExplicitIndexingAdapter,
+    MemoryCachedArray,
+    as_compatible_data,
+    as_indexable,
+)
 from aioxarray._xarray.dask.chunked import is_chunked_array
 from aioxarray._xarray.lazy.find import Found
 from aioxarray._zarr.stores.grants import Reading, is_long
@@ -90,15 +87,12 @@ async def load_data(
     lazy: Lazy, reading: Reading, decoders: Pool, report: Callable[[int, int], None]
 ) -> Any:
     """Return the values of ``lazy``, which is not chunked; on the I/O loop."""
-
-    async def load_part(array: Any) -> Any:
-        part = Lazy(array, [], lazy.label, array.size * array.dtype.itemsize)
-        return await load_data(part, reading, decoders, lambda done, total: None)
-
     parts = plan(lazy.data)
     value = None
     if parts.source is not None:
-        value = await read(parts.source, reading, report, load_part)
+        value = await read(
+            parts.source, reading, report, partial(_load_part, lazy.label, reading, decoders)
+        )
     if lazy.nbytes <= _INLINE_BYTES:
         value = parts.finish(value)
     else:
@@ -107,6 +101,15 @@ async def load_data(
         value = await decoders.run(lambda: parts.finish(read_value), long=long)
     report(1, 1)
     return value
+
+
+async def _load_part(label: str, reading: Reading, decoders: Pool, array: Any) -> Any:
+    part = Lazy(array, [], label, array.size * array.dtype.itemsize)
+    return await load_data(part, reading, decoders, _unheard)
+
+
+def _unheard(done: int, total: int) -> None:
+    """Ignore the progress of a part: only whole variables are reported."""
 
 
 def known_data(array: Any) -> Any:

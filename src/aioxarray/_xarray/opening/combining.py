@@ -15,16 +15,14 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-# Private: the adapters around lazy data, as in `aioxarray._xarray.arrays.plan`.
-from xarray.core.indexing import (
+from aioxarray._xarray.arrays.joined import Cast, JoinedArray, Leaf, Reindexed, as_selector
+from aioxarray._xarray.compat import (
     CopyOnWriteArray,
     ExplicitlyIndexed,
     IndexingAdapter,
     LazilyIndexedArray,
     MemoryCachedArray,
 )
-
-from aioxarray._xarray.arrays.joined import Cast, JoinedArray, Leaf, Reindexed, as_selector
 from aioxarray._xarray.lazy.aio_array import AioArray
 from aioxarray._xarray.opening.pending import Pending
 

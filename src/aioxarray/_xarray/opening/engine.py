@@ -11,24 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
-# Private: the arrays of backends, which xarray's guide to backends tells engines to use, and the
-# choice of an engine for a file, which has no public name.
-from xarray.backends import (
-    BackendEntrypoint,
-    H5netcdfBackendEntrypoint,
-    NetCDF4BackendEntrypoint,
-    ZarrBackendEntrypoint,
-    plugins,
-)
-from xarray.backends.common import BackendArray, datatree_from_dict_with_io_cleanup
-from xarray.backends.zarr import ZarrArrayWrapper
-from xarray.core.indexing import ExplicitlyIndexed
-from xarray.core.utils import close_on_error, is_remote_uri
-
 from aioxarray._runtime.loops import run_blocking
 from aioxarray._runtime.threads.leash import be_awaited, run_leashed
 from aioxarray._xarray.arrays.known_array import KnownArray
 from aioxarray._xarray.arrays.read import in_hdf5, lane_of_hdf5
+from aioxarray._xarray.compat import (
+    BackendArray,
+    BackendEntrypoint,
+    ExplicitlyIndexed,
+    H5netcdfBackendEntrypoint,
+    NetCDF4BackendEntrypoint,
+    ZarrArrayWrapper,
+    ZarrBackendEntrypoint,
+    close_on_error,
+    datatree_from_dict_with_io_cleanup,
+    is_remote_uri,
+    plugins,
+)
 from aioxarray._xarray.hdf5.remote_files import AheadFile, read_ahead
 from aioxarray._xarray.lazy.aio_array import AioArray, OpenFile, ReadTogether
 from aioxarray._xarray.opening.explained import Attempt, check_names, guess_explained

@@ -12,9 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# Private: finding an engine by its name has no public function.
-from xarray.backends import BackendEntrypoint, plugins
-
+from aioxarray._xarray.compat import BackendEntrypoint, plugins
 from aioxarray._xarray.opening.guessing import guess_engine, missing_engines
 from aioxarray._xarray.opening.packages import how_to_install, missing_package
 from aioxarray._zarr.stores.printable import printable

@@ -13,12 +13,8 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-# Private: the choice of an engine for a file, and how xarray tells a URL from a path.
-from xarray.backends import BackendEntrypoint, plugins
-from xarray.backends.common import BACKEND_ENTRYPOINTS
-from xarray.core.utils import is_remote_uri
-
 from aioxarray._runtime.loops import run_blocking
+from aioxarray._xarray.compat import BACKEND_ENTRYPOINTS, BackendEntrypoint, is_remote_uri, plugins
 from aioxarray._zarr.metadata.opening import OBSTORE_SCHEMES, holds_zarr, is_store
 
 _NETCDF_SUFFIXES = (".nc", ".nc4", ".cdf")

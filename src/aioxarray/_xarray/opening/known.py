@@ -12,12 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import zarr
 
-# Private: the store of xarray's Zarr engine, and the paths of its groups. Can go when
-# zarr answers from consolidated metadata without its loop (zarr-developers/zarr-python#3885).
-from xarray.backends.zarr import ZarrBackendEntrypoint, ZarrStore
-from xarray.core.treenode import NodePath
-
 from aioxarray._xarray.arrays.known_array import KnownArray
+from aioxarray._xarray.compat import NodePath, ZarrBackendEntrypoint, ZarrStore
 from aioxarray._zarr.metadata.prefetched import PrefetchedStore
 
 if TYPE_CHECKING:

@@ -6,9 +6,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-# Private: resolves patterns, nested lists and remote globs as in `xarray.open_mfdataset`, which
-# cannot open the files concurrently (pydata/xarray#7810).
-from xarray.backends.common import _find_absolute_paths
+from aioxarray._xarray.compat import _find_absolute_paths
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -23,13 +23,13 @@ from numcodecs.fletcher32 import Fletcher32
 from numcodecs.shuffle import Shuffle
 from obstore.store import LocalStore, from_url
 
-# Private: the store of xarray's h5netcdf engine, how ``plugins`` finds an engine's arguments, the
-# array of xarray's Zarr backend, and the adapter around every lazy variable's array. The guide to
-# backends tells engines to use the adapter; the others have no public names.
-from xarray.backends import H5netcdfBackendEntrypoint, H5NetCDFStore, plugins
-from xarray.backends.zarr import ZarrArrayWrapper
-from xarray.core.indexing import LazilyIndexedArray
-
+from aioxarray._xarray.compat import (
+    H5netcdfBackendEntrypoint,
+    H5NetCDFStore,
+    LazilyIndexedArray,
+    ZarrArrayWrapper,
+    plugins,
+)
 from aioxarray._xarray.hdf5.engine import open_once, opens_once
 from aioxarray._xarray.hdf5.remote_files import AheadFile
 from aioxarray._xarray.opening.engine import AioBackendEntrypoint, open_in_lane

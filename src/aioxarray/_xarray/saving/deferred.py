@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-# Private: the base class of lazy data.
-from xarray.core.indexing import ExplicitlyIndexed
+from aioxarray._xarray.compat import ExplicitlyIndexed
 
 Encode = Callable[[xr.Variable], xr.Variable]
 

@@ -13,12 +13,10 @@ from typing import Any
 
 import xarray as xr
 
-# Private: how xarray tells a URL from a path.
-from xarray.core.utils import is_remote_uri
-
 from aioxarray._runtime.threads.leash import be_awaited
 from aioxarray._runtime.workers import in_worker
 from aioxarray._xarray.arrays.read import in_hdf5
+from aioxarray._xarray.compat import is_remote_uri
 from aioxarray._xarray.dask.chunked import apart, is_chunked_array, tasks_end_with_the_call
 from aioxarray._xarray.lazy.find import find_variables, shallow_copy
 from aioxarray._xarray.lazy.loader import Options, read_all

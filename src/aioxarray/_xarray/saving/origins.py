@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-# Private, as in `aioxarray._xarray.arrays.read`: the array of xarray's Zarr backend.
-from xarray.backends.zarr import ZarrArrayWrapper
-
 from aioxarray._xarray.arrays.joined import JoinedArray, pieces
 from aioxarray._xarray.arrays.plan import plan
+from aioxarray._xarray.compat import ZarrArrayWrapper
 from aioxarray._xarray.lazy.find import find_variables
 from aioxarray._xarray.lazy.variables import lazy_data
 from aioxarray._zarr.metadata.hierarchy import join

@@ -14,12 +14,16 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 import zarr
 
-# Private: the steps of ``to_zarr``. The public function writes one variable after the other
-# (pydata/xarray#9455). Can go when xarray accepts a writer from its caller.
-from xarray.backends.api import DATAARRAY_NAME, DATAARRAY_VARIABLE, delayed_close_after_writes
-from xarray.backends.writers import _validate_dataset_names, dump_to_store
-from xarray.backends.zarr import ZarrStore, _choose_default_mode, _get_mappers
-
+from aioxarray._xarray.compat import (
+    DATAARRAY_NAME,
+    DATAARRAY_VARIABLE,
+    ZarrStore,
+    _choose_default_mode,
+    _get_mappers,
+    _validate_dataset_names,
+    delayed_close_after_writes,
+    dump_to_store,
+)
 from aioxarray._xarray.saving.deferred import encoded_or_deferred
 from aioxarray._zarr.metadata.opening import give_back, give_back_group
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
-
-# Private, all three: how zarr builds the codecs of an array from its metadata. zarr's own
-# function for it takes the pipeline class from its global configuration, which is not ours to
-# change. Can go when an array can be opened with a pipeline of the caller's choice.
-from zarr.codecs import _v2
-from zarr.core.array_spec import ArrayConfig, ArraySpec
-from zarr.core.buffer import default_buffer_prototype
-from zarr.core.metadata import ArrayV2Metadata
 from zarr.storage import StorePath
 
 from aioxarray._zarr.chunks.pipeline import CodecPipeline
 from aioxarray._zarr.chunks.placing import Placer
-from aioxarray._zarr.codecs.decoders import prepare
+from aioxarray._zarr.codecs.decoders import Prepared, prepare
+from aioxarray._zarr.compat import (
+    ArrayConfig,
+    ArraySpec,
+    ArrayV2Metadata,
+    AsyncVIndex,
+    _v2,
+    default_buffer_prototype,
+)
 from aioxarray._zarr.points import Points
 from aioxarray._zarr.selection import Block
 from aioxarray._zarr.stores.fork import usable_here
@@ -34,9 +35,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from zarr.abc.codec import Codec
     from zarr.abc.store import Store
-    from zarr.core.buffer import Buffer, NDBuffer
-    from zarr.core.codec_pipeline import BatchedCodecPipeline
 
+    from aioxarray._zarr.compat import BatchedCodecPipeline, Buffer, NDBuffer
     from aioxarray._zarr.selection import Chunk
 
 
@@ -71,36 +71,52 @@ def with_pipeline(
     return ours
 
 
-# What xarray's own tests count as asynchronous reads, of one chunk each, are calls of zarr's array.
-_FEW_CHUNKS = 4
+# As zarr defines them. Where a derived class or a patch has put something else in their place, that
+# is what reads: xarray's own tests count the calls so.
+_GETITEM = zarr.AsyncArray.getitem
+_VINDEX = zarr.AsyncArray.vindex
+_VINDEX_GETITEM = AsyncVIndex.getitem
 # Sorting less takes less time than a hop to a thread and back.
 _FEW_POINTS = 1000
 
 
 async def read_block(
-    array: zarr.Array[Any], selection: Sequence[int | slice]
+    array: zarr.Array[Any],
+    selection: Sequence[int | slice],
+    reading: Reading,
+    report: Callable[[int, int], None],
 ) -> NDArray[Any] | None:
-    """Read a block of ``array``, which is `readable`, without zarr's own indexing.
+    """Read a block of ``array`` without zarr's own indexing.
 
-    That costs as much for each chunk as fetching and decoding a small one. Returns None, and
-    requests nothing, where zarr's indexing is needed (no block of a regular grid, or missing
-    chunks are errors), and for so few chunks that it is as good.
+    That costs as much for each chunk as fetching and decoding a small one. ``reading`` and
+    ``report`` are those of `readable`. Returns None, and requests nothing, where zarr's indexing
+    is needed: the selection is no block of a regular grid, missing chunks are errors, or the array
+    has a ``getitem`` that is not zarr's.
     """
     inner = array._async_array
-    job = _block_job(inner, inner.codec_pipeline, selection, least=_FEW_CHUNKS)
-    return None if job is None else await _read_job(inner, job)
+    if type(inner).getitem is not _GETITEM:
+        return None
+    form = _form_of(inner)
+    job = _block_job(inner, form, selection)
+    return None if job is None else await _read_job(array, form, job, reading, report)
 
 
 async def read_points(
-    array: zarr.Array[Any], coordinates: Sequence[NDArray[Any]], reading: Reading
+    array: zarr.Array[Any],
+    coordinates: Sequence[NDArray[Any]],
+    reading: Reading,
+    report: Callable[[int, int], None],
 ) -> NDArray[Any] | None:
-    """Read single points of ``array``, which is `readable`, without zarr's own indexing.
+    """Read single points of ``array`` without zarr's own indexing.
 
     That sorts the coordinates of every axis on the event loop. Returns None, and requests
     nothing, where `read_block` does, and for points outside of the array.
     """
     inner = array._async_array
-    chunk_shape = _chunk_shape(inner)
+    if type(inner).vindex is not _VINDEX or AsyncVIndex.getitem is not _VINDEX_GETITEM:
+        return None
+    form = _form_of(inner)
+    chunk_shape = form.chunk_shape
     if chunk_shape is None or _missing_are_errors(inner):
         return None
 
@@ -109,17 +125,23 @@ async def read_points(
 
     few = math.prod(np.broadcast_shapes(*(each.shape for each in coordinates))) <= _FEW_POINTS
     points = find() if few else await reading.decoders.run(find)
-    if points is None or (few and points.count < _FEW_CHUNKS):
+    if points is None:
         return None
-    out_shape = (math.prod(points.shape),)
-    job = _job(inner, inner.codec_pipeline, points, out_shape, basic=False)
-    return (await _read_job(inner, job)).reshape(points.shape)
+    job = _job(inner, form, points, (math.prod(points.shape),), basic=False)
+    return (await _read_job(array, form, job, reading, report)).reshape(points.shape)
 
 
-async def _read_job(inner: Any, job: _Job) -> NDArray[Any]:
-    pipeline: CodecPipeline = inner.codec_pipeline
-    store = inner.store_path.store
-    await pipeline.read_chunks(store, job.chunks, job.count, job.spec, job.placer)
+async def _read_job(
+    array: zarr.Array[Any],
+    form: _Form,
+    job: _Job,
+    reading: Reading,
+    report: Callable[[int, int], None],
+) -> NDArray[Any]:
+    if job.count:
+        pipeline = replace(form.pipeline, granted=reading, report=report)
+        store = usable_here(array.store)
+        await pipeline.read_chunks(store, job.chunks, job.count, form.spec, job.placer)
     return job.out.as_numpy_array()
 
 
@@ -130,8 +152,8 @@ def known_block(
 
     None where that is not so, or zarr's own code is needed.
     """
-    pipeline = CodecPipeline.from_codecs(codecs_of(array))
-    job = _block_job(array._async_array, pipeline, selection, least=0)
+    inner = array._async_array
+    job = _block_job(inner, _form_of(inner), selection)
     if job is None or job.placer.by_zarr:
         return None
     chunks = list(job.chunks)
@@ -161,11 +183,12 @@ def read_small_block(
 
     None, and nothing is read, where there are more bytes, or zarr's own code is needed.
     """
-    pipeline = CodecPipeline.from_codecs(codecs_of(array))
-    job = _block_job(array._async_array, pipeline, selection, least=0)
+    inner = array._async_array
+    form = _form_of(inner)
+    job = _block_job(inner, form, selection)
     if job is None or job.placer.by_zarr:
         return None
-    size = math.prod(job.spec.shape) * job.out.dtype.itemsize
+    size = math.prod(form.spec.shape) * job.out.dtype.itemsize
     if job.count * size > _SMALL_BLOCK_BYTES:
         return None
     source: Any = source_of(array.store)
@@ -176,38 +199,86 @@ def read_small_block(
 
 
 @dataclass(frozen=True)
+class _Form:
+    """What the chunks of an array are like, whatever is read of it.
+
+    Attributes
+    ----------
+    pipeline
+        Has the codecs.
+    chunk_shape
+        None where the chunks are no regular grid.
+    spec
+        What zarr tells codecs of each chunk.
+    prepared
+        What decodes by plain functions; None where zarr's own codecs do.
+    """
+
+    pipeline: CodecPipeline
+    chunk_shape: tuple[int, ...] | None
+    spec: ArraySpec
+    prepared: Prepared | None
+
+
+def _form_of(inner: Any) -> _Form:
+    """Return the form of the chunks of an asynchronous array."""
+    return _form(_Itself(inner.metadata), inner.config, default_buffer_prototype())
+
+
+class _Itself:
+    """An object as a key that is equal to no other object's: metadata have no hash."""
+
+    __slots__ = ("object",)
+
+    def __init__(self, object: Any) -> None:
+        self.object = object
+
+    def __hash__(self) -> int:
+        return id(self.object)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Itself) and self.object is other.object
+
+
+# For many calls that read a little of the same arrays each. Arrays with thousands of variables
+# are read one after the other: to keep them all would be of no use.
+@functools.lru_cache(maxsize=256)
+def _form(metadata: _Itself, config: Any, prototype: Any) -> _Form:
+    of: Any = metadata.object
+    chunk_shape = _chunk_shape(of)
+    pipeline = CodecPipeline.from_codecs(_codecs(of))
+    spec = _spec(of, config, prototype, of.shape if chunk_shape is None else chunk_shape)
+    return _Form(pipeline, chunk_shape, spec, prepare(pipeline, spec))
+
+
+@dataclass(frozen=True)
 class _Job:
     """What reading a selection takes."""
 
     chunks: Iterator[Chunk]
     count: int
-    spec: ArraySpec
     placer: Placer
     out: NDBuffer
 
 
-def _block_job(
-    inner: Any, pipeline: Any, selection: Sequence[int | slice], *, least: int
-) -> _Job | None:
-    """Return what reading a block of at least so many chunks takes; None if zarr has to do it."""
-    if _missing_are_errors(inner):
+def _block_job(inner: Any, form: _Form, selection: Sequence[int | slice]) -> _Job | None:
+    """Return what reading a block takes; None if zarr has to do it."""
+    if form.chunk_shape is None or _missing_are_errors(inner):
         return None
-    block = regular_block(inner, selection)
-    if block is None or block.count < least:
-        return None
-    return _job(inner, pipeline, block, block.shape, basic=True)
+    block = _block(inner, form.chunk_shape, selection)
+    return None if block is None else _job(inner, form, block, block.shape, basic=True)
 
 
 def _job(
-    inner: Any, pipeline: Any, selected: Block | Points, shape: tuple[int, ...], *, basic: bool
+    inner: Any, form: _Form, selected: Block | Points, shape: tuple[int, ...], *, basic: bool
 ) -> _Job:
     """Return what reading ``selected`` into an array of ``shape`` takes."""
-    spec = chunk_spec(inner, selected)
+    spec = form.spec
     out = spec.prototype.nd_buffer.empty(
         shape=shape, dtype=spec.dtype.to_native_dtype(), order=spec.config.order
     )
-    placer = Placer(pipeline, prepare(pipeline, spec), out, (), basic)
-    return _Job(selected.chunks(chunk_keys(inner), spec), selected.count, spec, placer, out)
+    placer = Placer(form.pipeline, form.prepared, out, (), basic)
+    return _Job(selected.chunks(chunk_keys(inner), spec), selected.count, placer, out)
 
 
 def _missing_are_errors(inner: Any) -> bool:
@@ -220,15 +291,20 @@ def regular_block(inner: Any, selection: Sequence[int | slice]) -> Block | None:
 
     None where its chunks are no regular grid, or ``selection`` goes backwards.
     """
+    chunk_shape = _chunk_shape(inner.metadata)
+    return None if chunk_shape is None else _block(inner, chunk_shape, selection)
+
+
+def _block(
+    inner: Any, chunk_shape: tuple[int, ...], selection: Sequence[int | slice]
+) -> Block | None:
     if any(isinstance(each, slice) and (each.step or 1) < 1 for each in selection):
         return None
-    chunk_shape = _chunk_shape(inner)
-    return None if chunk_shape is None else Block(selection, inner.metadata.shape, chunk_shape)
+    return Block(selection, inner.metadata.shape, chunk_shape)
 
 
-def _chunk_shape(inner: Any) -> tuple[int, ...] | None:
-    """Return the shape of the chunks of an asynchronous array; None for no regular grid."""
-    metadata = inner.metadata
+def _chunk_shape(metadata: Any) -> tuple[int, ...] | None:
+    """Return the shape of the chunks of an array; None for no regular grid."""
     if isinstance(metadata, ArrayV2Metadata):
         return metadata.chunks
     # A class of its own name in each line of zarr, and others for other grids. Its chunks are
@@ -239,18 +315,21 @@ def _chunk_shape(inner: Any) -> tuple[int, ...] | None:
     return tuple(grid.chunk_shape)
 
 
-def chunk_spec(inner: Any, selected: Block | Points) -> ArraySpec:
-    """Return what zarr tells codecs of each chunk of ``selected``, of an asynchronous array."""
-    metadata = inner.metadata
-    config = inner.config
+def chunk_spec(inner: Any, block: Block) -> ArraySpec:
+    """Return what zarr tells codecs of each chunk of ``block``, of an asynchronous array."""
+    prototype = default_buffer_prototype()
+    return _spec(inner.metadata, inner.config, prototype, block.chunk_shape)
+
+
+def _spec(metadata: Any, config: Any, prototype: Any, shape: tuple[int, ...]) -> ArraySpec:
     if isinstance(metadata, ArrayV2Metadata):
         config = replace(config, order=metadata.order)
     return ArraySpec(
-        shape=selected.chunk_shape,
+        shape=shape,
         dtype=metadata.dtype,
         fill_value=metadata.fill_value,
         config=config,
-        prototype=default_buffer_prototype(),
+        prototype=prototype,
     )
 
 
@@ -264,7 +343,10 @@ def chunk_keys(inner: Any) -> Callable[[tuple[int, ...]], str]:
 
 def codecs_of(array: zarr.Array[Any]) -> tuple[Codec, ...]:
     """Return the codecs of ``array``, each knowing the type of what it works on."""
-    metadata = array.metadata
+    return _codecs(array.metadata)
+
+
+def _codecs(metadata: Any) -> tuple[Codec, ...]:
     codecs: tuple[Codec, ...]
     if isinstance(metadata, ArrayV2Metadata):
         codecs = (_v2.V2Codec(filters=metadata.filters, compressor=metadata.compressor),)

@@ -43,6 +43,8 @@ _AT_ONCE_S = 0.005
 _BYTES_A_SECOND = 100e6
 # While a load begins, the I/O loop has much else to do, and hears of an answer so much later.
 _PATIENCE_S = 0.015
+# Decoding less than this costs less than a hop to a thread and back.
+INLINE_BYTES = 16 << 10
 # In place of a flight, for chunks that are not shared.
 _ALONE = nullcontext()
 
@@ -121,10 +123,8 @@ class Job:
             found = await self.granted.fetch(source.client, work, held, stop.set)
             if found is None:
                 # Nothing was requested.
-                found = await gather([partial(self._fetch, batches, lead) for lead in led])
+                found = await gather([partial(self._fetch, lead) for lead in led])
             return found
-
-        batches = self._batches()
 
         def noting(chunk: Chunk) -> chunk_noted:
             return chunk_noted(chunk[0], self.limited)
@@ -202,20 +202,19 @@ class Job:
 
     async def by_coroutines(self) -> list[bool]:
         """Fetch chunks by the store's coroutines, decode in threads what has arrived meanwhile."""
-        batches = self._batches()
+        return await self.side_by_side(self._read)
 
-        async def fetch(led: Sequence[Lead[Chunk]]) -> list[bool]:
-            return [await self._fetch(batches, lead) for lead in led]
+    async def _read(self, chunk: Chunk) -> bool:
+        (there,) = await self.sharing.read([chunk], self._fetch_all)
+        self.advance(1)
+        return there
 
-        async def read(chunk: Chunk) -> bool:
-            (there,) = await self.sharing.read([chunk], fetch)
-            self.advance(1)
-            return there
+    async def _fetch_all(self, led: Sequence[Lead[Chunk]]) -> list[bool]:
+        return [await self._fetch(lead) for lead in led]
 
-        return await self.side_by_side(read)
-
+    @cached_property
     def _batches(self) -> Batches[tuple[Any, Lead[Chunk]]]:
-        """Return what decodes in threads the chunks that have arrived meanwhile."""
+        """Decodes in threads the chunks that have arrived meanwhile."""
 
         def put(batch: Sequence[tuple[Any, Lead[Chunk]]]) -> list[Exception | None]:
             errors: list[Exception | None] = []
@@ -231,7 +230,16 @@ class Job:
         granted = self.granted
         return Batches(granted.decoders, granted.thread_count, _BATCH_BYTES, put, is_long)
 
-    async def _fetch(self, batches: Batches[tuple[Any, Lead[Chunk]]], lead: Lead[Chunk]) -> bool:
+    def _is_decoded_here(self, there: bool) -> bool:
+        """Say whether a chunk, if it is ``there``, is put in its place on the loop.
+
+        The decoding of many chunks would add up.
+        """
+        if not there:
+            return self.size <= INLINE_BYTES
+        return self.size * self.count <= INLINE_BYTES and not self.placer.by_zarr
+
+    async def _fetch(self, lead: Lead[Chunk]) -> bool:
         """Fetch a chunk by the store's coroutine and have it decoded; say whether it is there."""
         chunk, flight = lead
         granted = self.granted
@@ -242,7 +250,10 @@ class Job:
                 there = data is not None
                 if there and not self.placer.by_zarr:
                     data = data.as_numpy_array()
-                await batches.add((data, lead), self.size)
+                if self._is_decoded_here(there):
+                    self.sharing.put(data, lead)
+                else:
+                    await self._batches.add((data, lead), self.size)
         return there
 
     async def by_what_answers(self, source: ObjectSource) -> list[bool]:
@@ -302,6 +313,10 @@ class Job:
         Without it as many as may have requests in flight.
         """
         width = self.granted.requests.bound if width is None else width
+        if self.count == 1:
+            (chunk,) = self.chunks
+            with chunk_noted(chunk[0], self.limited):
+                return [await read(chunk)]
         present: dict[int, bool] = {}
         # That many workers, not a task for each chunk: what waits costs memory too.
         todo = iter(enumerate(self.chunks))

@@ -12,21 +12,18 @@ import asyncio
 import itertools
 import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-# Private: the default pipeline, of which this one changes only reading. The public base class
-# has no codec logic. zarr-developers/zarr-python#3859 asks for public concurrent reads.
-from zarr.core.codec_pipeline import BatchedCodecPipeline
 from zarr.registry import register_pipeline
 from zarr.storage import StorePath
 
-from aioxarray._zarr.chunks.jobs import Job
+from aioxarray._zarr.chunks.jobs import INLINE_BYTES, Job
 from aioxarray._zarr.chunks.placing import Placer
 from aioxarray._zarr.chunks.shard_jobs import ByCoroutines, ByPlainCalls
 from aioxarray._zarr.chunks.shards import ShardReader
 from aioxarray._zarr.codecs.decoders import decoding, describe, prepare
+from aioxarray._zarr.compat import BatchedCodecPipeline
 from aioxarray._zarr.metadata.prefetched import PrefetchedStore
 from aioxarray._zarr.selection import is_basic
 from aioxarray._zarr.stores.grants import Reading, is_long, reading
@@ -37,17 +34,12 @@ from aioxarray._zarr.stores.sources import ObjectSource, source_of
 if TYPE_CHECKING:
     import numpy as np
     from zarr.abc.store import ByteGetter, Store
-    from zarr.core.array_spec import ArraySpec
-    from zarr.core.buffer import NDBuffer
-    from zarr.core.indexing import SelectorTuple
 
+    from aioxarray._zarr.compat import ArraySpec, NDBuffer, SelectorTuple
     from aioxarray._zarr.selection import Chunk
 
     ChunkRequest = tuple[ByteGetter, ArraySpec, SelectorTuple, SelectorTuple, bool]
     Status = dict[str, Literal["present", "missing"]]
-
-# Decoding less than this costs less than a hop to a thread and back.
-_INLINE_BYTES = 16 << 10
 
 
 @dataclass(frozen=True, repr=False)
@@ -121,7 +113,7 @@ class CodecPipeline(BatchedCodecPipeline):
         if not isinstance(place, StorePath):
             await super().write(requests, value, drop_axes)  # type: ignore[arg-type]
             return
-        with nullcontext(self.granted) if self.granted else reading() as granted:
+        with reading() as granted:
             limited = LimitedStore(place.store, granted.requests)
             limited_requests: Any = [
                 (StorePath(limited, each.path), *rest)  # type: ignore[attr-defined]
@@ -143,48 +135,52 @@ class CodecPipeline(BatchedCodecPipeline):
 
         ``spec`` is that of one of them.
         """
+        if self.granted is None:
+            with reading() as granted:
+                granting = replace(self, granted=granted)
+                return await granting.read_chunks(store, chunks, count, spec, placer)
         if isinstance(store, PrefetchedStore):
             # It counts requests itself, and a read that holds a place must not wait for another.
             store = store.counted_elsewhere()
-        with nullcontext(self.granted) if self.granted else reading() as granted:
-            done = 0
+        granted = self.granted
+        done = 0
 
-            def advance(number: int) -> None:
-                nonlocal done
-                done += number
-                if self.report is not None:
-                    self.report(done, count)
+        def advance(number: int) -> None:
+            nonlocal done
+            done += number
+            if self.report is not None:
+                self.report(done, count)
 
-            source = source_of(store)
-            partial = self.supports_partial_decode
-            shards = ShardReader.of(self, spec, placer, placer.views) if partial else None
-            # What is close by is read again faster than it is shared.
-            shared = granted.keeps or source is None or source.remote
-            table = None
-            if shared and placer.in_memory:
-                alike = shards.decoding if shards else decoding(self, placer.prepared, spec)
-                table = table_of(store, alike)
-            size = _byte_count(spec.shape, spec.dtype.to_native_dtype())
-            if shards is not None:
-                # Of a shard only what is wanted is read and held.
-                wanted = _byte_count(placer.out.shape, placer.out.dtype) // count
-                size = min(size, max(wanted, shards.inner_bytes))
-            limited = LimitedStore(store, granted.requests)
-            job = Job(limited, chunks, count, size, placer, granted, table, advance)
-            if shards is not None:
-                if source is None or isinstance(source, ObjectSource):
-                    return await ByCoroutines(job, shards).read_all()
-                return await ByPlainCalls(job, shards, source).read_all()
-            if partial:
-                return await job.side_by_side(self._by_zarr(job))
-            if source is None:
-                return await job.by_coroutines()
-            if isinstance(source, ObjectSource):
-                return await job.by_what_answers(source)
-            inline = source.instant and not placer.by_zarr and table is None
-            if inline and job.size * count <= _INLINE_BYTES:
-                return job.at_once(source)
-            return await job.by_plain_calls(source)
+        source = source_of(store)
+        partial = self.supports_partial_decode
+        shards = ShardReader.of(self, spec, placer, placer.views) if partial else None
+        # What is close by is read again faster than it is shared.
+        shared = granted.keeps or source is None or source.remote
+        table = None
+        if shared and placer.in_memory:
+            alike = shards.decoding if shards else decoding(self, placer.prepared, spec)
+            table = table_of(store, alike)
+        size = _byte_count(spec.shape, spec.dtype.to_native_dtype())
+        if shards is not None:
+            # Of a shard only what is wanted is read and held.
+            wanted = _byte_count(placer.out.shape, placer.out.dtype) // count
+            size = min(size, max(wanted, shards.inner_bytes))
+        limited = LimitedStore(store, granted.requests)
+        job = Job(limited, chunks, count, size, placer, granted, table, advance)
+        if shards is not None:
+            if source is None or isinstance(source, ObjectSource):
+                return await ByCoroutines(job, shards).read_all()
+            return await ByPlainCalls(job, shards, source).read_all()
+        if partial:
+            return await job.side_by_side(self._by_zarr(job))
+        if source is None:
+            return await job.by_coroutines()
+        if isinstance(source, ObjectSource):
+            return await job.by_what_answers(source)
+        inline = source.instant and not placer.by_zarr and table is None
+        if inline and job.size * count <= INLINE_BYTES:
+            return job.at_once(source)
+        return await job.by_plain_calls(source)
 
     def _by_zarr(self, job: Job) -> Callable[[Chunk], Awaitable[bool]]:
         """Return what reads a shard by zarr's own code."""

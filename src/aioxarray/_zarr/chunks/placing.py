@@ -9,24 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-# Private: the classes of buffers in the processor's own memory, and zarr's helper that knows the
-# fill value of old arrays without one. The public base classes do not say where memory is.
-from zarr.core import codec_pipeline
-from zarr.core.buffer import cpu
-
 from aioxarray._zarr.codecs.by_zarr import ByZarr
 from aioxarray._zarr.codecs.decoders import Decoder, Prepared
 from aioxarray._zarr.codecs.steps import wrong_size
+from aioxarray._zarr.compat import cpu, fill_value_or_default
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from zarr.core.buffer import NDBuffer
 
+    from aioxarray._zarr.compat import NDBuffer
     from aioxarray._zarr.stores.sources import Source
-
-# From zarr 3.4 on the module only imports it, from another one than before.
-_codec_pipeline: Any = codec_pipeline
-fill_value_or_default = _codec_pipeline.fill_value_or_default
 
 
 class Placer:

@@ -15,25 +15,17 @@ import numpy as np
 import zarr
 from zarr.codecs import ShardingCodec
 
-# Private: what a shard's selection touches where it is no block, the codecs inside a shard as a
-# pipeline, and the class of buffers. Can go when zarr's sharding codec reads what it is told to
-# through a store of the caller's choice (zarr-developers/zarr-python#3859).
-from zarr.core import chunk_grids
-from zarr.core.codec_pipeline import BatchedCodecPipeline
-from zarr.core.dtype import UInt64
-from zarr.core.indexing import get_indexer
-
 from aioxarray._zarr.chunks.placing import Placer
 from aioxarray._zarr.codecs.decoders import Decoder, Prepared, decoding, prepare
+from aioxarray._zarr.compat import BatchedCodecPipeline, UInt64, get_indexer, regular_grid
 from aioxarray._zarr.points import Points
 from aioxarray._zarr.selection import Block, is_basic, merged
 from aioxarray._zarr.stores.sharing import Lead
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from zarr.core.array_spec import ArraySpec
-    from zarr.core.buffer import NDBuffer
 
+    from aioxarray._zarr.compat import ArraySpec, NDBuffer
     from aioxarray._zarr.selection import Chunk, Range
 
     # An inner chunk: in place of the key it has its coordinates in the shard.
@@ -157,7 +149,7 @@ class ShardReader:
                 )
                 inner = list(points.chunks(lambda at: at, self.inner_spec))
                 return ShardPart(self, chunk, inner, out, basic=False, shape=points.shape)
-        indexer: Any = get_indexer(inside, spec.shape, _grid(spec.shape, chunk_shape))
+        indexer: Any = get_indexer(inside, spec.shape, regular_grid(spec.shape, chunk_shape))
         out = spec.prototype.nd_buffer.empty(
             shape=indexer.shape, dtype=spec.dtype.to_native_dtype(), order=spec.order
         )
@@ -328,14 +320,6 @@ def gaps(spec: ArraySpec) -> tuple[int, int]:
 def _setting(spec: ArraySpec, name: str, default: int) -> int:
     found = getattr(spec.config, name, None)
     return int(zarr.config.get(f"array.{name}", default) if found is None else found)
-
-
-def _grid(shape: tuple[int, ...], chunk_shape: tuple[int, ...]) -> Any:
-    grids: Any = chunk_grids
-    if hasattr(grids.ChunkGrid, "from_sizes"):
-        return grids.ChunkGrid.from_sizes(shape, tuple(chunk_shape))
-    # zarr before 3.2.
-    return grids.RegularChunkGrid(chunk_shape=chunk_shape)
 
 
 def _as_tuple(selection: Any) -> tuple[Any, ...]:

@@ -14,10 +14,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
-# Private, as in `aioxarray._zarr.chunks.pipeline`: the default pipeline, whose encoding this one
-# uses.
-from zarr.core.codec_pipeline import BatchedCodecPipeline
 from zarr.storage import StorePath
 
 from aioxarray._runtime.batches import Batches
@@ -25,6 +21,7 @@ from aioxarray._runtime.tasks import gather
 from aioxarray._zarr.chunks.arrays import chunk_keys, chunk_spec, regular_block, with_pipeline
 from aioxarray._zarr.codecs.encoders import Encoder, prepare_encoder
 from aioxarray._zarr.codecs.inline import run_inline
+from aioxarray._zarr.compat import BatchedCodecPipeline
 from aioxarray._zarr.selection import in_runs
 from aioxarray._zarr.stores.fork import usable_here
 from aioxarray._zarr.stores.grants import Reading, is_long
@@ -36,10 +33,8 @@ from aioxarray._zarr.stores.sharing import forget
 if TYPE_CHECKING:
     import zarr
     from zarr.abc.store import ByteRequest, ByteSetter, Store
-    from zarr.core.array_spec import ArraySpec
-    from zarr.core.buffer import Buffer, BufferPrototype, NDBuffer
-    from zarr.core.indexing import SelectorTuple
 
+    from aioxarray._zarr.compat import ArraySpec, Buffer, BufferPrototype, NDBuffer, SelectorTuple
     from aioxarray._zarr.selection import Block
 
     ChunkWrite = tuple[ByteSetter, ArraySpec, SelectorTuple, SelectorTuple, bool]

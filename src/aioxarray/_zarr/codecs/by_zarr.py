@@ -18,18 +18,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numcodecs
-
-# Private: ``_v2`` has zarr's codec for format 2; see `aioxarray._zarr.codecs.decoders`.
-from zarr.codecs import GzipCodec, _v2
+from zarr.codecs import GzipCodec
 from zarr.codecs import numcodecs as wrapped
-from zarr.core.buffer import Buffer
 
 from aioxarray._zarr.codecs.inline import run_inline
 from aioxarray._zarr.codecs.steps import announced
+from aioxarray._zarr.compat import Buffer, _v2
 
 if TYPE_CHECKING:
-    from zarr.core.array_spec import ArraySpec
-    from zarr.core.buffer import NDBuffer
+    from aioxarray._zarr.compat import ArraySpec, NDBuffer
 
 # Encoding with filters may enlarge a chunk, for example from one-byte to eight-byte integers.
 _MOST_BY_FILTERS = 16

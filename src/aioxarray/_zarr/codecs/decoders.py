@@ -15,19 +15,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
-# Private: ``_v2`` has zarr's codec for format 2, whose public attributes are the numcodecs codecs.
-# Can go when zarr itself decodes with plain functions into memory that it is given
-# (zarr-developers/zarr-python#3885).
-from zarr.codecs import BytesCodec, ShardingCodec, TransposeCodec, _v2
+from zarr.codecs import BytesCodec, ShardingCodec, TransposeCodec
 
 from aioxarray._runtime.scratch import scratch
 from aioxarray._zarr.codecs.steps import Step, copy, steps_of
+from aioxarray._zarr.compat import _v2
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from zarr.abc.codec import CodecPipeline
-    from zarr.core.array_spec import ArraySpec
+
+    from aioxarray._zarr.compat import ArraySpec
 
 
 class Decoder:

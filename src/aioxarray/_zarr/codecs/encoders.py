@@ -13,28 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numcodecs.compat import ensure_bytes
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, TransposeCodec, ZstdCodec
 
-# Private: ``_v2`` as in `aioxarray._zarr.codecs.decoders`; and the codecs' ``_encode_sync``, which
-# their coroutines call in a thread (in zarr 3.2 and later part of a protocol,
-# ``SupportsSyncCodec``). Can go when zarr has a public way to encode without an event loop
-# (zarr-developers/zarr-python#3885).
-from zarr.codecs import (
-    BloscCodec,
-    BytesCodec,
-    Crc32cCodec,
-    GzipCodec,
-    TransposeCodec,
-    ZstdCodec,
-    _v2,
-)
-
+from aioxarray._zarr.compat import _v2
 from aioxarray._zarr.selection import is_basic
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from zarr.abc.codec import CodecPipeline
-    from zarr.core.array_spec import ArraySpec
-    from zarr.core.buffer import Buffer, NDBuffer
+
+    from aioxarray._zarr.compat import ArraySpec, Buffer, NDBuffer
 
 # Types must match exactly: a subclass may behave differently.
 _PLAIN = (TransposeCodec, BytesCodec, BloscCodec, Crc32cCodec, GzipCodec, ZstdCodec)

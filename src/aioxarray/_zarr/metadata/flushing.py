@@ -15,27 +15,24 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from zarr.abc.store import Store
-from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import ObjectStore, WrapperStore
 
 from aioxarray._runtime.tasks import gather
+from aioxarray._zarr.compat import default_buffer_prototype
 from aioxarray._zarr.metadata.hierarchy import join, parse
 from aioxarray._zarr.metadata.prefetched import Answers
 from aioxarray._zarr.metadata.write_behind import Changes
 from aioxarray._zarr.stores.identity import below
 from aioxarray._zarr.stores.printable import without_secrets
+from aioxarray._zarr.stores.request import DOCUMENTS
 from aioxarray._zarr.stores.sharing import forget
 
 if TYPE_CHECKING:
-    from zarr.core.buffer import Buffer
-
+    from aioxarray._zarr.compat import Buffer
     from aioxarray._zarr.stores.limited import LimitedStore
 
 # How long a failed or cancelled save tries to restore metadata, in case the store hangs.
 _RESTORE_S = 5.0
-
-DOCUMENTS = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
-"""The names of all keys that hold metadata."""
 
 
 def waves(changes: Changes, answers: Answers) -> list[dict[str, Buffer | None]]:

@@ -9,11 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import zarr
 
-# Private: the metadata classes of nodes, and of a group that knows all nodes below it. Can go when
-# zarr has a public way from documents to a hierarchy (``AsyncGroup.open`` reads it from the store,
-# and parses each of a thousand arrays anew, even if they differ only in their names).
-from zarr.core.group import ConsolidatedMetadata, GroupMetadata
-from zarr.core.metadata import ArrayV3Metadata
+from aioxarray._zarr.compat import ArrayV3Metadata, ConsolidatedMetadata, GroupMetadata
 
 if TYPE_CHECKING:
     from zarr.storage import StorePath

@@ -12,11 +12,8 @@ from typing import TYPE_CHECKING, Any
 from zarr.abc.store import Store
 from zarr.storage import ObjectStore, StorePath
 
-# Private: makes a store from a path, a URL, a mapping or an object of another library. The public
-# ``zarr.open_group`` does that and opens in one step, but the store has to be wrapped in between.
-from zarr.storage._common import make_store_path
-
-from aioxarray._zarr.metadata.hierarchy import ROOT_KEYS, V2_KEYS, is_json, join, parse
+from aioxarray._zarr.compat import make_store_path
+from aioxarray._zarr.metadata.hierarchy import ROOT_KEYS, is_json, join, parse
 from aioxarray._zarr.metadata.prefetch import fetch, prefetch
 from aioxarray._zarr.metadata.prefetched import PrefetchedStore
 from aioxarray._zarr.stores import grants as reading
@@ -24,6 +21,7 @@ from aioxarray._zarr.stores.calls import current_concurrency
 from aioxarray._zarr.stores.fork import usable_here
 from aioxarray._zarr.stores.limited import ForeignStore, Places
 from aioxarray._zarr.stores.printable import NamedPath, printable, without_secrets
+from aioxarray._zarr.stores.request import DOCUMENTS
 from aioxarray.config import request_limit
 
 if TYPE_CHECKING:
@@ -34,8 +32,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("aioxarray")
 
-# The names of all metadata documents, and the names of those that identify a Zarr array or group.
-_DOCUMENTS = frozenset((*ROOT_KEYS, *V2_KEYS))
+# The documents of which every Zarr group or array that can be opened has one.
 _ROOT = tuple(name for name in ROOT_KEYS if name != ".zattrs")
 
 
@@ -71,7 +68,7 @@ class Opened:
             yield
         except Exception as error:
             for key, value in self.answers.values.items():
-                if key.rpartition("/")[2] in _DOCUMENTS and value is not None:
+                if key.rpartition("/")[2] in DOCUMENTS and value is not None:
                     data = value.to_bytes()
                     if not is_json(data):
                         kind = "an HTML page" if data.lstrip()[:1] == b"<" else "no JSON document"

@@ -11,9 +11,8 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from zarr.core.buffer import default_buffer_prototype
-
 from aioxarray._runtime.tasks import gather
+from aioxarray._zarr.compat import default_buffer_prototype
 from aioxarray._zarr.metadata.hierarchy import (
     ROOT_KEYS,
     V2_KEYS,
@@ -30,8 +29,7 @@ from aioxarray._zarr.metadata.prefetched import Answers
 from aioxarray._zarr.stores.printable import printable, without_secrets
 
 if TYPE_CHECKING:
-    from zarr.core.buffer import Buffer
-
+    from aioxarray._zarr.compat import Buffer
     from aioxarray._zarr.stores.limited import LimitedStore
 
 # Indexes with more chunks are not prefetched: the bytes are held until all indexes are made.

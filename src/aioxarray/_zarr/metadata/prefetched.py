@@ -7,16 +7,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
-from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import WrapperStore
 
+from aioxarray._zarr.compat import default_buffer_prototype
 from aioxarray._zarr.stores.limited import ForeignStore
 from aioxarray._zarr.stores.printable import NamedAsWrapped
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
-    from zarr.core.buffer import Buffer, BufferPrototype
 
+    from aioxarray._zarr.compat import Buffer, BufferPrototype
     from aioxarray._zarr.metadata.hierarchy import Hierarchy
 
 

@@ -15,7 +15,8 @@ from aioxarray._zarr.stores.identity import below
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest, Store
-    from zarr.core.buffer import Buffer, BufferPrototype
+
+    from aioxarray._zarr.compat import Buffer, BufferPrototype
 
 
 @dataclass

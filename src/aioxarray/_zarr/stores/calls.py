@@ -7,6 +7,7 @@ import contextvars
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 from aioxarray._zarr.stores import grants as reading
@@ -114,37 +115,57 @@ def awaiting(what: str) -> AbstractContextManager[None]:
     return nullcontext() if call is None else call.awaiting(what)
 
 
-@asynccontextmanager
-async def calling(
-    aim: str, timeout: float | None = None, concurrency: int | None = None
-) -> AsyncIterator[Call]:
-    """Open a call that takes at most ``timeout`` seconds.
+class calling:
+    """A context that opens a call.
 
-    ``aim`` is the past participle in its timeout error ("not loaded within …"), which also says
-    what the call was waiting for when the time was up. Without ``concurrency``, the limit is that
-    of the enclosing call.
+    Parameters
+    ----------
+    aim
+        The past participle in its timeout error ("not loaded within …"), which also says what the
+        call was waiting for when the time was up.
+    timeout
+        The most seconds that the call may take; None for no limit.
+    concurrency
+        The call's own limit on requests in flight; None for that of the enclosing call.
     """
-    outer = _current.get()
-    if concurrency is None and outer is not None:
-        concurrency = outer.concurrency
-    this = Call(aim, concurrency)
-    token = _current.set(this)
-    if outer is not None:
-        outer._inner[this] = None
-    try:
-        async with _limited(this, timeout):
-            yield this
-    finally:
-        _current.reset(token)
-        if outer is not None:
-            outer._end(this)
+
+    # A class, because a generator costs more, and there may be thousands of loads.
+    __slots__ = ("_call", "_limit", "_outer", "_token")
+
+    def __init__(
+        self, aim: str, timeout: float | None = None, concurrency: int | None = None
+    ) -> None:
+        self._outer = _current.get()
+        if concurrency is None and self._outer is not None:
+            concurrency = self._outer.concurrency
+        self._call = Call(aim, concurrency)
+        self._limit = None if timeout is None else _limited(self._call, timeout)
+
+    async def __aenter__(self) -> Call:
+        self._token = _current.set(self._call)
+        if self._outer is not None:
+            self._outer._inner[self._call] = None
+        if self._limit is not None:
+            await self._limit.__aenter__()
+        return self._call
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if self._limit is not None:
+                await self._limit.__aexit__(kind, error, traceback)
+        finally:
+            _current.reset(self._token)
+            if self._outer is not None:
+                self._outer._end(self._call)
 
 
 @asynccontextmanager
-async def _limited(this: Call, timeout: float | None) -> AsyncIterator[None]:
-    if timeout is None:
-        yield
-        return
+async def _limited(this: Call, timeout: float) -> AsyncIterator[None]:
     loop = asyncio.get_running_loop()
     when = loop.time() + timeout
     state = ""

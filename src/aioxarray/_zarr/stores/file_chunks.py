@@ -16,20 +16,17 @@ from zarr.abc.store import (
     Store,
     SuffixByteRequest,
 )
-
-# Private: the metadata of an array, and the array class that takes it. zarr's public functions
-# would write the metadata to a store first and read it back.
-from zarr.core.array import AsyncArray
-from zarr.core.metadata import ArrayV2Metadata
 from zarr.dtype import parse_dtype
 from zarr.storage import StorePath
 
 from aioxarray._runtime.loops import run_blocking
+from aioxarray._zarr.compat import ArrayV2Metadata, AsyncArray
 from aioxarray._zarr.stores.request import Request, send_alone
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from zarr.core.buffer import Buffer, BufferPrototype
+
+    from aioxarray._zarr.compat import Buffer, BufferPrototype
 
 # Contiguous values are read in chunks of about this many bytes.
 _CONTIGUOUS_CHUNK_BYTES = 4 << 20

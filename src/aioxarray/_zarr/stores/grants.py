@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from threading import Semaphore
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from aioxarray._runtime.budget import Budget, Share
 from aioxarray._runtime.cache import Cache
@@ -58,7 +58,7 @@ cache = Cache()
 
 @dataclass(frozen=True)
 class Reading:
-    """The shares of the process-wide budgets, and other state, that the reads of one load share.
+    """The shares of the process-wide budgets that the reads of one load use, as a context.
 
     Attributes
     ----------
@@ -66,37 +66,64 @@ class Reading:
         Share of the requests in flight.
     memory
         Share of the bytes of chunks that are being fetched or decoded.
-    threads
-        Share of the threads of ``decoders``. Holding a place means not waiting in the pool's queue,
-        which makes waiting fair among loads.
-    fetching
-        Share of the threads in blocking calls to servers. It is half of the share of requests,
-        because a call that was given up keeps its place until the server answers.
-    decoders
-        The pool of decoding threads.
     thread_count
         The number of decoding threads.
-    decoding
-        Limits decoding in other threads to ``thread_count`` of them.
     keeps
         Whether decoded chunks are kept in ``cache``.
     nearness
         For each client, whether the load has found it to be nearby.
-    opened
-        Closes the contexts that were entered during the load when it ends.
+    turns
+        For each client, the load's share of the threads in blocking calls to it.
     """
 
     requests: Share
     memory: Share
-    threads: Share
-    fetching: Share
-    decoders: Pool
     thread_count: int
-    decoding: Semaphore
     keeps: bool
-    opened: ExitStack
     nearness: dict[Client, Nearness] = field(default_factory=dict)
     turns: dict[Client, Share] = field(default_factory=dict)
+    # Other shares, which are opened on first use because small loads do not need them.
+    _opened: list[Share] = field(default_factory=list)
+
+    def __enter__(self) -> Self:
+        self.requests.__enter__()
+        self.memory.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for share in (*self._opened, self.memory, self.requests):
+            share.__exit__()
+
+    def _open(self, share: Share) -> Share:
+        self._opened.append(share.__enter__())
+        return share
+
+    @property
+    def decoders(self) -> Pool:
+        """The pool of decoding threads."""
+        return decoders
+
+    @cached_property
+    def threads(self) -> Share:
+        """Share of the threads of ``decoders``.
+
+        Holding a place means not waiting in the pool's queue, which makes waiting fair among loads.
+        """
+        return self._open(threads.share(self.thread_count))
+
+    @cached_property
+    def fetching(self) -> Share:
+        """Share of the threads in blocking calls to servers.
+
+        It is half of the share of requests, because a call that was given up keeps its place until
+        the server answers.
+        """
+        return self._open(fetching.share(self.requests.bound / 2))
+
+    @cached_property
+    def decoding(self) -> Semaphore:
+        """Limits decoding in other threads to ``thread_count`` of them."""
+        return Semaphore(self.thread_count)
 
     def is_wanted(self) -> bool:
         """Return whether other work waits for what this load's threads hold; thread-safe."""
@@ -206,14 +233,12 @@ class Reading:
     def _turns_of(self, client: Client) -> Share:
         turns = self.turns.get(client)
         if turns is None:
-            turns = self.opened.enter_context(client.turns.share(FETCHERS))
-            self.turns[client] = turns
+            turns = self.turns[client] = self._open(client.turns.share(FETCHERS))
         return turns
 
 
-@contextmanager
-def reading(concurrency: int | None = None) -> Iterator[Reading]:
-    """Open the shares of one load, with the current configuration.
+def reading(concurrency: int | None = None) -> Reading:
+    """Return the shares of one load, with the current configuration, to open as a context.
 
     ``concurrency`` is its own limit on requests in flight; None for the configured one.
     """
@@ -221,13 +246,5 @@ def reading(concurrency: int | None = None) -> Iterator[Reading]:
     decoders.resize(count)
     kept = cache_limit()
     cache.resize(kept)
-    with (
-        requests.share(request_limit(concurrency)) as places,
-        memory.share(memory_limit()) as room,
-        threads.share(count) as turns,
-        fetching.share(places.bound / 2) as waiting,
-        ExitStack() as opened,
-    ):
-        yield Reading(
-            places, room, turns, waiting, decoders, count, Semaphore(count), kept > 0, opened
-        )
+    places = requests.share(request_limit(concurrency))
+    return Reading(places, memory.share(memory_limit()), count, kept > 0)

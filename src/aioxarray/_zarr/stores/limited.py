@@ -18,7 +18,8 @@ from aioxarray._zarr.stores.request import Kind, Request, send
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
-    from zarr.core.buffer import Buffer, BufferPrototype
+
+    from aioxarray._zarr.compat import Buffer, BufferPrototype
 
     # By another name than ``list``, which a store has a method of.
     _Values = list[Buffer | None]

@@ -9,16 +9,14 @@ from typing import TYPE_CHECKING
 
 from zarr.storage import LocalStore
 
-# Private: zarr's atomic write of a file. The public way is a coroutine around it, which hands each
-# file to another thread.
-from zarr.storage._local import _put
-
+from aioxarray._zarr.compat import _put
 from aioxarray._zarr.stores.limited import LimitedStore
 from aioxarray._zarr.stores.request import Request
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
-    from zarr.core.buffer import Buffer, BufferPrototype
+
+    from aioxarray._zarr.compat import Buffer, BufferPrototype
 
 
 class LocalFiles:

@@ -29,6 +29,9 @@ T = TypeVar("T")
 
 Kind = Literal["get", "exists", "list", "set", "delete"]
 
+DOCUMENTS = frozenset({"zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata"})
+"""The names of all keys that hold metadata."""
+
 
 class Request:
     """A request to a store, as a context in which it is under way.
@@ -76,6 +79,11 @@ class Request:
         """What its call does: "opened", "loaded" or "saved"; None outside of calls."""
         return None if self._call is None else self._call.aim
 
+    @property
+    def _is_for_chunk(self) -> bool:
+        is_value = self.kind in ("get", "set")
+        return is_value and self.key.rpartition("/")[2] not in DOCUMENTS
+
     def __enter__(self) -> Self:
         if self._call is not None:
             self._call.began(self)
@@ -91,7 +99,8 @@ class Request:
     ) -> None:
         if self._call is not None:
             self._call.ended(self, answered=error is None)
-        if isinstance(error, Exception):
+        # The errors of chunks get a note from `chunk_noted`, which is there for decoding too.
+        if isinstance(error, Exception) and not self._is_for_chunk:
             note(error, f"in request for {self.key!r} of {printable(self.store)!r}")
         for observer in _observers:
             if error is None:
@@ -110,7 +119,7 @@ def note(error: Exception, text: str) -> None:
 class chunk_noted:
     """A context that adds the key of a chunk and its store to an error.
 
-    The request does that for its own errors; this is for decoding and placing.
+    The chunk is requested, decoded and put in its place in the body.
     """
 
     __slots__ = ("_key", "_store")
