@@ -1,1 +1,1 @@
-"""Loops, threads and budgets. This layer knows nothing of arrays, xarray or zarr."""
+"""Event loops, threads and budgets, independent of arrays, xarray and zarr."""

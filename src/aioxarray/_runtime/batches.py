@@ -1,4 +1,4 @@
-"""Items that arrive one by one, handled in worker threads many at a time."""
+"""Batching of items that arrive one by one, to handle many of them per hop to a thread."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ T = TypeVar("T")
 
 
 class Batches(Generic[T]):
-    """Hands items to worker threads, as many together as have gathered meanwhile.
+    """Hands items to worker threads in batches.
 
-    A hop to a thread and back costs more than decoding a small chunk; while all workers are
-    busy, items gather, and the next hop carries many.
+    A hop to a thread and back costs more than decoding a small chunk. So while all workers are
+    busy, items are queued, and the next hop takes many of them.
 
     Parameters
     ----------
     pool
         The threads.
     width
-        How many batches may be in the threads at once.
+        The number of batches that may be in the threads at once.
     max_weight
-        A batch is full when its items weigh this much together (so that large items are
-        spread over the threads, not lumped into one).
+        A batch is full when the weights of its items reach this sum, so that large items are
+        spread over the threads.
     handle
-        Handles a batch in a thread and returns an error, or None, for each item.
+        Handles a batch in a thread, and returns an error, or None, for each item.
     is_long
-        Says whether a batch of such a weight may take much longer than others' work.
+        Returns whether a batch of the given weight may take unusually long.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Batches(Generic[T]):
         self._running = 0
 
     async def add(self, item: T, weight: int) -> None:
-        """Have ``item`` handled; returns, or raises its error, when that is done."""
+        """Have ``item`` handled, wait until that is done, and raise its error, if any."""
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._gathered.append((item, weight, ended))
         if self._running < self._width:

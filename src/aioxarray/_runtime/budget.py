@@ -1,4 +1,4 @@
-"""Bounds that hold for the whole process, over loops and threads, shared fairly."""
+"""Budgets: process-wide limits, across event loops and threads, that are shared fairly."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class BudgetStatistics:
     Attributes
     ----------
     in_use
-        What all shares use together.
+        The amount in use in all shares together.
     waiting
-        How many wait, in all shares.
+        The number of waiting tasks in all shares.
     bound
         The largest bound among the open shares; 0 if there is none.
     shares
-        How many shares are open.
+        The number of open shares.
     """
 
     in_use: int
@@ -41,33 +41,33 @@ def _nothing(bound: float) -> float:
 
 
 class Budget:
-    """A bound on what is in use at once in this process: requests, or bytes.
+    """A limit on an amount in use at once in this process, such as requests or bytes.
 
-    Each load takes a `Share` of it, with a bound of its own. What all shares use together
-    never exceeds the largest bound among the open shares (but see ``beside``), so that loads
-    which all keep to the configured bound keep to it together; what one share uses never exceeds
-    its own bound. An amount larger than its share's bound is let in alone in the share, one
-    larger than all bounds alone in the budget.
+    Each load opens a `Share` with its own bound. The amount in use in one share never exceeds its
+    bound, and that in all shares together never exceeds the largest bound among the open shares
+    (but see ``beside``): loads that all use the configured bound keep to it together. An amount
+    larger than its share's bound is admitted alone in the share, and one larger than all bounds
+    alone in the budget.
 
-    Waiting is fair among the shares: each free place goes to the next share in turn, in a
-    share to the one that has waited longest. Where a large amount has its turn, places are kept
-    until they suffice for it. It may be awaited from any asyncio loop.
+    Waiting is fair: free places go to the shares in turn, and in a share to the task that has
+    waited longest. When it is the turn of a large amount, free places are kept until there are
+    enough. Tasks of any asyncio loop can wait.
 
-    Some hold their amount for long: while a chunk of hundreds of megabytes arrives, say. A budget
-    can have a *lane* that is closed to them. The others, which hold for about a round trip, then
-    never wait for the end of a long hold: their turn comes in the budget or in the lane, whichever
-    is first. The cost of a call does not depend on how many shares are open or wait.
+    Some tasks hold their amount for long, for example while a chunk of hundreds of megabytes
+    arrives. A budget can have a *lane* that is closed to them. Other tasks, which hold it for about
+    a round trip, then never wait for the end of a long hold: they are admitted to the budget or to
+    the lane, whichever is first. The cost of a call does not depend on the number of shares.
 
     Parameters
     ----------
     unit
-        What is counted.
+        The unit of the amounts, for the ``repr``.
     apart
-        Returns what part of a bound the lane has. An amount larger than the rest is let in
-        alone among the long holds, beside what the lane has.
+        Returns the part of a bound that is reserved for the lane. An amount larger than the rest is
+        admitted alone among the long holds, beside those in the lane.
     beside
-        Returns what the lane has beyond a bound. An amount larger than the lane is let into it
-        alone.
+        Returns the size of the lane beyond a bound. An amount larger than the lane is admitted to
+        it alone.
     """
 
     def __init__(
@@ -86,23 +86,22 @@ class Budget:
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
-        # Shares of an earlier one are a forked parent's.
+        # Shares of an earlier generation belong to the parent of a forked process.
         self._generation += 1
         self._open: set[Share] = set()
         self._bounds = _Largest()
-        # Shares in which somebody has a turn, each once; the first has the next one. And those in
-        # which that somebody may use the lane. A share that has lost its turn meanwhile is dropped
-        # when it is met.
+        # Queues of the shares with a task to admit next, each share once: for the budget, and for
+        # the lane. A share that has no such task any more is dropped when it comes up.
         self._turns: deque[Share] = deque()
         self._lane_turns: deque[Share] = deque()
-        # The first share waits for more than is free, so that nobody else is let in.
+        # Whether the first share waits for more than is free, so that no other is admitted.
         self._kept = False
         self.in_use = 0
         self._long_in_use = 0
         self._resize()
 
     def _resize(self) -> None:
-        """Note what the largest bound is now, and what of it long holds and the lane have."""
+        """Update the bound, and the parts of it for long holds and for the lane."""
         self._bound = self._bounds.largest
         apart = self._apart(self._bound)
         self._for_long = self._bound - apart
@@ -113,13 +112,13 @@ class Budget:
         return f"<Budget: {now.in_use} {self.unit} in use, {now.waiting} waiting>"
 
     def statistics(self) -> BudgetStatistics:
-        """Return what is in use and who waits at this moment; from any thread."""
+        """Return the amount in use and the number of waiting tasks; thread-safe."""
         with self._lock:
             waiting = sum(share._count_waiting() for share in self._open)
             return BudgetStatistics(self.in_use, waiting, self._bound, len(self._open))
 
     def share(self, bound: float) -> Share:
-        """Return a share of at most ``bound`` (``math.inf`` for none), open as a context."""
+        """Return a share of at most ``bound`` (``math.inf`` for none), to open as a context."""
         return Share(self, bound)
 
     def _join(self, share: Share) -> None:
@@ -128,7 +127,7 @@ class Budget:
             if self._bounds.add(share.bound):
                 self._resize()
                 if self._kept:
-                    # Its bound holds for all.
+                    # The larger bound applies to all shares.
                     self._let_in()
 
     def _leave(self, share: Share) -> None:
@@ -139,9 +138,9 @@ class Budget:
             self._let_in()
 
     def _fits(self, amount: int, long: bool) -> bool:
-        """Say whether there is room for ``amount``."""
+        """Return whether there is room for ``amount``."""
         if self.in_use == 0 or amount > self._bound - self.in_use:
-            # With nobody, or with nobody but the lane's, more than the bound is let in, too.
+            # More than the bound is admitted alone, or with nothing but holds in the lane.
             return self.in_use == 0 or (
                 long
                 and amount > self._for_long
@@ -151,19 +150,19 @@ class Budget:
         return not long or self._long_in_use == 0 or amount <= self._for_long - self._long_in_use
 
     def _fits_lane(self, amount: int) -> bool:
-        """Say whether there is room in the lane for ``amount``, which is not held for long."""
+        """Return whether there is room in the lane for ``amount``, which is not held for long."""
         in_use = self.in_use - self._long_in_use
         return in_use == 0 or amount <= self._lane - in_use
 
     def _let_in(self) -> None:
-        """Hand free places to those who wait; the lock is held."""
+        """Admit waiting tasks to free places; the lock is held."""
         self._let_in_by_turns()
         while self._kept and (share := self._first_for_lane()) is not None:
             self._lane_turns.popleft()
             share._in_lane = False
             share._let_in_next()
             if self._turns[0] is share:
-                # What the places are kept for may be another amount now, or nothing.
+                # The next amount, for which places are kept, may have changed.
                 self._let_in_by_turns()
 
     def _let_in_by_turns(self) -> None:
@@ -184,7 +183,7 @@ class Budget:
                 share._in_turns = False
 
     def _first_for_lane(self) -> Share | None:
-        """Return the share that is next in the lane, if there is room."""
+        """Return the share that is next in the lane, if the lane has room for it."""
         turns = self._lane_turns
         while turns:
             share = turns[0]
@@ -196,16 +195,16 @@ class Budget:
 
 
 class _Largest:
-    """The largest of numbers that come and go, at a cost that hardly grows with their count."""
+    """The maximum of a changing multiset of numbers, updated in logarithmic time."""
 
     def __init__(self) -> None:
         self._counts: dict[float, int] = {}
-        # All that are counted and, until they come up, some that no longer are.
+        # The numbers, negated; those that are removed stay until they reach the top.
         self._heap: list[float] = []
         self.largest: float = 0
 
     def add(self, number: float) -> bool:
-        """Count ``number``; say whether it is larger than all others."""
+        """Add ``number``; return whether it is larger than all others."""
         count = self._counts.get(number, 0)
         self._counts[number] = count + 1
         if count == 0:
@@ -216,7 +215,7 @@ class _Largest:
         return True
 
     def remove(self, number: float) -> bool:
-        """Count ``number`` no longer; say whether the largest is another one now."""
+        """Remove ``number``; return whether the largest number has changed."""
         self._counts[number] -= 1
         if self._counts[number]:
             return False
@@ -233,14 +232,14 @@ _budgets: weakref.WeakSet[Budget] = weakref.WeakSet()
 
 @after_fork
 def _reset_after_fork() -> None:
-    # What was in use or waited for belongs to the parent's loops and threads.
+    # Amounts in use and waiting tasks belong to the parent's loops and threads.
     for budget in _budgets:
         budget._reset()
 
 
-# The amount, whether it is held for long, and what tells that it was let in.
+# The amount, whether it is held for long, and the future that is set on admission.
 _Waiting = tuple[int, bool, asyncio.Future[None]]
-# For all shares in which nobody waits, as in most: an empty deque has room for 64.
+# Shared by all shares without a waiting task: even an empty deque allocates room for 64 items.
 _NOBODY: deque[_Waiting] = deque()
 
 
@@ -265,7 +264,7 @@ class Share:
         self._budget = budget
         self._generation = budget._generation
         self._is_open = False
-        # Whether the budget's turns, and those of its lane, have it.
+        # Whether the share is in the queue of the budget, and in that of the lane.
         self._in_turns = False
         self._in_lane = False
 
@@ -280,15 +279,15 @@ class Share:
             self._budget._leave(self)
 
     def _is_current(self) -> bool:
-        """Say whether this is a share of this process, not of one that it was forked from."""
+        """Return whether the share belongs to this process, and not to a parent that forked it."""
         return self._generation == self._budget._generation
 
     def _allows(self, amount: int) -> bool:
-        """Say whether the share's own bound has room for ``amount``."""
+        """Return whether the share's own bound has room for ``amount``."""
         return amount <= self.bound - self.in_use or self.in_use == 0
 
     def _has_turn(self) -> bool:
-        """Say whether somebody waits who would be let in if the budget had room."""
+        """Return whether a task waits that would be admitted if the budget had room."""
         while self.waiting and self.waiting[0][2].cancelled():
             self.waiting.popleft()
         return self._is_open and bool(self.waiting) and self._allows(self.waiting[0][0])
@@ -297,7 +296,7 @@ class Share:
         return sum(not place.cancelled() for _, _, place in self.waiting)
 
     def _line_up(self) -> None:
-        """Take turns, if somebody waits for one."""
+        """Join the queues of the budget and the lane, if a task waits."""
         if not self.waiting or not self._has_turn():
             return
         if not self._in_turns:
@@ -312,7 +311,7 @@ class Share:
         try:
             place.get_loop().call_soon_threadsafe(self._grant, amount, long, place)
         except RuntimeError:
-            # That loop was closed while the place was waited for: nobody is there to take it.
+            # The loop was closed while the task waited.
             pass
         else:
             self._take(amount, long)
@@ -331,7 +330,7 @@ class Share:
             self._budget._long_in_use += amount
 
     def release(self, amount: int = 1, *, long: bool = False) -> None:
-        """Let go of ``amount``, which was taken with the same ``long``; from any thread."""
+        """Release ``amount``, which was acquired with the same ``long``; thread-safe."""
         budget = self._budget
         if not self._is_current():
             return
@@ -341,12 +340,12 @@ class Share:
             budget._let_in()
 
     def is_wanted(self) -> bool:
-        """Say whether somebody waits in another share, who may get what this one lets go of."""
+        """Return whether a task waits in another share, for what this one might release."""
         budget = self._budget
         with budget._lock:
             turns = budget._turns
             has_own = False
-            # Each is met once: those without a turn are dropped, and its own is there once.
+            # Ends: shares without a waiting task are dropped, and this one is in the queue once.
             while turns and (turns[0] is self or not turns[0]._has_turn()):
                 share = turns.popleft()
                 share._in_turns = False
@@ -358,16 +357,16 @@ class Share:
             return wanted
 
     def hold(self, amount: int = 1, *, long: bool = False) -> _Hold:
-        """Return a context: wait until ``amount`` is free, and hold it until the end.
+        """Return a context that waits until ``amount`` is free, and holds it while it is open.
 
-        ``long`` says that this may take much longer than a round trip.
+        ``long`` marks a hold that may take much longer than a round trip.
         """
         return _Hold(self, amount, long)
 
     async def acquire(self, amount: int = 1, *, long: bool = False) -> None:
         """Wait until ``amount`` is free, and hold it until `release`.
 
-        For those who let go elsewhere than they took hold; everybody else uses `hold`.
+        For amounts that are released elsewhere; otherwise use `hold`.
         """
         budget = self._budget
         with budget._lock:
@@ -385,7 +384,7 @@ class Share:
             await place
         except asyncio.CancelledError:
             if place.cancelled():
-                # Places may have been kept for this one.
+                # Places may have been kept for this task.
                 with budget._lock:
                     self._line_up()
                     budget._let_in()
@@ -397,7 +396,7 @@ class Share:
 class _Hold:
     """A context that holds an amount of a share.
 
-    A class, not a generator: there is one for each request that waits, in thousands of calls.
+    A class, because a generator costs more, and every waiting request has one.
     """
 
     __slots__ = ("_amount", "_long", "_share")

@@ -1,4 +1,4 @@
-"""Values that may be wanted again, as many bytes of them as fit."""
+"""An LRU cache with a limit in bytes."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Any
 
 
 class Cache:
-    """Keeps values up to a limit in bytes; the least recently used one goes first.
+    """A thread-safe cache with a limit in bytes, which evicts the least recently used value first.
 
-    Each value belongs to an owner, and goes with it: see `drop`. Any thread may use it.
+    Each value belongs to an owner; `drop` removes all values of one.
 
     Attributes
     ----------
     entries
-        By owner and name the value, and the bytes it counts for; the next to go first.
+        By owner and name, the value and its size in bytes; the next to be evicted is first.
     size
-        The bytes that all count for together.
+        The total size of all values in bytes.
     """
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew, empty and without room: in a forked process, whose lock may be taken."""
+        """Start again with an empty cache of limit 0, and a new lock, as needed after a fork."""
         self._lock = threading.Lock()
         self.entries: OrderedDict[tuple[Hashable, Hashable], tuple[Any, int]] = OrderedDict()
         self._names: dict[Hashable, set[Hashable]] = {}
@@ -39,14 +39,14 @@ class Cache:
         return len(self.entries)
 
     def resize(self, limit: float) -> None:
-        """Keep no more than ``limit`` bytes from now on."""
+        """Set the limit to ``limit`` bytes, and evict values until they fit."""
         with self._lock:
             self._limit = limit
             gone = self._make_room()
         del gone
 
     def get(self, owner: Hashable, name: Hashable) -> tuple[Any] | None:
-        """Return the value, in a tuple, or None if there is none."""
+        """Return the value in a tuple; None if there is none."""
         key = (owner, name)
         with self._lock:
             entry = self.entries.get(key)
@@ -56,7 +56,7 @@ class Cache:
             return (entry[0],)
 
     def put(self, owner: Hashable, name: Hashable, value: Any, size: int) -> None:
-        """Keep ``value``, which counts for ``size`` bytes, if it fits at all."""
+        """Add ``value`` with a size of ``size`` bytes, unless that exceeds the limit by itself."""
         with self._lock:
             if size > self._limit:
                 return
@@ -65,11 +65,11 @@ class Cache:
             self._names.setdefault(owner, set()).add(name)
             self.size += size
             gone = self._make_room()
-        # Here, not under the lock, ends what nobody else holds.
+        # Evicted values are freed here, after the lock has been released.
         del replaced, gone
 
     def drop(self, owner: Hashable) -> None:
-        """Keep nothing of ``owner``'s."""
+        """Remove all values of ``owner``."""
         with self._lock:
             gone = [self._remove((owner, name)) for name in list(self._names.get(owner, ()))]
         del gone

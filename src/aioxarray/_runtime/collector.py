@@ -1,9 +1,9 @@
-"""Python's collector of garbage cycles, held back while its finalizers could do harm.
+"""Suspending Python's garbage collector while finalizers could do harm in HDF5 or netCDF-C.
 
-A collection runs in whichever thread allocates next, and frees what it finds there: a file of
-netCDF4 is then closed in that thread, whoever is in netCDF-C meanwhile; an object of h5py waits for
-h5py's lock, whose holder may itself wait, in HDF5, for that very thread to read from a file object
-(h5py/h5py#2019). So none runs while a thread of this package is in these libraries.
+A collection runs in whichever thread allocates next, and finalizes objects there. A netCDF4 file is
+then closed in that thread, even while another thread is in netCDF-C. An h5py object waits for
+h5py's lock, while the thread that holds it may wait, in HDF5, for the collecting thread to read
+from a file object (h5py/h5py#2019). So no collection runs while one of our threads is in them.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from contextlib import contextmanager
 
 from aioxarray._runtime.threads.forks import after_fork
 
-# How long to wait between two looks at whether a collection has ended; most last milliseconds.
+# The time between two checks whether a collection has ended; most last milliseconds.
 _LOOK_SECONDS = 0.0005
-# How often to look. A finalizer that takes longer waits for something, for the one who looks maybe.
+# The number of checks. A finalizer that takes longer may wait for the checking thread.
 _LOOKS = 4000
 
 
 class Collector:
-    """The process's collector, and who holds it back. There is one: `collector`.
+    """Suspends the garbage collector of the process. The only instance is `collector`.
 
-    To be used in threads of this package, where no signal raises an exception.
+    Only for threads of this package, in which signal handlers never raise.
     """
 
     def __init__(self) -> None:
-        # Taken again by the same thread if a finalizer, in a collection that began under it, does.
+        # Reentrant: a finalizer may take it in a collection that starts under the lock.
         self._lock = threading.RLock()
         self._holders = 0
         self._was_enabled = False
@@ -38,17 +38,17 @@ class Collector:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Return a context in which no collection runs, in any thread.
+        """Return a context in which no automatic collection runs in any thread.
 
-        To be entered before the lock is taken that finalizers want, and after any other that can
-        take long to get. What is asked for with `gc.collect` runs all the same.
+        Enter it before acquiring a lock that finalizers need, and after acquiring any other lock
+        that may take long. Explicit calls of `gc.collect` still run.
         """
         with self._lock:
             if not self._holders:
                 self._was_enabled = gc.isenabled()
                 gc.disable()
             self._holders += 1
-            # Where it was disabled before, none is under way that was not asked for.
+            # If the collector was disabled already, no automatic collection can be in progress.
             may_be_under_way = self._was_enabled
         try:
             if may_be_under_way:
@@ -61,7 +61,7 @@ class Collector:
                     gc.enable()
 
     def _renew(self) -> None:
-        # The threads that held it back stayed with the parent process.
+        # The threads that suspended it do not exist in the child.
         if self._holders and self._was_enabled:
             gc.enable()
         self._lock = threading.RLock()
@@ -69,7 +69,7 @@ class Collector:
 
 
 def _wait_for_the_present_one() -> None:
-    """Wait until the collection that is under way in another thread, if any, has ended."""
+    """Wait for the end of a collection in progress in another thread, if there is one."""
     for _ in range(_LOOKS):
         if not _is_under_way():
             return
@@ -77,21 +77,21 @@ def _wait_for_the_present_one() -> None:
 
 
 class _Cycle:
-    """Garbage, once it is let go of."""
+    """A reference cycle: garbage once it is dropped."""
 
     def __init__(self) -> None:
         self.myself = self
 
 
 def _is_under_way() -> bool:
-    """Say whether a collection is under way, in another thread or further down in this one.
+    """Return whether a collection is in progress, in another thread or lower on this stack.
 
-    `gc.collect` does nothing while one is, and says nothing of it: so a piece of garbage tells. A
-    function in `gc.callbacks` would know, and would swallow the exception of every signal that
-    arrives while it runs.
+    `gc.collect` then silently does nothing, so we check whether it frees a piece of garbage. A
+    function in `gc.callbacks` would do, but would swallow the exception of any signal handler that
+    runs in it.
     """
     seen = weakref.ref(_Cycle())
-    # The youngest objects: some hundred, which takes microseconds.
+    # The youngest generation has some hundred objects, which takes microseconds.
     gc.collect(0)
     return seen() is not None
 

@@ -1,8 +1,8 @@
-"""Work on equal keys, done once: by whoever comes to it first.
+"""Deduplication of work in progress ("single flight"): equal keys are worked on once.
 
-Who comes first gets a `Flight` and does the work; who comes while that is open gets a `Follower`
-and awaits it, on any loop; who comes later gets what a cache has kept of it. Who follows holds no
-place, no thread and no lock meanwhile.
+The first caller for a key gets a `Flight` and does the work. While the flight is open, other
+callers get a `Follower` and await the result, on any loop; later callers may get it from a cache.
+Followers hold no place in a budget, no thread and no lock while they wait.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ R = TypeVar("R")
 
 
 class Flights(Generic[K, V]):
-    """The keys that are being worked on, and what is kept of those that were.
+    """The open flights by key, and their results in a cache.
 
     Parameters
     ----------
     cache
-        Keeps what flights land with, where they ask for it.
+        Keeps the results of flights that land with a size.
     """
 
     def __init__(self, cache: Cache) -> None:
@@ -44,24 +44,24 @@ class Flights(Generic[K, V]):
     def join(
         self, key: K, take: Callable[[V, P], R], part: P
     ) -> tuple[V] | Flight[K, V] | Follower[V, R]:
-        """Return what is to be done about ``key``.
+        """Look up ``key`` in the cache, follow its flight, or open one.
 
         Parameters
         ----------
         key
-            What is to be worked on.
+            The key.
         take, part
-            ``take(value, part)`` takes the value where the caller follows. It is called in a
-            thread of who leads, so it must not wait.
+            ``take(value, part)`` receives the value if the caller follows. It is called in the
+            thread where the flight lands, so it must not wait.
 
         Returns
         -------
         tuple, Flight or Follower
-            The value in a tuple, if it is kept; a flight, which the caller has to end; or what
-            follows the one under way.
+            The value in a tuple, if it is in the cache; a new flight, which the caller must end; or
+            a follower of the open flight.
         """
         with self._lock:
-            # Thousands of times a read: mostly there is no cache.
+            # Called thousands of times per read, usually with an empty cache.
             if self._cache.entries and (kept := self._cache.get(self, key)) is not None:
                 return kept
             flight = self._open.get(key)
@@ -75,11 +75,11 @@ class Flights(Generic[K, V]):
             return follower
 
     def known(self, key: K) -> tuple[V] | None:
-        """Return the value in a tuple, if it is kept."""
+        """Return the value in a tuple if it is in the cache; otherwise None."""
         return self._cache.get(self, key)
 
     def keep(self, key: K, value: V, size: int) -> None:
-        """Keep ``value``, which counts for ``size`` bytes, unless `close` was called."""
+        """Put ``value``, of ``size`` bytes, in the cache, unless `close` was called."""
         with self._lock:
             self._keep(key, value, size)
 
@@ -88,9 +88,9 @@ class Flights(Generic[K, V]):
             self._cache.put(self, key, value, size)
 
     def close(self) -> None:
-        """Keep nothing, neither what there is nor what is still to come.
+        """Drop all values from the cache, and add none from now on.
 
-        Those who have joined what is under way get what comes of it.
+        Followers of open flights still get their results.
         """
         with self._lock:
             self._keeps = False
@@ -98,10 +98,10 @@ class Flights(Generic[K, V]):
 
 
 class Flight(Generic[K, V]):
-    """Work that its owner does, and others may wait for.
+    """Work on a key by its owner, which followers may wait for.
 
-    It ends once, by what is first: `land`, `fail` or `give_up`; each from any thread. As a
-    context, it fails with an error that is raised in it.
+    The first call of `land`, `fail` or `give_up`, from any thread, ends it. As a context, it fails
+    with an error that is raised in the body, and otherwise is given up unless it has ended.
     """
 
     __slots__ = ("_flights", "_followers", "_is_open", "_key")
@@ -113,7 +113,7 @@ class Flight(Generic[K, V]):
         self._followers: list[Follower[V, Any]] | None = None
 
     def close(self) -> bool:
-        """End the time in which others can follow; say whether some do."""
+        """Allow no more followers; return whether there are any."""
         with self._flights._lock:
             self._close()
             return self._followers is not None
@@ -129,10 +129,7 @@ class Flight(Generic[K, V]):
         return followers or []
 
     def land(self, value: V, size: int | None = None) -> None:
-        """Have each of those who follow take ``value``.
-
-        With a ``size`` it is kept, and counts for so many bytes.
-        """
+        """Hand ``value`` to each follower; with a ``size`` in bytes, put it in the cache."""
         with self._flights._lock:
             if size is not None:
                 self._flights._keep(self._key, value, size)
@@ -141,14 +138,14 @@ class Flight(Generic[K, V]):
             follower._take_from(value)
 
     def fail(self, error: Exception) -> None:
-        """Raise ``error``, a copy for each, in those who follow."""
+        """Raise a copy of ``error`` in each follower."""
         with self._flights._lock:
             followers = self._end()
         for follower in followers:
             follower._fail(_copy_of(error))
 
     def give_up(self) -> None:
-        """Leave the work to those who follow, if it has not ended."""
+        """Leave the work to the followers, if it has not ended."""
         if self._is_open or self._followers:
             with self._flights._lock:
                 followers = self._end()
@@ -166,7 +163,7 @@ class Flight(Generic[K, V]):
 
 
 class Follower(Generic[V, R]):
-    """Somebody who waits for what another one works on."""
+    """A wait for the result of a flight."""
 
     __slots__ = ("_outcome", "_part", "_take")
 
@@ -177,31 +174,31 @@ class Follower(Generic[V, R]):
         self._outcome: Future[tuple[R] | None] = Future()
 
     async def outcome(self) -> tuple[R] | None:
-        """Wait; return what ``take`` returned, in a tuple, or None where the work was given up.
+        """Wait, and return the result of ``take`` in a tuple; None if the flight was given up.
 
-        Raises the error that the one who leads has met, or that ``take`` raised. Cancelling
-        does not concern the work; `withdraw` must follow.
+        Raises the error with which the flight failed, or that ``take`` raised. Cancelling does not
+        affect the flight. `withdraw` must be called afterwards.
         """
         return await asyncio.wrap_future(self._outcome)
 
     async def withdraw(self) -> None:
-        """Follow no longer; returns when ``take`` is not being called, and will not be."""
+        """Stop following; wait until ``take`` is not running and will not be called."""
         if self._outcome.cancel() or self._outcome.done():
             return
         ended = asyncio.wrap_future(self._outcome)
         while not ended.done():
-            # Cancelled again meanwhile: who waits here is about to raise anyway.
+            # If this task is cancelled again here, its first cancellation goes on anyway.
             with suppress(asyncio.CancelledError):
                 await asyncio.wait([ended])
         if not ended.cancelled():
-            # Its error, if any, is no longer of interest, and must not be logged as unheard.
+            # Retrieve an error, so that asyncio does not log it.
             ended.exception()
 
     def _take_from(self, value: V) -> None:
         if self._outcome.set_running_or_notify_cancel():
             try:
                 result = self._take(value, self._part)
-            except Exception as error:  # noqa: BLE001 - it belongs to who follows
+            except Exception as error:  # noqa: BLE001 - raised in the follower
                 self._outcome.set_exception(error)
             else:
                 self._outcome.set_result((result,))
@@ -216,10 +213,10 @@ class Follower(Generic[V, R]):
 
 
 def _copy_of(error: Exception) -> Exception:
-    """Return an error like ``error``, to which each who meets it adds notes of its own."""
+    """Return a copy of ``error``, since each receiver adds its own notes."""
     try:
         copied = copy.copy(error)
-    except Exception:  # noqa: BLE001 - whatever a class's constructor makes of it
+    except Exception:  # noqa: BLE001 - the class may have an unusual constructor
         return error
     if type(copied) is not type(error):
         return error

@@ -1,4 +1,4 @@
-"""Lanes: the queues of calls into libraries that bear one thread at a time."""
+"""Lanes: queues of calls into libraries that support only one thread at a time."""
 
 from __future__ import annotations
 
@@ -29,26 +29,28 @@ _lanes: weakref.WeakValueDictionary[Hashable, Lane] = weakref.WeakValueDictionar
 
 @after_fork
 def _reset_after_fork() -> None:
-    # The threads stayed with the parent, and its locks may have been held by one of them.
+    # The parent's threads do not exist here, and one of them may have held a lock.
     for lane in list(_lanes.values()):
         lane._reset()
 
 
 class Closes(Protocol):
-    """What a lane's library has open."""
+    """An object that a lane's library has open."""
 
     def close(self) -> object: ...
 
 
 class Lane:
-    """The queue of calls into a library that works behind one lock: one runs at a time.
+    """A queue of calls into a library with a global lock, which run one at a time.
 
-    Without it, such calls would fill the pool with threads that wait for each other.
+    Without it, such calls would fill the pool with threads that wait for the lock.
 
     Parameters
     ----------
     pool
         The threads that make the calls.
+    is_uncut
+        Whether the end of the interpreter waits for the call in progress: see `uncut`.
     """
 
     def __init__(self, pool: Pool, is_uncut: bool = False) -> None:
@@ -61,32 +63,29 @@ class Lane:
         self._lock = threading.Lock()
         self._calls: deque[tuple[Future[None], Callable[[], None]]] = deque()
         self._busy = False
-        # Had by whoever is in the library.
+        # Held by the thread that is in the library.
         self._turn = threading.Lock()
         self._dropped: deque[list[object]] = deque()
 
     @classmethod
     def of(cls, key: Hashable, pool: Pool, *, is_uncut: bool = False) -> Lane:
-        """Return the lane for ``key`` (what identifies the lock); it lives while in use.
-
-        If it ``is_uncut``, the end of the interpreter waits for the call under way: see `uncut`.
-        """
+        """Return the lane for ``key``, which identifies the lock. A lane lives while it is used."""
         return _lanes.setdefault(key, cls(pool, is_uncut))
 
     async def run(self, function: Callable[[], T]) -> T:
-        """Await ``function()`` after those before it, in the context of the caller.
+        """Await ``function()``, after earlier calls, in the context of the caller.
 
-        Cancelling returns at once: a call that waits is dropped, one that has begun runs on.
+        Cancelling returns at once: a waiting call is dropped; a running one goes on.
         """
         outcome: Outcome[T] = Outcome()
         await asyncio.wrap_future(self._queue(function, outcome))
         return outcome.take()
 
     async def run_to_end(self, function: Callable[[], T], patience_s: float | None = None) -> T:
-        """Await ``function()`` as `run` does, and its end also when this is cancelled.
+        """Await ``function()`` as `run` does, but wait for its end also when cancelled.
 
-        Cancelling cancels the blocking calls that it makes. What it still returns is let go of in
-        the lane. With ``patience_s``, its end is awaited no longer than that.
+        Cancelling cancels the blocking calls that ``function`` makes, and waits for its end, at
+        most ``patience_s`` seconds if given. If it still returns a result, it is freed in the lane.
         """
         leash = Leash()
         outcome: Outcome[T] = Outcome()
@@ -116,7 +115,7 @@ class Lane:
         return outcome.take()
 
     def call(self, function: Callable[[], T]) -> T:
-        """Return ``function()``, called in this thread, while nobody else is in the library."""
+        """Call ``function`` in this thread while no other thread is in the library."""
         try:
             with self._turn:
                 return function()
@@ -124,13 +123,13 @@ class Lane:
             self._tidy()
 
     def keep(self, obj: Closes) -> int:
-        """Hold ``obj``, which the library has open, until `drop` is called with what this returns.
+        """Keep a reference to ``obj``, which the library has open; return a key for `drop`.
 
-        What is held when the interpreter ends is closed: HDF5 would close it later, and call file
-        objects of Python's for it, which are gone then.
+        Objects that are still kept when the interpreter ends are closed: HDF5 would close them
+        later, and call Python file objects that no longer exist.
 
-        What is held from here is no garbage, of which Python would call the finalizers in any
-        thread, when the objects that use it are.
+        The reference from here also keeps ``obj`` from becoming garbage together with the objects
+        that use it, since Python might then finalize it in any thread.
         """
         called_at_exit(self._close_kept)
         held: list[object] = [obj]
@@ -146,19 +145,19 @@ class Lane:
                     _logger.debug("a file could not be closed at the end: %s", type(error).__name__)
 
     def forget(self, key: int) -> None:
-        """Hold no longer what was kept, which others hold; at the interpreter's end, go on."""
+        """Remove a kept reference that is not the last one; do nothing at interpreter exit."""
         if not is_ending():
             del self._kept[key]
 
     def drop(self, key: int) -> None:
-        """Let go of what was kept, which this may have the last reference to.
+        """Remove a kept reference, which may be the last one.
 
-        That is done here and now, as if this were not here; but while somebody is in the library
-        it is left to them, and in a thread that does not run for the user, which the garbage
-        collector may be in at any time, to the caller for whom it works or, if there is none, to
-        whoever is in the library next. No lock is waited for, except in the moment in which
-        another thread takes its turn. At the end of the interpreter it is left to the end itself:
-        HDF5 must not be closing a file in one thread while it is torn down in another.
+        In the user's threads that happens at once, unless a thread is in the library: then that
+        thread does it afterwards. This package's own threads, where the garbage collector may run
+        at any time, leave it to the caller that they work for or, if there is none, to the next
+        thread in the library. No lock is waited for, except at the moment when another thread takes
+        its turn. At interpreter exit nothing is done: HDF5 must not close a file in one thread
+        while it is torn down in another.
         """
         if is_ending():
             return
@@ -172,7 +171,7 @@ class Lane:
             deliver_if_sent(self._tidy_for_the_user)
 
     def _tidy(self) -> None:
-        # Somebody who has the turn looks here when they have given it up.
+        # A thread that has the turn checks this again after releasing it.
         while self._dropped and not self._turn.locked():
             with self._turn:
                 self._let_go()
@@ -184,7 +183,7 @@ class Lane:
     def _queue(self, function: Callable[[], T], outcome: Outcome[T]) -> Future[None]:
         call: Future[None] = Future()
         context = contextvars.copy_context()
-        # Popped, so that the thread holds nothing of it when it has told that it ended.
+        # Popped, so that the thread holds no reference to it once the call is done.
         functions = [function]
 
         def take_turn() -> None:
@@ -209,5 +208,5 @@ class Lane:
                 call, function = self._calls.popleft()
             with uncut() if self._is_uncut else contextlib.nullcontext():
                 finish(call, function)
-            # Keep nothing of this call alive until the next one comes.
+            # Do not keep objects of this call alive until the next one.
             del call, function

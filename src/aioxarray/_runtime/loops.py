@@ -1,9 +1,8 @@
-"""The I/O loop, and the ways onto it from any thread and any event loop.
+"""The I/O loop, and running coroutines on it from any thread and any event loop.
 
-All requests of a process run on one asyncio loop in a thread of its own, the *I/O loop*:
-objects that bind to the first loop that awaits them (fsspec filesystems, HTTP sessions) then
-meet the same loop whoever asks, and the caller's loop only waits. This module is the one
-place where work passes between loops.
+All requests of a process run on one asyncio loop in its own thread, the *I/O loop*. Objects that
+bind to the first loop that awaits them (fsspec filesystems, HTTP sessions) then always see the same
+loop, and the caller's loop only waits. Only this module moves work between loops.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from typing import Any, ParamSpec, TypeVar
 
 import anyio
 
-# Private, and imported for its effect alone: anyio imports it when it is first used, which would
-# hold up the event loop of the first caller in a process for some 35 ms.
+# Private, and imported only for the side effect: anyio imports it on first use, which would block
+# the event loop of the first caller in a process for about 35 ms.
 import anyio._backends._asyncio  # noqa: F401
 from anyio.lowlevel import current_token
 
@@ -37,18 +36,18 @@ P = ParamSpec("P")
 
 _Deliver = Callable[[Callable[[], None]], None]
 
-# How a function reaches the thread or loop of the caller for whom the current task works.
+# Schedules a function in the thread or loop of the caller that the current task works for.
 _deliver: contextvars.ContextVar[_Deliver | None] = contextvars.ContextVar(
     "aioxarray_deliver", default=None
 )
-# Loops whose thread waits, blocked, for the current task: work sent there would never run.
+# Loops whose threads are blocked, waiting for the current task: work sent there would never run.
 _blocked_loops: contextvars.ContextVar[tuple[asyncio.AbstractEventLoop, ...]] = (
     contextvars.ContextVar("aioxarray_blocked_loops", default=())
 )
 
 
 class _OwnLoop:
-    """An asyncio loop in a daemon thread, made on first use and anew after a fork."""
+    """An asyncio loop in a daemon thread, created on first use and again after a fork."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -73,13 +72,13 @@ _source: Callable[[], asyncio.AbstractEventLoop] = _OwnLoop()
 
 
 def provide_io_loop(source: Callable[[], asyncio.AbstractEventLoop]) -> None:
-    """Make ``source()`` the I/O loop from now on; it is asked each time, so it may change."""
+    """Make ``source()`` the I/O loop; it is called each time, so the loop may change."""
     global _source
     _source = source
 
 
 def io_loop() -> asyncio.AbstractEventLoop:
-    """Return the loop on which all requests run; it runs in a thread of its own."""
+    """Return the loop on which all requests run, in its own thread."""
     return _source()
 
 
@@ -87,8 +86,8 @@ def io_loop() -> asyncio.AbstractEventLoop:
 def use_io_loop(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
     """Make ``loop`` the I/O loop of the process while the context is open.
 
-    Code already running on ``loop`` is then awaited in place. For tests that run everything,
-    caller and requests, on one loop (one with a virtual clock, say).
+    Calls from code on ``loop`` are then awaited in place. For tests that run callers and requests
+    on one loop, with a virtual clock for example.
     """
     before = _source
     provide_io_loop(lambda: loop)
@@ -99,7 +98,7 @@ def use_io_loop(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:
-    """Return the asyncio loop that runs in this thread, or None."""
+    """Return the asyncio loop running in this thread, or None."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:
@@ -107,9 +106,9 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 def deliver(function: Callable[[], None]) -> None:
-    """Call ``function`` soon where the caller is: on its loop, or in its waiting thread.
+    """Call ``function`` soon on the caller's loop, or in the caller's waiting thread.
 
-    On a task that was not sent by anyone, it is called at once.
+    If the current task has no caller elsewhere, call ``function`` at once.
     """
     to_caller = _deliver.get()
     if to_caller is None:
@@ -119,16 +118,16 @@ def deliver(function: Callable[[], None]) -> None:
 
 
 def deliver_if_sent(function: Callable[[], None]) -> None:
-    """Call ``function`` soon where the caller is, if there is one; takes no lock."""
+    """Call ``function`` as `deliver` does if there is a caller elsewhere; takes no lock."""
     to_caller = _deliver.get()
     if to_caller is not None:
         to_caller(function)
 
 
 class _Remote:
-    """A task on another loop: its outcome is there only when the task has really ended.
+    """A task on another loop, whose outcome is set only once the task has really ended.
 
-    When it has, nothing in the thread of that loop holds the function or its result any more.
+    By then, the thread of that loop has no reference to the function or its result.
     """
 
     def __init__(
@@ -140,7 +139,7 @@ class _Remote:
     ) -> None:
         self._loop = loop
         self._functions = [function]
-        # That in which the task runs, and nothing else: no two threads may be in it at once.
+        # The context of the task only: two threads cannot be in a context at once.
         self._context = context
         self._on_end = on_end
         self._task: asyncio.Task[Any] | None = None
@@ -154,22 +153,22 @@ class _Remote:
         self._loop.call_soon_threadsafe(self._cancel)
 
     def take(self) -> Any:
-        """Return or raise what the task did."""
+        """Return the result of the task, or raise its error."""
         return self._taken.take()
 
     def drop(self) -> None:
-        """Let go of what the task did, in this thread."""
+        """Free the result or error of the task in this thread."""
         self._taken.drop()
 
     def _start(self) -> None:
-        # The main thread is the user's, also where a test runs the I/O loop in it for a while.
+        # The main thread belongs to the user, even if a test runs the I/O loop in it for a while.
         if self._loop is io_loop() and threading.current_thread() is not threading.main_thread():
             mark_own_thread()
         if self._has_ended:
-            # Cancelled, by a leash, just before the start was sent.
+            # Cancelled by a leash just before the start was scheduled.
             return
-        # Called in the task, so that wrong arguments are its error: nobody else would hear it, and
-        # the caller would wait for ever.
+        # Called inside the task, so that wrong arguments are an error of the task. Raised here, the
+        # error would be lost, and the caller would wait forever.
         self._task = self._loop.create_task(
             self._taken.of_async(self._functions.pop()), context=self._context
         )
@@ -179,14 +178,14 @@ class _Remote:
         if self._task is not None:
             self._task.cancel()
         elif not self._has_ended:
-            # An interrupt came before the start was sent; it never will be.
+            # An interrupt came before the start was scheduled, so the task will never start.
             self._taken.fail(concurrent.futures.CancelledError())
             self._finish()
 
     def _end(self, task: asyncio.Task[Any]) -> None:
         self._task = None
         if task.cancelled():
-            # Before it began.
+            # Cancelled before it started.
             self._taken.fail(concurrent.futures.CancelledError())
         self._finish()
 
@@ -196,12 +195,12 @@ class _Remote:
 
 
 class _BlockingRemote(_Remote):
-    """A task on another loop that a thread waits for; it can be held on a leash."""
+    """A task on another loop that a thread waits for, and that a leash can hold."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        # Done when the task is. Not the future of ``run_coroutine_threadsafe``: that one counts as
-        # done as soon as it is cancelled, while the task may still have requests in flight.
+        # Done when the task is. The future of ``run_coroutine_threadsafe`` is done as soon as it is
+        # cancelled, while the task may still have requests in flight.
         self.outcome: concurrent.futures.Future[None] = concurrent.futures.Future()
 
     def _finish(self) -> None:
@@ -210,10 +209,10 @@ class _BlockingRemote(_Remote):
 
 
 class _Ended:
-    """An event of an asyncio loop, for one task to wait for.
+    """An event that one task of an asyncio loop can wait for.
 
-    It is half as large as asyncio's, and a fifth of anyio's: there is one in each of thousands of
-    calls, and Python looks through all of them for garbage.
+    It is half the size of asyncio's event, and a fifth of anyio's. Thousands of concurrent calls
+    have one each, all of which the garbage collector traverses.
     """
 
     __slots__ = ("_future", "_is_set", "_loop")
@@ -238,9 +237,9 @@ class _Ended:
 
 
 def _waker(loop: asyncio.AbstractEventLoop | None) -> _Deliver:
-    """Return a function that, from any thread, has its argument called on this very loop.
+    """Return a function that schedules calls on the running event loop from any thread.
 
-    ``loop`` is it where it is one of asyncio.
+    ``loop`` is that loop if it is an asyncio loop; None for another library's.
     """
     # An asyncio loop, or a TrioToken.
     token: Any = current_token().native_token if loop is None else loop
@@ -251,7 +250,7 @@ def _waker(loop: asyncio.AbstractEventLoop | None) -> _Deliver:
     )
 
     def wake(function: Callable[[], None]) -> None:
-        # The caller's loop may be gone by now (its owner stopped it): nobody waits any more.
+        # The caller's loop may have been closed by now; then no task waits any more.
         with contextlib.suppress(RuntimeError):
             soon(function)
 
@@ -261,9 +260,9 @@ def _waker(loop: asyncio.AbstractEventLoop | None) -> _Deliver:
 async def run_on(
     loop: asyncio.AbstractEventLoop, function: Callable[[], Coroutine[Any, Any, T]]
 ) -> T:
-    """Await ``function()`` on ``loop`` from whatever asynchronous library runs here.
+    """Await ``function()`` on ``loop``, from any asynchronous library.
 
-    Cancelling cancels the task on ``loop`` and returns only when that task has ended.
+    Cancelling cancels the task on ``loop``, and returns only when that task has ended.
     """
     here = running_loop()
     if here is loop:
@@ -274,7 +273,7 @@ async def run_on(
             "call. Await the coroutine (the name that ends in _async) on that loop instead."
         )
     if here is not None and asyncio.current_task() is None:
-        # Trio, run by an asyncio loop as its guest.
+        # Trio in guest mode, on top of an asyncio loop.
         here = None
     ended = anyio.Event() if here is None else _Ended(here)
     wake = _waker(here)
@@ -291,8 +290,8 @@ async def run_on(
                 try:
                     await ended.wait()
                 except anyio.get_cancelled_exc_class():
-                    # A task of asyncio can be cancelled again, past any shield: by a timeout
-                    # and the task group around it, say. The first one goes on below.
+                    # An asyncio task can be cancelled again in spite of a shield, for example by a
+                    # timeout and its task group. The first cancellation is re-raised below.
                     continue
         remote.drop()
         raise
@@ -305,10 +304,10 @@ async def run_on(
 
 
 def run_blocking(function: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run ``function()`` on the I/O loop and block this thread until it has ended.
+    """Run ``function()`` on the I/O loop, and block this thread until it has ended.
 
-    Works in plain code and in a thread whose own event loop is running (a notebook's). An
-    interrupt cancels the work and waits for its end.
+    Works in synchronous code, and in a thread with a running event loop (a notebook). An interrupt
+    cancels the work and waits for its end.
     """
     loop = io_loop()
     here = running_loop()
@@ -317,7 +316,7 @@ def run_blocking(function: Callable[[], Coroutine[Any, Any, T]]) -> T:
             "a blocking call on aioxarray's own I/O loop would wait for itself: "
             "await the coroutine (the name that ends in _async) instead"
         )
-    # Callbacks for the caller and, last, None: the end.
+    # Callbacks for the caller; None marks the end.
     inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
     context = contextvars.copy_context()
     context.run(_deliver.set, inbox.put)
@@ -347,7 +346,7 @@ def _serve(inbox: queue.SimpleQueue[Callable[[], None] | None]) -> None:
 
 
 def _did_you_mean(given: Iterable[str], signature: inspect.Signature) -> str:
-    """Return a question for a name that is like one in ``given`` which is none; "" without."""
+    """Return a hint for the first misspelled name in ``given``; "" if there is none."""
     names = list(signature.parameters)
     for name in given:
         if name not in names and (close := difflib.get_close_matches(name, names, n=1)):
@@ -356,7 +355,7 @@ def _did_you_mean(given: Iterable[str], signature: inspect.Signature) -> str:
 
 
 def blocking(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
-    """Return the blocking twin of a coroutine function ``name_async``: ``name``."""
+    """Return the blocking version, called ``name``, of a coroutine function ``name_async``."""
     name = function.__name__.removesuffix("_async")
     signature = inspect.signature(function)
 
@@ -368,7 +367,7 @@ def blocking(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
             try:
                 signature.bind(*args, **kwargs)
             except TypeError as error:
-                # Python named the coroutine function, which the user did not call.
+                # Python's message names the coroutine function, which the user did not call.
                 hint = _did_you_mean(kwargs, signature)
                 raise TypeError(f"{name}() {error}{hint}") from None
             raise

@@ -1,4 +1,4 @@
-"""Memory that each thread uses over and over, for what has to be somewhere for a moment."""
+"""Scratch memory that each thread reuses for temporary data."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 class _Scratch(threading.local):
-    """Memory of a thread's own for what has to be somewhere for a moment.
+    """Thread-local buffers for temporary data, one for each purpose.
 
-    Fresh memory for each chunk would cost more than decoding into it: the kernel clears it.
+    New memory for each chunk would cost more than decoding into it, because the kernel clears it.
     """
 
-    # More than this is not kept.
+    # Larger buffers are not kept.
     KEPT = 8 << 20
 
     def __init__(self) -> None:
@@ -32,15 +32,15 @@ class _Scratch(threading.local):
         return kept[:size]
 
 
-# Bytes of a page of memory. Larger pages begin where these do.
+# The smallest page size of common systems, in bytes.
 _PAGE = 4096
 
 
 def _aligned(size: int) -> NDArray[np.uint8]:
-    """Return memory that begins with a page.
+    """Return memory that begins at a page boundary.
 
-    The kernel copies from files a quarter as fast, on some processors, to where 1 to 31 bytes
-    more of a page lie before than in the file; numpy's own memory mostly has 16.
+    On some CPUs, the kernel copies from files at a quarter of the speed if the destination's offset
+    in a page exceeds that in the file by 1 to 31 bytes. numpy's memory usually has an offset of 16.
     """
     memory = np.empty(size + _PAGE, np.uint8)
     first = -memory.ctypes.data % _PAGE

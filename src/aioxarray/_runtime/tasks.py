@@ -1,4 +1,4 @@
-"""Side-by-side work on the I/O loop in which nothing outlives an error."""
+"""Running coroutines concurrently on the I/O loop, without leaving any of them behind."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from anyio.lowlevel import checkpoint
 
 T = TypeVar("T")
 
-# How long a step may keep the loop.
+# How long work may block the loop between two checkpoints.
 _STEP_S = 0.002
 
 
 async def gather(functions: Iterable[Callable[[], Awaitable[T]]]) -> list[T]:
-    """Await all of ``functions`` side by side and return their results in order.
+    """Await all ``functions()`` concurrently, and return their results in order.
 
-    The first error cancels the others, waits for their end, and is raised as it is:
-    ``asyncio.gather`` would leave the others running, ``asyncio.TaskGroup`` would wrap the
-    error in a group. Cancelling cancels and awaits all.
+    The first error cancels the others and, once they have ended, is raised unchanged:
+    ``asyncio.gather`` would leave the others running, and ``asyncio.TaskGroup`` would wrap the
+    error in a group. Cancelling cancels all and waits for their end.
     """
     listed = list(functions)
     if len(listed) == 1:
@@ -39,15 +39,15 @@ async def _side_by_side(listed: Sequence[Callable[[], Awaitable[T]]]) -> list[T]
             for index, function in enumerate(listed):
                 group.create_task(run(index, function))
     except BaseExceptionGroup as errors:
-        # Its own context would show the group, which says nothing more.
+        # ``from None``, because the group in the traceback would add nothing.
         raise first_error(errors) from None
     return [results[index] for index in range(len(listed))]
 
 
 async def in_steps(work: Iterable[object]) -> None:
-    """Iterate over ``work``, and let the loop, any library's, go on every few milliseconds.
+    """Iterate over ``work``, and yield to the event loop, of any library, every few milliseconds.
 
-    What takes less is not interrupted.
+    Shorter work does not yield at all.
     """
     until = perf_counter() + _STEP_S
     for _ in work:
@@ -57,7 +57,7 @@ async def in_steps(work: Iterable[object]) -> None:
 
 
 def first_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the error that came first in a group of errors or of groups."""
+    """Return the first error in a group of errors, or of groups of them."""
     error: BaseException = errors
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

@@ -1,4 +1,4 @@
-"""Other people's blocking code in worker threads, with its own blocking calls into this package."""
+"""Running blocking code of other libraries in worker threads, where it may call this package."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from aioxarray._runtime.threads.pool import Pool
 
 T = TypeVar("T")
 
-# Such code mostly waits, for requests that run on the I/O loop.
+# Such code mostly waits for requests on the I/O loop.
 _THREADS = 32
 
-# How long a cancelled function may take to end.
+# How long to wait for a cancelled function to return.
 _UNWINDING_S = 0.5
 
-# How deep the current code is in worker threads that wait for worker threads. Each depth has a
-# pool of its own: in a shared one, waiting calls could take all threads from those they wait for.
+# The nesting depth of worker threads that wait for other worker threads. Each depth has its own
+# pool: in a shared one, waiting calls could leave no threads for the calls that they wait for.
 _depth: contextvars.ContextVar[int] = contextvars.ContextVar("aioxarray_depth", default=0)
 _pools: dict[int, Pool] = {}
 
@@ -30,17 +30,16 @@ _pools: dict[int, Pool] = {}
 async def in_worker(function: Callable[[], T], discard: Callable[[T], object]) -> T:
     """Await ``function()`` in a worker thread, from any event loop.
 
-    Cancelling cancels the requests that ``function`` waits for and returns when they have ended,
-    and ``function`` with them: in any case if it called `be_awaited`, else unless it waits for
-    something other than requests. What it still returns then is
-    handed to ``discard``.
+    Cancelling cancels the requests that ``function`` waits for, and returns when they and
+    ``function`` have ended. Unless it has called `be_awaited`, the wait for ``function`` itself is
+    limited to half a second. A result that it still returns is passed to ``discard``.
     """
     leash = Leash()
-    # When the thread has done with it; none before it begins.
+    # One future, done when the thread is; empty before it starts.
     ends: list[Future[None]] = []
     depth = _depth.get()
     pool = _pools.setdefault(depth, Pool(f"aioxarray-worker-{depth}", _THREADS))
-    # Popped, so that the thread holds nothing of it when this returns.
+    # Popped, so that the thread holds no reference to it when this returns.
     functions = [function]
     outcome: Outcome[T] = Outcome()
 
@@ -65,11 +64,11 @@ async def in_worker(function: Callable[[], T], discard: Callable[[T], object]) -
         except asyncio.CancelledError:
             for call in leash.pull():
                 await _end_of(call)
-            # Without its requests it comes to its end, mostly; not in the middle of other code.
+            # Without its requests it usually ends soon, unless it waits for something else.
             for ended in ends:
                 await _end_of(ended, None if leash.awaited else _UNWINDING_S)
             if outcome.has_result:
-                # Cancelled in the moment in which it came.
+                # Cancelled at the moment when the result arrived.
                 await until_done(pool.start(throw_away))
             raise
         return outcome.take()
@@ -78,9 +77,9 @@ async def in_worker(function: Callable[[], T], discard: Callable[[T], object]) -
 
 
 async def _end_of(call: Future[None], patience_s: float | None = None) -> None:
-    """Wait for ``call``, however often this task is cancelled; without a hold on it.
+    """Wait until ``call`` is done, even if this task is cancelled repeatedly.
 
-    With ``patience_s``, it is waited for no longer than that.
+    With ``patience_s``, wait at most that many seconds. ``call`` itself is not cancelled.
     """
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()

@@ -1,6 +1,6 @@
-"""The only place that touches zarr's internals: its loop, reading pipeline, store wrapper.
+"""Zarr: stores, metadata, chunks and codecs, and all uses of zarr's internals.
 
-Importing it makes zarr's own loop the I/O loop.
+Importing the package makes zarr's own event loop the I/O loop.
 """
 
 from __future__ import annotations

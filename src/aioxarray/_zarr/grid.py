@@ -1,4 +1,4 @@
-"""Where the chunks of an array end."""
+"""Chunk boundaries of an array, and whether a region is aligned with them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 
 def write_edges(array: zarr.Array[Any]) -> list[list[int]]:
-    """Return, for each axis, where what a write replaces as a whole ends: shards, or chunks."""
+    """Return, for each axis, the boundaries of the shards, or of the chunks if there are none."""
     try:
         sizes = array.shards or array.chunks
     except NotImplementedError:
-        # Chunks of unequal sizes, from zarr 3.2 on.
+        # Chunks of unequal sizes (zarr 3.2 and later).
         unequal: Any = array
         return [list(itertools.accumulate(axis)) for axis in unequal.write_chunk_sizes]
     return [
@@ -25,7 +25,7 @@ def write_edges(array: zarr.Array[Any]) -> list[list[int]]:
 
 
 def is_aligned(region: Any, shape: tuple[int, ...], edges: Sequence[Sequence[int]]) -> bool:
-    """Say whether each chunk of an array is in ``region`` as a whole or not at all."""
+    """Return whether ``region`` contains each chunk either completely or not at all."""
     for part, length, inner in zip(region, shape, edges, strict=True):
         start, stop, _ = part.indices(length)
         ends = {0, length, *inner}

@@ -1,4 +1,4 @@
-"""Which chunks a selection of single points touches, and which points are in each."""
+"""Selections of single points: the chunks they touch, and the points in each chunk."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ if TYPE_CHECKING:
     from aioxarray._zarr.compat import ArraySpec
     from aioxarray._zarr.selection import Chunk
 
-# numpy sorts numbers of up to two bytes by their digits: a million in half the time.
+# numpy radix-sorts integers of up to two bytes, which takes half the time for a million points.
 _BY_DIGITS = 1 << 16
 
 
 class Points:
-    """The chunks of a regular grid that hold some points.
+    """The chunks of a regular grid that contain some points.
 
-    Each point is two numbers, that of its chunk and its offset in there, whatever the number of
-    axes, and points are sorted by the first one. zarr's own indexer sorts and takes apart the
+    Whatever the number of axes, each point has two numbers: the number of its chunk, by which the
+    points are sorted, and its offset in the chunk. zarr's own indexer sorts and splits the
     coordinates of every axis.
 
     Parameters
     ----------
     number, offset
-        For each point, in the order of the result, its chunk and its place in the chunk.
+        For each point, in the order of the result, its chunk's number and its offset in the chunk.
     shape
-        Of the result.
+        The shape of the result.
     grid
-        How many chunks there are along each axis.
+        The number of chunks along each axis.
     chunk_shape
-        Of each chunk.
+        The shape of each chunk.
 
     Attributes
     ----------
     shape, chunk_shape
-        As they were given.
+        See the parameters.
     count
-        How many chunks.
+        The number of chunks.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Points:
     ) -> None:
         self.shape = shape
         self.chunk_shape = chunk_shape
-        # Where the points are in the result; None if they are in the order of their chunks.
+        # The index in the result of each sorted point; None if the points were sorted already.
         self._order: NDArray[np.intp] | None = None
         if np.any(number[1:] < number[:-1]):
             if math.prod(grid) <= _BY_DIGITS:
@@ -72,10 +72,10 @@ class Points:
     def of(
         cls, coordinates: Sequence[Any], shape: Sequence[int], chunk_shape: Sequence[int]
     ) -> Self | None:
-        """Return the chunks of the points with the ``coordinates``, an array for each axis.
+        """Return the chunks of the points with the given ``coordinates``, one array per axis.
 
-        The arrays are broadcast. Returns None where there is no point, or one is outside of
-        ``shape``.
+        The arrays are broadcast against each other. Returns None if there are no points, or if one
+        is outside ``shape``.
         """
         grid = tuple(-(-size // length) for size, length in zip(shape, chunk_shape, strict=True))
         found = np.broadcast_shapes(*(np.shape(axis) for axis in coordinates))
@@ -88,16 +88,16 @@ class Points:
             if low < -size or axis.max() >= size:
                 return None
             positive = np.where(axis < 0, axis + size, axis) if low < 0 else axis
-            # Unsigned or short coordinates would not hold what is computed of them.
+            # As intp, because numbers and offsets could overflow unsigned or small integers.
             chunk, inside = np.divmod(positive.astype(np.intp, copy=False), length)
-            # Of axes that are not broadcast yet these stay as small as the axes are.
+            # Not broadcast before the last axis, so that intermediate arrays stay small.
             number, offset = number * count + chunk, offset * length + inside
         number = np.broadcast_to(number, found).reshape(-1)
         offset = np.broadcast_to(offset, found).reshape(-1)
         return cls(number, offset, found, grid, tuple(chunk_shape))
 
     def chunks(self, key: Callable[[tuple[int, ...]], Any], spec: ArraySpec) -> Iterator[Chunk]:
-        """Return the chunks in C order, lazily, with their places in a flat result."""
+        """Yield the chunks in C order, with the indices of their points in the flattened result."""
         edges = zip(self._edges, self._edges[1:], strict=False)
         for at, (start, stop) in zip(zip(*self._at, strict=True), edges, strict=True):
             inside = np.unravel_index(self._offset[start:stop], self.chunk_shape)

@@ -1,4 +1,4 @@
-"""The chunks that a selection touches, the ranges to read, and the runs they are read in."""
+"""Basic selections: the chunks they touch, and how reads of these are split and merged."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     from aioxarray._zarr.compat import ArraySpec
 
-    # The key, what the chunk is like, what of it is wanted, and where in the result that goes.
-    # Tuples, since at thousands of chunks objects cost more than decoding.
+    # A chunk's key and specification, the selection inside it, and its selection in the result.
+    # Tuples, because for thousands of chunks objects cost more than decoding.
     Chunk = tuple[str, ArraySpec, tuple[Any, ...], tuple[Any, ...]]
 
-    # Which chunk along an axis, what of it is wanted, and where that goes.
+    # For one axis: the chunk's index, the selection inside it, and its selection in the result.
     _AxisPart = tuple[int, int | slice, slice]
 
-    # The first byte and the one after the last, and the same of each chunk that is in them.
+    # Start and end (exclusive) of a byte range, and the parts that are in it.
     Range = tuple[int, int, list[tuple[int, int, Any]]]
 
 T = TypeVar("T")
 
-# A hop to a thread and back costs as much as reading some MB that are not compressed.
+# A hop to a thread and back costs as much as reading some MB of uncompressed data.
 _RUN_BYTES = 16 << 20
 _LEAST_BYTES = 2 << 20
-# Nobody waits longer than for this many to be told of progress, or to have a thread.
+# Progress reports, and other work for the thread, wait for at most this many chunks.
 _RUN_CHUNKS = 128
 
 
 def is_basic(selection: Iterable[Any]) -> bool:
-    """Say whether ``selection`` is of slices and integers: what it selects is a view."""
+    """Return whether ``selection`` has only slices and integers, so that it selects a view."""
     return all(type(part) is slice or isinstance(part, int) for part in selection)
 
 
 def in_runs(
     chunks: Iterable[T], total: int, chunk_bytes: int, threads: int, run_bytes: int = _RUN_BYTES
 ) -> Iterator[list[T]]:
-    """Return ``chunks`` in runs, each of which one thread reads, or writes, one after the other.
+    """Split ``chunks`` into runs, each of which one thread reads, or writes, sequentially.
 
-    Of few chunks, ``total`` in all, every one of the ``threads`` gets its part; the last runs are
-    short, so that the threads end together.
+    If there are few chunks (``total`` is their number), every one of the ``threads`` gets some. The
+    last runs are short, so that the threads finish together.
     """
     size = max(1, chunk_bytes)
     most = max(1, min(_RUN_CHUNKS, run_bytes // size))
@@ -52,10 +52,10 @@ def in_runs(
 
 
 def merged(parts: Iterable[tuple[int, int, Any]], max_gap: int, max_bytes: int) -> list[Range]:
-    """Return ranges that hold ``parts``, those that lie close together as one.
+    """Return byte ranges that cover ``parts``, merging those that are close together.
 
-    ``max_gap`` is how many unwanted bytes may lie between two, ``max_bytes`` how long a range of
-    several may be.
+    ``max_gap`` is the largest number of unwanted bytes between two merged parts, and ``max_bytes``
+    the largest length of a merged range.
     """
     ranges: list[Range] = []
     for part in sorted(parts, key=lambda part: part[:2]):
@@ -71,23 +71,23 @@ def merged(parts: Iterable[tuple[int, int, Any]], max_gap: int, max_bytes: int) 
 
 
 class Block:
-    """The chunks of a regular grid that a block touches.
+    """The chunks of a regular grid that a basic selection touches.
 
     Parameters
     ----------
     selection
-        For each axis an integer or a slice with a positive step.
+        For each axis, an integer or a slice with a positive step.
     shape, chunk_shape
-        Of the array and its chunks.
+        The shapes of the array and of its chunks.
 
     Attributes
     ----------
     shape
-        Of what is selected; integers drop their axis.
+        The shape of the result; integers drop their axis.
     chunk_shape
-        As it was given.
+        See the parameters.
     count
-        How many chunks.
+        The number of chunks.
     """
 
     def __init__(
@@ -107,12 +107,12 @@ class Block:
         self.count = math.prod(_count(*each) for each in self._parts)
 
     def chunks(self, key: Callable[[tuple[int, ...]], Any], spec: ArraySpec) -> Iterator[Chunk]:
-        """Return the chunks in C order, lazily."""
+        """Yield the chunks in C order."""
         for at, inside, outside in self.parts():
             yield key(at), spec, inside, outside
 
     def parts(self) -> Iterator[tuple[tuple[int, ...], tuple[Any, ...], tuple[Any, ...]]]:
-        """Return, for each chunk, where it is in the grid, what of it, and where that goes."""
+        """Yield each chunk's indices in the grid, and the selections in it and in the result."""
         kept = self._kept
         if all(kept):
             for parts in self._combined():
@@ -124,8 +124,8 @@ class Block:
                 yield at, inside, tuple(itertools.compress(outside, kept))
 
     def _combined(self) -> Iterator[tuple[_AxisPart, ...]]:
-        # The first axis with several chunks is gone through, not held: hundreds of thousands of
-        # objects would have the garbage collector stop all threads for a tenth of a second.
+        # The first axis with several chunks is generated lazily: with hundreds of thousands of
+        # objects, the garbage collector would stop all threads for a tenth of a second.
         several = (axis for axis, part in enumerate(self._parts) if _count(*part) != 1)
         index = next(several, len(self._parts))
         head = [part for each in self._parts[:index] for part in _axis(*each)]
@@ -139,7 +139,7 @@ class Block:
 
 
 def _count(part: int | slice, size: int, length: int) -> int:
-    """Return, for one axis, how many chunks there are."""
+    """Return the number of chunks that a selection touches along one axis."""
     if not isinstance(part, slice):
         return 1
     selected = range(*part.indices(size))
@@ -149,7 +149,7 @@ def _count(part: int | slice, size: int, length: int) -> int:
 
 
 def _axis(part: int | slice, size: int, length: int) -> Iterator[_AxisPart]:
-    """Return, for one axis, which chunks there are, what of each, and where it goes."""
+    """Yield the chunks that a selection touches along one axis."""
     if not isinstance(part, slice):
         part = part + size if part < 0 else part
         if not 0 <= part < size:

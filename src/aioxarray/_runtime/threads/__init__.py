@@ -1,1 +1,1 @@
-"""Threads: the pools that nobody waits for, and moving results between threads."""
+"""Threads: pools whose hanging calls can be abandoned, and moving results between threads."""

@@ -1,6 +1,6 @@
-"""Threads that nobody waits for: what hangs in one holds up neither other work nor the exit.
+"""Daemon threads whose hanging calls delay neither other work nor the end of the interpreter.
 
-The standard library's pool has as many threads as it has, however many hang in a server that does
+The standard library's pool does not replace threads that hang, for example because a server does
 not answer, and joins them when the interpreter ends.
 """
 
@@ -20,24 +20,24 @@ from contextlib import contextmanager
 from aioxarray._runtime.threads.forks import after_fork
 from aioxarray._runtime.threads.own import mark_own_thread
 
-# How long the end of the interpreter waits for calls under way. Some libraries tear down in it what
-# their calls are using (Blosc, HDF5).
+# How long the end of the interpreter waits for calls in progress. Some libraries (Blosc, HDF5) tear
+# down at exit what their calls are using.
 _EXIT_S = 0.4
 
 _Work = Callable[[], object]
 
 
 class Crew:
-    """Daemon threads that take work from one queue, each started when there is no idle one.
+    """Daemon threads that take work from one queue, and are started if no thread is idle.
 
     Parameters
     ----------
     name
-        What their names begin with.
+        The prefix of the threads' names.
     size
-        How many work at once, those that were given up not counted.
+        The number of threads that work at once, without those that were given up.
     most_lost
-        How many may be given up at once and be replaced. Further ones keep their places.
+        The number of threads that may be given up and replaced at once. Others keep their places.
     """
 
     def __init__(self, name: str, size: float, most_lost: float) -> None:
@@ -45,19 +45,19 @@ class Crew:
         self._size = size
         self._most_lost = most_lost
         self._lock = threading.Lock()
-        # None tells a thread to end.
+        # None makes a thread end.
         self._queue: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
         self._members = 0
         self._idle = 0
         self._lost = 0
         self._started = 0
-        # Set, once it is there, when no thread is at work any more.
+        # Created by `end`, and set when no thread is working any more.
         self._at_rest: threading.Event | None = None
 
     def submit(self, work: _Work) -> None:
         """Have a thread call ``work``, which must not raise.
 
-        Raises RuntimeError where the interpreter is ending.
+        Raises RuntimeError if the interpreter is ending.
         """
         with self._lock:
             if _ending:
@@ -94,7 +94,7 @@ class Crew:
         work = self._queue.get()
         while work is not None:
             work()
-            # Keep nothing of it alive until the next one comes.
+            # Do not keep its objects alive until the next work arrives.
             del work
             with self._lock:
                 if member.lost:
@@ -121,7 +121,7 @@ class Crew:
         return self._members - self._idle + self._lost > 0
 
     def replace(self, member: Member) -> None:
-        """Let another thread have the place of ``member``, which ends with its work."""
+        """Replace ``member`` by another thread; it ends when its current work does."""
         with self._lock:
             if member.lost or self._lost >= self._most_lost:
                 return
@@ -129,18 +129,18 @@ class Crew:
             self._members -= 1
             self._lost += 1
             if not self._queue.empty():
-                # Where no thread can be had, what waits is taken by the next one that is idle.
+                # If no thread can be started, the next idle one takes the waiting work.
                 with contextlib.suppress(RuntimeError):
                     self._add()
 
     def dismiss(self) -> None:
-        """End the threads when all that was submitted is done; submit nothing from now on."""
+        """End the threads when all submitted work is done; nothing may be submitted afterwards."""
         with self._lock:
             for _ in range(self._members):
                 self._queue.put(None)
 
     def end(self, seconds: float) -> None:
-        """Drop what waits, and wait a moment for what is under way; the interpreter is ending."""
+        """Drop waiting work, and wait at most ``seconds`` for running work, at interpreter exit."""
         with self._lock:
             with contextlib.suppress(queue.Empty):
                 while True:
@@ -152,21 +152,21 @@ class Crew:
 
 
 def _no_work() -> None:
-    """Stand for work that is still to come."""
+    """Do nothing: a placeholder for work that has not arrived yet."""
 
 
 _NOTHING: _Work = _no_work
 
 
 class Member:
-    """A thread of a crew; in it, `current` returns it."""
+    """A thread of a crew, which `current` returns in that thread."""
 
     def __init__(self, crew: Crew) -> None:
         self.lost = False
         self._crew = crew
 
     def replace(self) -> None:
-        """Let another thread have this one's place: it may hang for long in what it does."""
+        """Replace this thread by another one, because its work may hang for long."""
         self._crew.replace(self)
 
 
@@ -174,7 +174,7 @@ _here = threading.local()
 
 
 def current() -> Member | None:
-    """Return the thread that this runs in, if it is of a crew."""
+    """Return the current thread if it belongs to a crew; otherwise None."""
     member: Member | None = getattr(_here, "member", None)
     return member
 
@@ -182,10 +182,10 @@ def current() -> Member | None:
 _crews: weakref.WeakSet[Crew] = weakref.WeakSet()
 _registered = False
 _ending = False
-# What ends waits that could be long.
+# Functions that cancel waits that might be long.
 _cancels: set[Callable[[], object]] = set()
 _last_calls: set[Callable[[], object]] = set()
-# The threads of calls that the interpreter must not end in.
+# The idents of threads in `uncut` calls, during which the interpreter must not end.
 _uncut: set[int] = set()
 _no_uncut = threading.Condition()
 
@@ -201,7 +201,7 @@ def cancelled_at_exit(cancel: Callable[[], object]) -> Iterator[None]:
 
 
 def called_at_exit(function: Callable[[], object]) -> None:
-    """Have ``function`` called when the interpreter ends and no `uncut` call is under way."""
+    """Have ``function`` called when the interpreter ends, after all `uncut` calls."""
     _last_calls.add(function)
     _at_exit()
 
@@ -210,8 +210,8 @@ def called_at_exit(function: Callable[[], object]) -> None:
 def uncut() -> Iterator[None]:
     """Keep the interpreter from ending while the context is open.
 
-    For calls of libraries that crash or hang when they are torn down meanwhile. What they wait for
-    should be `cancelled_at_exit`. If they wait in other Python code, of a file object, say, the end
+    For calls into libraries that crash or hang if they are torn down meanwhile. Waits inside them
+    should be `cancelled_at_exit`. If they wait in other Python code, such as a file object, the end
     of the interpreter raises CancelledError there.
     """
     thread = threading.get_ident()
@@ -231,7 +231,7 @@ def is_ending() -> bool:
 
 
 def _at_exit() -> None:
-    """Have the end of the interpreter wait for the threads, a moment; once there are any."""
+    """Register `_end_all` on first use, so that the interpreter's end waits for threads briefly."""
     global _registered
     if not _registered:
         _registered = True
@@ -259,7 +259,7 @@ def _end_all() -> None:
 
 @after_fork
 def _forget() -> None:
-    # The threads stayed with the parent.
+    # The parent's threads do not exist in the child.
     global _no_uncut
     _crews.clear()
     _cancels.clear()

@@ -1,4 +1,4 @@
-"""Leashes: they end what a thread waits for, since a thread itself cannot be cancelled."""
+"""Leashes: cancelling the requests that a thread waits for, since threads cannot be cancelled."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
 
-# What the code of this thread waits for, to be cancelled with the task it works for.
+# The leash of the current code: holds the requests that it waits for.
 _leash: contextvars.ContextVar[Leash | None] = contextvars.ContextVar(
     "aioxarray_leash", default=None
 )
 
 
 class Cancellable(Protocol):
-    """A call on another loop: it can be cancelled from any thread, and has an outcome then."""
+    """A call on another loop, which can be cancelled from any thread."""
 
     outcome: concurrent.futures.Future[Any]
 
@@ -32,7 +32,7 @@ class _Foreign:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
-        # Set when the request has ended, whatever the task does then.
+        # Done when the request has ended, even if the task goes on.
         self.outcome: concurrent.futures.Future[None] = concurrent.futures.Future()
 
     def cancel(self) -> None:
@@ -44,24 +44,23 @@ class _Foreign:
 
 
 class Leash:
-    """Ties what a thread waits for to the task that waits for the thread.
+    """Ties the requests of a thread to the task that waits for the thread.
 
-    A thread cannot be cancelled, but its requests can: after `pull`, those under way are
-    cancelled, and so is every further one. These are the blocking calls of this package, and the
-    requests of tasks that another library (zarr) starts on the I/O loop and waits for.
+    A thread cannot be cancelled, but its requests can: `pull` cancels those in progress and every
+    later one. They are the blocking calls of this package, and the requests of tasks that another
+    library (zarr) starts on the I/O loop and waits for.
 
     Parameters
     ----------
     outer
-        Another leash that holds the requests too.
+        Another leash that also holds the requests.
 
     Attributes
     ----------
     pulled
-        Whether nobody wants what the thread does any more.
+        Whether the result of the thread is not needed any more.
     awaited
-        Whether the task has to wait, when it is cancelled, for what the thread does: see
-        `be_awaited`.
+        Whether the task, when cancelled, has to wait for the thread's function: see `be_awaited`.
     """
 
     def __init__(self, outer: Leash | None = None) -> None:
@@ -73,10 +72,10 @@ class Leash:
         self.awaited = False
 
     def run(self, function: Callable[[], T]) -> T:
-        """Call ``function`` with what it waits for on this leash.
+        """Call ``function`` with its requests on this leash.
 
-        When it ends, its requests have ended too: a library that makes several side by side
-        leaves some of them running when one fails, or when it is interrupted.
+        Afterwards, cancel those that are still running, and wait for their end: a library that
+        makes several concurrently may leave some behind if one fails, or if it is interrupted.
         """
         token = _leash.set(self)
         try:
@@ -87,9 +86,9 @@ class Leash:
                 outcome.exception()
 
     def pull(self) -> list[concurrent.futures.Future[Any]]:
-        """Cancel the requests of the thread, those under way and those to come.
+        """Cancel the requests of the thread, those in progress and later ones.
 
-        Returns the outcomes of those under way, which are there when the requests have ended.
+        Returns the outcomes of those in progress, which are done when the requests have ended.
         """
         self.pulled = True
         return self._cancel_all()
@@ -102,9 +101,9 @@ class Leash:
             return [call.outcome for call in self._calls]
 
     def be_awaited(self) -> None:
-        """Have the task wait for the end of the thread's function, also when it is cancelled.
+        """Make the task wait for the end of the thread's function, even when cancelled.
 
-        Raises CancelledError where it was cancelled before.
+        Raises CancelledError if it was cancelled before.
         """
         with self._lock:
             if self.pulled:
@@ -113,7 +112,7 @@ class Leash:
 
     @contextlib.contextmanager
     def holding(self, call: Cancellable) -> Iterator[None]:
-        """Hold ``call`` on the leash; raises CancelledError where nothing more may be awaited."""
+        """Hold ``call`` on the leash; raises CancelledError if it was pulled or has ended."""
         with self._outer.holding(call) if self._outer else contextlib.nullcontext():
             with self._lock:
                 if self._ended:
@@ -127,10 +126,10 @@ class Leash:
 
 
 def be_awaited() -> None:
-    """Have whoever waits for this worker thread wait for its end, also when they are cancelled.
+    """Make the task that waits for this worker thread wait for its end, even when cancelled.
 
-    For what must not go on beside the user's code. It should not take long, or end early when the
-    blocking calls that it makes are cancelled. In other threads this does nothing.
+    For work that must not go on beside the user's code. It should be short, or end early when its
+    blocking calls are cancelled. In other threads this does nothing.
     """
     leash = _leash.get()
     if leash is not None:
@@ -138,18 +137,18 @@ def be_awaited() -> None:
 
 
 def is_cancelled() -> bool:
-    """Say whether nobody waits any more for what this worker thread does."""
+    """Return whether the task that waited for this worker thread was cancelled."""
     leash = _leash.get()
     return leash is not None and leash.pulled
 
 
 def run_leashed(function: Callable[[], T]) -> T:
-    """Call ``function``; when it ends, or is interrupted, no request that it made goes on."""
+    """Call ``function``; when it ends or is interrupted, cancel the requests that it has left."""
     return Leash(_leash.get()).run(function)
 
 
 def on_leash(call: Cancellable) -> contextlib.AbstractContextManager[None]:
-    """Hold ``call``, which this thread waits for, on the leash of the thread, if it has one."""
+    """Return a context that holds ``call``, which this thread waits for, on its leash, if any."""
     leash = _leash.get()
     return _NO_LEASH if leash is None else leash.holding(call)
 
@@ -159,19 +158,19 @@ def holding(
 ) -> contextlib.AbstractContextManager[None]:
     """Return a context that holds a blocking call of this package on this thread's leash, if any.
 
-    ``context`` is that in which the call's task will run: the task is held as a whole, so none of
-    its own requests are.
+    ``context`` is the context of the call's task. The leash is removed from it: it holds the task
+    as a whole, so it need not hold the requests of the task.
     """
     context.run(_leash.set, None)
     return on_leash(call)
 
 
 def leashed() -> contextlib.AbstractContextManager[None]:
-    """Return a context that puts a request on the leash of the thread it is made for, if any.
+    """Return a context that holds a request on the leash of the thread that it is made for, if any.
 
-    On the I/O loop. Tasks that a library starts for a thread have the context of the code that
-    runs there, and with it the leash; those of this package's own calls, which are held as a
-    whole, do not. Entering raises CancelledError where the leash was pulled before.
+    For the I/O loop. A task that a library starts for a thread inherits the thread's context, and
+    with it the leash; the tasks of this package's own calls, which are held as a whole, do not.
+    Entering raises CancelledError if the leash was pulled before.
     """
     leash = _leash.get()
     return _NO_LEASH if leash is None else _on(leash)

@@ -1,8 +1,8 @@
-"""Outcomes that are moved from thread to thread, so that only their taker holds them.
+"""Outcomes: results that move between threads, and are referenced only by their receiver.
 
 A future keeps its result, and the threads that it passed through keep the future for a moment after
-the waiting thread has gone on. An object that the waiting thread drops in that moment would be
-freed in another thread: a file of a library that bears one thread at a time would be closed there.
+the waiting thread has gone on. If the waiting thread drops the result at that moment, it is freed
+in another thread: a file of a library that supports only one thread would be closed there.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ T = TypeVar("T")
 
 
 class Outcome(Generic[T]):
-    """What a function returned or raised, until it is taken."""
+    """The result or error of a function, until it is taken."""
 
     __slots__ = ("_errors", "_results")
 
     def __init__(self) -> None:
-        # Their methods are atomic: one thread fills them, another one empties them.
+        # Lists, whose methods are atomic: one thread fills them, another one empties them.
         self._results: list[T] = []
         self._errors: list[BaseException] = []
 
     def of(self, function: Callable[[], T]) -> None:
-        """Call ``function`` and keep what it returns or raises."""
+        """Call ``function``, and keep its result or error."""
         try:
             self._results.append(function())
         except BaseException as error:  # noqa: BLE001 - it belongs to the taker
             self._errors.append(error)
 
     async def of_async(self, function: Callable[[], Coroutine[Any, Any, T]]) -> None:
-        """Await ``function()`` in a task, and keep what it returns or raises.
+        """Await ``function()`` in a task, and keep its result or error.
 
-        That the task was cancelled is an error of `concurrent.futures` to whoever takes it.
+        If the task is cancelled, the error is `concurrent.futures.CancelledError`.
         """
         try:
             self._results.append(await function())
@@ -46,22 +46,22 @@ class Outcome(Generic[T]):
             self._errors.append(error)
 
     def fail(self, error: BaseException) -> None:
-        """Keep ``error`` as what the function raised."""
+        """Keep ``error`` as the error of the function."""
         self._errors.append(error)
 
     def take(self) -> T:
-        """Return or raise it, and keep nothing; to be called once."""
+        """Return the result or raise the error, and keep neither; to be called once."""
         if self._errors:
             raise self._errors.pop()
         return self._results.pop()
 
     @property
     def has_result(self) -> bool:
-        """Whether there is a result to be taken."""
+        """Whether there is a result to take."""
         return bool(self._results)
 
     def results(self) -> Iterator[T]:
-        """Yield the result that nobody has taken, if any, and keep nothing."""
+        """Yield the result if it has not been taken, and do not keep it."""
         while True:
             try:
                 result = self._results.pop()
@@ -70,14 +70,14 @@ class Outcome(Generic[T]):
             yield result
 
     def drop(self) -> None:
-        """Let go of it, in this thread."""
+        """Free the result or error in this thread."""
         self._errors.clear()
         self._results.clear()
 
 
 async def until_done(future: asyncio.Future[Any]) -> None:
-    """Wait until ``future`` is done, however often this task is cancelled meanwhile."""
+    """Wait until ``future`` is done, even if this task is cancelled repeatedly."""
     while not future.done():
-        # By a timeout and the group around it, say.
+        # Cancelled again, for example by a timeout and its task group.
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.wait([future])

@@ -1,7 +1,7 @@
-"""Threads that are known to run for this package: those of its pools, and of the loops it uses.
+"""Marking threads that run for this package: those of its pools, and of the I/O loop.
 
-A finalizer runs in whichever thread drops or collects an object. What must not happen beside the
-user's code is left, in one of these threads, for later.
+A finalizer runs in whichever thread drops or collects an object. In one of these threads, it defers
+work that must not happen beside the user's code.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ _here = threading.local()
 
 
 def mark_own_thread() -> None:
-    """Note that the current thread runs for this package, and not for the user."""
+    """Mark the current thread as one that runs for this package, and not for the user."""
     _here.own = True
 
 
 def in_own_thread() -> bool:
-    """Whether that was noted of the current thread."""
+    """Return whether the current thread is marked as one of this package."""
     return getattr(_here, "own", False)

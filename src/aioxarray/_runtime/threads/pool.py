@@ -1,4 +1,4 @@
-"""Worker threads: a few for decoding, more for calls that wait."""
+"""Thread pools in which calls that hang can be given up."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from aioxarray._runtime.threads.outcomes import until_done
 T = TypeVar("T")
 _logger = logging.getLogger(__name__)
 
-# Blocking backends wait more than they compute; a thread costs little while it waits.
+# Blocking backends wait more than they compute, and a waiting thread costs little.
 BLOCKING_THREADS = 16
-# A thread that hangs takes little but its place.
+# The default number of hanging threads that are replaced; each of them costs little.
 MOST_LOST = 64
 
 
 def usable_cores() -> int:
-    """Return how many cores this process may use (its affinity, not the machine's count)."""
+    """Return the number of cores that this process may use (by its affinity, where supported)."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 class Call(Generic[T]):
-    """A function for a pool to call once, which can be given up while it runs."""
+    """A function for a pool to call once, which can be given up while it is running."""
 
     def __init__(self, function: Callable[[], T]) -> None:
         self._function = function
@@ -55,32 +55,32 @@ class Call(Generic[T]):
                 self._thread = None
 
     def give_up(self) -> None:
-        """Have another thread take the place of the one that runs this, if one does."""
+        """Replace the thread that is running the function, if there is one."""
         with self._lock:
             if self._thread is not None:
                 self._thread.replace()
 
 
 def _soon(give_up: Callable[[], None]) -> None:
-    # What waits for a thread, and is cancelled together with this, must not begin in its place.
+    # Later, so that waiting calls that are cancelled together with this do not start instead.
     asyncio.get_running_loop().call_soon(give_up)
 
 
 class Pool(Executor):
-    """A thread pool that is made on first use, resized on demand, and anew after a fork.
+    """A thread pool that is created on first use and again after a fork, and can be resized.
 
-    A thread whose call was given up is replaced: calls that hang take nobody's place. Nobody waits
-    for the threads when the interpreter ends, except for a moment.
+    A thread whose call was given up is replaced, so that calls that hang do not block others. The
+    end of the interpreter waits for the threads only briefly.
 
     Parameters
     ----------
     name
-        What the names of the threads begin with.
+        The prefix of the threads' names.
     size
-        How many calls run at once, those that were given up not counted.
+        The number of calls that run at once, without those that were given up.
     most_lost
-        How many calls that were given up may still run before further ones keep their places: a
-        thread cannot be killed, and without a bound they would be more with every timeout.
+        The number of given-up calls that are replaced while they still run. Threads cannot be
+        killed; without this limit, every timeout could add some.
     """
 
     def __init__(self, name: str, size: float, most_lost: float = MOST_LOST) -> None:
@@ -95,11 +95,11 @@ class Pool(Executor):
         self._crew: Crew | None = None
         self._spare: Pool | None = None
         self._queue: set[object] = set()
-        # How many that take long were started, and have not ended.
+        # The number of long functions that were started and have not ended.
         self._long = 0
 
     def resize(self, size: int) -> None:
-        """Use ``size`` threads for what is submitted from now on."""
+        """Use ``size`` threads for functions that are submitted from now on."""
         with self._lock:
             if size != self._size:
                 self._size = size
@@ -130,8 +130,8 @@ class Pool(Executor):
     async def run(self, function: Callable[[], T], *, long: bool = False) -> T:
         """Await ``function()`` on one of the threads, in the context of the caller.
 
-        Cancelling returns at once; a function that has begun runs on and is forgotten, and another
-        thread takes the place of its own.
+        Cancelling returns at once. If the function is running, it goes on and its result is
+        discarded; its thread is replaced.
         """
         context = contextvars.copy_context()
         call = Call(lambda: context.run(function))
@@ -149,10 +149,10 @@ class Pool(Executor):
         wait: bool = True,
         long: bool = False,
     ) -> T:
-        """Await ``function()`` on one of the threads, where it runs to its end in any case.
+        """Await ``function()`` on one of the threads; cancelling does not abandon it.
 
         Cancelling calls ``stop``, which should make ``function`` return soon, and waits until it
-        has, unless told not to ``wait``: then another thread takes the place of its own.
+        has. Without ``wait``, cancelling returns at once, and the thread is replaced.
         """
         call = Call(function)
         future = self.start(call, long=long)
@@ -164,17 +164,17 @@ class Pool(Executor):
                 _soon(call.give_up)
             if wait:
                 await until_done(future)
-            # Its error, if any, is no longer of interest, and must not be logged as unheard.
+            # Retrieve an error, so that asyncio does not log it.
             future.add_done_callback(lambda ended: ended.exception())
             raise
 
     def start(self, function: Callable[[], T], *, long: bool = False) -> asyncio.Future[T]:
         """Start ``function()`` on one of the threads; its future belongs to the running loop.
 
-        ``long`` says that it may take much longer than others.
+        ``long`` marks one that may take long; while such fill all threads, others get a spare one.
         """
         place = object()
-        # Popped, so that the thread holds nothing of it when it has told its outcome.
+        # Popped, so that the thread holds no reference to it once the future is done.
         functions = [function]
 
         def begin() -> T:
@@ -186,7 +186,7 @@ class Pool(Executor):
             pool = self._for(long)
             self._long += long
         future = asyncio.get_running_loop().run_in_executor(pool, begin)
-        # What is cancelled before it began never does.
+        # Also called for a function that was cancelled before it started, and never runs.
         future.add_done_callback(lambda _: self._end(place, long))
         return future
 
@@ -197,7 +197,7 @@ class Pool(Executor):
 
     @property
     def has_queue(self) -> bool:
-        """Whether a function that was started waits for a thread."""
+        """Whether a function is waiting for a thread."""
         return bool(self._queue)
 
 
@@ -206,20 +206,20 @@ _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 
 @after_fork
 def _reset_after_fork() -> None:
-    # The threads stayed with the parent, and its locks may have been held by one of them.
+    # The parent's threads do not exist here, and one of them may have held a lock.
     for pool in _pools:
         pool._reset()
 
 
 def finish(call: Future[Any], function: Callable[[], Any]) -> None:
-    """Call ``function``, unless ``call`` was cancelled, and let ``call`` have its outcome."""
+    """Call ``function`` unless ``call`` was cancelled, and set its outcome on ``call``."""
     if not call.set_running_or_notify_cancel():
         return
     try:
         result = function()
-    except BaseException as error:  # noqa: BLE001 - it belongs to whoever awaits the call
+    except BaseException as error:  # noqa: BLE001 - raised where the call is awaited
         call.set_exception(error)
-        # The error's traceback holds this frame: it would hold the outcome, and that the error.
+        # Break a reference cycle: the error's traceback, this frame, the future, the error.
         del call
     else:
         call.set_result(result)

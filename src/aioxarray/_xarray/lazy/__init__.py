@@ -1,1 +1,1 @@
-"""Lazy variables: finding them in xarray objects, loading them, putting them in place."""
+"""Lazy variables: finding them in xarray objects, loading them, and assigning their values."""

@@ -1,4 +1,4 @@
-"""The lazy array that carries its own asynchronous reading, in whatever xarray does with it."""
+"""A lazy array for xarray that is read asynchronously, even by xarray's own methods."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from aioxarray._xarray.lazy.variables import Lazy, known_data
 
 
 class AioArray(ExplicitlyIndexedNDArrayMixin):
-    """A chain of xarray's lazy adapters whose data is read by aioxarray.
+    """A wrapper around a chain of xarray's lazy adapters that aioxarray reads.
 
-    It stands on top of the chain, so that fetching as well as decoding happen off the caller's
-    loop and under the process's limits, also when xarray's own ``load`` or ``load_async`` asks.
+    It is the outermost adapter, so that fetching and decoding both happen off the caller's event
+    loop and within the process-wide limits, even in xarray's own ``load`` or ``load_async``.
 
     Parameters
     ----------
     array
         The chain.
     file
-        What keeps the file open that the data is in, if it needs keeping.
+        Keeps the file of the data open, for HDF5 and netCDF-C; None for other backends.
     together
-        Arrays that are read with this one, when xarray asks for the values of one of them.
+        Arrays that are read with this one as soon as xarray needs the values of one of them.
     """
 
-    # Python clears them in the order of their names, so the file is let go of after its readers.
+    # Python clears slots in alphabetical order, so the file is released after its readers.
     __slots__ = ("_together", "array", "file")
 
     def __init__(
@@ -42,8 +42,8 @@ class AioArray(ExplicitlyIndexedNDArrayMixin):
         self._together = together
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # What is read together is a matter of opening, in this process. A copy whose parts are
-        # copied, too, reads a file that is opened anew, in another process maybe.
+        # Without ``together``, which only matters while opening. A deep or unpickled copy opens the
+        # file again, perhaps in another process, and so needs its own `OpenFile`.
         return _rebuilt, (self.array, self.file is not None)
 
     def __copy__(self) -> AioArray:
@@ -54,21 +54,21 @@ class AioArray(ExplicitlyIndexedNDArrayMixin):
 
     @property
     def aioxarray_chain(self) -> Any:
-        """The chain, for those who read it: see `aioxarray._xarray.arrays.plan.plan`."""
+        """The chain, used by `aioxarray._xarray.arrays.plan.plan`."""
         return self.array
 
     def get_duck_array(self) -> Any:
-        """Read it, blocking."""
+        """Return the values, blocking this thread."""
         if self._together is not None:
             return self._together.take(self)
         return run_blocking(lambda: read_arrays([self]))[0]
 
     async def async_get_duck_array(self) -> Any:
-        """Read it on the I/O loop."""
+        """Return the values, reading them on the I/O loop."""
         return (await run_on(io_loop(), lambda: read_arrays([self])))[0]
 
     def transpose(self, order: Any) -> AioArray:
-        """Return it with other axes, as lazily."""
+        """Return the array with its axes permuted, still lazy."""
         return type(self)(self.array.transpose(order), self.file)
 
     def _oindex_get(self, indexer: Any) -> AioArray:
@@ -85,13 +85,13 @@ class AioArray(ExplicitlyIndexedNDArrayMixin):
 class OpenFile:
     """Keeps a file of HDF5 or netCDF-C open while arrays read from it.
 
-    xarray closes a file when the last reference to its store goes, in whatever thread that
-    happens, as the garbage collector may have it. In the user's thread that is left so, at once:
-    who opens the same file again may rely on it. Elsewhere, or while a thread is in the library,
-    closing waits for its turn there.
+    xarray closes a file with the last reference to its store, in whichever thread drops it; with
+    the garbage collector, that can be any thread. In the user's thread it still happens at once,
+    since code that opens the file again may rely on it. In other threads, or while a thread is in
+    the library, closing waits for its turn in the lane.
 
-    Python discards what a signal's handler raises in a finalizer: this one only adds some lines to
-    that of xarray's file manager, which closes the file.
+    Python discards an exception that a signal handler raises in a finalizer, so this one does
+    little more than that of xarray's file manager, which closes the file.
     """
 
     __slots__ = ("_key", "_lane")
@@ -101,13 +101,13 @@ class OpenFile:
         self._key = lane.keep(store)
 
     def __del__(self) -> None:
-        # Near the end of the interpreter other threads hold their locks for ever.
+        # While the interpreter finalizes, other threads hold their locks forever.
         if not sys.is_finalizing():
             self._lane.drop(self._key)
 
 
 def keep_open(array: Any) -> OpenFile | None:
-    """Return what keeps the file open that a chain of adapters reads by HDF5, if it does."""
+    """Return an `OpenFile` if HDF5 or netCDF-C reads the chain of adapters; otherwise None."""
     while isinstance(array, ExplicitlyIndexed) and not isinstance(array, BackendArray):
         array = getattr(array, "array", None)
     return OpenFile(array.datastore, lane_of_hdf5()) if reads_hdf5(array) else None
@@ -125,34 +125,33 @@ async def read_arrays(arrays: Sequence[AioArray]) -> list[Any]:
 
 
 class ReadTogether:
-    """Index coordinates of a dataset or tree, read side by side when xarray wants the first.
+    """Index coordinates of a dataset or tree, all read together when xarray needs the first.
 
-    xarray makes its indexes one after the other, each with a read of its own
-    (pydata/xarray#10579).
+    xarray itself makes indexes sequentially, each with its own read (pydata/xarray#10579).
 
     Parameters
     ----------
     after
-        Called with each array's chain when it was read for the first time.
+        Called with the chain of each array after all have been read.
     """
 
     def __init__(self, after: Callable[[Any], None] | None = None) -> None:
         self._after = after
         self._lock = threading.Lock()
-        # Not the arrays, which hold this: a dataset that is dropped closes its file then and there,
-        # without a garbage collector.
+        # The chains, not the arrays, which refer to this object: without reference cycles, a
+        # dataset closes its file as soon as it is dropped.
         self._chains: list[Any] = []
         self._file: OpenFile | None = None
         self._values: dict[int, Any] = {}
 
     def add(self, array: Any, file: OpenFile | None) -> AioArray:
-        """Return ``array`` as one that is read with the others."""
+        """Wrap ``array`` in an `AioArray` that is read together with the others."""
         self._file = file
         self._chains.append(array)
         return AioArray(array, file, self)
 
     def take(self, array: AioArray) -> Any:
-        """Return the values of ``array``, reading all that were not read yet."""
+        """Return the values of ``array``; the first call reads all arrays."""
         chain = array.array
         with self._lock:
             if self._chains:
@@ -165,12 +164,12 @@ class ReadTogether:
                 self._chains = []
             if id(chain) in self._values:
                 return self._values.pop(id(chain))
-        # Asked a second time: its values were not kept by whoever asked the first time.
+        # The values were handed out before, but the receiver did not keep them.
         return self._read([chain])[0]
 
     def _read(self, chains: Sequence[Any]) -> list[Any]:
         if self._file is not None:
-            # All of them in the same lane: one visit there, not one for each.
+            # All arrays are in the same lane: read them in one call there.
             return run_blocking(lambda: in_hdf5(lambda: [each.get_duck_array() for each in chains]))
         values = [known_data(each) for each in chains]
         unknown = [index for index, value in enumerate(values) if value is None]

@@ -1,4 +1,4 @@
-"""Finds the variables of xarray objects and of lists, tuples and dicts of them."""
+"""Finding the variables of xarray objects, and of lists, tuples and dicts of them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import xarray as xr
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A variable and where it was found, in words for errors."""
+    """A variable, and a label for error messages that says where it was found."""
 
     variable: xr.Variable
     label: str
 
 
 def find_variables(obj: Any) -> list[Found]:
-    """Return all variables of ``obj``, those that appear twice once.
+    """Return all variables of ``obj``, without duplicates.
 
     Raises
     ------
@@ -30,7 +30,7 @@ def find_variables(obj: Any) -> list[Found]:
 
 
 def each_variable(obj: Any) -> Iterator[Found]:
-    """Find the variables of ``obj`` one by one; see `find_variables`."""
+    """Yield the variables of ``obj``; see `find_variables`."""
     seen: set[int] = set()
     for place, leaf in _leaves(obj, "obj"):
         for name, variable, group in _variables(leaf):
@@ -57,7 +57,7 @@ def _variables(obj: Any) -> Iterator[tuple[Hashable, xr.Variable, str | None]]:
         yield from _named(obj.variables)
     else:
         for path, node in obj.subtree_with_keys:
-            # Inherited coordinates are the parent's own variables: found there already.
+            # Inherited coordinates are the parent's variables, which were found there.
             for name, variable in list(node.variables.items()):
                 yield name, variable, "/" if path == "." else f"/{path}"
 
@@ -65,7 +65,7 @@ def _variables(obj: Any) -> Iterator[tuple[Hashable, xr.Variable, str | None]]:
 def _named(
     variables: Mapping[Any, xr.Variable],
 ) -> Iterator[tuple[Hashable, xr.Variable, str | None]]:
-    # A list: the object may be changed while others' code runs in between.
+    # A list, because other code may change the object between two steps.
     for name, variable in list(variables.items()):
         yield name, variable, None
 
@@ -93,7 +93,7 @@ def _kind(obj: Any) -> str:
 
 
 def shallow_copy(obj: Any) -> Any:
-    """Return a copy of ``obj`` with variables of its own that share their data."""
+    """Return a copy of ``obj`` with new variables that share the data of the original."""
     return _map(obj, lambda leaf: leaf.copy(deep=False))
 
 
@@ -110,9 +110,9 @@ def _like(original: Any, items: Any) -> Any:
         return items
     if isinstance(original, tuple):
         kind = type(original)
-        # A named tuple takes its items one by one.
+        # A named tuple takes its items as separate arguments.
         return kind(*items) if hasattr(original, "_fields") else kind(items)
-    # Keeps what a subclass knows besides its items (the factory of a defaultdict).
+    # A copy keeps other attributes of a subclass, such as the factory of a defaultdict.
     new = copy.copy(original)
     if isinstance(new, dict):
         new.update(items)

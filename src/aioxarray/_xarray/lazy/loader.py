@@ -1,4 +1,4 @@
-"""Loads many lazy arrays at once: the engine behind every verb, and the budgets they share."""
+"""Loading of many lazy arrays at once, on which all loading functions are built."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from aioxarray.progress import Meter, Progress, check_progress, meter
 
 @dataclass(frozen=True)
 class Options:
-    """How one call loads; see `load_async`. ``dask`` is for ``dask.compute``."""
+    """The options of one load; see `load_async`. ``dask`` has options for ``dask.compute``."""
 
     concurrency: int | None = None
     timeout: float | None = None
@@ -30,7 +30,7 @@ class Options:
     dask: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
-        """Raise for what no load could do, before anything is requested."""
+        """Raise for invalid options and settings, before any request is made."""
         request_limit(self.concurrency)
         memory_limit()
         cache_limit()
@@ -56,7 +56,7 @@ async def read_all(lazies: Sequence[Lazy], options: Options) -> list[Any]:
 
 
 class _Load:
-    """The reads of one call, and the values that they have given."""
+    """The reads of one call, and the values that have been loaded."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class _Load:
         self._call = call
 
     async def jobs(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
-        """Return what to await side by side."""
+        """Return the coroutine functions to run concurrently."""
         chunked = [index for index, lazy in enumerate(self._lazies) if lazy.chunked]
         others = [index for index, lazy in enumerate(self._lazies) if not lazy.chunked]
         if len(others) < LEAST:
@@ -88,9 +88,9 @@ class _Load:
         return [*jobs, partial(self._all_chunked, chunked)] if chunked else jobs
 
     def _workers(self, indexes: Sequence[int]) -> list[Callable[[], Coroutine[Any, Any, None]]]:
-        """Return workers that read what is at ``indexes``, one after the other each.
+        """Return workers that together read the arrays at ``indexes``, each of them sequentially.
 
-        As many as can have something to do: not a task for each of ten thousand variables.
+        There are only as many as can be busy, instead of a task for each of ten thousand variables.
         """
         todo = iter(indexes)
 
@@ -112,7 +112,7 @@ class _Load:
             raise
 
     async def _together(self, place: Hashable, indexes: list[int]) -> None:
-        """Read what is at ``indexes`` in runs, and what that cannot read one by one."""
+        """Read the arrays at ``indexes`` in runs; read those that runs cannot read individually."""
         unread = []
         start = 0
         while start < len(indexes):

@@ -1,9 +1,9 @@
-"""Reads small variables many at a time: those that plain calls read, in one thread.
+"""Reading many small variables in one worker thread, if blocking calls can read them.
 
-A hop to a thread and back, a task, and zarr's asynchronous indexing cost more than a variable of
-a few values does. So such variables are read and decoded in runs, one after the other in the
-thread where their backend is read: a decoding thread for Zarr in memory and in local files, the
-lane of the library for netCDF.
+For a variable of a few values, a hop to a thread and back, a task, and zarr's asynchronous indexing
+cost more than reading it. So such variables are read and decoded in runs, sequentially, in the
+thread of their backend: a decoding thread for Zarr in memory and in local files, the library's lane
+for netCDF.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from aioxarray._zarr.stores.grants import Reading
 
 # Decoding more than this costs more than a hop to a thread.
 _SMALL_BYTES = 16 << 10
-# So many variables a hop, as long as they do not take longer than this: others may wait.
+# The most variables in a run, and the longest time it takes: other work may wait for the thread.
 RUN = 64
 _RUN_S = 0.01
-# Fewer of one place are as fast one by one.
+# Fewer variables of one place are as fast when read individually.
 LEAST = 8
-# What a variable is that has to be read by other means.
+# The value of a variable that has to be read in another way.
 UNREAD = object()
-# The place of Zarr arrays; others' places are the keys of their lanes.
+# The place of Zarr arrays; other places are the keys of lanes.
 _ZARR = object()
 
 
 class Sorting:
-    """Sorts lazy arrays into those that are read together, by place, and the rest."""
+    """Groups lazy arrays that can be read together by place, and collects the rest."""
 
     def __init__(self) -> None:
         self._places: dict[Hashable, list[int]] = {}
@@ -45,7 +45,7 @@ class Sorting:
     def each(
         self, lazies: Sequence[Lazy], indexes: Iterable[int], reading: Reading
     ) -> Iterator[None]:
-        """Sort what is at ``indexes`` of ``lazies``, one a step."""
+        """Sort the arrays at ``indexes`` of ``lazies``, one per iteration."""
         for index in indexes:
             yield
             place = _place_of(lazies[index], reading)
@@ -53,7 +53,7 @@ class Sorting:
             members.append(index)
 
     def done(self) -> tuple[dict[Hashable, list[int]], list[int]]:
-        """Return the indexes by place, and those of the rest."""
+        """Return the indexes by place, and the indexes of the rest."""
         for place, members in list(self._places.items()):
             if len(members) < LEAST:
                 self._rest += self._places.pop(place)
@@ -67,7 +67,7 @@ def _place_of(lazy: Lazy, reading: Reading) -> Hashable | None:
     if array is None:
         return None
     if is_zarr(array):
-        # What is kept, or looked for in what is kept, goes through the pipeline.
+        # With the cache enabled, reads must go through the codec pipeline.
         local = not reading.keeps and reads_by_plain_calls(array._array)
         return _ZARR if local else None
     return lane_key(array)
@@ -76,16 +76,16 @@ def _place_of(lazy: Lazy, reading: Reading) -> Hashable | None:
 async def read_run(
     place: Hashable, lazies: Sequence[Lazy], run: Sequence[int], reading: Reading
 ) -> list[Any]:
-    """Return the values of the first of ``run``, `UNREAD` for what has to be read otherwise.
+    """Return the values of the first arrays of ``run``, `UNREAD` for those to read in another way.
 
-    At least one is read, and no more than a thread does in a moment. Cancelling ends the run
-    after the variable that it is at.
+    The result has at least one value, and ends when the run takes too long. Cancelling ends the run
+    after the current variable.
     """
     stop = threading.Event()
     read = _read_zarr if place is _ZARR else read_by_plain_call
     work = partial(_read_run, read, lazies, run, stop)
     if place is _ZARR:
-        # Such work holds the interpreter's lock: more threads would only pass it to and fro.
+        # This work holds the GIL; several threads would only pass it back and forth.
         return await reading.in_thread(work, _SMALL_BYTES, stop.set, alone=True)
     try:
         return await in_lane(place, work)

@@ -1,4 +1,4 @@
-"""The lazy data of variables: which there is, how it is loaded, how it is put in place."""
+"""The lazy data of variables: collecting it, loading it, and assigning the loaded values."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ _INLINE_BYTES = 16 << 10
 
 @dataclass(frozen=True, slots=True)
 class Lazy:
-    """Data that is not in memory, and the variables that hold it.
+    """Data that is not in memory, and the variables that refer to it.
 
     Attributes
     ----------
     data
-        What is read.
+        The lazy array.
     holders
-        The variables, each with its data: ``data`` itself, or a cache of its own around the
-        same lazy array, as copies of a variable have it.
+        The variables, each with its ``_data``: ``data`` itself or, in copies of a variable, another
+        cache around the same lazy array.
     """
 
     data: Any
@@ -53,7 +53,7 @@ class Lazy:
 
 
 def lazy_data(found: Iterable[Found]) -> list[Lazy]:
-    """Return what of ``found`` is not in memory; data that variables share appears once."""
+    """Return the data of ``found`` that is not in memory; shared data appears once."""
     lazies: dict[int, Lazy] = {}
     for _ in collecting(found, lazies):
         pass
@@ -61,12 +61,12 @@ def lazy_data(found: Iterable[Found]) -> list[Lazy]:
 
 
 def collecting(found: Iterable[Found], lazies: dict[int, Lazy]) -> Iterator[None]:
-    """Put what of ``found`` is not in memory into ``lazies``, one variable a step."""
+    """Add the data of ``found`` that is not in memory to ``lazies``, one variable per iteration."""
     for each in found:
         yield
         variable = each.variable
         if isinstance(variable, xr.IndexVariable):
-            # Holds an index: always in memory.
+            # It holds an index, which is always in memory.
             continue
         data: Any = variable._data
         if not (
@@ -75,8 +75,8 @@ def collecting(found: Iterable[Found], lazies: dict[int, Lazy]) -> Iterator[None
         ):
             continue
         source = data.array if type(data) is MemoryCachedArray else data
-        # Not ``variable.nbytes``, which imports a module when it is first asked. Nor does a dask
-        # array always know its size.
+        # Not ``variable.nbytes``, whose first use imports a module. The size of a dask array may be
+        # unknown (NaN).
         size = 0 if math.isnan(variable.size) else int(variable.size)
         nbytes = size * variable.dtype.itemsize
         lazy = lazies.setdefault(id(source), Lazy(data, [], each.label, nbytes))
@@ -109,11 +109,11 @@ async def _load_part(label: str, reading: Reading, decoders: Pool, array: Any) -
 
 
 def _unheard(done: int, total: int) -> None:
-    """Report nothing: a part of a variable is no variable."""
+    """Ignore the progress of a part: only whole variables are reported."""
 
 
 def known_data(array: Any) -> Any:
-    """Return the values of a small lazy array, decoded here; None if its chunks are not known."""
+    """Return the values of a small lazy array whose chunks are already fetched; otherwise None."""
     parts = plan(array)
     source = parts.source
     if isinstance(source, Read) and type(source.array) is KnownArray and source.array.is_small:
@@ -124,10 +124,10 @@ def known_data(array: Any) -> Any:
 
 
 def assign(lazies: Sequence[Lazy], values: Sequence[Any], *, share: bool) -> None:
-    """Put ``values`` into the variables of ``lazies``, all at once.
+    """Assign ``values`` to the variables of ``lazies``, all at once.
 
-    With ``share``, other variables that hold the same lazy data get it too, as with xarray's
-    own ``load``.
+    With ``share``, other variables with the same lazy data get the values, too, as in xarray's own
+    ``load``.
     """
     assignment = Assignment()
     for _ in assignment.preparing(lazies, values, share=share):
@@ -136,7 +136,7 @@ def assign(lazies: Sequence[Lazy], values: Sequence[Any], *, share: bool) -> Non
 
 
 class Assignment:
-    """Values for variables: prepared one by one, put in place all at once."""
+    """An assignment of values to variables: prepared step by step, made all at once."""
 
     def __init__(self) -> None:
         self._values: list[tuple[xr.Variable, Any, Any]] = []
@@ -145,7 +145,7 @@ class Assignment:
     def preparing(
         self, lazies: Sequence[Lazy], values: Sequence[Any], *, share: bool
     ) -> Iterator[None]:
-        """Prepare the values of ``lazies``, one a step; see `assign`."""
+        """Prepare the values of ``lazies``, one per iteration; see `assign`."""
         for lazy, value in zip(lazies, values, strict=True):
             yield
             unused = [as_compatible_data(value) if lazy.chunked else value]
@@ -154,8 +154,8 @@ class Assignment:
             for variable, data in lazy.holders:
                 own = by_cache.get(id(data))
                 if own is None:
-                    # xarray would have read the data once for each cache, and for each variable
-                    # that has none; here each gets a copy.
+                    # xarray would read the data once for each cache, and for each variable without
+                    # one. Here each of them gets a copy.
                     own = unused.pop() if unused else value.copy()
                     if type(data) is MemoryCachedArray:
                         by_cache[id(data)] = own
@@ -164,10 +164,10 @@ class Assignment:
                 self._values.append((variable, data, own))
 
     def make(self) -> None:
-        """Put the values in place."""
+        """Assign the values."""
         for cache, own in self._caches:
             cache.array = own
         for variable, data, own in self._values:
-            # Whoever assigned other data while this was loaded meant it.
+            # Do not replace data that was assigned during the load.
             if variable._data is data:
                 variable._data = own

@@ -1,1 +1,1 @@
-"""Codecs: decoding and encoding chunks by plain functions, or by zarr's own codecs."""
+"""Codecs: decoding and encoding chunks with plain functions, or with zarr's own codecs."""

@@ -1,8 +1,7 @@
-"""Decodes chunks by zarr's own codecs, and refuses bombs before there is more than may be.
+"""Decoding of chunks with zarr's own codecs, protected against decompression bombs.
 
-zarr's codecs unpack a chunk as a whole, whatever comes of it, and only then is it compared with
-what the array says. What is packed outermost is looked at here before, or unpacked here up to a
-limit.
+zarr's codecs decompress a whole chunk, however large, before zarr checks its size. So the outermost
+codec is treated here: the size in its header is checked first, or it is decoded up to a limit.
 """
 
 from __future__ import annotations
@@ -29,21 +28,21 @@ from aioxarray._zarr.compat import Buffer, _v2
 if TYPE_CHECKING:
     from aioxarray._zarr.compat import ArraySpec, NDBuffer
 
-# Filters may make more of a chunk: from integers of one byte such of eight, say.
+# Encoding with filters may enlarge a chunk, for example from one-byte to eight-byte integers.
 _MOST_BY_FILTERS = 16
 _SLACK = 64 << 10
 
-# Unpacks bytes, but no more than so many and one.
+# Decompresses bytes, at most one byte more than the limit.
 _Unpack = Callable[[Any, int], bytes]
 
 
 class ByZarr:
-    """Decodes the chunks of an array.
+    """A decoder for the chunks of an array.
 
     Parameters
     ----------
     pipeline
-        zarr's pipeline of the array, with zarr's own codecs.
+        The array's codec pipeline, with zarr's own codecs.
     """
 
     def __init__(self, pipeline: Any) -> None:
@@ -53,10 +52,11 @@ class ByZarr:
         self._rest = rest
 
     def decode(self, data: Any, spec: ArraySpec) -> NDBuffer:
-        """Return the chunk that ``data`` decodes to, in a thread that is there to decode.
+        """Return the chunk that ``data`` decodes to; called in a decoding thread.
 
-        Raises ValueError for one that is cut off, has another shape, or unpacks to far more
-        bytes than it may have. Of texts and objects no array says how long they are.
+        Raises ValueError if the chunk is truncated, has another shape than ``spec``, or unpacks to
+        far more bytes than expected. The latter is not checked for variable-width strings and
+        objects.
         """
         buffer = data if isinstance(data, Buffer) else spec.prototype.buffer.from_bytes(data)
         pipeline = self._pipeline
@@ -88,7 +88,7 @@ class ByZarr:
 
 
 def _split(pipeline: Any) -> tuple[Any, Any]:
-    """Return the codec that is undone first, None if there is none, and a pipeline without it."""
+    """Return the codec that is decoded first, None if there is none, and a pipeline without it."""
     serializer = pipeline.array_bytes_codec
     if type(serializer) is _v2.V2Codec:
         if serializer.compressor is not None:
@@ -106,9 +106,9 @@ def _split(pipeline: Any) -> tuple[Any, Any]:
 
 
 def _bounded(codec: Any) -> _Unpack | None:
-    """Return what does as ``codec`` does, but no more than it is told; None if nothing does.
+    """Return a function that decodes as ``codec`` does, up to a limit; None if there is none.
 
-    By exact type: a class derived from one of these may do something else.
+    Types must match exactly: a subclass may behave differently.
     """
     if type(codec) is wrapped.LZMA:
         codec = numcodecs.get_codec({"id": "lzma", **codec.codec_config})
@@ -118,7 +118,7 @@ def _bounded(codec: Any) -> _Unpack | None:
 
 
 def _files(opened: Callable[[Any], Any]) -> _Unpack:
-    """Return what unpacks as reading a file that is ``opened`` does."""
+    """Return a function that decompresses by reading from the file object ``opened(file)``."""
 
     def unpack(data: Any, most: int) -> bytes:
         with opened(io.BytesIO(data)) as file:

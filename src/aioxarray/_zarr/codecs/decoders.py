@@ -1,10 +1,9 @@
-"""Decodes chunks by plain functions, straight into existing memory.
+"""Decoding of chunks with plain functions, directly into existing memory.
 
-zarr's codecs are coroutines and make a buffer for each step; for small chunks that costs ten
-times the decoding itself. Common arrays need none of it: those with codecs that
-`aioxarray._zarr.codecs.steps` can undo, and numbers whose bytes lie in the chunk as they lie in
-the result. `prepare` makes a `Decoder` for such arrays, and returns None for all others, which
-zarr's own code decodes.
+zarr's codecs are coroutines that allocate a buffer for each step; for small chunks that costs ten
+times as much as decoding. Common arrays do not need it: those of a fixed-size dtype whose codecs
+`aioxarray._zarr.codecs.steps` supports. `prepare` returns a factory of `Decoder` objects for such
+arrays, and None for all others, which zarr's own code decodes.
 """
 
 from __future__ import annotations
@@ -30,23 +29,23 @@ if TYPE_CHECKING:
 
 
 class Decoder:
-    """Decodes the chunks of one shape.
+    """A decoder for chunks of one shape.
 
     Parameters
     ----------
     steps
-        What undoes the codecs, in the order of decoding.
+        The decoding step of each codec, in the order of decoding.
     dtype
-        Of the numbers as they are stored, byte order included.
+        The dtype of the stored elements, with their byte order.
     shape
-        Of the chunk.
+        The shape of a chunk.
     order
-        The axes of the chunk as they are stored.
+        The axes of a chunk in the order in which they are stored.
 
     Attributes
     ----------
     size
-        Bytes of the decoded chunk.
+        The size in bytes of a decoded chunk.
     """
 
     def __init__(
@@ -64,32 +63,32 @@ class Decoder:
         self._inverse = tuple(int(axis) for axis in np.argsort(order))
         self._stored_shape = tuple(shape[axis] for axis in order)
         self._steps = steps
-        # How many bytes each step has to give.
+        # The number of bytes that each step has to return; -1 if that is not known.
         sizes, size = [], self.size
         for step in reversed(steps):
             sizes.append(size)
             size = -1 if step.longer_by is None or size < 0 else size + step.longer_by
         self._sizes = sizes[::-1]
-        # The usual: one step, which fills the result.
+        # The usual case: a single step, which fills the result.
         self._only = steps[0].expand if len(steps) == 1 else None
         self._many = steps[0].expand_many if len(steps) == 1 else None
 
     @property
     def copies(self) -> bool:
-        """Whether the stored bytes are the chunk's own."""
+        """Whether chunks are stored without encoding, so that decoding only copies."""
         return not self._steps
 
     def many(self, encoded: Sequence[Any]) -> Sequence[Any] | None:
-        """Return the bytes of chunks, decoded by one call that does not hold Python's lock.
+        """Return the bytes of several chunks, decoded by one call that releases the GIL.
 
-        None where they have to be decoded one by one: no call does it, or one of them is damaged.
+        None if they must be decoded one by one: the codec does not support it, or one is damaged.
         """
         return None if self._many is None else self._many(encoded, self.size)
 
     def fill(self, data: Any, dest: NDArray[np.uint8]) -> None:
-        """Decode ``data`` into ``dest``: contiguous, of ``size`` bytes.
+        """Decode ``data`` into ``dest``, which is contiguous and has ``size`` bytes.
 
-        Raises an error of the codec, or ValueError where the chunk has another size.
+        Raises an error of the codec, or ValueError if the chunk has another size.
         """
         if self._only is not None:
             self._only(data, dest)
@@ -107,28 +106,28 @@ class Decoder:
             copy(data, dest)
 
     def array(self, data: Any, into: NDArray[np.uint8] | None = None) -> NDArray[Any]:
-        """Decode ``data`` into the memory ``into``.
+        """Decode ``data`` into the memory ``into``, and return it as a chunk.
 
-        Without it into memory of this thread, to be used before the next call.
+        By default, decode into scratch memory of this thread, valid until the next call.
         """
         flat = scratch("decoded", self.size) if into is None else into
         self.fill(data, flat)
         return self.shaped(flat)
 
     def shaped(self, flat: NDArray[np.uint8]) -> NDArray[Any]:
-        """Return the chunk that has ``flat`` as its bytes."""
+        """Return ``flat``, the decoded bytes, as a chunk: an array of dtype and shape."""
         stored: NDArray[Any] = flat.view(self.dtype).reshape(self._stored_shape)
         return stored if self.as_stored else stored.transpose(self._inverse)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What decodes the chunks of an array without zarr's codecs.
+    """How to decode the chunks of an array without zarr's codecs.
 
     Attributes
     ----------
     name
-        Of the codecs, as in "bytes, zstd, crc32c".
+        The names of the codecs, as in "bytes, zstd, crc32c".
     """
 
     name: str
@@ -139,7 +138,7 @@ class Prepared:
 
     @property
     def longer_by(self) -> int | None:
-        """By how many bytes encoded chunks are longer; None if that varies."""
+        """The number of bytes that encoding adds to a chunk; None if that varies."""
         each = [step.longer_by for step in self.steps]
         return None if None in each else sum(extra or 0 for extra in each)
 
@@ -149,15 +148,15 @@ class Prepared:
         return len(self.steps) == 1 and self.steps[0].expand_many is not None
 
     def decoder(self, shape: tuple[int, ...]) -> Decoder:
-        """Return what decodes chunks of ``shape``."""
+        """Return a decoder for chunks of ``shape``."""
         order = self.order(len(shape))
         assert order is not None
         return Decoder(self.steps, self.dtype, shape, order)
 
     def order(self, ndim: int) -> tuple[int, ...] | None:
-        """Return the axes of ``ndim`` in the order in which they are stored.
+        """Return ``ndim`` axes in the order in which they are stored.
 
-        None for less axes than chunks have, where some were left out.
+        None if a transposition has another number of axes, as when a caller has dropped some.
         """
         order = tuple(range(ndim))
         for each in self.transposed:
@@ -168,16 +167,16 @@ class Prepared:
 
 
 def prepare(pipeline: CodecPipeline, spec: ArraySpec) -> Prepared | None:
-    """Return what decodes the chunks of an array by plain functions, or None."""
+    """Return how to decode the chunks of an array with plain functions; None if impossible."""
     codecs: Any = pipeline
     dtype = spec.dtype.to_native_dtype()
-    # Objects and numpy's variable strings are no bytes to be copied.
+    # The elements of object arrays and of numpy's variable-width strings are not plain bytes.
     if dtype.hasobject or dtype.kind == "T" or dtype.itemsize == 0:
         return None
     serializer = codecs.array_bytes_codec
     if type(serializer) is _v2.V2Codec:
         return _prepare_v2(serializer, dtype, spec.order)
-    # The fields of structured types have byte orders of their own: zarr's lines differ there.
+    # The fields of structured dtypes have their own byte orders, and zarr releases differ there.
     if type(serializer) is not BytesCodec or dtype.fields is not None:
         return None
     transposes = codecs.array_array_codecs
@@ -186,7 +185,7 @@ def prepare(pipeline: CodecPipeline, spec: ArraySpec) -> Prepared | None:
     steps = steps_of(codecs.bytes_bytes_codecs)
     if steps is None:
         return None
-    # An enumeration before zarr 3.2, a string since.
+    # An enumeration before zarr 3.2, a string since then.
     endian: Any = getattr(serializer.endian, "value", serializer.endian)
     names = ["transpose"] * len(transposes) + ["bytes"] + [step.name for step in steps[::-1]]
     return Prepared(
@@ -198,9 +197,9 @@ def prepare(pipeline: CodecPipeline, spec: ArraySpec) -> Prepared | None:
 
 
 def decoding(pipeline: CodecPipeline, prepared: Prepared | None, spec: ArraySpec) -> Hashable:
-    """Return what two pipelines have in common that make the same of the same bytes.
+    """Return a key that two pipelines share if they decode the same bytes to the same values.
 
-    ``prepared`` is what `prepare` makes of them.
+    ``prepared`` is the result of `prepare` for the pipeline.
     """
     if prepared is not None:
         return prepared
@@ -213,13 +212,13 @@ def decoding(pipeline: CodecPipeline, prepared: Prepared | None, spec: ArraySpec
     else:
         chain = tuple(codecs)
         settings = [codec.to_dict() for codec in chain]
-    # As text: codecs need not be hashable. This is what the array's metadata say of them.
+    # As text, because codecs need not be hashable. These are their settings in the metadata.
     text = json.dumps(settings, sort_keys=True, default=repr)
     return tuple(map(type, chain)), text, repr((spec.dtype, spec.fill_value, spec.order))
 
 
 def describe(pipeline: CodecPipeline) -> str:
-    """Say which codecs a pipeline has, and what decodes them."""
+    """Describe, for the user, the codecs of a pipeline, and whether plain functions decode them."""
     codecs: Any = pipeline
     serializer = codecs.array_bytes_codec
     if type(serializer) is _v2.V2Codec:

@@ -1,9 +1,9 @@
-"""Encodes chunks by plain calls, in the thread that is there for it.
+"""Encoding of chunks with plain functions, in worker threads.
 
 zarr's pipeline makes coroutines, tasks and lists for each chunk and each codec; for small chunks
-that costs ten times the encoding itself. The codecs that are common have plain functions inside:
-called one after the other, they give the very same bytes. `prepare_encoder` returns None for
-all other arrays: zarr's own code encodes those.
+that costs ten times as much as encoding. Inside, the common codecs have plain functions, which
+return exactly the same bytes. `prepare_encoder` returns None for arrays with other codecs, which
+zarr's own code encodes.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
 
     from aioxarray._zarr.compat import ArraySpec, Buffer, NDBuffer
 
-# By exact type: a class derived from one of these may do something else.
+# Types must match exactly: a subclass may behave differently.
 _PLAIN = (TransposeCodec, BytesCodec, BloscCodec, Crc32cCodec, GzipCodec, ZstdCodec)
-# Numbers, times and texts of one length: no objects, no fields.
+# Numbers, times and fixed-width strings: no objects, no structured dtypes.
 _KINDS = "biufcmMSU"
 
 
 class Encoder:
-    """Encodes chunks of one selection.
+    """An encoder for the chunks of one write.
 
     Parameters
     ----------
     encode
-        Makes of the values of a chunk what is stored.
+        Encodes the values of a chunk.
     values
-        What is written, of the type of the array.
+        The values to write, in the dtype of the array.
     """
 
     def __init__(
@@ -48,19 +48,19 @@ class Encoder:
         self._values = values
 
     def takes(self, inside: Any, outside: Any) -> bool:
-        """Say whether both selections, of a chunk and of the values, are plain ones."""
+        """Return whether the selections of a chunk and of the values are both basic."""
         return all(
             type(each) is tuple and len(each) == self._values.ndim and is_basic(each)
             for each in (inside, outside)
         )
 
     def encode(self, spec: ArraySpec, inside: Any, outside: Any) -> Buffer | None:
-        """Return what is stored of a chunk without other values than these; None for nothing."""
-        # Of texts and objects without dimensions, numpy selects the bare value.
+        """Return the encoded chunk, which has no other values; None if it need not be stored."""
+        # From 0-d arrays of strings, numpy selects a scalar.
         chunk = np.asarray(self._values[outside], self._values.dtype)
         fill: Any = spec.fill_value
         if fill is None:
-            # Format 2 allows that; zarr takes this then.
+            # Format 2 allows None; zarr then uses this.
             fill = spec.dtype.default_scalar()
         if chunk.shape != spec.shape:
             whole = np.full(spec.shape, fill, self._values.dtype)
@@ -72,10 +72,10 @@ class Encoder:
 
 
 def _is_empty(chunk: NDArray[Any], fill: Any, spec: ArraySpec) -> bool:
-    """Say what zarr says: whether all values are the fill value."""
+    """Return whether all values are the fill value, by zarr's definition."""
     first = chunk[(0,) * chunk.ndim]
-    # Most chunks differ in their first value, and zarr's comparison of all takes as long as
-    # compressing them. NaN and NaT, which are not themselves, are left to it.
+    # The first value rules out most chunks; zarr's comparison of all values takes as long as
+    # compressing them. NaN and NaT, which do not equal themselves, are left to zarr.
     if first != fill and first == first:
         return False
     return spec.prototype.nd_buffer.from_numpy_array(chunk).all_equal(fill)
@@ -84,7 +84,7 @@ def _is_empty(chunk: NDArray[Any], fill: Any, spec: ArraySpec) -> bool:
 def prepare_encoder(
     pipeline: CodecPipeline, spec: ArraySpec, value: NDBuffer, drop_axes: tuple[int, ...]
 ) -> Encoder | None:
-    """Return what encodes chunks of ``value`` by plain calls, or None."""
+    """Return an encoder of ``value`` that uses plain functions; None if there is none."""
     values: Any = value.as_ndarray_like()
     dtype = spec.dtype.to_native_dtype()
     if drop_axes or type(values) is not np.ndarray or values.ndim != spec.ndim:
@@ -105,7 +105,7 @@ def _steps(chain: tuple[Any, ...]) -> Callable[[NDArray[Any], ArraySpec], Buffer
     steps = [codec._encode_sync for codec in chain]
 
     def encode(chunk: NDArray[Any], spec: ArraySpec) -> Buffer | None:
-        # None of these looks at the shape in the specification, which a transposition changes.
+        # None of these codecs uses the shape in ``spec``, which a transposition would change.
         data: Any = spec.prototype.nd_buffer.from_numpy_array(chunk)
         for step in steps:
             data = step(data, spec)
@@ -118,7 +118,7 @@ def _steps(chain: tuple[Any, ...]) -> Callable[[NDArray[Any], ArraySpec], Buffer
 def _v2_steps(
     codec: Any, dtype: np.dtype[Any]
 ) -> Callable[[NDArray[Any], ArraySpec], Buffer | None]:
-    # What zarr's codec does, which before 3.2 has no plain function.
+    # The same as zarr's codec, which has no plain function before zarr 3.2.
     steps = [each.encode for each in (*(codec.filters or ()), codec.compressor) if each is not None]
 
     def encode(chunk: NDArray[Any], spec: ArraySpec) -> Buffer | None:

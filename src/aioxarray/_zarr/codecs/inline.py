@@ -1,7 +1,7 @@
-"""Runs codecs' coroutines to their end in a worker thread, without an event loop's cost.
+"""Running the coroutines of codecs in a worker thread, without a real event loop.
 
-zarr's codecs are coroutines that hand their work to a thread (``asyncio.to_thread``). In a
-thread that is there to decode, that hop is waste: here such a call runs in place.
+zarr's codecs are coroutines that hand their work to a thread (``asyncio.to_thread``). In a decoding
+thread that hop is unnecessary: here the work runs in place.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class _NoFiles:
-    """A selector for a loop without files: it only waits for the next timer."""
+    """A selector for an event loop without files, which only waits for the next timer."""
 
     def select(self, timeout: float | None) -> list[Any]:
         if timeout is None:
@@ -30,7 +30,7 @@ class _NoFiles:
 
 
 class _InlineLoop(asyncio.BaseEventLoop):
-    """An event loop that opens no files and runs 'threads' in place."""
+    """An event loop that opens no files, and runs functions for executors in place."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,15 +46,14 @@ class _InlineLoop(asyncio.BaseEventLoop):
         future: asyncio.Future[T] = self.create_future()
         try:
             result = func(*args)
-        except Exception as error:  # noqa: BLE001 - it belongs to whoever awaits the future
+        except Exception as error:  # noqa: BLE001 - raised where the future is awaited
             future.set_exception(error)
         else:
             future.set_result(result)
         return future
 
     def __del__(self) -> None:
-        # The base class warns of a loop that was not closed; this one holds nothing to close,
-        # and ends with its thread.
+        # The base class warns if a loop was not closed; this one has nothing to close.
         pass
 
 

@@ -1,7 +1,7 @@
-"""Undoes single codecs by plain functions: compressors, checksums and the shuffle filter.
+"""Decoding steps for single codecs as plain functions: compressors, checksums, the shuffle filter.
 
-Each fills memory that is there already, or checks and cuts off a checksum. What is encoded may be
-damaged: no function writes, or allocates, more than the decoded bytes that it was told of.
+A step fills existing memory, or verifies and removes a checksum. Encoded data may be damaged, so no
+step writes or allocates more than the expected number of decoded bytes.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, ZstdCodec
 try:
     import zstandard
 except ImportError:
-    # The extra "fast": numcodecs does the same, in three times the time for small chunks.
+    # Part of the extra "fast". For small chunks, numcodecs takes three times as long.
     _ZSTD_SMALL = -1
 else:
-    # numcodecs makes a context for each call, which costs more than decoding some KB. zstandard
-    # uses one again, but cannot decode into memory that is there: for larger chunks that is dearer.
+    # numcodecs creates a context for each call, which costs more than decoding some KB. zstandard
+    # reuses one, but cannot decode into existing memory, which costs more for larger chunks.
     _ZSTD_SMALL = 64 << 10
 
 _inflating: Any = zlib
 try:
-    # The extra "fast" too: the same as zlib in half the time.
+    # Also part of the extra "fast": does the same as zlib in half the time.
     from isal import isal_zlib as _inflating
 except ImportError:
     pass
@@ -42,31 +42,31 @@ except ImportError:
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    # Decodes bytes into ``dest``, which they must fill exactly.
+    # Decodes data into the given memory, which it must fill exactly.
     Expand = Callable[[Any, NDArray[np.uint8]], None]
-    # Decodes several to so many bytes each, without Python's lock; None where that cannot be.
+    # Decodes several chunks to the given size each, without the GIL; None if that is not possible.
     ExpandMany = Callable[[Sequence[Any], int], Sequence[Any] | None]
-    # Checks a checksum at the end of bytes and returns the bytes without it.
+    # Verifies the checksum at the end of data, and returns the data without it.
     Strip = Callable[[Any], Any]
 
 
 def wrong_size(found: int, expected: int) -> ValueError:
-    """Return the error for a chunk that is not as long as its array says."""
+    """Return the error for a chunk whose decoded size is wrong."""
     return ValueError(f"the chunk decodes to {found} bytes instead of {expected}")
 
 
 def copy(data: Any, dest: NDArray[np.uint8]) -> None:
-    """Decode what is not encoded."""
-    # Of bytes no array is made first: that would cost as much as copying a small chunk.
+    """Copy ``data``, which is not encoded, into ``dest``."""
+    # For bytes, creating an array would cost as much as copying a small chunk.
     source = data if type(data) is bytes else np.frombuffer(data, np.uint8).data
     if len(source) != dest.size:
         raise wrong_size(len(source), dest.size)
-    # A buffer's own copy is a quarter of the cost of numpy's assignment, for small ones.
+    # For small chunks, assigning to a memoryview costs a quarter of numpy's assignment.
     dest.reshape(-1).data[:] = source
 
 
-# Where the size of the content is in the header of a zstd frame, by the frame's descriptor byte:
-# offset, bytes, what is added.
+# The field for the content size in the header of a zstd frame, by the frame's descriptor byte:
+# offset, length, and a number to add to the value.
 def _zstd_size_field(descriptor: int) -> tuple[int, int, int] | None:
     single, flag = descriptor >> 5 & 1, descriptor >> 6
     length = (single, 2, 4, 8)[flag]
@@ -75,7 +75,7 @@ def _zstd_size_field(descriptor: int) -> tuple[int, int, int] | None:
 
 
 _ZSTD_SIZE_FIELDS = [_zstd_size_field(descriptor) for descriptor in range(256)]
-# How long the header is, which the size of the content ends.
+# The length of the header, whose last field is the content size.
 _ZSTD_HEADER_BYTES = [
     5 + (not descriptor >> 5 & 1) + (0, 1, 2, 4)[descriptor & 3] + (field[1] if field else 0)
     for descriptor, field in enumerate(_ZSTD_SIZE_FIELDS)
@@ -86,7 +86,7 @@ _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
 def _zstd_size(data: Any) -> int | None:
-    # What is no frame at all is better refused by the decoder's own words.
+    # If this is not a frame at all, leave the error message to the decoder.
     if bytes(data[:4]) != _ZSTD_MAGIC or len(data) < 6:
         return None
     if (field := _ZSTD_SIZE_FIELDS[data[4]]) is not None:
@@ -103,7 +103,7 @@ def _zstd(data: Any, dest: NDArray[np.uint8]) -> None:
     try:
         content = _zstd_contexts.own.decompress(data, dest.size, allow_extra_data=False)
     except zstandard.ZstdError as error:
-        # What numcodecs, and so zarr, raises.
+        # As numcodecs, and so zarr, does.
         raise RuntimeError(str(error)) from None
     copy(content, dest)
 
@@ -111,22 +111,22 @@ def _zstd(data: Any, dest: NDArray[np.uint8]) -> None:
 def _zstd_many(frames: Sequence[Any], size: int) -> Sequence[Any] | None:
     if size > _ZSTD_SMALL or not all(map(_zstd_is_single, frames)):
         return None
-    # Its stubs know of fewer types than it takes.
+    # Its type stubs lack some of the accepted types.
     context: Any = _zstd_contexts.own
     try:
         many: Sequence[Any] = context.multi_decompress_to_buffer(
             frames, np.full(len(frames), size, np.uint64).data
         )
     except zstandard.ZstdError:
-        # Says which one by its number only.
+        # The error only has the number of the damaged chunk; decoding one by one tells more.
         return None
     return many
 
 
 def _zstd_is_single(data: memoryview | bytes) -> bool:
-    """Say whether ``data`` is a frame, as far as its headers say, with nothing behind it.
+    """Return whether ``data``, judging by its headers, is a single frame with no data after it.
 
-    What decodes many frames at once would not look.
+    zstandard's function for many frames does not check that.
     """
     end = len(data)
     if end < 9 or data[:4] != _ZSTD_MAGIC:
@@ -135,7 +135,7 @@ def _zstd_is_single(data: memoryview | bytes) -> bool:
     at = _ZSTD_HEADER_BYTES[descriptor]
     while at + 3 <= end:
         block = int.from_bytes(data[at : at + 3], "little")
-        # A block that repeats one byte has one.
+        # A run-length block stores one byte, whatever its size field says.
         at += 3 + (1 if block & 6 == 2 else block >> 3)
         if block & 1:
             return at + (descriptor & 4) == end
@@ -143,11 +143,11 @@ def _zstd_is_single(data: memoryview | bytes) -> bool:
 
 
 class _ZstdContexts(threading.local):
-    """A context for each thread."""
+    """A decompression context for each thread."""
 
     @functools.cached_property
     def own(self) -> zstandard.ZstdDecompressor:
-        """Made on first use: without the extra "fast" there is none."""
+        """The context, created on first use because zstandard is optional."""
         return zstandard.ZstdDecompressor()
 
 
@@ -155,7 +155,7 @@ _zstd_contexts = _ZstdContexts()
 
 
 def _blosc_size(data: Any) -> int:
-    # Its decoder trusts the sizes in the header.
+    # blosc's decoder trusts the sizes in the header.
     if len(data) < 16 or int.from_bytes(data[12:16], "little") > len(data):
         raise ValueError("the blosc chunk is truncated")
     return int.from_bytes(data[4:8], "little")
@@ -166,9 +166,9 @@ def _lz4_size(data: Any) -> int:
 
 
 def _of_size(size: Callable[[Any], int | None], decompress: Expand) -> Expand:
-    """Return ``decompress``, called only for data that say the right ``size``, or none.
+    """Return ``decompress`` with a check of the size in the data's header, if there is one.
 
-    The decoders take a destination that is too large for what they put there.
+    The decoders themselves accept a destination that is too large for the data.
     """
 
     def expand(data: Any, dest: NDArray[np.uint8]) -> None:
@@ -189,10 +189,10 @@ def _inflate(window_bits: int) -> Expand:
         while True:
             decoder = _inflating.decompressobj(window_bits)
             try:
-                # One byte more than fits shows that there is more, without making more of it.
+                # One byte more than fits is enough to detect data that is too long.
                 part = decoder.decompress(rest, dest.size - filled + 1)
             except _inflating.error as error:
-                # What zarr raises.
+                # As zarr does.
                 raise zlib.error(str(error)) from None
             if filled + len(part) > dest.size:
                 raise ValueError(f"the chunk decodes to more than {dest.size} bytes")
@@ -209,7 +209,7 @@ def _inflate(window_bits: int) -> Expand:
     return expand
 
 
-# One for each size, so that what is `Prepared` for two reads of an array is equal.
+# Cached, so that `Prepared` objects for two reads of an array are equal.
 @functools.cache
 def _unshuffle(element_size: int) -> Expand:
     codec = Shuffle(element_size)
@@ -239,12 +239,12 @@ def _crc32c(data: Any) -> Any:
 
 @dataclass(frozen=True)
 class Step:
-    """Undoes one codec. ``expand`` fills memory, ``strip`` gives a part of what it was given."""
+    """The decoding step of one codec: ``expand`` fills memory, or ``strip`` removes a checksum."""
 
     name: str
     expand: Expand | None = None
     strip: Strip | None = None
-    # By how much the encoded bytes are longer; None if only they themselves know.
+    # The number of bytes that encoding adds; None if it depends on the data.
     longer_by: int | None = None
     expand_many: ExpandMany | None = None
 
@@ -256,7 +256,7 @@ _SHRINKING: dict[str, Expand] = {
     "gzip": _inflate(zlib.MAX_WBITS | 16),
     "zlib": _inflate(zlib.MAX_WBITS),
 }
-# Without the extra "fast" nothing does it.
+# Needs zstandard, from the extra "fast".
 _MANY: dict[str, ExpandMany] = {"zstd": _zstd_many} if _ZSTD_SMALL >= 0 else {}
 _OF_ZARR: dict[type, str] = {ZstdCodec: "zstd", BloscCodec: "blosc", GzipCodec: "gzip"}
 _OF_NUMCODECS: dict[type, str] = {
@@ -268,7 +268,7 @@ _OF_NUMCODECS: dict[type, str] = {
 }
 
 
-# What says in its header how long the content is.
+# Codecs with the decoded size in a header.
 _SIZES: dict[str, Callable[[Any], int | None]] = {
     "zstd": _zstd_size,
     "blosc": _blosc_size,
@@ -277,9 +277,9 @@ _SIZES: dict[str, Callable[[Any], int | None]] = {
 
 
 def announced(codec: Any, data: Any) -> int | None:
-    """Return to how many bytes ``data`` says that ``codec`` decodes it; None if it does not.
+    """Return the decoded size that the header of ``data`` gives for ``codec``; None if unknown.
 
-    Raises ValueError where the codec would read what is behind ``data``.
+    Raises ValueError if ``data`` is truncated so that the codec would read beyond its end.
     """
     name = _OF_ZARR.get(type(codec)) or _OF_NUMCODECS.get(type(codec))
     size = None if name is None else _SIZES.get(name)
@@ -287,9 +287,9 @@ def announced(codec: Any, data: Any) -> int | None:
 
 
 def _step(codec: Any) -> Step | None:
-    """Return what undoes ``codec``, of zarr or numcodecs, or None if no plain function does.
+    """Return the decoding step of ``codec``, of zarr or numcodecs; None if there is none.
 
-    By exact type: a class derived from one of these may do something else.
+    Types must match exactly: a subclass may behave differently.
     """
     if (name := _OF_ZARR.get(type(codec)) or _OF_NUMCODECS.get(type(codec))) is not None:
         return Step(name, expand=_SHRINKING[name], expand_many=_MANY.get(name))
@@ -301,11 +301,11 @@ def _step(codec: Any) -> Step | None:
 
 
 def steps_of(codecs: Sequence[Any]) -> tuple[Step, ...] | None:
-    """Return what undoes ``codecs``, last one first; None where zarr's own code has to."""
+    """Return the decoding steps of ``codecs``, last codec first; None if one has none."""
     found = [_step(codec) for codec in codecs]
     if None in found:
         return None
-    # What comes after a compressor must not need to know how long the compressed bytes are.
+    # Codecs applied after a compressor are decoded first, when the compressed size is not known.
     known = True
     for step in found:
         assert step is not None

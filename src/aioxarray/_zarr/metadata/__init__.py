@@ -1,1 +1,1 @@
-"""Metadata documents: reading a hierarchy in few round trips, and the order of writing one."""
+"""Metadata documents: reading a hierarchy in few round trips, and writing one in a safe order."""

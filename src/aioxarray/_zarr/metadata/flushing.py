@@ -1,9 +1,9 @@
-"""In which order the metadata of a save reaches the store, and what is deleted before it.
+"""The order in which a save writes metadata to the store, and deletes what it replaces.
 
-Whoever reads the store at any moment, or after a save that died, must find no array whose chunks
-are not there: what shows something is written after what it shows, and deleted before it. So
-arrays come before the groups that they are in, those before the outermost group and before the
-consolidated metadata that names them all. Each wave starts when the one before it has ended.
+A reader at any moment, or after a save that died, must not find an array whose chunks are missing.
+So a document is written after everything that it refers to, and deleted before it: arrays before
+their groups, those before the outermost group, and that before consolidated metadata. Each wave
+starts when the previous one has ended.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
     from aioxarray._zarr.compat import Buffer
     from aioxarray._zarr.stores.limited import LimitedStore
 
-# Who cancels a save, or has set a timeout, waits no longer for a store that hangs.
+# How long a failed or cancelled save tries to restore metadata, in case the store hangs.
 _RESTORE_S = 5.0
 
 
 def waves(changes: Changes, answers: Answers) -> list[dict[str, Buffer | None]]:
-    """Return what ``changes`` has to write, without what the store has already, in waves.
+    """Return the writes of ``changes`` in waves, without the values that the store already has.
 
-    A value of None stands for a key to delete: those come in the last wave.
+    A value of None stands for a key to delete; deletions are the last wave.
     """
     values = {
         key: value
@@ -76,8 +76,8 @@ def _rank(
             return 7
         return 6 if path == outermost else 5
     if name == ".zattrs":
-        # They appear with the document beside them; those of an array that is not changed, and
-        # of groups, after the arrays that they may name.
+        # Right after a ``.zarray`` that is written beside them; those of unchanged arrays and of
+        # groups after the arrays, which they may name.
         return 1 if join(path, ".zarray") in values else 4
     return 3 if name in DOCUMENTS else 0
 
@@ -99,7 +99,7 @@ def _bytes(value: Buffer | None) -> bytes | None:
 
 
 async def write_all(limited: LimitedStore, listed: Iterable[Mapping[str, Buffer | None]]) -> None:
-    """Write waves one after the other."""
+    """Write waves sequentially."""
     for wave in listed:
         await write(limited, wave)
 
@@ -110,10 +110,10 @@ async def write_or_restore(
     changes: Changes,
     answers: Answers,
 ) -> None:
-    """Write waves one after the other; if that fails or is cancelled, put back what they replaced.
+    """Write waves sequentially; if that fails or is cancelled, restore what they replaced.
 
-    Else some arrays would be left longer than the others: no reader could open them without
-    consolidated metadata, and an append that is tried again would start at another length.
+    Otherwise some arrays would be left longer than others: they could not be opened without
+    consolidated metadata, and a retried append would start at another length.
     """
     begun: list[dict[str, Buffer | None]] = []
     try:
@@ -140,7 +140,7 @@ async def write_or_restore(
 
 
 async def write(limited: LimitedStore, wave: Mapping[str, Buffer | None]) -> None:
-    """Write one of `waves`, all keys side by side."""
+    """Write one of `waves`, all keys concurrently."""
     try:
         await gather([partial(_write, limited, key, value) for key, value in wave.items()])
     finally:
@@ -158,10 +158,10 @@ async def _write(limited: LimitedStore, key: str, value: Buffer | None) -> None:
 
 
 async def delete_emptied(limited: LimitedStore, changes: Changes, answers: Answers) -> None:
-    """Delete what was below the emptied prefixes: first what names it, then it.
+    """Delete everything below the emptied prefixes: documents first, then chunks.
 
-    Consolidated metadata of groups further out that the save will write anew loses, first of
-    all, what it says of them.
+    Before that, entries for these prefixes are removed from the consolidated metadata of enclosing
+    groups, where the save is going to rewrite it.
     """
     emptied = [prefix for prefix in changes.emptied if not answers.lacks(prefix)]
     if not emptied:
@@ -186,13 +186,13 @@ async def delete_emptied(limited: LimitedStore, changes: Changes, answers: Answe
 
 
 async def _keys(limited: LimitedStore, prefix: str) -> list[str]:
-    # The slash: the keys of "a" are not those of "ab".
+    # With a slash: otherwise the prefix "a" would match keys of "ab".
     listed = [key async for key in limited.list_prefix(f"{prefix}/" if prefix else "")]
     return [key for key in listed if below(key, prefix)]
 
 
 def _document_waves(keys: Iterable[str]) -> list[list[str]]:
-    """Return documents in the order of their deletion: the outermost group's, then the others."""
+    """Return documents in the order of deletion: those of the outermost group, then the others."""
     listed = list(keys)
     outermost = min((key.count("/") for key in listed), default=0)
     first = [key for key in listed if key.count("/") == outermost]
@@ -201,21 +201,21 @@ def _document_waves(keys: Iterable[str]) -> list[list[str]]:
 
 
 def _deletes_at_once(store: Store) -> bool:
-    """Say whether the store itself knows how to delete a prefix (a directory, a session)."""
+    """Return whether the store deletes a prefix by itself (a directory, an Icechunk session)."""
     while isinstance(store, WrapperStore):
         inner: Any = store._store
         if type(store).delete_dir is not WrapperStore.delete_dir and not hasattr(store, "inner"):
-            # A wrapper with an opinion of its own: whatever it does is not to be gone round.
+            # A wrapper with its own method, which must not be bypassed.
             return False
         store = inner
-    # zarr's for obstore lists the keys again, and deletes ten at once.
+    # zarr's ObjectStore lists the keys again, and deletes ten at a time.
     return type(store).delete_dir not in (Store.delete_dir, ObjectStore.delete_dir)
 
 
 def _without(
     prefixes: Iterable[str], changes: Changes, answers: Answers
 ) -> dict[str, Buffer | None]:
-    """Return consolidated metadata of groups outside ``prefixes`` that will change, cut."""
+    """Return consolidated metadata of enclosing groups in ``changes``, without ``prefixes``."""
     cut: dict[str, Buffer | None] = {}
     listed = list(prefixes)
     for key, value in changes.values.items():

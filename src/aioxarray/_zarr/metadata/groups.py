@@ -1,4 +1,4 @@
-"""Makes zarr's group of a hierarchy whose metadata documents are all known."""
+"""Creating zarr group objects from metadata documents that are all known already."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
 
 def known_group(place: StorePath, hierarchy: Hierarchy) -> zarr.Group | None:
-    """Return the group at ``place``, of which ``hierarchy`` tells, as if it were consolidated.
+    """Return the group at ``place``, described by ``hierarchy``, as if it were consolidated.
 
-    None for what zarr cannot make objects of: asked for one node after the other it says what is
-    wrong, or leaves out what it has no codec for.
+    None if zarr cannot parse all of it: opening it node by node, zarr reports what is wrong, or
+    leaves out arrays whose codecs it does not have.
     """
     parser = _Parser()
-    # By the path of the group they are in.
+    # By the path of their group.
     members: dict[str, dict[str, Any]] = {}
     try:
         for node in hierarchy.nodes:
             members.setdefault(node.parent, {})[node.name] = parser.parsed(node)
-        # What is above holds them as they are then.
+        # Innermost groups first: a group copies the metadata of those inside it.
         for node in reversed(hierarchy.nodes):
             if not node.is_array:
                 siblings = members[node.parent]
@@ -37,7 +37,7 @@ def known_group(place: StorePath, hierarchy: Hierarchy) -> zarr.Group | None:
                 siblings[node.name] = _with_members(siblings[node.name], inside)
         own = GroupMetadata.from_dict(dict(hierarchy.document))
         root = _with_members(own, members.get(place.path, {}))
-    except Exception:  # noqa: BLE001 - zarr's own way meets it again
+    except Exception:  # noqa: BLE001 - zarr's own code raises it again
         return None
     return zarr.Group(zarr.AsyncGroup(metadata=root, store_path=place))
 
@@ -47,7 +47,7 @@ def _with_members(group: GroupMetadata, members: dict[str, Any]) -> GroupMetadat
 
 
 class _Parser:
-    """Makes metadata of arrays' documents, once of all that differ in their attributes only."""
+    """Parses array documents, only once for those that differ in nothing but their attributes."""
 
     def __init__(self) -> None:
         self._parsed: dict[str, ArrayV3Metadata] = {}
@@ -59,7 +59,7 @@ class _Parser:
     def _array(self, document: dict[str, Any]) -> ArrayV3Metadata:
         rest = {name: value for name, value in document.items() if name != "attributes"}
         attributes = document.get("attributes")
-        # As text: a document has lists and dicts in it.
+        # As text, because lists and dicts cannot be hashed.
         key = json.dumps(rest)
         parsed = self._parsed.get(key)
         if parsed is None:
@@ -67,9 +67,9 @@ class _Parser:
         if not isinstance(attributes, dict | None):
             raise TypeError(f"attributes of a Zarr array are no object: {attributes!r}")
         if vars(parsed).get("_stored_document") is not None:
-            # From zarr 3.4 on: it was mended, and remembers the document.
+            # zarr 3.4 and later: the document was repaired, and the metadata keep the original.
             return ArrayV3Metadata.from_dict(document)
         ours = copy.copy(parsed)
-        # A frozen dataclass, whose constructor would parse everything once more.
+        # A frozen dataclass; its constructor would parse everything again.
         object.__setattr__(ours, "attributes", attributes or {})
         return ours

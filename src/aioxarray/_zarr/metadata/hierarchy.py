@@ -1,4 +1,4 @@
-"""What the metadata documents of a Zarr hierarchy say; plain functions without I/O."""
+"""Parsing the metadata documents of a Zarr hierarchy, without I/O."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 ROOT_KEYS = ("zarr.json", ".zgroup", ".zattrs", ".zmetadata")
-"""What zarr asks for when it opens a group whose format it does not know."""
+"""The documents that zarr requests when it opens a group of unknown format."""
 
 V2_KEYS = (".zarray", ".zgroup", ".zattrs")
-"""What zarr asks for when it opens a member of a group of format 2."""
+"""The documents that zarr requests when it opens a member of a group of format 2."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """An array or group: its path below the root of the store, and what its documents say."""
+    """An array or group: its path from the root of the store, and its parsed documents."""
 
     path: str
     document: Mapping[str, Any]
@@ -26,7 +26,7 @@ class Node:
 
     @property
     def is_array(self) -> bool:
-        """Whether it is an array; else it is a group."""
+        """Whether the node is an array; otherwise it is a group."""
         return "shape" in self.document
 
     @property
@@ -39,7 +39,7 @@ class Node:
 
     @property
     def is_index(self) -> bool:
-        """Whether xarray makes an index of it: an array along a dimension of its own name."""
+        """Whether xarray makes an index from it: a 1-d array named like its dimension."""
         if self.document.get("zarr_format") == 2:
             dims = self.attributes.get("_ARRAY_DIMENSIONS")
         else:
@@ -54,14 +54,14 @@ class Node:
                 yield self._chunk_key(at)
 
     def chunk_keys(self, most: int) -> Iterator[str]:
-        """Yield the keys of all chunks; none if they are more than ``most``."""
+        """Yield the keys of all chunks; none if there are more than ``most``."""
         counts = self._chunk_counts()
         if counts is not None and math.prod(counts) <= most:
             for at in itertools.product(*map(range, counts)):
                 yield self._chunk_key(at)
 
     def _chunk_counts(self) -> tuple[int, ...] | None:
-        """Return how many chunks there are along each axis; None if there are none, or of sizes."""
+        """Return the number of chunks along each axis; None if empty, irregular or unsupported."""
         document = self.document
         if document["zarr_format"] == 2:
             chunks = document["chunks"]
@@ -93,19 +93,19 @@ def join(path: str, name: str) -> str:
 
 
 def parse(data: bytes | None) -> dict[str, Any] | None:
-    """Return the JSON document in ``data``; None if there is none, or it is broken."""
+    """Return the JSON object in ``data``; None if it is missing or invalid."""
     if data is None:
         return None
     try:
         document = json.loads(data)
     except ValueError:
-        # zarr will say so when it reads the same document.
+        # zarr will raise an error when it reads the same document.
         return None
     return document if isinstance(document, dict) else None
 
 
 def is_json(data: bytes) -> bool:
-    """Say whether ``data`` is a JSON document of any kind."""
+    """Return whether ``data`` is a JSON document of any kind."""
     try:
         json.loads(data)
     except ValueError:
@@ -114,12 +114,12 @@ def is_json(data: bytes) -> bool:
 
 
 def node_v3(path: str, document: Mapping[str, Any]) -> Node:
-    """Return the node of a ``zarr.json``."""
+    """Return the node that a ``zarr.json`` describes."""
     return Node(path, document, document.get("attributes") or {})
 
 
 def node_v2(path: str, documents: Mapping[str, Mapping[str, Any] | None]) -> Node | None:
-    """Return the node of the documents of format 2 below ``path``, if there is one."""
+    """Return the node that documents of format 2 at ``path`` describe; None if there is none."""
     document = documents.get(".zarray") or documents.get(".zgroup")
     if document is None:
         return None
@@ -129,7 +129,7 @@ def node_v2(path: str, documents: Mapping[str, Mapping[str, Any] | None]) -> Nod
 def consolidated_nodes(root: str, documents: Mapping[str, Mapping[str, Any]]) -> list[Node] | None:
     """Return all nodes below ``root`` from its consolidated metadata; None if it has none.
 
-    ``documents`` are those of the group at ``root``, by name (`ROOT_KEYS`).
+    ``documents`` are the documents of the group at ``root``, by name (`ROOT_KEYS`).
     """
     if (group := documents.get("zarr.json")) is not None:
         inside = (group.get("consolidated_metadata") or {}).get("metadata")
@@ -149,14 +149,14 @@ def consolidated_nodes(root: str, documents: Mapping[str, Mapping[str, Any]]) ->
 
 @dataclass(frozen=True)
 class Hierarchy:
-    """A group of format 3, and all that is below it.
+    """A group of format 3, and all nodes below it.
 
     Attributes
     ----------
     document
         The ``zarr.json`` of the group, without consolidated metadata.
     nodes
-        Each group before what is in it.
+        The nodes below the group; each group comes before its members.
     """
 
     document: Mapping[str, Any]
@@ -164,9 +164,9 @@ class Hierarchy:
 
 
 def hierarchy(group: Mapping[str, Any], nodes: Sequence[Node]) -> Hierarchy | None:
-    """Return the hierarchy of the ``zarr.json`` of a group and ``nodes``, all that is below it.
+    """Return the hierarchy of a group, given its ``zarr.json``, and of all ``nodes`` below it.
 
-    None if zarr, meeting these nodes one by one, would look at them in another way.
+    None if zarr would interpret any of these nodes differently when opening them one by one.
     """
     for node in nodes:
         document = node.document
@@ -174,17 +174,17 @@ def hierarchy(group: Mapping[str, Any], nodes: Sequence[Node]) -> Hierarchy | No
         if not of_kind or document.get("zarr_format") != 3:
             return None
         if document.get("consolidated_metadata") is not None:
-            # It would believe that rather than what is there.
+            # zarr would use that instead of the documents in the store.
             return None
     own = {name: value for name, value in group.items() if name != "consolidated_metadata"}
     return Hierarchy(own, nodes)
 
 
 def time_nodes(nodes: Iterable[Node]) -> list[Node]:
-    """Return the arrays whose first and last value xarray reads to decode their times."""
+    """Return the arrays of which xarray reads the first and last value to decode times."""
     arrays = [node for node in nodes if node.is_array]
     times = [node for node in arrays if " since " in str(node.attributes.get("units", ""))]
-    # Bounds of times have no units of their own.
+    # The bounds of a time coordinate need not have units themselves.
     named = [(node.parent, node.attributes.get("bounds")) for node in times]
     bounds = {join(parent, name) for parent, name in named if isinstance(name, str)}
     return times + [node for node in arrays if node.path in bounds and node not in times]

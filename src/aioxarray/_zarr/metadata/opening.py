@@ -1,4 +1,4 @@
-"""Opens what xarray calls a store: with all metadata fetched before xarray asks for it."""
+"""Opening Zarr stores for xarray, with all metadata fetched before xarray's code needs it."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("aioxarray")
 
-# One of these documents is at the root of everything that Zarr opens.
+# The documents of which every Zarr group or array that can be opened has one.
 _ROOT = tuple(name for name in ROOT_KEYS if name != ".zattrs")
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A store, and a stand-in for it that already knows what opening it takes.
+    """A store, and a wrapper around it that has the documents needed to open it.
 
     Attributes
     ----------
     store
         The store itself.
     stand_in
-        What xarray's own code opens instead.
+        The wrapper, which xarray's own code opens instead.
     consolidated
-        What to tell that code of consolidated metadata.
+        The argument ``consolidated`` for that code.
     answers
-        What was fetched.
+        The documents and listings that were fetched.
     hierarchy
-        What is opened, where its metadata are told not to be consolidated, and all known: zarr then
-        need not make its objects of them over again for each question of xarray's.
+        The group that is opened, if ``consolidated`` is False and all its metadata are known: zarr
+        then need not parse the documents again each time that xarray's code accesses the group.
     """
 
     store: Store
@@ -63,7 +63,7 @@ class Opened:
 
     @contextlib.contextmanager
     def noting_broken_documents(self) -> Iterator[None]:
-        """Add to an error of the body which of the metadata that were read are no JSON."""
+        """Add notes to an error of the body, one for each metadata document that is not JSON."""
         try:
             yield
         except Exception as error:
@@ -78,7 +78,7 @@ class Opened:
 
 @contextmanager
 def places() -> Iterator[Places]:
-    """Give an open its places for requests, for as long as the context is open."""
+    """Open a share of the requests in flight for an open."""
     with reading.requests.share(request_limit(current_concurrency())) as share:
         given = Places(share)
         try:
@@ -101,10 +101,10 @@ async def open_store(
     drop: Iterable[str],
     places: Places,
 ) -> Opened:
-    """Make a store of ``source`` and fetch what opening ``group`` takes; on the I/O loop.
+    """Make a store from ``source`` and fetch what opening ``group`` needs; on the I/O loop.
 
-    Requests take ``places``, those of xarray's own code too, for as long as there are any. The
-    errors of a source that is no store, or is not there, are zarr's.
+    All requests, including those of xarray's own code, take ``places`` until these are closed. If
+    ``source`` is not a store or does not exist, zarr's error is raised.
     """
     theirs = _store_of_library(source, read_only=mode == "r")
     place = await _place(source if theirs is None else theirs, mode, storage_options)
@@ -127,7 +127,7 @@ async def open_store(
     # xarray closes a store with the dataset unless the store is the caller's own.
     closes = store is not source and theirs is None
     stand_in = NamedPath(PrefetchedStore(limited, answers, closes=closes), place.path)
-    # Where consolidated metadata were looked for in vain, xarray's own code has to warn of it.
+    # With ``consolidated=None``, xarray's own code has to warn if there is none.
     hierarchy = answers.hierarchy if consolidated is False else None
     return Opened(store, stand_in, consolidated, answers, hierarchy)
 
@@ -135,17 +135,17 @@ async def open_store(
 async def store_path(
     source: Any, *, mode: Any, storage_options: dict[str, Any] | None
 ) -> StorePath:
-    """Return the place that ``source`` stands for; with mode "r" it can only be read."""
+    """Return the store path for ``source``; with mode "r" it is read-only."""
     theirs = _store_of_library(source, read_only=mode == "r")
     return await _place(source if theirs is None else theirs, mode, storage_options)
 
 
 async def _place(source: Any, mode: Any, storage_options: dict[str, Any] | None) -> StorePath:
-    """Return the place of what zarr takes, or of a URL of obstore's."""
+    """Return the store path for anything that zarr accepts, or for a URL that obstore supports."""
     try:
         return await make_store_path(source, mode=mode, storage_options=storage_options)
     except ImportError:
-        # The filesystem of the URL's scheme is not installed for fsspec, by which xarray goes.
+        # fsspec, which zarr uses for URLs, lacks the package for this scheme.
         by_obstore = _obstore(source, storage_options, read_only=mode == "r")
         if by_obstore is None:
             raise
@@ -153,7 +153,7 @@ async def _place(source: Any, mode: Any, storage_options: dict[str, Any] | None)
 
 
 def is_store(source: Any) -> bool:
-    """Say whether ``source`` is something that only Zarr can be read from."""
+    """Return whether ``source`` is an object that can only be read as Zarr."""
     if isinstance(source, Store | StorePath | MutableMapping):
         return True
     libraries = _libraries(source)
@@ -163,9 +163,9 @@ def is_store(source: Any) -> bool:
 async def holds_zarr(
     source: Any, *, group: str | None, storage_options: dict[str, Any] | None
 ) -> bool:
-    """Ask ``source`` for the metadata of Zarr: two or three requests at once; on the I/O loop.
+    """Return whether ``source`` has Zarr metadata, with a few concurrent requests; on the I/O loop.
 
-    False also where the question fails: what is there instead may not understand it.
+    It makes three requests, or six with a ``group``. Returns False if one of them fails, too.
     """
     try:
         place = await store_path(source, mode="r", storage_options=storage_options)
@@ -176,7 +176,7 @@ async def holds_zarr(
                 found = await fetch(store, (join(path, name) for path in paths for name in _ROOT))
         finally:
             place.store.close()
-    except Exception as error:  # noqa: BLE001 - whoever opens it then raises it again, or its own
+    except Exception as error:  # noqa: BLE001 - opening it by other means raises an error again
         _logger.debug(
             "asking %s for Zarr's metadata failed: %s: %s",
             printable(source),
@@ -184,14 +184,14 @@ async def holds_zarr(
             without_secrets(str(error)),
         )
         return False
-    # A server may have a page to say that there is none.
+    # A server may answer with a page saying that the object does not exist.
     return any(value is not None and parse(value.to_bytes()) for value in found.values())
 
 
 def _store_of_library(source: Any, *, read_only: bool) -> Store | None:
-    """Return the Zarr store of an obstore store or an icechunk session, which zarr does not take.
+    """Return a Zarr store for an obstore store or an icechunk session, which zarr does not accept.
 
-    None for anything else. Told by the names of modules: neither library has to be installed.
+    None for anything else. Module names identify them: neither library needs to be installed.
     """
     libraries = _libraries(source)
     if "obstore" in libraries:
@@ -206,14 +206,14 @@ def _libraries(source: Any) -> set[str]:
     return {kind.__module__.partition(".")[0].lstrip("_") for kind in type(source).__mro__}
 
 
-# The schemes of obstore's own stores.
+# The schemes of URLs for which obstore has a store.
 OBSTORE_SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "azure", "abfs", "abfss", "http", "https")
 
 
 def _obstore(url: Any, storage_options: dict[str, Any] | None, *, read_only: bool) -> Store | None:
-    """Return a store of obstore's for ``url``, if it is installed and has one.
+    """Return an obstore-based store for ``url``; None if obstore is missing or does not support it.
 
-    ``storage_options`` are fsspec's words; obstore takes its settings from the environment.
+    None with ``storage_options``, too, which are for fsspec; obstore is configured by environment.
     """
     scheme = url.partition("://")[0] if isinstance(url, str) else ""
     if storage_options or scheme not in OBSTORE_SCHEMES:
@@ -229,7 +229,7 @@ def _obstore(url: Any, storage_options: dict[str, Any] | None, *, read_only: boo
 def give_back(array: zarr.Array[Any], store: Store) -> None:
     """Make ``array``, opened through a stand-in, use ``store`` itself.
 
-    What the stand-in knows was for opening; it would go stale.
+    The documents in the stand-in were for opening; they would go stale.
     """
     # Private, as in `aioxarray._zarr.chunks.arrays`: an array cannot be given another store.
     inner = array._async_array
@@ -238,6 +238,6 @@ def give_back(array: zarr.Array[Any], store: Store) -> None:
 
 def give_back_group(group: zarr.Group, store: Store) -> None:
     """Make ``group``, opened through a stand-in, use ``store`` itself."""
-    # Private, as with arrays.
+    # Private, as for arrays.
     inner = group._async_group
     object.__setattr__(inner, "store_path", StorePath(store, inner.store_path.path))

@@ -1,7 +1,7 @@
-"""Asks a store, in as few round trips as it allows, for all that opening it will need.
+"""Prefetching of the documents that opening a store will need, in as few round trips as possible.
 
-What comes back is a help, never a condition: what is not there, zarr asks for itself while
-xarray's own code opens the dataset, and what is wrong with a store, zarr finds and says itself.
+The result is only a hint: while xarray's own code opens the dataset, zarr requests whatever is
+missing, and reports whatever is wrong with the store, itself.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from aioxarray._zarr.compat import Buffer
     from aioxarray._zarr.stores.limited import LimitedStore
 
-# The bytes are held until the indexes are made, which very many are not for.
+# Indexes with more chunks are not prefetched: the bytes are held until all indexes are made.
 _MOST_CHUNKS = 64
 
 _logger = logging.getLogger("aioxarray")
@@ -50,33 +50,33 @@ async def prefetch(
     indexes: bool = False,
     drop: Iterable[str] = (),
 ) -> Answers:
-    """Return what ``store`` says to the requests that opening ``group`` takes.
+    """Return the answers of ``store`` to the requests that opening ``group`` will make.
 
     Parameters
     ----------
     store
-        The store; each of its requests is one of ours.
+        The store, which limits the requests.
     root
-        Path in the store of what the user opens.
+        Path in the store of the hierarchy that the user opens.
     group
-        Path in the store of the group that is wanted: ``root`` or one below it.
+        Path in the store of the group to open: ``root`` or a group below it.
     consolidated
-        As in `xarray.open_zarr`: whether there is consolidated metadata at ``root``; None: look.
+        As in `xarray.open_zarr`: whether ``root`` has consolidated metadata; None to find out.
     zarr_format
-        The format, 2 or 3; None: look.
+        The format, 2 or 3; None to find out.
     deep
-        Whether the groups below ``group`` are opened too.
+        Whether the groups below ``group`` are opened, too.
     times
-        Whether times will be decoded: the first and last value of each is read for that.
+        Whether times will be decoded, for which the first and last value of each array are read.
     indexes
-        Whether all index coordinates will be read; those of very many chunks are not fetched here.
+        Whether index coordinates will be read; those of very many chunks are not fetched here.
     drop
         Names of variables that will not be opened.
     """
     reader = _Prefetch(store, deep=deep, times=times, indexes=indexes, drop=drop)
     try:
         await reader.read(root, group, consolidated, zarr_format)
-    except Exception as error:  # noqa: BLE001 - the same request of zarr's own raises it again
+    except Exception as error:  # noqa: BLE001 - zarr's own request raises it again
         _logger.debug(
             "prefetching for %s stopped: %s: %s",
             printable(store),
@@ -87,7 +87,7 @@ async def prefetch(
 
 
 async def fetch(limited: LimitedStore, keys: Iterable[str]) -> dict[str, Buffer | None]:
-    """Return the values of ``keys``, fetched side by side."""
+    """Return the values of ``keys``, fetched concurrently."""
     prototype = default_buffer_prototype()
     listed = list(dict.fromkeys(keys))
     values = await gather([partial(limited.get, key, prototype) for key in listed])
@@ -95,7 +95,7 @@ async def fetch(limited: LimitedStore, keys: Iterable[str]) -> dict[str, Buffer 
 
 
 class _Prefetch:
-    """The answers gathered so far."""
+    """The state of one `prefetch`: its options, and the answers so far."""
 
     def __init__(
         self, limited: LimitedStore, *, deep: bool, times: bool, indexes: bool, drop: Iterable[str]
@@ -106,13 +106,13 @@ class _Prefetch:
         self._indexes = indexes
         self._drop = frozenset(drop)
         self.answers = Answers()
-        # Whether something was listed that is neither an array nor a group.
+        # Whether a listing had a name that is neither an array nor a group.
         self._odd = False
 
     async def read(
         self, root: str, group: str, consolidated: bool | None, zarr_format: int | None
     ) -> None:
-        """Fetch the metadata of all that will be opened, and the values that opening reads."""
+        """Fetch the metadata of everything to open, and the chunks that opening reads."""
         if consolidated is not False:
             documents = await self._group_documents(root, zarr_format)
             nodes = consolidated_nodes(root, documents)
@@ -133,7 +133,7 @@ class _Prefetch:
             self.answers.hierarchy = hierarchy(documents["zarr.json"], nodes)
 
     async def _fetch(self, keys: Iterable[str]) -> None:
-        """Fetch the values of ``keys``, all side by side, those that are known excepted."""
+        """Fetch the values of those ``keys`` that are not known yet, concurrently."""
         self.answers.values.update(await fetch(self._limited, self._unknown(keys)))
 
     def _unknown(self, keys: Iterable[str]) -> list[str]:
@@ -165,11 +165,11 @@ class _Prefetch:
         await self._fetch(keys)
 
     async def _members(self, path: str, zarr_format: int) -> list[Node]:
-        """Fetch the documents of what is below a group: two round trips a level.
+        """Fetch the documents of the nodes below a group: two round trips per level.
 
-        Side by side with those of a level further down, the values that opening reads.
+        The chunks that opening reads are fetched concurrently with the documents of the next level.
         """
-        # Web servers list folders with a slash at the end, with which nothing would be found.
+        # Web servers list folders with a trailing slash, which must not become part of the keys.
         listed = [name.rstrip("/") async for name in self._limited.list_dir(path)]
         names = tuple(dict.fromkeys(filter(None, listed)))
         self.answers.listings[path] = names
@@ -206,9 +206,9 @@ class _Prefetch:
     async def _arrays_v2(self, paths: Sequence[str]) -> None:
         """Fetch the documents of those of ``paths`` that are arrays of format 2.
 
-        zarr asks an array whether it is a group too, and does not care for the answer: that it
-        has none saves a third of the requests. Groups take one round trip more, so this is for
-        where few are expected.
+        zarr also requests ``.zgroup`` of an array, and ignores the answer: recording it as missing
+        saves a third of the requests. Groups then take one more round trip, so this is for levels
+        where few groups are expected.
         """
         await self._fetch(join(path, name) for path in paths for name in (".zarray", ".zattrs"))
         for path in paths:

@@ -1,4 +1,4 @@
-"""A store that has some answers already: what zarr will ask while xarray opens a dataset."""
+"""A store wrapper that answers from prefetched documents while xarray opens a dataset."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 
 @dataclass
 class Answers:
-    """What is known of a store.
+    """The values and listings of a store that are known.
 
     Attributes
     ----------
     values
-        Of keys: the whole value, or None where the store has none.
+        By key, the whole value, or None if the store has none.
     listings
-        Of prefixes: the names directly below them.
+        By prefix, the names directly below it.
     hierarchy
-        The group that is opened and all below it. None: it is of format 2, has consolidated
-        metadata that are asked for, or not all of it is known.
+        The group that is opened, with all nodes below it; None if it is not the root, has format
+        2, is opened from consolidated metadata, or is not known completely.
     """
 
     values: dict[str, Buffer | None] = field(default_factory=dict)
@@ -40,7 +40,7 @@ class Answers:
     hierarchy: Hierarchy | None = None
 
     def lacks(self, key: str) -> bool:
-        """Say whether listings show that there is no ``key``, and nothing below it."""
+        """Return whether the listings show that ``key`` does not exist, nor any key below it."""
         path = ""
         for name in key.split("/") if key else ():
             names = self.listings.get(path)
@@ -51,16 +51,16 @@ class Answers:
 
 
 class PrefetchedStore(NamedAsWrapped, WrapperStore[Store]):
-    """Answers from ``answers`` what it can, and asks ``store`` for the rest.
+    """A store wrapper that answers from ``answers`` if possible, and otherwise asks ``store``.
 
     Parameters
     ----------
     store
         The store.
     answers
-        What is known of it; shared by all copies that zarr makes of this wrapper.
+        The known values and listings; shared by all copies that zarr makes of this wrapper.
     closes
-        Whether closing this closes ``store``.
+        Whether closing the wrapper closes ``store``.
     """
 
     def __init__(self, store: Store, answers: Answers, *, closes: bool) -> None:
@@ -73,11 +73,11 @@ class PrefetchedStore(NamedAsWrapped, WrapperStore[Store]):
 
     @property
     def values(self) -> Mapping[str, Buffer | None]:
-        """The values that are known; None of keys that are not there."""
+        """The known values by key; None for keys that do not exist."""
         return self._answers.values
 
     def counted_elsewhere(self) -> Store:
-        """Return this store for a reader that counts its requests itself."""
+        """Return this wrapper around the unlimited store, for a reader that limits requests."""
         if not isinstance(self._store, ForeignStore):
             return self
         return self._with_store(self._store.inner)
@@ -88,8 +88,7 @@ class PrefetchedStore(NamedAsWrapped, WrapperStore[Store]):
         prototype: BufferPrototype | None = None,
         byte_range: ByteRequest | None = None,
     ) -> Buffer | None:
-        # Without a prototype, as zarr's own stores allow: xarray asks so for the dimensions of
-        # a NCZarr array.
+        # zarr's own stores allow None; xarray relies on it to get the dimensions of NCZarr arrays.
         prototype = prototype or default_buffer_prototype()
         if key not in self._answers.values:
             return await self._store.get(key, prototype, byte_range)
@@ -125,7 +124,7 @@ class PrefetchedStore(NamedAsWrapped, WrapperStore[Store]):
 
     @property
     def _supports_sync_io(self) -> bool:
-        # zarr's path for stores that can be read without awaiting would go round ``get``.
+        # zarr's fast path for stores with synchronous reads would bypass ``get``.
         return False
 
     def close(self) -> None:

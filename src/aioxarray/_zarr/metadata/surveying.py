@@ -1,4 +1,4 @@
-"""Finds out, in as few round trips as a store allows, what a save has to know of it."""
+"""Fetching, in as few round trips as possible, what a save has to know about a store."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ async def survey(
     consolidated: bool | None,
     zarr_format: Any,
 ) -> Answers:
-    """Return what the store says to what xarray and zarr will ask while they save.
+    """Return the answers of the store to the requests that xarray and zarr will make in a save.
 
     Parameters
     ----------
     limited
-        The store; each of its requests is one of ours.
+        The store, which limits the requests.
     path
-        Path in the store of the group that is written.
+        Path in the store of the group to write.
     mode
-        xarray's.
+        xarray's ``mode``.
     deep
-        Whether groups below ``path`` are written too.
+        Whether groups below ``path`` are written, too.
     consolidated
         Whether the save writes consolidated metadata, for which all metadata in the store is
-        read; with mode "r+", whether it is to be read.
+        read; with mode "r+", whether to read it.
     zarr_format
-        The format, 2 or 3; None: not known.
+        The format, 2 or 3; None if it is not known.
     """
     answers = Answers()
 
@@ -79,7 +79,7 @@ async def survey(
     steps = [groups_above]
     if limited.supports_listing:
         steps.append(what_is_there)
-    # What is replaced, or must not be there, is not read.
+    # Metadata that is replaced, or must not exist, is not read.
     if mode not in ("w", "w-") or (path and consolidated):
         steps.append(metadata)
     await gather([partial(step) for step in steps])

@@ -1,8 +1,7 @@
-"""A store that keeps what is written to it, for somebody else to write later.
+"""A store wrapper that records writes in memory, to be flushed to the store later.
 
-xarray's and zarr's own code makes groups and arrays in it, one small request after another; none
-reaches the store below. What it has been told is then written in an order of our choosing
-(`aioxarray._zarr.metadata.flushing`).
+xarray's and zarr's own code creates groups and arrays in it with many small sequential writes, none
+of which reaches the store. `aioxarray._zarr.metadata.flushing` then writes them in a safe order.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Changes:
-    """What was written to a `WriteBehindStore`.
+    """The changes recorded by a `WriteBehindStore`.
 
     Attributes
     ----------
     values
-        The last word on keys: a value, or None for a deleted key.
+        By key, the last value written, or None if the key was deleted.
     emptied
-        Prefixes whose keys were all deleted before what ``values`` says.
+        Prefixes whose keys were all deleted, before the changes in ``values``.
     """
 
     values: dict[str, Buffer | None] = field(default_factory=dict)
@@ -43,23 +42,23 @@ class Changes:
             self.emptied.append(prefix)
 
     def has_emptied(self, key: str) -> bool:
-        """Say whether ``key``, or all that is below it, was deleted with a prefix of it."""
+        """Return whether ``key``, with everything below it, is in an emptied prefix."""
         return any(key == prefix or below(key, prefix) for prefix in self.emptied)
 
 
 class WriteBehindStore(PrefetchedStore):
-    """Answers from what was written to it, then from what is known of the store, then asks that.
+    """A wrapper that records writes, and answers reads from them, from ``answers`` or the store.
+
+    All copies that zarr makes of this wrapper share ``answers`` and ``changes``.
 
     Parameters
     ----------
     store
-        The store below: it is read, and never written.
+        The store, which is read but never written.
     answers
-        What is known of it; grows by what it is asked.
+        The known values and listings; listings that are requested later are added.
     changes
-        Where writes go.
-
-    All copies that zarr makes of this share ``answers`` and ``changes``.
+        The record of writes.
     """
 
     def __init__(self, store: Store, answers: Answers, changes: Changes) -> None:

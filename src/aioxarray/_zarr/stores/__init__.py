@@ -1,1 +1,1 @@
-"""Stores: the one request, the limits it keeps, its retries, and the identity of a store."""
+"""Stores: requests to them and their limits, what reads share, and the identity of a store."""

@@ -1,4 +1,4 @@
-"""The calls under way (opens, loads, saves): what each of them waits for, and its timeout."""
+"""Calls in progress (opens, loads, saves): what each of them waits for, and its timeout."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
 
 class Call:
-    """An open, a load or a save under way, and its requests.
+    """An open, a load or a save in progress, and its requests.
 
-    Calls made by a call (the load of index coordinates during an open) are part of it.
+    A nested call, such as the load of index coordinates during an open, is part of the outer one.
 
     Attributes
     ----------
     concurrency
-        Its own limit on requests in flight; None for the setting.
+        The call's own limit on requests in flight; None for the configured one.
     aim
-        What it does: "loaded", say, as in "not loaded within the timeout".
+        The past participle for its timeout error: "loaded" in "not loaded within the timeout".
     progress
-        Returns how far it has come, in words; None if it cannot say.
+        Describes how far the call has come; None if the call does not track that.
     """
 
     def __init__(self, aim: str, concurrency: int | None = None) -> None:
@@ -38,8 +38,7 @@ class Call:
         self._done = 0
         self._lock = threading.Lock()
         self.progress: Callable[[], str] | None = None
-        # In the order in which they began; dictionaries, because these can be changed by several
-        # threads at once.
+        # Ordered by start. Dictionaries, because several threads can change them at once.
         self._requests: dict[Request, None] = {}
         self._labels: dict[_Labelled, None] = {}
         self._inner: dict[Call, None] = {}
@@ -50,25 +49,25 @@ class Call:
             yield from call._all()
 
     def awaiting(self, what: str) -> _Labelled:
-        """Return a context in which the call waits for ``what``: the variable 'v', say.
+        """Return a context in which the call waits for ``what``, such as ``"variable 'v'"``.
 
-        It is named where no request is in flight: some readers make their own.
+        `state` names it if no `Request` is in flight: some backends make requests of their own.
         """
         return _Labelled(self, what)
 
     def began(self, request: Request) -> None:
-        """Note that a request of the call is under way; from any thread."""
+        """Record that a request of the call has started; thread-safe."""
         self._requests[request] = None
 
     def ended(self, request: Request, *, answered: bool) -> None:
-        """Note that a request of the call has ended."""
+        """Record that a request of the call has ended; thread-safe."""
         del self._requests[request]
         if answered:
             with self._lock:
                 self._done += 1
 
     def state(self) -> str:
-        """Say how far the call has come, and what it waits for."""
+        """Describe how far the call has come, and what it waits for."""
         calls = list(self._all())
         parts = [call.progress() for call in calls if call.progress is not None][:1]
         requests = [each for call in calls for each in list(call._requests)]
@@ -100,12 +99,12 @@ _current: contextvars.ContextVar[Call | None] = contextvars.ContextVar(
 
 
 def current_call() -> Call | None:
-    """Return the call for which the code here works; None outside of calls."""
+    """Return the call that the current code works for; None outside of calls."""
     return _current.get()
 
 
 def current_concurrency() -> int | None:
-    """Return the limit on requests of the call for which the code here works; None for none."""
+    """Return the current call's own limit on requests; None if it has none."""
     call = _current.get()
     return None if call is None else call.concurrency
 
@@ -117,20 +116,20 @@ def awaiting(what: str) -> AbstractContextManager[None]:
 
 
 class calling:
-    """A context of a call of at most ``timeout`` seconds.
+    """A context that opens a call.
 
     Parameters
     ----------
     aim
-        What its timeout error says was not done: "loaded". The error also says what the call was
-        waiting for when its time was over.
+        The past participle in its timeout error ("not loaded within …"), which also says what the
+        call was waiting for when the time was up.
     timeout
-        None for none.
+        The most seconds that the call may take; None for no limit.
     concurrency
-        The call's own limit; None for that of the call around it.
+        The call's own limit on requests in flight; None for that of the enclosing call.
     """
 
-    # Not a generator: there is one in each of thousands of loads.
+    # A class, because a generator costs more, and there may be thousands of loads.
     __slots__ = ("_call", "_limit", "_outer", "_token")
 
     def __init__(
@@ -175,7 +174,7 @@ async def _limited(this: Call, timeout: float) -> AsyncIterator[None]:
         nonlocal state
         state = this.state()
 
-    # At the moment at which the timeout cancels the requests, and before any of them has ended.
+    # Runs when the timeout cancels the requests, before any of them has ended.
     timer = loop.call_at(when, look)
     try:
         async with asyncio.timeout_at(when) as limit:
@@ -191,7 +190,7 @@ async def _limited(this: Call, timeout: float) -> AsyncIterator[None]:
 
 
 class _Labelled:
-    """A context in which a call waits for something that is no request."""
+    """A context in which a call waits for something other than a `Request`."""
 
     __slots__ = ("_call", "label")
 

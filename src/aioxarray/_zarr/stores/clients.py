@@ -1,8 +1,8 @@
-"""The clients of stores that are read by plain calls, and the threads that wait for them.
+"""obstore clients that are read with blocking calls, and the threads that wait for them.
 
-A plain call cannot be cancelled: its thread waits for as long as the server likes. So each client
-has a few threads of its own, which can keep nobody else waiting, and none while it is silent or
-calls that were given up still wait for it: then it is read by coroutines.
+A blocking call cannot be cancelled: its thread waits until the server answers. So each client has a
+few threads of its own, and other clients need not wait for them. A client whose server is silent,
+or still holds calls that were given up, gets no threads: coroutines read it instead.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from aioxarray._runtime.budget import Budget, Share
 from aioxarray._runtime.threads.forks import after_fork
 from aioxarray._runtime.threads.pool import Pool
 
-# Threads that wait for one client. More do not carry more requests.
+# The number of threads that wait for one client. More threads do not carry more requests.
 FETCHERS = 8
-# As many as have turns; a thread is started for who has one and finds none idle.
+# Unbounded here: the places in `Client.turns` limit the number of threads.
 fetchers = Pool("aioxarray-fetch", math.inf, math.inf)
-# Of servers close by, which answer in milliseconds, one that is silent for so long has stalled.
+# A nearby server, which usually answers in milliseconds, has stalled if it is silent this long.
 _SILENT_S = 0.5
-# How often those who wait for a turn look.
+# How often a read that waits for a turn checks whether the client has stalled.
 _LOOK_S = 0.1
 
 
 class Client:
-    """A store's client, as obstore has it, and what is known of its server.
+    """An obstore store, with a budget of threads and the state of its server.
 
     Attributes
     ----------
     store
-        The client itself.
+        The obstore store itself.
     turns
-        Places for threads that wait for it.
+        Budget of threads that wait for it.
     """
 
     def __init__(self, store: Any) -> None:
@@ -48,19 +48,19 @@ class Client:
 
     @property
     def is_stalled(self) -> bool:
-        """Whether threads wait for it in vain, as far as can be told."""
+        """Whether the server seems to have stopped answering."""
         if self._lost:
             return True
         return self.turns.in_use > 0 and perf_counter() - self._heard_at > _SILENT_S
 
     def heard(self) -> None:
-        """Note that it has answered, or that something has been asked of it after a pause."""
+        """Record an answer of the server, or the first request after a pause."""
         self._heard_at = perf_counter()
 
     async def take_turn(self, turns: Share, *, long: bool) -> bool:
-        """Wait for a place in ``turns``, a share of its own; say whether there was one.
+        """Wait for a place in ``turns``, a share of the client's budget, unless it is stalled.
 
-        There is none while it is stalled.
+        Returns whether the place was acquired.
         """
         while not self.is_stalled:
             try:
@@ -75,7 +75,7 @@ class Client:
 
 
 class Held:
-    """What one plain call has of the budgets, from before it begins until it has ended."""
+    """The places in budgets that one blocking call holds, from before it starts until it ends."""
 
     def __init__(self, client: Client, *, long: bool) -> None:
         self._client = client
@@ -85,13 +85,13 @@ class Held:
         self._is_lost = False
 
     def add(self, share: Share, amount: int) -> None:
-        """Count a place that was taken."""
+        """Add a place that was acquired."""
         self._places.append((share, amount))
 
     def lose(self, memory: Share) -> None:
-        """Give the call up, whose request goes on: it keeps all but its places in ``memory``.
+        """Give the call up, but keep its places except those in ``memory``: its request goes on.
 
-        No bytes are there while a server is silent, and what still comes is dropped.
+        While the server is silent no bytes are in memory, and a late answer is dropped.
         """
         with self._lock:
             if not self._places:
@@ -104,7 +104,7 @@ class Held:
         self._release(gone)
 
     def let_go(self) -> None:
-        """Let go of all; to be called when the call has ended, from any thread."""
+        """Release all places once the call has ended; thread-safe."""
         with self._lock:
             places, self._places = self._places, []
             if self._is_lost:
@@ -119,35 +119,35 @@ class Held:
 
 
 class Nearness:
-    """Whether a store is close by, as the first answer in a load has shown; on the I/O loop."""
+    """Whether a store is nearby, judged by its first answer in a load; used on the I/O loop."""
 
     def __init__(self) -> None:
         self._told = asyncio.Event()
         self._is_near = False
 
     def tell(self, is_near: bool) -> None:
-        """Say whether the store is close by, once."""
+        """Set whether the store is nearby; called once."""
         self._is_near = is_near
         self._told.set()
 
     async def within(self, seconds: float) -> bool:
-        """Say whether the store is close by; one that has not answered in so long is not."""
+        """Wait at most ``seconds`` for `tell`, and return whether the store is nearby."""
         try:
             async with asyncio.timeout(seconds):
                 await self._told.wait()
         except TimeoutError:
-            # On a busy loop the answer may be here all the same.
+            # On a busy loop, `tell` may have been called all the same.
             pass
         return self._is_near
 
 
 _lock = threading.Lock()
-# By the address of obstore's client. They live while a load reads of them, or a thread waits.
+# By the id of the obstore store. An entry lives while a load reads from it or a thread waits.
 _clients: weakref.WeakValueDictionary[int, Client] = weakref.WeakValueDictionary()
 
 
 def client_of(store: Any) -> Client:
-    """Return what is known of ``store``, a client of obstore's."""
+    """Return the `Client` of ``store``, an obstore store."""
     with _lock:
         client = _clients.get(id(store))
         if client is None:

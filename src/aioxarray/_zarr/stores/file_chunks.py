@@ -1,4 +1,4 @@
-"""Objects of other formats: the object as a file, and Zarr arrays over byte ranges of it."""
+"""Files of other formats in object stores: as file objects, and as Zarr arrays of byte ranges."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ _CONTIGUOUS_CHUNK_BYTES = 4 << 20
 
 
 class Index(Protocol):
-    """The places of an array's chunks in a file."""
+    """The byte ranges of an array's chunks in a file."""
 
     def find(self, number: int) -> tuple[int, int, int] | None:
-        """Return where the chunk of this number (in C order) is: offset, bytes, padding bytes.
+        """Return offset, length and padding, in bytes, of the chunk ``number`` (in C order).
 
-        None if the file does not have the chunk, and its values are the fill value.
+        None if the file does not have the chunk: its values are the fill value.
         """
 
 
 @dataclass(frozen=True)
 class ChunkIndex:
-    """Chunks at places of their own.
+    """An index of chunks that each have an offset and a length of their own.
 
     Attributes
     ----------
     numbers
-        Which chunks there are, in ascending order.
+        The numbers of the chunks that exist, in ascending order.
     offsets, lengths
-        Where each is, in bytes.
+        The offset and length of each of them, in bytes.
     """
 
     numbers: NDArray[np.int64]
@@ -67,7 +67,7 @@ class ChunkIndex:
 
 @dataclass(frozen=True)
 class ContiguousIndex:
-    """Values that follow each other, cut into chunks of equal length.
+    """An index of contiguous values, split into chunks of equal length.
 
     The last chunk may be shorter in the file; it is padded.
     """
@@ -83,9 +83,9 @@ class ContiguousIndex:
 
 
 def contiguous_chunk_shape(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
-    """Return the shape of chunks of some MB that follow each other in contiguous values.
+    """Return the shape of chunks of about 4 MiB for values that are stored contiguously.
 
-    Only the first axis that is longer than one is cut: only then each chunk is one piece.
+    Only the first axis longer than one is split, so that each chunk is one byte range.
     """
     axis = next((axis for axis, size in enumerate(shape) if size > 1), None)
     if axis is None:
@@ -96,16 +96,16 @@ def contiguous_chunk_shape(shape: tuple[int, ...], itemsize: int) -> tuple[int, 
 
 
 class FileChunks(Store):
-    """A read-only store with the chunks of arrays that lie in one object.
+    """A read-only store of the chunks of arrays in one object.
 
-    It holds no metadata: `array` gives the arrays.
+    It has no metadata documents: `array` adds and returns the arrays.
 
     Parameters
     ----------
     client
-        A store of obstore.
+        An obstore store.
     path
-        The object in it.
+        The path of the object in it.
     """
 
     supports_writes = False
@@ -114,7 +114,7 @@ class FileChunks(Store):
 
     def __init__(self, client: Any, path: str) -> None:
         super().__init__(read_only=True)
-        # Named as zarr's ``ObjectStore`` names it, which `usable_here` asks for after a fork.
+        # The attribute name of zarr's ``ObjectStore``, which `usable_here` looks for after a fork.
         self.store = client
         self._path = path
         self._arrays: dict[str, tuple[tuple[int, ...], Index]] = {}
@@ -143,13 +143,13 @@ class FileChunks(Store):
         Parameters
         ----------
         name
-            Its path in the store.
+            The array's path in the store.
         shape, dtype, chunk_shape, fill_value
-            As of any Zarr array.
+            As for any Zarr array.
         filters
-            The codecs of numcodecs by which chunks were encoded, in this order.
+            The numcodecs codecs that encoded the chunks, in the order of encoding.
         index
-            Where the chunks are.
+            The byte ranges of the chunks.
         """
         metadata = ArrayV2Metadata(
             shape=shape,
@@ -175,7 +175,7 @@ class FileChunks(Store):
             at = tuple(int(each) for each in chunk.split(".")) if grid else ()
             place = index.find(int(np.ravel_multi_index(at, grid)) if grid else 0)
         except ValueError:
-            # No chunk's key: zarr asks for metadata now and then.
+            # Not the key of a chunk: zarr sometimes asks for metadata documents.
             return None
         if place is None:
             return None
@@ -220,16 +220,14 @@ class FileChunks(Store):
 
 
 class ObjectFile:
-    """An object in a store of obstore's, as the file that `AheadFile` reads.
-
-    `AheadFile` makes the request for what it reads.
+    """An object in an obstore store, as a file for `AheadFile`, which counts the requests.
 
     Parameters
     ----------
     client, key
-        obstore's store, and the object in it.
+        The obstore store, and the path of the object in it.
     name
-        What the ``repr`` shows, which h5py and xarray take for the name of the file.
+        The ``repr``, which h5py and xarray take for the name of the file.
     """
 
     def __init__(self, client: Any, key: str, name: str) -> None:
@@ -250,15 +248,15 @@ class ObjectFile:
         return int(found["size"])
 
     async def fetch_async(self, start: int, end: int) -> bytes:
-        """Return the bytes from ``start`` to before ``end``; on the I/O loop."""
+        """Return the bytes from ``start`` up to, but excluding, ``end``; on the I/O loop."""
         return bytes(await self._client.get_range_async(self._key, start=start, end=end))
 
     def close(self) -> None:
-        """Do nothing: a client holds no file open."""
+        """Do nothing: an obstore store holds no file open."""
 
 
 def _within(byte_range: ByteRequest | None, length: int) -> tuple[int, int]:
-    """Return the first byte, and the one after the last, that are asked for of a chunk."""
+    """Return the start and the (exclusive) end of ``byte_range`` in a chunk of ``length`` bytes."""
     match byte_range:
         case RangeByteRequest(start, end):
             return min(start, length), min(end, length)

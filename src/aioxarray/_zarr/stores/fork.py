@@ -1,4 +1,4 @@
-"""Which stores still work in a process that was forked, and what to do with the others."""
+"""Stores in forked processes: recreates those that can be, and rejects those that would hang."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from aioxarray.errors import ForkError
 if TYPE_CHECKING:
     from zarr.abc.store import Store
 
-# Libraries whose clients live in threads of a Rust runtime (tokio). A child has the runtime's
-# memory but not its threads, and waits for them for ever, even through a new client.
+# Libraries whose clients run in threads of a Rust runtime (tokio). A forked child has the runtime's
+# memory but not its threads, and waits for them forever, even with a new client.
 _RUST_CLIENTS = ("obstore", "icechunk")
 
-# The ones whose runtime had started in a process that this one was forked from.
+# The libraries whose runtime had started in a process that this one was forked from.
 _lost: frozenset[str] = frozenset()
 
 
@@ -39,10 +39,10 @@ _at_fork: frozenset[str] = frozenset()
 def _tokio_runs() -> bool:
     tasks = Path("/proc/self/task")
     if not tasks.exists():
-        # Not Linux: an imported client has most likely been used.
+        # Not Linux: assume that an imported client has been used.
         return True
     for task in tasks.iterdir():
-        # A thread may end while we look.
+        # A thread may end meanwhile.
         with contextlib.suppress(OSError):
             if (task / "comm").read_text().startswith("tokio"):
                 return True
@@ -56,7 +56,7 @@ def _lose_runtimes() -> None:
 
 
 def usable_here(store: Store) -> Store:
-    """Return ``store``, or one with the same data that works in this process.
+    """Return ``store``, or a store of the same data that works in this process.
 
     Raises
     ------
@@ -75,7 +75,7 @@ def usable_here(store: Store) -> Store:
             "before the first read."
         )
     if isinstance(store, FsspecStore) and getattr(store.fs, "_pid", os.getpid()) != os.getpid():
-        # Bound to a loop of the parent; a filesystem knows how to make itself anew.
+        # It is bound to a loop of the parent; unpickling makes a new filesystem.
         return FsspecStore(
             pickle.loads(pickle.dumps(store.fs)),
             read_only=store.read_only,
@@ -86,14 +86,14 @@ def usable_here(store: Store) -> Store:
 
 
 def is_transaction(store: Any) -> bool:
-    """Say whether what is written to ``store`` is seen by nobody until it is committed."""
+    """Return whether changes to ``store`` are invisible to readers until they are committed."""
     while isinstance(store, WrapperStore):
         store = store._store
     return _library(store) == "icechunk"
 
 
 def _library(store: Any) -> str:
-    # zarr's ObjectStore holds an obstore client; icechunk brings a store class of its own.
+    # zarr's ObjectStore wraps an obstore store; icechunk has its own store class.
     client = getattr(store, "store", store)
     name: str = type(client).__module__.partition(".")[0]
     return name.removeprefix("_")

@@ -1,4 +1,4 @@
-"""What reads may use: requests, bytes, threads and what is kept, shared by all of the process."""
+"""Process-wide limits on reads: requests in flight, bytes in memory, threads, and the cache."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from aioxarray.config import cache_limit, memory_limit, request_limit, thread_co
 
 T = TypeVar("T")
 
-# How long a plain call waits for others to let go of `fetching`; then it is one for a coroutine.
+# How long a read waits for a place in `fetching` before it uses a coroutine instead of a thread.
 _PATIENCE_S = 0.1
-# To fetch and decode more bytes than this takes longer than a round trip to most stores.
+# Fetching and decoding more bytes than this takes longer than a round trip to most stores.
 _LONG_BYTES = 4 << 20
 
 
 def is_long(size: int) -> bool:
-    """Say whether who has ``size`` bytes in flight holds places for much longer than others."""
+    """Return whether a read or write of ``size`` bytes holds its places for unusually long."""
     return size > _LONG_BYTES
 
 
 def _requests_apart(bound: float) -> float:
-    # Of very few places none is kept: that would slow down large chunks by a third or more.
+    # With very few places, none is set apart: that would slow large chunks by a third or more.
     return 0 if math.isinf(bound) or bound < 4 else max(1, bound // 8)
 
 
 def _bytes_beside(bound: float) -> float:
-    # Not a part of the bound: one chunk less of those that just fit would be in flight.
+    # On top of the bound: a part of it would mean one chunk less in flight if they just fit.
     return 0 if math.isinf(bound) else bound / 8
 
 
@@ -44,36 +44,36 @@ def _one_beside(bound: float) -> float:
     return 1
 
 
-# One of each for the process: what limits means only something when everything counts. In each,
-# small chunks need not wait until large ones have arrived and are decoded.
+# One of each per process, since a limit only works if everything counts towards it. In each of
+# them, small chunks need not wait until large ones have arrived and are decoded.
 requests = Budget("requests", apart=_requests_apart)
 memory = Budget("bytes", beside=_bytes_beside)
 threads = Budget("threads", beside=_one_beside)
-# Plain calls that wait for servers; those of one client are bounded besides.
+# Threads in blocking calls to servers; `Client.turns` also limits the threads of each client.
 fetching = Budget("fetchers", beside=_one_beside)
 decoders = Pool("aioxarray-decode", usable_cores())
-# Of decoded chunks; see `aioxarray._zarr.stores.sharing`.
+# Decoded chunks; see `aioxarray._zarr.stores.sharing`.
 cache = Cache()
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What the reads of one load share, as a context.
+    """The shares of the process-wide budgets that the reads of one load use, as a context.
 
     Attributes
     ----------
     requests
-        Places for store requests in flight.
+        Share of the requests in flight.
     memory
-        Places for bytes of chunks that are fetched or decoded.
+        Share of the bytes of chunks that are being fetched or decoded.
     thread_count
-        How many threads decode.
+        The number of decoding threads.
     keeps
         Whether decoded chunks are kept in ``cache``.
     nearness
-        What the load's reads know of how close stores are, by a store's client.
+        For each client, whether the load has found it to be nearby.
     turns
-        Places for plain calls that wait for a client, by client.
+        For each client, the load's share of the threads in blocking calls to it.
     """
 
     requests: Share
@@ -82,7 +82,7 @@ class Reading:
     keeps: bool
     nearness: dict[Client, Nearness] = field(default_factory=dict)
     turns: dict[Client, Share] = field(default_factory=dict)
-    # Besides ``requests`` and ``memory``: small loads have no use for others.
+    # Other shares, which are opened on first use because small loads do not need them.
     _opened: list[Share] = field(default_factory=list)
 
     def __enter__(self) -> Self:
@@ -100,33 +100,33 @@ class Reading:
 
     @property
     def decoders(self) -> Pool:
-        """The threads that decode."""
+        """The pool of decoding threads."""
         return decoders
 
     @cached_property
     def threads(self) -> Share:
-        """Places in ``decoders``.
+        """Share of the threads of ``decoders``.
 
-        Whoever has one need not wait in its queue, so that the turns are fair among loads.
+        Holding a place means not waiting in the pool's queue, which makes waiting fair among loads.
         """
         return self._open(threads.share(self.thread_count))
 
     @cached_property
     def fetching(self) -> Share:
-        """Places for plain calls that wait for a server.
+        """Share of the threads in blocking calls to servers.
 
-        They are at most half of those for requests: a call that was given up keeps its own until
-        the server lets go of it.
+        It is half of the share of requests, because a call that was given up keeps its place until
+        the server answers.
         """
         return self._open(fetching.share(self.requests.bound / 2))
 
     @cached_property
     def decoding(self) -> Semaphore:
-        """Taken by those who decode in other threads, so that no more than ``thread_count`` do."""
+        """Limits decoding in other threads to ``thread_count`` of them."""
         return Semaphore(self.thread_count)
 
     def is_wanted(self) -> bool:
-        """Say whether others wait for what this load's threads have; from any thread."""
+        """Return whether other work waits for what this load's threads hold; thread-safe."""
         return self.decoders.has_queue or any(
             share.is_wanted() for share in (self.threads, self.memory, self.requests)
         )
@@ -139,15 +139,14 @@ class Reading:
         *,
         alone: bool = False,
     ) -> T:
-        """Await ``function()`` in a decoding thread, with a request and ``size`` bytes in flight.
+        """Await ``function()`` in a decoding thread, holding one request and ``size`` bytes.
 
-        ``alone`` keeps the other decoding threads free of such work meanwhile.
-
-        Cancelling calls ``stop`` and waits for the end of ``function``.
+        With ``alone``, the call takes the places of all decoding threads, so that no other such
+        call runs beside it. Cancelling calls ``stop`` and waits for the end of ``function``.
         """
         count = self.thread_count if alone else 1
         long = is_long(size)
-        # Popped: whoever comes first lets go, the thread or, where none could be had, the task.
+        # Each place is popped, so that it is released once: by the thread or, failing that, here.
         held: deque[tuple[Share, int]] = deque()
 
         def let_go() -> None:
@@ -162,7 +161,7 @@ class Reading:
                 let_go()
 
         try:
-            # The thread first: places that are held while waiting for one would be wasted.
+            # The thread first: other places would be held in vain while waiting for one.
             for share, amount in (
                 (self.threads, count),
                 (self.memory, size),
@@ -179,24 +178,24 @@ class Reading:
             let_go()
 
     def can_fetch(self, client: Client) -> bool:
-        """Say whether threads may wait for ``client``; see `fetch`."""
+        """Return whether threads may wait for ``client``; see `fetch`."""
         return self.fetching.bound >= 1 and not client.is_stalled
 
     async def fetch(
         self, client: Client, function: Callable[[], T], size: int, stop: Callable[[], object]
     ) -> T | None:
-        """Await ``function()`` in a thread that waits for ``client``, one request at a time.
+        """Await ``function()``, which makes one request at a time, in a thread for ``client``.
 
-        It holds ``size`` bytes. None where the client has stalled, or so many others have that no
-        further thread should wait for a server: coroutines can do so, and be cancelled.
+        The call holds ``size`` bytes. Returns None if the client has stalled, or if no place in
+        `fetching` is free: then a coroutine should make the request, since it can be cancelled.
 
-        Cancelling calls ``stop`` and returns. The request goes on, and keeps its place until the
-        server lets go of it.
+        Cancelling calls ``stop`` and returns at once. A request in flight goes on, and keeps its
+        places, except those for bytes, until the server answers.
         """
         long = is_long(size)
         held = Held(client, long=long)
         try:
-            # The thread first: places that are held while waiting for one would be wasted.
+            # The thread first: other places would be held in vain while waiting for one.
             turns = self._turns_of(client)
             if not await client.take_turn(turns, long=long):
                 return None
@@ -227,7 +226,7 @@ class Reading:
             held.lose(self.memory)
             raise
         except BaseException:
-            # No thread could be started, if this is not the function's own error.
+            # Perhaps no thread could be started; otherwise the function has released everything.
             held.let_go()
             raise
 
@@ -239,9 +238,9 @@ class Reading:
 
 
 def reading(concurrency: int | None = None) -> Reading:
-    """Return the shares of one load, by the settings of this moment; to be opened as a context.
+    """Return the shares of one load, with the current configuration, to open as a context.
 
-    ``concurrency`` is its own limit on requests in flight; None for the setting.
+    ``concurrency`` is its own limit on requests in flight; None for the configured one.
     """
     count = thread_count()
     decoders.resize(count)

@@ -1,7 +1,7 @@
-"""Which stores hold the same data: to share what is read of it, and to know what a write changes.
+"""Which stores hold the same data: for sharing reads, and for invalidating the cache after writes.
 
-The two ask for different care. `same` tells two stores apart unless they surely give the same
-values; `Place.meets` takes a write for one to another store's data unless it surely is not.
+The two err on opposite sides. `same` only identifies stores that certainly return the same values;
+`Place.meets` only rules out an overlap if stores certainly have none.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 
 def same(store: Store) -> tuple[Hashable, object]:
-    """Return what stores of the same data have in common, and the object it names by its address.
+    """Return a key that stores of the same data share, and the object whose id is part of it.
 
-    Equality of stores does not tell: those in memory are equal where their values are. By exact
-    type, as in `source_of`: a wrapper may give other values than what it wraps.
+    Store equality will not do: memory stores are equal if their values are. Types must match
+    exactly, as in `source_of`: a wrapper may return other values than the store it wraps.
     """
     if type(store) is LocalStore:
         return ("local", os.path.abspath(store.root)), None
     if type(store) is MemoryStore:
-        # Private, as in `MemorySource`: what two stores on one dictionary have in common.
+        # Private, as in `MemorySource`: the dictionary, which two stores may share.
         return ("memory", id(store._store_dict)), store._store_dict
     if type(store) is ObjectStore:
         return ("obstore", id(store.store)), store.store
@@ -39,14 +39,14 @@ def same(store: Store) -> tuple[Hashable, object]:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a store keeps its data, as far as that can be told.
+    """The location of a store's data, precise enough to rule out most overlaps.
 
     Attributes
     ----------
     kind
-        Of store: what is written to one kind is not in another.
+        The kind of store. Stores of different kinds never overlap.
     path
-        For kinds with directories, where one store may lie in another.
+        The directory, for kinds in which one store may lie inside another.
     """
 
     kind: Hashable
@@ -54,12 +54,12 @@ class Place:
 
     @classmethod
     def of(cls, store: Any) -> Place:
-        """Return the place of ``store``; wrappers do not matter here."""
+        """Return the place of ``store``, ignoring wrappers."""
         while isinstance(store, WrapperStore):
             store = store._store
         if isinstance(store, MemoryStore):
             return cls(("memory", id(store._store_dict)))
-        # Links and different clients may lead to the same files and objects.
+        # Symbolic links and different clients may lead to the same files and objects.
         if isinstance(store, LocalStore):
             return cls("path", PurePosixPath(os.path.realpath(store.root)))
         if isinstance(store, FsspecStore):
@@ -69,24 +69,24 @@ class Place:
         return cls(("other", type(store)))
 
     def meets(self, other: Place) -> bool:
-        """Say whether a write to one may change what the other gives."""
+        """Return whether a write to one place may change the data of the other."""
         if self.kind != other.kind or self.path is None or other.path is None:
             return self.kind == other.kind
         return self.path.is_relative_to(other.path) or other.path.is_relative_to(self.path)
 
 
 def below(key: str, prefix: str) -> bool:
-    """Say whether ``key`` is below the path ``prefix``."""
+    """Return whether ``key`` is below the path ``prefix``."""
     return prefix == "" or key.startswith(f"{prefix}/")
 
 
 @dataclass(frozen=True)
 class Position:
-    """A place in what a store stands for, whoever made the store, to read or to write.
+    """A path in the storage behind a store, comparable between different stores of the same data.
 
-    zarr's own comparison of stores tells those that are read-only from those that are not, and a
-    store from one that begins further down. What stores keep the same things in an unknown way
-    are different places.
+    zarr's comparison of stores distinguishes read-only stores from others, and a store from one
+    that starts at a directory inside it. Stores of unknown types only have positions in common with
+    themselves.
     """
 
     keeper: Any
@@ -104,7 +104,7 @@ class Position:
         if isinstance(store, FsspecStore):
             return cls(store.fs, f"{store.path.strip('/')}/{path}".strip("/"))
         if isinstance(store, MemoryStore):
-            # Private: a memory store that is made read-only shares it with the original.
+            # Private: a read-only copy of a memory store shares the dictionary with the original.
             return cls(id(store._store_dict), path)
         return cls(store.store if isinstance(store, ObjectStore) else store, path)
 
@@ -113,7 +113,7 @@ class Position:
         return Position(self.keeper, f"{self.path}/{path.strip('/')}".strip("/"))
 
     def is_in(self, other: Position) -> bool:
-        """Say whether this is ``other``, or below it."""
+        """Return whether this position is ``other``, or below it."""
         if self.keeper != other.keeper:
             return False
         return self.path == other.path or below(self.path, other.path)

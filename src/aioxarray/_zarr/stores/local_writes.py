@@ -1,4 +1,4 @@
-"""Writes local files in the thread that encodes them."""
+"""Local files, read and written with blocking calls in the thread that encodes the chunks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class LocalFiles:
-    """The files of a local store, read and written by plain calls.
+    """The files of a local store, read and written with blocking calls.
 
     Parameters
     ----------
@@ -34,9 +34,9 @@ class LocalFiles:
 
     @classmethod
     def of(cls, store: Store | None) -> LocalFiles | None:
-        """Return the files of a limited ``store``; None if it is not a local one.
+        """Return the files of a `LimitedStore` around a local store; None for any other store.
 
-        None also for a store that wraps a local store: a wrapper may change what is written.
+        Returns None for other wrappers around a local store, too: they may change what is written.
         """
         inner = store.inner if isinstance(store, LimitedStore) else None
         return cls(inner) if type(inner) is LocalStore else None
@@ -52,10 +52,7 @@ class LocalFiles:
         return prototype.buffer.from_bytes(data)
 
     def write(self, key: str, value: Buffer | None) -> None:
-        """Write the value at ``key``, as zarr does: it is there whole or not at all.
-
-        None deletes it.
-        """
+        """Write the value at ``key`` atomically, as zarr does; None deletes it."""
         path = f"{self._root}/{key}"
         if value is None:
             with Request("delete", self._store, key):
@@ -67,7 +64,7 @@ class LocalFiles:
 
 def _replace(path: str, value: Buffer) -> None:
     if os.name == "nt":
-        # There a name that was just replaced may be busy for a moment; zarr knows what to do.
+        # On Windows a file that was just replaced may be busy for a moment; zarr handles that.
         _put(Path(path), value)
         return
     temporary = f"{path}.{uuid.uuid4().hex}.partial"
@@ -80,7 +77,7 @@ def _replace(path: str, value: Buffer) -> None:
 
 
 def _write(path: str, value: Buffer) -> None:
-    # Asking for the directory each time would cost as much as writing a small file.
+    # Checking for the directory each time would cost as much as writing a small file.
     try:
         file = open(path, "wb", buffering=0)  # noqa: SIM115 - closed below
     except FileNotFoundError:
@@ -89,5 +86,5 @@ def _write(path: str, value: Buffer) -> None:
     with file:
         rest = value.as_numpy_array().data.cast("B")
         while rest:
-            # The system may take a part only: at most 2 GB at once.
+            # A write may be partial: Linux writes at most 2 GB per call.
             rest = rest[file.write(rest) :]

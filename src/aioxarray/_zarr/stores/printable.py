@@ -1,7 +1,7 @@
-"""The names of stores, URLs, paths and files in messages: without credentials, and short.
+"""Short names, without credentials, of stores, URLs, paths and files in messages.
 
-Every message, note, log record and ``repr`` of this package that names a place goes through
-`printable`; text of others that ends up in one goes through `without_secrets`.
+Every message, note, log record and ``repr`` of this package that names a store or file uses
+`printable`; text of other libraries that ends up in one goes through `without_secrets`.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from zarr.storage import (
     ZipStore,
 )
 
-# A URL inside other text. A quote ends it, and so does a space or a bracket that is none of its.
+# A URL inside other text. White space, a quote or an angle bracket ends it.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://[^\s'\"<>|`]*")
-# Where a chained URL of fsspec's ("zip://a.zarr::https://host/b.zip") goes on. A "::" elsewhere
-# may be part of a query, or of an IPv6 address.
+# The separator in fsspec's chained URLs ("zip://a.zarr::https://host/b.zip"). A "::" elsewhere may
+# be part of a query, or of an IPv6 address.
 _LINK = re.compile(r"::(?=[A-Za-z][A-Za-z0-9+.\-]*://)")
-# Azure's "container@account" is no secret; "user:password@host" and "token@host" are.
+# Azure's "container@account" is not secret; "user:password@host" and "token@host" are.
 _CONTAINER_SCHEMES = frozenset({"abfs", "abfss", "wasb", "wasbs"})
 
 
 def printable(source: Any) -> str:
-    """Return a name for what is opened, read or written.
+    """Return a name, for messages, of something that is opened, read or written.
 
     Parameters
     ----------
     source
-        A store of any kind, a place in one, a URL, a path, a file object, a mapper of fsspec's,
-        a store of obstore's, a session of icechunk's. Wrappers have the name of what they wrap.
+        A Zarr store or store path, a URL, a path, a file object, an fsspec mapper, an obstore store
+        or an icechunk session. A wrapper has the name of the store that it wraps.
 
     Returns
     -------
     str
-        What the user would recognise, without userinfo, query and fragment of URLs. Anything
-        unknown is named by its type alone: its ``repr`` may show anything.
+        A name that the user recognizes, without userinfo, query and fragment of URLs. An object of
+        an unknown type is named by its type alone: its ``repr`` may show anything.
     """
     while isinstance(source, WrapperStore):
         source = source._store
@@ -68,9 +68,9 @@ def printable(source: Any) -> str:
 
 
 def without_secrets(text: str, *, whole: bool = False) -> str:
-    """Return ``text`` with the URLs in it as they may be shown.
+    """Return ``text`` without userinfo, query and fragment of the URLs in it.
 
-    With ``whole``, ``text`` is one path or URL, whatever characters it has.
+    With ``whole``, all of ``text`` is one path or URL, whatever characters it contains.
     """
     if not whole:
         return _URL.sub(lambda found: without_secrets(found[0], whole=True), text)
@@ -78,7 +78,7 @@ def without_secrets(text: str, *, whole: bool = False) -> str:
 
 
 class NamedAsWrapped:
-    """Gives a wrapper of this package, in the messages of others, the name of what it wraps."""
+    """Mixin that gives a store wrapper, in messages of other libraries, its store's name."""
 
     def __str__(self) -> str:
         return printable(self)
@@ -88,12 +88,12 @@ class NamedAsWrapped:
 
 
 class NamedPath(NamedAsWrapped, StorePath):
-    """A path in a wrapper of this package; zarr's own shows the wrapper's class."""
+    """A path in a store wrapper of this package; zarr's own class would show the wrapper's type."""
 
 
 def _of_link(url: str) -> str:
-    """Return a URL without userinfo, query and fragment; a path as it is."""
-    # A protocol alone may stand before it ("simplecache::https://…"); it stays.
+    """Return a URL without userinfo, query and fragment; return a path unchanged."""
+    # A bare protocol may come first ("simplecache::https://…"); it is kept.
     scheme, separator, rest = url.partition("://")
     if not separator:
         return url
@@ -101,7 +101,7 @@ def _of_link(url: str) -> str:
     rest = re.split(r"[?#]", rest, maxsplit=1)[0]
     host, slash, path = rest.partition("/")
     if re.search(r"^[^\[:@]*:(?!\d*$)[^@]*$", host) and "@" in path:
-        # Not a port: a password with a slash that is not escaped.
+        # Not a port, but a password with an unescaped slash.
         host, slash, path = f"{host}/{path}".rpartition("@")[2].partition("/")
     user, at, address = host.rpartition("@")
     if at and (scheme_itself not in _CONTAINER_SCHEMES or ":" in user):
@@ -128,7 +128,7 @@ def _of_store(store: Store) -> str:
 def _of_client(client: Any) -> str | None:
     """Return the name of an object of obstore, icechunk or fsspec; None for anything else.
 
-    Told by names: none of these libraries has to be installed.
+    Module and attribute names identify it: these libraries need not be installed.
     """
     library = type(client).__module__.partition(".")[0].lstrip("_")
     if library == "obstore":
@@ -142,8 +142,8 @@ def _of_client(client: Any) -> str | None:
 
 
 def _of_filesystem(filesystem: Any, path: str) -> str:
-    """Return the URL of a path in a filesystem of fsspec's."""
-    # A wrapper that makes coroutines of blocking calls, or a cache, says nothing of the place.
+    """Return the URL of a path in an fsspec filesystem."""
+    # Look inside async wrappers and caches, whose protocol is not part of the location.
     filesystem = getattr(filesystem, "sync_fs", filesystem)
     while _protocol(filesystem) in _CACHES:
         filesystem = filesystem.fs

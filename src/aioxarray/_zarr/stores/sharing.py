@@ -1,8 +1,8 @@
-"""What is wanted of a store: taken from what is kept, awaited from who reads it already, or read.
+"""Sharing of reads: the cache of decoded chunks, and reads that wait for others in progress.
 
 Each part of a store (a chunk, an inner chunk of a shard, the index of a shard) has a name in a
-table of its store and decoding. There a read finds the decoded part in the cache, or follows
-another read that is at it, or leads: then it reads and decodes it, for others too.
+table for its store and decoding. There a read finds the decoded part in the cache, or follows
+another read that is fetching it, or leads: then it fetches and decodes the part for its followers.
 """
 
 from __future__ import annotations
@@ -30,38 +30,38 @@ W_contra = TypeVar("W_contra", contravariant=True)
 R_co = TypeVar("R_co", covariant=True)
 
 PartFlight = Flight[Hashable, Any]
-# A part that this read has to read, and the flight that others may follow.
+# A part that this read has to fetch, and the flight that other reads may follow.
 Lead = tuple[W, PartFlight | None]
 
-# What an entry of the cache takes besides the bytes of its array.
+# The overhead of a cache entry, besides the bytes of its array.
 _ENTRY_BYTES = 512
-# The loop is let go on after so many bytes from the cache; each part takes a while, too.
+# A read yields to the event loop after this many bytes from the cache; each part counts extra.
 _PACE_BYTES = 1 << 20
 _PART_BYTES = 4 << 10
 
 
 class Parts(Protocol[W_contra, R_co]):
-    """A kind of parts, and what this read does with them.
+    """A kind of parts, and how this read decodes them and puts them in its result.
 
     Attributes
     ----------
     keeps_missing
-        Whether it is kept, too, that a part is missing.
+        Whether the cache also records that a part is missing.
     """
 
     keeps_missing: bool
 
     def name(self, part: W_contra) -> Hashable:
-        """Return what tells ``part`` from all others of its store and decoding."""
+        """Return a name for ``part``, unique in its store and decoding."""
 
     def decoded(self, data: Any, part: W_contra) -> NDArray[Any]:
-        """Decode ``data`` into memory of its own that nobody writes to."""
+        """Decode ``data`` into a new array, which is not modified afterwards."""
 
     def put(self, data: Any | None, part: W_contra) -> R_co:
-        """Decode ``data``, None where it is missing, and put it in its place."""
+        """Decode ``data``, None for a missing part, and put the values in the result."""
 
     def put_decoded(self, array: NDArray[Any] | None, part: W_contra) -> R_co:
-        """Put a decoded part in its place; None is a missing one."""
+        """Put a decoded part, None if it is missing, in the result."""
 
 
 class Table(Flights[Hashable, Any]):
@@ -70,22 +70,22 @@ class Table(Flights[Hashable, Any]):
     def __init__(self, place: Place, holds: object) -> None:
         super().__init__(cache)
         self.place = place
-        # What the key of this table names by its address: it must not be another's meanwhile.
+        # Kept alive, because its id is part of the key of this table.
         self._holds = holds
 
 
 _lock = threading.Lock()
-# By store and decoding. A table lives as long as reads that use it, and entries of the cache.
+# By store and decoding. A table lives as long as a read or an entry of the cache refers to it.
 _tables: weakref.WeakValueDictionary[Hashable, Table] = weakref.WeakValueDictionary()
 
 
 def table_of(store: Store, decoding: Hashable) -> Table:
-    """Return the table of ``store``, as a ``decoding`` gives its parts."""
+    """Return the table of the parts of ``store`` under ``decoding``."""
     name, holds = same(store)
     with _lock:
         table = _tables.get((name, decoding))
     if table is None:
-        # Not under the lock: this may ask the file system.
+        # Without the lock, since this may access the file system.
         place = Place.of(store)
         with _lock:
             table = _tables.setdefault((name, decoding), Table(place, (holds, store)))
@@ -93,9 +93,9 @@ def table_of(store: Store, decoding: Hashable) -> Table:
 
 
 def forget(store: Store) -> None:
-    """Have reads that begin from now on get nothing that was read of ``store`` before.
+    """Invalidate everything read from ``store`` so far, for reads that start from now on.
 
-    After writes. Reads that began before it neither have followers among them nor keep anything.
+    Called after writes. Reads in progress go on, but get no new followers and are not cached.
     """
     with _lock:
         if not _tables:
@@ -110,16 +110,16 @@ def forget(store: Store) -> None:
 
 
 class Sharing(Generic[W, R]):
-    """One read's part in what is read once, and in what is kept.
+    """The access of one read to shared reads and to the cache.
 
     Parameters
     ----------
     table
-        Of the store and decoding; None if nothing is shared.
+        The table for the store and decoding; None if nothing is shared.
     parts
-        What is read.
+        How the parts are decoded and put in the result.
     keeps
-        Whether what is read is kept.
+        Whether decoded parts are kept in the cache.
     """
 
     def __init__(self, table: Table | None, parts: Parts[W, R], keeps: bool) -> None:
@@ -130,16 +130,16 @@ class Sharing(Generic[W, R]):
 
     @property
     def shares(self) -> bool:
-        """Whether others follow, and something may be known."""
+        """Whether other reads may follow this one, and the cache may have parts."""
         return self._table is not None
 
     @property
     def keeps(self) -> bool:
-        """Whether each part is decoded into memory of its own."""
+        """Whether decoded parts are kept in the cache, and so each decoded into a new array."""
         return self._keeps
 
     def known(self, part: W) -> tuple[R] | None:
-        """Put ``part`` in its place if it is kept; return what came of it, in a tuple."""
+        """Put ``part`` in the result if the cache has it; return the outcome in a tuple."""
         if self._table is None:
             return None
         kept = self._table.known(self._parts.name(part))
@@ -151,19 +151,19 @@ class Sharing(Generic[W, R]):
         lead: Callable[[Sequence[Lead[W]]], Awaitable[Sequence[R]]],
         noted: Callable[[W], AbstractContextManager[None]] | None = None,
     ) -> list[R]:
-        """Put ``parts`` in their places; return what came of each.
+        """Put ``parts`` in the result, and return the outcome of each.
 
-        What is not known is read by ``lead``, without what others are reading. That is awaited
-        afterwards, while nothing is held, and put in its place by those who read it. What these
-        give up is read by ``lead`` in the end. An error that others have met is raised in the
-        context ``noted`` of its part; ``lead`` says itself which part failed.
+        ``lead`` reads the parts that are neither in the cache nor being read elsewhere. The latter
+        are awaited afterwards, without holding places in budgets; the leading read puts them in the
+        result. If it gives up, ``lead`` reads them, too. An error of another read is raised in the
+        context ``noted(part)``; ``lead`` adds such notes itself.
         """
         if self._table is None:
             return list(await lead([(part, None) for part in parts]))
         found: dict[int, R] = {}
         todo: Sequence[int] = range(len(parts))
         while todo:
-            # Indexes of ``parts``, and what is done about these.
+            # The indices of the parts in ``led``; those of the others are in ``followed``.
             mine: list[int] = []
             led: list[Lead[W]] = []
             followed: list[tuple[int, Follower[Any, R]]] = []
@@ -206,13 +206,13 @@ class Sharing(Generic[W, R]):
         return self._parts.put_decoded(decoded, part)
 
     async def breathe(self) -> None:
-        """Let the loop go on if it was held up by putting known parts in their places."""
+        """Yield to the event loop if copying parts from the cache has kept it busy."""
         if self._pace > _PACE_BYTES:
             self._pace = 0
             await asyncio.sleep(0)
 
     def put(self, data: Any | None, lead: Lead[W]) -> R:
-        """Decode ``data`` and put it in its place, here and in the reads that follow; keep it."""
+        """Decode ``data``, put it in the results of this read and its followers, and cache it."""
         part, flight = lead
         if flight is None or self.is_alone(lead):
             return self._parts.put(data, part)
@@ -222,12 +222,12 @@ class Sharing(Generic[W, R]):
         return self._parts.put_decoded(decoded, part)
 
     def is_alone(self, lead: Lead[W]) -> bool:
-        """Say whether nobody else gets what comes of ``lead``: then nobody can follow any more."""
+        """Return whether only this read needs the part; if so, no read can follow it any more."""
         _, flight = lead
         return flight is None or not (self._keeps or flight.close())
 
     def keep(self, data: Any | None, part: W) -> R:
-        """Decode ``data``, which came by the way, put it in its place and keep it."""
+        """Decode ``data`` that was fetched with other data, put it in the result, and cache it."""
         if not self._keeps:
             return self._parts.put(data, part)
         assert self._table is not None
@@ -238,7 +238,7 @@ class Sharing(Generic[W, R]):
         return self._parts.put_decoded(decoded, part)
 
     def _size(self, array: NDArray[Any] | None) -> int | None:
-        """Return what ``array`` counts for in the cache; None if it is not kept."""
+        """Return the size in bytes of a cache entry for ``array``; None if it is not cached."""
         if not self._keeps or (array is None and not self._parts.keeps_missing):
             return None
         return _ENTRY_BYTES + (0 if array is None else _byte_count(array))
@@ -248,14 +248,14 @@ def _byte_count(array: NDArray[Any]) -> int:
     if array.dtype.hasobject:
         return array.nbytes + sum(sys.getsizeof(each) for each in array.flat)
     if array.dtype.kind == "T":
-        # Longer texts lie elsewhere; some are counted twice.
+        # Longer strings are stored outside the array's buffer; short ones are counted twice.
         return array.nbytes + sum(len(text.encode()) for text in array.flat)
     return array.nbytes
 
 
 @contextmanager
 def failing(leads: Sequence[Lead[Any]]) -> Iterator[None]:
-    """Let those who follow ``leads`` fail with an error in the body."""
+    """Make the followers of ``leads`` fail with any error that is raised in the body."""
     try:
         yield
     except Exception as error:
@@ -267,7 +267,7 @@ def failing(leads: Sequence[Lead[Any]]) -> Iterator[None]:
 
 @after_fork
 def _reset_after_fork() -> None:
-    # What was under way, or kept, belongs to the parent.
+    # Reads in progress and the cache belong to the parent.
     global _lock
     _lock = threading.Lock()
     _tables.clear()

@@ -1,4 +1,4 @@
-"""Reads of stores by plain calls, in the threads that decode."""
+"""Sources: stores that are read with blocking calls, in worker threads, instead of coroutines."""
 
 from __future__ import annotations
 
@@ -22,61 +22,60 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from zarr.abc.store import Store
 
-# What is read of a file at once, until one was longer: then it takes a second read.
+# The initial size of the first read of a file; a longer file takes a second read.
 _FIRST_READ = 64 << 10
-# More is not asked for at once because some file was that long.
+# The first read grows with the lengths of the files, but not beyond this.
 _LONGEST_FIRST_READ = 4 << 20
 
-# So much stays in a processor's cache for a moment; less takes more calls, each of which gives
-# Python's lock away and waits to get it back.
+# A buffer of this size stays in the CPU cache. A smaller one would take more calls, each of which
+# releases the GIL and waits to get it back.
 _COPIED_AT_ONCE = 2 << 20
 
 
 class Source(Protocol):
-    """A store that is read best by plain calls."""
+    """A store that is best read with blocking calls."""
 
-    # Reading from it is no more than looking it up.
+    # Whether a read is only a lookup in memory.
     instant: bool
-    # Reading from it is waiting for a server: more threads than processors are of use.
+    # Whether a read waits for a server, so that more threads than cores are useful.
     remote: bool
 
     def read(self, key: str) -> Any | None:
-        """Return the bytes at ``key``, to be used before the next call in this thread.
+        """Return the value at ``key``, valid until the next call in this thread.
 
-        None if there are none.
+        None if there is none.
         """
 
     def read_small(self, key: str, most: int) -> Any | None:
-        """Return the bytes at ``key``, mostly no more than ``most``, in memory of their own.
+        """Return the value at ``key``, usually at most ``most`` bytes, which stays valid.
 
-        None if there are none.
+        None if there is none.
         """
 
     def read_into(self, key: str, dest: NDArray[np.uint8]) -> int | None:
-        """Read the bytes at ``key`` into ``dest``, and return how many there are.
+        """Read the value at ``key`` into ``dest``, and return its length.
 
-        None if there are none. Where there are more than fit, any larger number.
+        None if there is none. If it does not fit, the result is any number larger than ``dest``.
         """
 
 
-# Returns the bytes from the first to before the second, to be used before the next read of this
-# thread. A negative first counts from the end, and the second is None then. Less bytes where they
-# end before; None if there are none at all.
+# Takes the start and the end (exclusive) of a byte range, and returns the bytes, valid until the
+# next read in this thread. A negative start counts from the end of the value; the end is None then.
+# The result is shorter if the value ends before the range does, and None if there is no value.
 ReadPart = Callable[[int, int | None], Any | None]
 
 
 class LocalSource(Source, Protocol):
-    """A store of which parts of values are read best by plain calls, too."""
+    """A store whose byte ranges are also best read with blocking calls."""
 
     def opened(self, key: str) -> AbstractContextManager[ReadPart]:
-        """Give what reads parts of the bytes at ``key``."""
+        """Open a function that reads byte ranges of the value at ``key``."""
 
 
 def source_of(store: Store) -> LocalSource | ObjectSource | None:
-    """Return how ``store`` is read by plain calls, or None if its coroutines serve it better.
+    """Return the source that reads ``store``, or None if its coroutines are the better way.
 
-    By exact type: a class derived from one of these, or a wrapper around one, may change what
-    ``get`` returns.
+    Types must match exactly: a subclass or a wrapper may change what ``get`` returns.
     """
     local: LocalSource | None = None
     if type(store) is LocalStore:
@@ -91,13 +90,13 @@ def source_of(store: Store) -> LocalSource | ObjectSource | None:
 
 
 class MemorySource:
-    """Buffers in a dictionary."""
+    """A source for a memory store: buffers in a dictionary."""
 
     instant = True
     remote = False
 
     def __init__(self, store: MemoryStore) -> None:
-        # Private, as zarr 3.1 has no plain function to read one (zarr 3.2 has ``get_sync``).
+        # Private, because zarr 3.1 has no synchronous read (zarr 3.2 has ``get_sync``).
         self._buffers = store._store_dict
 
     def read(self, key: str) -> Any | None:
@@ -123,10 +122,10 @@ class MemorySource:
 
 
 class FileSource:
-    """Files in a directory.
+    """A source for a local store: files in a directory.
 
-    They come from the page cache, mostly, so that reading is work for a processor like decoding:
-    more threads than processors would only get in each other's way.
+    They usually come from the page cache, so that reading is CPU-bound, as decoding is: more
+    threads than cores would only slow each other down.
     """
 
     instant = False
@@ -150,7 +149,7 @@ class FileSource:
                 larger[:count] = buffer
                 count += _fill(file, larger[count:], count)
                 buffer = larger
-                # The chunks of an array are about as long as each other.
+                # The chunks of an array usually have similar lengths.
                 self._first_read = min(size + size // 4, _LONGEST_FIRST_READ)
             return buffer[:count].data
         except IsADirectoryError:
@@ -208,9 +207,10 @@ class FileSource:
 
 
 class ObservedSource:
-    """A source at hand whose reads observers learn of.
+    """A wrapper that reports the reads of a local source to observers.
 
-    Without observers its reads make no `Request`: that costs as much as looking up a small chunk.
+    Without observers, such reads create no `Request`, which costs as much as reading a small chunk
+    from memory.
     """
 
     remote = False
@@ -255,18 +255,18 @@ class ObservedSource:
 
 
 class ObjectSource:
-    """Objects read through obstore's plain calls.
+    """A source for an object store: obstore's blocking calls.
 
-    In a few threads those carry four times as many requests a second as its coroutines, as long
-    as the server answers at once; from a distant one hundreds of coroutines are faster.
+    In a few threads, these make four times as many requests per second as its coroutines, as long
+    as the server is nearby; for a distant server, hundreds of coroutines are faster.
 
     Attributes
     ----------
     client
-        What the process knows of the store's client.
+        The process-wide state of the store's client.
     shortest_s
-        The shortest time that `read` has taken. It is taken in the thread that waits: an event
-        loop that has other work to do tells of an answer later.
+        The shortest time in seconds that `read` has taken. It is measured in the waiting thread,
+        because a busy event loop would notice the answer late.
     """
 
     instant = False
@@ -303,12 +303,12 @@ class ObjectSource:
         return len(data)
 
 
-# What zarr takes for a missing chunk.
+# The errors that zarr takes for a missing chunk.
 _MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
 def obstore() -> Any:
-    """Return the package, which only those who have such a store have installed."""
+    """Return the obstore package, which is optional."""
     return importlib.import_module("obstore")
 
 
@@ -323,7 +323,7 @@ def _open(path: str) -> int | None:
 
 
 def _fill(file: int, buffer: NDArray[np.uint8], first: int = 0) -> int:
-    """Read from byte ``first`` on until ``buffer`` is full or the file ends; return how many."""
+    """Read from byte ``first`` until ``buffer`` is full or the file ends; return the count."""
     view = buffer.data
     done = _read(file, view, first)
     while 0 < done < len(view):
@@ -335,12 +335,12 @@ def _fill(file: int, buffer: NDArray[np.uint8], first: int = 0) -> int:
 
 
 def _copy(file: int, dest: NDArray[np.uint8]) -> int:
-    """Read a file into ``dest``, memory that nobody has touched yet; return how long it is.
+    """Read a file into ``dest``, newly allocated memory, and return the length of the file.
 
-    The kernel is slow to copy to there: through a buffer that stays in the processor's cache it
-    takes half the time. Where there is more than fits, any larger number is returned.
+    The kernel is slow to copy into untouched pages: a buffer that stays in the CPU cache halves the
+    time. If the file does not fit, any number larger than ``dest`` is returned.
     """
-    # A byte more shows that there is more.
+    # One byte more, to detect files that do not fit.
     buffer = scratch("copy", min(dest.size, _COPIED_AT_ONCE) + 1)
     done = 0
     while done <= dest.size:
