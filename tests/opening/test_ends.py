@@ -409,7 +409,7 @@ def test_a_timeout_names_the_file_that_a_library_reads_by_itself() -> None:
         server.release()
     assert str(caught.value) == (
         "not opened within the timeout of 0.5 s: "
-        f"waiting for a worker thread to open http://{address}/a.nc"
+        f"waiting for http://{address}/a.nc; 0 requests done"
     )
 
 

@@ -75,7 +75,9 @@ class Call:
         if requests:
             first = requests[0]
             more = f" and {len(requests) - 1} more" if len(requests) > 1 else ""
-            parts.append(f"waiting for {first.key!r}{more} of {printable(first.store)}")
+            store = printable(first.store)
+            place = f"{first.key!r}{more} of {store}" if first.key else f"{store}{more}"
+            parts.append(f"waiting for {place}")
         elif labels:
             more = f" and {len(labels) - 1} more" if len(labels) > 1 else ""
             parts.append(f"waiting for {labels[0]}{more}")

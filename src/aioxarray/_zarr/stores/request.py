@@ -101,7 +101,9 @@ class Request:
             self._call.ended(self, answered=error is None)
         # The errors of chunks get a note from `chunk_noted`, which is there for decoding too.
         if isinstance(error, Exception) and not self._is_for_chunk:
-            note(error, f"in request for {self.key!r} of {printable(self.store)!r}")
+            store = repr(printable(self.store))
+            place = f"{self.key!r} of {store}" if self.key else store
+            note(error, f"in request for {place}")
         for observer in _observers:
             if error is None:
                 observer.done(self)
