@@ -13,7 +13,7 @@ from zarr.abc.store import RangeByteRequest
 
 from aioxarray._runtime.loops import io_loop, run_blocking, run_on
 from aioxarray._xarray.compat import H5netcdfBackendEntrypoint, _open_remote_file, is_remote_uri
-from aioxarray._zarr.stores.request import Request, plainly, send_alone
+from aioxarray._zarr.stores.request import Request, send_alone
 
 # The defaults of xarray's engine.
 _BLOCK_BYTES = 4 << 20
@@ -52,11 +52,12 @@ class AheadFile(io.RawIOBase):
     def _block(self, start: int) -> memoryview:
         if self._later is not None:
             return self._later(start, min(start + _BLOCK_BYTES, self._size))
-        with plainly(self._request(start, _BLOCK_BYTES)):
+        with self._request(start, _BLOCK_BYTES):
             self._file.seek(start)
             return memoryview(self._file.read(_BLOCK_BYTES))
 
     def _request(self, start: int, nbytes: int) -> Request:
+        """Return the request for a plain read of ``file``: one that takes no place in the limit."""
         return Request("get", self._file, "", RangeByteRequest(start, start + nbytes), nbytes)
 
     @property
@@ -93,7 +94,7 @@ class AheadFile(io.RawIOBase):
                 self._at += len(wanted)
                 return len(wanted)
         if self._later is None:
-            with plainly(self._request(self._at, len(wanted))):
+            with self._request(self._at, len(wanted)):
                 self._file.seek(self._at)
                 count: int = self._file.readinto(wanted)
             self._at += count
@@ -187,8 +188,9 @@ def read_ahead(engine: Any, source: Any, options: Mapping[str, Any]) -> tuple[An
     rest = dict(options)
     given = rest.pop("open_kwargs", None) or {}
     caching = _DEFAULTS if given.get("cache_type", "blockcache") == "blockcache" else {}
-    with plainly(Request("exists", source, "")):
-        # It asks for the size.
+    with Request("exists", source, ""):
+        # fsspec asks for the size. That takes no place in the limit: it cannot be cancelled, and a
+        # stalled server would keep the place.
         file = _open_remote_file(
             source, "rb", rest.pop("storage_options", None), {**caching, **given}
         )

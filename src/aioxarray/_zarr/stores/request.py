@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeVar
 
-from aioxarray._runtime.loops import run_blocking
 from aioxarray._runtime.threads.leash import leashed
 from aioxarray._zarr.stores.calls import current_call, current_concurrency
 from aioxarray._zarr.stores.grants import requests
@@ -166,18 +165,6 @@ async def send_alone(request: Request, ask: Callable[[], Awaitable[T]]) -> T:
     """Await ``ask()``, which makes ``request`` outside of a load: it takes a place of its own."""
     with requests.share(request_limit(current_concurrency())) as places:
         return await send(request, places, ask)
-
-
-@contextlib.contextmanager
-def plainly(request: Request) -> Iterator[None]:
-    """Return a context in which this thread makes ``request`` by a plain call, in its own place."""
-    with requests.share(request_limit(current_concurrency())) as places:
-        run_blocking(places.acquire)
-        try:
-            with request:
-                yield
-        finally:
-            places.release(1)
 
 
 # --- the variable ----------------------------------------------------------------------------
