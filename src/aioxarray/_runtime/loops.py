@@ -19,6 +19,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator
+from functools import partial
 from typing import Any, ParamSpec, TypeVar, cast
 
 import anyio
@@ -140,7 +141,7 @@ class _Remote:
         on_end: Callable[[], None],
     ) -> None:
         self._loop = loop
-        self._functions = [function]
+        self._function: Callable[[], Coroutine[Any, Any, Any]] | None = function
         # That in which the task runs, and nothing else: no two threads may be in it at once.
         self._context = context
         self._on_end = on_end
@@ -171,8 +172,10 @@ class _Remote:
             return
         # Called in the task, so that wrong arguments are its error: nobody else would hear it, and
         # the caller would wait for ever.
+        function, self._function = self._function, None
+        assert function is not None
         self._task = self._loop.create_task(
-            self._taken.of_async(self._functions.pop()), context=self._context
+            self._taken.of_async(function), context=self._context
         )
         self._task.add_done_callback(self._end)
 
@@ -251,12 +254,13 @@ def _waker(loop: asyncio.AbstractEventLoop | None) -> _Deliver:
         else (token.run_sync_soon)
     )
 
-    def wake(function: Callable[[], None]) -> None:
-        # The caller's loop may be gone by now (its owner stopped it): nobody waits any more.
-        with contextlib.suppress(RuntimeError):
-            soon(function)
+    return partial(_call_soon, soon)
 
-    return wake
+
+def _call_soon(soon: Callable[[Callable[[], None]], object], function: Callable[[], None]) -> None:
+    # The caller's loop may be gone by now (its owner stopped it): nobody waits any more.
+    with contextlib.suppress(RuntimeError):
+        soon(function)
 
 
 async def run_on(
@@ -281,7 +285,7 @@ async def run_on(
     wake = _waker(here)
     context = contextvars.copy_context()
     context.run(_deliver.set, wake)
-    remote = _Remote(loop, function, context, lambda: wake(ended.set))
+    remote = _Remote(loop, function, context, partial(wake, ended.set))
     remote.start()
     try:
         await ended.wait()

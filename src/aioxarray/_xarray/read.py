@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Awaitable, Callable, Hashable
+from functools import partial
 from typing import Any, TypeVar
 
 # Private: backends' arrays and locks have no public names. ``BackendArray.async_getitem`` is the
@@ -62,7 +64,7 @@ async def read(
         key = source.key.tuple
         part = None
         if isinstance(source.key, VectorizedIndexer):
-            if not any(isinstance(each, slice) for each in key):
+            if not any(map(_is_slice, key)):
                 part = await read_points(array._array, key, reading, report)
         elif is_basic(key):
             part = await read_block(array._array, key, reading, report)
@@ -79,7 +81,11 @@ async def read(
         except NotImplementedError:
             # It has the method, but not for this key or in this state.
             pass
-    return await _read_in_thread(lambda: array[source.key], array)
+    return await _read_in_thread(partial(operator.getitem, array, source.key), array)
+
+
+def _is_slice(part: object) -> bool:
+    return isinstance(part, slice)
 
 
 def is_zarr(array: BackendArray) -> bool:

@@ -23,7 +23,7 @@ from zarr.storage import StorePath
 
 from aioxarray._zarr.chunks import is_basic
 from aioxarray._zarr.decoders import decoding, describe, prepare
-from aioxarray._zarr.jobs import INLINE_BYTES, Job
+from aioxarray._zarr.jobs import INLINE_BYTES, Advance, Job
 from aioxarray._zarr.placing import Placer
 from aioxarray._zarr.prefetched import PrefetchedStore
 from aioxarray._zarr.reading import Reading, is_long, reading
@@ -138,14 +138,6 @@ class CodecPipeline(BatchedCodecPipeline):
             # It counts requests itself, and a read that holds a place must not wait for another.
             store = store.counted_elsewhere()
         granted = self.granted
-        done = 0
-
-        def advance(number: int) -> None:
-            nonlocal done
-            done += number
-            if self.report is not None:
-                self.report(done, count)
-
         source = source_of(store)
         partial = self.supports_partial_decode
         shards = ShardReader.of(self, spec, placer, placer.views) if partial else None
@@ -160,7 +152,7 @@ class CodecPipeline(BatchedCodecPipeline):
             # Of a shard only what is wanted is read and held.
             wanted = _byte_count(placer.out.shape, placer.out.dtype) // count
             size = min(size, max(wanted, shards.inner_bytes))
-        job = Job(store, chunks, count, size, placer, granted, table, advance)
+        job = Job(store, chunks, count, size, placer, granted, table, Advance(self.report, count))
         if shards is not None:
             if source is None or isinstance(source, ObjectSource):
                 return await ByCoroutines(job, shards).read_all()
