@@ -93,9 +93,7 @@ def check_progress(progress: Progress) -> None:
         )
 
 
-def meter(
-    progress: Progress, total: int, what: str = "load"
-) -> AbstractContextManager[Meter]:
+def meter(progress: Progress, total: int, what: str = "load") -> AbstractContextManager[Meter]:
     """Return a context with a `Meter` for ``total`` bytes that shows what ``progress`` asks for.
 
     ``what`` is the name of a bar.

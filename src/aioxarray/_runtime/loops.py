@@ -174,9 +174,7 @@ class _Remote:
         # the caller would wait for ever.
         function, self._function = self._function, None
         assert function is not None
-        self._task = self._loop.create_task(
-            self._taken.of_async(function), context=self._context
-        )
+        self._task = self._loop.create_task(self._taken.of_async(function), context=self._context)
         self._task.add_done_callback(self._end)
 
     def _cancel(self) -> None:

@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from zarr.abc.store import Store
     from zarr.core.array_spec import ArraySpec
 
+    from aioxarray._zarr.points import Inside
+
     # The key, what the chunk is like, what of it is wanted, and where in the result that goes.
     # Tuples, since at thousands of chunks objects cost more than decoding.
-    Chunk = tuple[str, ArraySpec, tuple[Any, ...], tuple[Any, ...]]
+    Chunk = tuple[str, ArraySpec, tuple[Any, ...] | Inside, tuple[Any, ...]]
 
     # Which chunk along an axis, what of it is wanted, and where that goes.
     _AxisPart = tuple[int, int | slice, slice]

@@ -25,6 +25,7 @@ from aioxarray._zarr.chunks import is_basic
 from aioxarray._zarr.decoders import decoding, describe, prepare
 from aioxarray._zarr.jobs import INLINE_BYTES, Advance, Job
 from aioxarray._zarr.placing import Placer
+from aioxarray._zarr.points import selection_of
 from aioxarray._zarr.prefetched import PrefetchedStore
 from aioxarray._zarr.reading import Reading, is_long, reading
 from aioxarray._zarr.shard_jobs import ByCoroutines, ByPlainCalls
@@ -176,7 +177,8 @@ class CodecPipeline(BatchedCodecPipeline):
             key, spec, inside, _ = chunk
             async with job.granted.memory.hold(job.size, long=is_long(job.size)):
                 getter = StorePath(limited, key)
-                (part,) = await self.decode_partial_batch([(getter, inside, spec)])
+                selection = selection_of(inside)
+                (part,) = await self.decode_partial_batch([(getter, selection, spec)])
             job.placer.put_part(part, chunk)
             job.advance(1)
             return part is not None
