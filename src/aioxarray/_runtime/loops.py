@@ -214,8 +214,8 @@ class _BlockingRemote(_Remote):
 class _Ended:
     """An event of an asyncio loop, for one task to wait for.
 
-    It is half as large as asyncio's, and a fifth of anyio's: there is one in each of thousands of
-    calls, and Python looks through all of them for garbage.
+    asyncio's own holds a queue, and anyio's holds that: thousands of calls may wait at once, and
+    the garbage collector goes through all that they hold.
     """
 
     __slots__ = ("_future", "_is_set", "_loop")
@@ -244,14 +244,15 @@ def _waker(loop: asyncio.AbstractEventLoop | None) -> _Deliver:
 
     ``loop`` is it where it is one of asyncio.
     """
+    if loop is not None:
+        return partial(_call_soon, loop.call_soon_threadsafe)
     # An asyncio loop, or a TrioToken.
-    token = cast(Any, current_token().native_token) if loop is None else loop
+    token = cast(Any, current_token().native_token)
     soon = (
         token.call_soon_threadsafe
         if hasattr(token, "call_soon_threadsafe")
         else (token.run_sync_soon)
     )
-
     return partial(_call_soon, soon)
 
 
