@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, TypeVar
 
 from aioxarray._runtime.loops import blocking, io_loop, run_on
@@ -131,7 +132,7 @@ async def _load(obj: Any, options: Options, *, share: bool) -> None:
     await in_steps(collecting(each_variable(obj), found))
     if found:
         lazies = list(found.values())
-        values = await run_on(io_loop(), lambda: read_all(lazies, options))
+        values = await run_on(io_loop(), partial(read_all, lazies, options))
         assignment = Assignment()
         await in_steps(assignment.preparing(lazies, values, share=share))
         assignment.make()

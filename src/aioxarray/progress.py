@@ -36,17 +36,14 @@ class Meter:
 
     def part(self, nbytes: int) -> Callable[[int, int], None]:
         """Return a callback that takes the (done, total) of a part of ``nbytes`` bytes."""
-        before = 0
+        return _Part(self, nbytes)
 
-        def report(done: int, total: int) -> None:
-            nonlocal before
-            now = nbytes * done // total
-            self._add(now - before)
-            before = now
+    def state(self) -> str:
+        """Say how many bytes have arrived."""
+        return f"{self.done} of {self.total} bytes had arrived"
 
-        return report
-
-    def _add(self, nbytes: int) -> None:
+    def add(self, nbytes: int) -> None:
+        """Count ``nbytes`` more."""
         if nbytes == 0:
             return
         self.done += nbytes
@@ -67,6 +64,22 @@ class Meter:
             # Log it once: it would probably fail at every chunk.
             self._show = None
             _logger.exception("the progress callback failed; the load goes on without it")
+
+
+class _Part:
+    """Counts a part of what a meter counts."""
+
+    __slots__ = ("_done", "_meter", "_nbytes")
+
+    def __init__(self, meter: Meter, nbytes: int) -> None:
+        self._meter = meter
+        self._nbytes = nbytes
+        self._done = 0
+
+    def __call__(self, done: int, total: int) -> None:
+        now = self._nbytes * done // total
+        self._meter.add(now - self._done)
+        self._done = now
 
 
 def check_progress(progress: Progress) -> None:

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as arrays
 from zarr.storage import MemoryStore
 
 import aioxarray
-from aioxarray._zarr.points import Points
+from aioxarray._zarr.points import Points, selection_of
 from aioxarray.testing import RecordingStore
 from tests.samples import opened, stored
 
@@ -26,7 +26,8 @@ def gathered(points: Points, values: np.ndarray[Any, Any]) -> np.ndarray[Any, An
     for at, _, inside, outside in points.chunks(lambda at: at, spec):
         seen.append(at)
         begin = np.multiply(at, points.chunk_shape)
-        out[outside] = values[tuple(b + i for b, i in zip(begin, inside, strict=True))]
+        within = zip(begin, selection_of(inside), strict=True)
+        out[outside] = values[tuple(b + i for b, i in within)]
     assert seen == sorted(set(seen))
     assert len(seen) == points.count
     return out.reshape(points.shape)

@@ -17,6 +17,7 @@ import inspect
 import queue
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 import anyio
@@ -138,7 +139,7 @@ class _Remote:
         on_end: Callable[[], None],
     ) -> None:
         self._loop = loop
-        self._functions = [function]
+        self._function: Callable[[], Coroutine[Any, Any, Any]] | None = function
         # The context of the task only: two threads cannot be in a context at once.
         self._context = context
         self._on_end = on_end
@@ -169,9 +170,9 @@ class _Remote:
             return
         # Called inside the task, so that wrong arguments are an error of the task. Raised here, the
         # error would be lost, and the caller would wait forever.
-        self._task = self._loop.create_task(
-            self._taken.of_async(self._functions.pop()), context=self._context
-        )
+        function, self._function = self._function, None
+        assert function is not None
+        self._task = self._loop.create_task(self._taken.of_async(function), context=self._context)
         self._task.add_done_callback(self._end)
 
     def _cancel(self) -> None:
@@ -211,8 +212,8 @@ class _BlockingRemote(_Remote):
 class _Ended:
     """An event that one task of an asyncio loop can wait for.
 
-    It is half the size of asyncio's event, and a fifth of anyio's. Thousands of concurrent calls
-    have one each, all of which the garbage collector traverses.
+    asyncio's event holds a queue, and anyio's holds that one: thousands of calls may wait at once,
+    and the garbage collector traverses everything that they hold.
     """
 
     __slots__ = ("_future", "_is_set", "_loop")
@@ -241,20 +242,22 @@ def _waker(loop: asyncio.AbstractEventLoop | None) -> _Deliver:
 
     ``loop`` is that loop if it is an asyncio loop; None for another library's.
     """
+    if loop is not None:
+        return partial(_call_soon, loop.call_soon_threadsafe)
     # An asyncio loop, or a TrioToken.
-    token: Any = current_token().native_token if loop is None else loop
+    token: Any = current_token().native_token
     soon = (
         token.call_soon_threadsafe
         if hasattr(token, "call_soon_threadsafe")
         else (token.run_sync_soon)
     )
+    return partial(_call_soon, soon)
 
-    def wake(function: Callable[[], None]) -> None:
-        # The caller's loop may have been closed by now; then no task waits any more.
-        with contextlib.suppress(RuntimeError):
-            soon(function)
 
-    return wake
+def _call_soon(soon: Callable[[Callable[[], None]], object], function: Callable[[], None]) -> None:
+    # The caller's loop may have been closed by now; then no task waits any more.
+    with contextlib.suppress(RuntimeError):
+        soon(function)
 
 
 async def run_on(
@@ -279,7 +282,7 @@ async def run_on(
     wake = _waker(here)
     context = contextvars.copy_context()
     context.run(_deliver.set, wake)
-    remote = _Remote(loop, function, context, lambda: wake(ended.set))
+    remote = _Remote(loop, function, context, partial(wake, ended.set))
     remote.start()
     try:
         await ended.wait()

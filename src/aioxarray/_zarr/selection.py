@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from aioxarray._zarr.compat import ArraySpec
+    from aioxarray._zarr.points import Inside
 
     # A chunk's key and specification, the selection inside it, and its selection in the result.
     # Tuples, because for thousands of chunks objects cost more than decoding.
-    Chunk = tuple[str, ArraySpec, tuple[Any, ...], tuple[Any, ...]]
+    Chunk = tuple[str, ArraySpec, tuple[Any, ...] | Inside, tuple[Any, ...]]
 
     # For one axis: the chunk's index, the selection inside it, and its selection in the result.
     _AxisPart = tuple[int, int | slice, slice]

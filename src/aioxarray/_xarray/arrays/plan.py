@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from aioxarray._xarray.compat import (
     BackendArray,
     BasicIndexer,
@@ -83,10 +85,10 @@ def plan(array: Any) -> Plan:
     kind = type(array)
     if kind in (LazilyIndexedArray, LazilyVectorizedIndexedArray):
         if isinstance(array.array, BackendArray):
-            return Plan(Read(array.array, array.key), _wrap_numpy_scalars)
+            return Plan(Read(array.array, array.key), _wrapped)
         # Push the selection down through the decoding, as get_duck_array does.
         inner = plan(apply_indexer(array.array, array.key))
-        return Plan(inner.source, lambda data: _wrap_numpy_scalars(inner.finish(data)))
+        return Plan(inner.source, lambda data: _wrapped(inner.finish(data)))
     if kind in (CopyOnWriteArray, MemoryCachedArray, ImplicitToExplicitIndexingAdapter):
         return plan(array.array)
     if kind in _DECODING:
@@ -110,6 +112,11 @@ def base_of(array: Any) -> BackendArray | None:
             if array is None:
                 return None
     return array
+
+
+def _wrapped(data: Any) -> Any:
+    # Most are arrays, and xarray's function asks much to see that.
+    return data if type(data) is np.ndarray else _wrap_numpy_scalars(data)
 
 
 def _as_read(data: Any) -> Any:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Awaitable, Callable, Hashable
+from functools import partial
 from typing import Any, TypeVar
 
 from aioxarray._runtime.collector import collector
@@ -61,7 +63,7 @@ async def read(
         key = source.key.tuple
         part = None
         if isinstance(source.key, VectorizedIndexer):
-            if not any(isinstance(each, slice) for each in key):
+            if not any(map(_is_slice, key)):
                 part = await read_points(array._array, key, reading, report)
         elif is_basic(key):
             part = await read_block(array._array, key, reading, report)
@@ -78,7 +80,11 @@ async def read(
         except NotImplementedError:
             # The backend does not support it for this key or in its present state.
             pass
-    return await _read_in_thread(lambda: array[source.key], array)
+    return await _read_in_thread(partial(operator.getitem, array, source.key), array)
+
+
+def _is_slice(part: object) -> bool:
+    return isinstance(part, slice)
 
 
 def is_zarr(array: BackendArray) -> bool:

@@ -49,7 +49,7 @@ async def read_all(lazies: Sequence[Lazy], options: Options) -> list[Any]:
     total = sum(lazy.nbytes for lazy in lazies)
     async with calling("loaded", options.timeout, options.concurrency) as call:
         with meter(options.progress, total) as counter, reading(call.concurrency) as granted:
-            call.progress = lambda: f"{counter.done} of {total} bytes had arrived"
+            call.progress = counter.state
             load = _Load(lazies, granted, counter, options, call)
             await gather(await load.jobs())
     return load.values

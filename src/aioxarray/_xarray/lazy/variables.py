@@ -96,9 +96,7 @@ async def load_data(
     if lazy.nbytes <= _INLINE_BYTES:
         value = parts.finish(value)
     else:
-        read_value = value
-        long = is_long(lazy.nbytes)
-        value = await decoders.run(lambda: parts.finish(read_value), long=long)
+        value = await decoders.run(partial(parts.finish, value), long=is_long(lazy.nbytes))
     report(1, 1)
     return value
 

@@ -49,6 +49,22 @@ INLINE_BYTES = 16 << 10
 _ALONE = nullcontext()
 
 
+class Advance:
+    """Counts chunks that are done, and reports how many of how many there are."""
+
+    __slots__ = ("_count", "_done", "_report")
+
+    def __init__(self, report: Callable[[int, int], None] | None, count: int) -> None:
+        self._report = report
+        self._count = count
+        self._done = 0
+
+    def __call__(self, number: int) -> None:
+        self._done += number
+        if self._report is not None:
+            self._report(self._done, self._count)
+
+
 @dataclass(frozen=True)
 class Job:
     """Chunks to be read from a store, and the ways to do it; each says which were there.
@@ -210,7 +226,10 @@ class Job:
         return there
 
     async def _fetch_all(self, led: Sequence[Lead[Chunk]]) -> list[bool]:
-        return [await self._fetch(lead) for lead in led]
+        found = []
+        for lead in led:
+            found.append(await self._fetch(lead))
+        return found
 
     @cached_property
     def _batches(self) -> Batches[tuple[Any, Lead[Chunk]]]:
@@ -317,6 +336,9 @@ class Job:
             (chunk,) = self.chunks
             with chunk_noted(chunk[0], self.limited):
                 return [await read(chunk)]
+        return await self._by_workers(read, int(min(self.count, width)))
+
+    async def _by_workers(self, read: Callable[[Chunk], Awaitable[bool]], width: int) -> list[bool]:
         present: dict[int, bool] = {}
         # That many workers, not a task for each chunk: what waits costs memory too.
         todo = iter(enumerate(self.chunks))
@@ -326,5 +348,5 @@ class Job:
                 with chunk_noted(chunk[0], self.limited):
                     present[number] = await read(chunk)
 
-        await gather([work] * int(min(self.count, width)))
+        await gather([work] * width)
         return [present[number] for number in range(len(present))]

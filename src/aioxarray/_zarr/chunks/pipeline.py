@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from zarr.registry import register_pipeline
 from zarr.storage import StorePath
 
-from aioxarray._zarr.chunks.jobs import INLINE_BYTES, Job
+from aioxarray._zarr.chunks.jobs import INLINE_BYTES, Advance, Job
 from aioxarray._zarr.chunks.placing import Placer
 from aioxarray._zarr.chunks.shard_jobs import ByCoroutines, ByPlainCalls
 from aioxarray._zarr.chunks.shards import ShardReader
 from aioxarray._zarr.codecs.decoders import decoding, describe, prepare
 from aioxarray._zarr.compat import BatchedCodecPipeline
 from aioxarray._zarr.metadata.prefetched import PrefetchedStore
+from aioxarray._zarr.points import selection_of
 from aioxarray._zarr.selection import is_basic
 from aioxarray._zarr.stores.grants import Reading, is_long, reading
 from aioxarray._zarr.stores.limited import LimitedStore
@@ -125,7 +126,10 @@ class CodecPipeline(BatchedCodecPipeline):
                 forget(place.store)
 
     def _placer(self, chunks: Sequence[Chunk], out: NDBuffer, drop_axes: tuple[int, ...]) -> Placer:
-        basic = all(is_basic(inside) and is_basic(outside) for _, _, inside, outside in chunks)
+        basic = all(
+            isinstance(inside, tuple) and is_basic(inside) and is_basic(outside)
+            for _, _, inside, outside in chunks
+        )
         return Placer(self, prepare(self, chunks[0][1]), out, drop_axes, basic)
 
     async def read_chunks(
@@ -143,14 +147,6 @@ class CodecPipeline(BatchedCodecPipeline):
             # It counts requests itself, and a read that holds a place must not wait for another.
             store = store.counted_elsewhere()
         granted = self.granted
-        done = 0
-
-        def advance(number: int) -> None:
-            nonlocal done
-            done += number
-            if self.report is not None:
-                self.report(done, count)
-
         source = source_of(store)
         partial = self.supports_partial_decode
         shards = ShardReader.of(self, spec, placer, placer.views) if partial else None
@@ -166,6 +162,7 @@ class CodecPipeline(BatchedCodecPipeline):
             wanted = _byte_count(placer.out.shape, placer.out.dtype) // count
             size = min(size, max(wanted, shards.inner_bytes))
         limited = LimitedStore(store, granted.requests)
+        advance = Advance(self.report, count)
         job = Job(limited, chunks, count, size, placer, granted, table, advance)
         if shards is not None:
             if source is None or isinstance(source, ObjectSource):
@@ -189,7 +186,8 @@ class CodecPipeline(BatchedCodecPipeline):
             key, spec, inside, _ = chunk
             async with job.granted.memory.hold(job.size, long=is_long(job.size)):
                 getter = StorePath(job.limited, key)
-                (part,) = await self.decode_partial_batch([(getter, inside, spec)])
+                selection = selection_of(inside)
+                (part,) = await self.decode_partial_batch([(getter, selection, spec)])
             job.placer.put_part(part, chunk)
             job.advance(1)
             return part is not None

@@ -13,6 +13,7 @@ from aioxarray._zarr.codecs.by_zarr import ByZarr
 from aioxarray._zarr.codecs.decoders import Decoder, Prepared
 from aioxarray._zarr.codecs.steps import wrong_size
 from aioxarray._zarr.compat import cpu, fill_value_or_default
+from aioxarray._zarr.points import Inside, selection_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -114,7 +115,7 @@ class Placer:
         if data is None:
             return self.put_decoded(None, chunk)
         if self.prepared is None:
-            self.put_part(self._by_zarr.decode(data, spec)[inside], chunk)
+            self.put_part(self._by_zarr.decode(data, spec)[selection_of(inside)], chunk)
             return True
         decoder = self.decoder(spec.shape)
         dest = self._dest(decoder, outside)
@@ -162,10 +163,10 @@ class Placer:
         if array is None:
             self.out[outside] = fill_value_or_default(spec)
             return False
-        part = array[inside]
+        part = inside.take(array) if isinstance(inside, Inside) else array[inside]
         if array.dtype.hasobject:
             # Objects can be changed by who gets them; and a single one comes without an array.
-            part = copy.deepcopy(array[(*inside, ...)])
+            part = copy.deepcopy(array[(*selection_of(inside), ...)])
         self._array[outside] = part.squeeze(self._drop_axes) if self._drop_axes else part
         return True
 

@@ -18,7 +18,7 @@ from zarr.codecs import ShardingCodec
 from aioxarray._zarr.chunks.placing import Placer
 from aioxarray._zarr.codecs.decoders import Decoder, Prepared, decoding, prepare
 from aioxarray._zarr.compat import BatchedCodecPipeline, UInt64, get_indexer, regular_grid
-from aioxarray._zarr.points import Points
+from aioxarray._zarr.points import Inside, Points, selection_of
 from aioxarray._zarr.selection import Block, is_basic, merged
 from aioxarray._zarr.stores.sharing import Lead
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from aioxarray._zarr.selection import Chunk, Range
 
     # An inner chunk: in place of the key it has its coordinates in the shard.
-    Inner = tuple[tuple[int, ...], ArraySpec, tuple[Any, ...], tuple[Any, ...]]
+    Inner = tuple[tuple[int, ...], ArraySpec, tuple[Any, ...] | Inside, tuple[Any, ...]]
     # An inner chunk and what it is wanted for.
     Wanted = tuple["ShardPart", Inner]
     # For each inner chunk where it begins and how long it is.
@@ -128,7 +128,8 @@ class ShardReader:
 
     def part(self, chunk: Chunk) -> ShardPart:
         """Return what is wanted of the shard ``chunk``."""
-        _, spec, inside, outside = chunk
+        _, spec, wanted, outside = chunk
+        inside = selection_of(wanted)
         if self._views and is_basic(inside):
             block = Block(inside, spec.shape, self.codec.chunk_shape)
             array = self._out.as_ndarray_like()

@@ -195,7 +195,7 @@ class Sharing(Generic[W, R]):
                         flight.give_up()
                 for _, follower in followed:
                     await follower.withdraw()
-        return [found[index] for index in range(len(parts))]
+        return list(map(found.__getitem__, range(len(parts))))
 
     def _join(self, part: W) -> tuple[Any] | PartFlight | Follower[Any, R]:
         assert self._table is not None
