@@ -193,7 +193,7 @@ class _Remote:
         self._on_end()
 
 
-def _waker() -> _Deliver:
+def waker() -> _Deliver:
     """Return a function that, from any thread, has its argument called on this very loop."""
     token = cast(Any, current_token().native_token)
     # An asyncio loop, or a TrioToken.
@@ -226,7 +226,7 @@ async def run_on(
             "call. Await the coroutine (the name that ends in _async) on that loop instead."
         )
     ended = anyio.Event()
-    wake = _waker()
+    wake = waker()
     context = contextvars.copy_context()
     context.run(_deliver.set, wake)
     remote = _Remote(loop, function, lambda: wake(ended.set))
