@@ -237,7 +237,8 @@ class Kept(xr.backends.BackendArray):
         cls.alive = weakref.WeakSet()
         ds = xr.Dataset({f"v{i}": ("x", LazilyIndexedArray(cls())) for i in range(count)})
         for variable in ds.variables.values():
-            cls.alive.add(variable._data.array)  # type: ignore[attr-defined]
+            data: Any = variable._data
+            cls.alive.add(data.array)
         return ds
 
 
