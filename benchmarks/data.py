@@ -18,6 +18,7 @@ import zarr
 from zarr.codecs import BloscCodec, GzipCodec
 from zarr.storage import MemoryStore
 
+import aioxarray
 from benchmarks.measuring import Options
 
 if TYPE_CHECKING:
@@ -106,6 +107,10 @@ def opened_tree(store: Store) -> xr.DataTree:
         return xr.open_datatree(anything, engine="zarr")
 
 
+def _numbers(variables: int) -> xr.Dataset:
+    return xr.Dataset({f"v{i}": ("x", np.arange(8.0) + i) for i in range(variables)})
+
+
 class Files:
     """Datasets on disk, each generated on first use.
 
@@ -142,6 +147,27 @@ class Files:
         values = partial(smooth, self._options.scaled(128), 512, 512)
         encoding = {"chunks": (1, 512, 512), **COMPRESSORS[name]}
         return self._four(f"large_chunks_{name}", values, encoding)
+
+    def many_variables(self) -> Path:
+        """10,000 variables of one chunk of 8 numbers."""
+        ds = _numbers(self._options.scaled(10_000))
+
+        def make(path: Path) -> None:
+            with quiet():
+                aioxarray.to_zarr(ds, path, zarr_format=2)
+
+        return self._made("many_variables", make)
+
+    def many_groups(self) -> Path:
+        """1000 groups of 10 variables of one chunk of 8 numbers."""
+        one = _numbers(10)
+        tree = xr.DataTree.from_dict({f"/g{i}": one for i in range(self._options.scaled(1000))})
+
+        def make(path: Path) -> None:
+            with quiet():
+                aioxarray.to_zarr(tree, path, zarr_format=2)
+
+        return self._made("many_groups", make)
 
     def small_chunks(self) -> Path:
         """Return 4 variables of 2048 chunks of 4 KB, zstd."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import inspect
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -220,6 +221,101 @@ class Bystander:
         process.stdin.write("\n")
         process.stdin.flush()
         return float(process.stdout.readline()) * 1000
+
+
+_WATCHER = """
+import json, psutil, select, sys, time
+stolen, times = None, []
+while True:
+    now, before = getattr(psutil.cpu_times(), "steal", 0.0), stolen
+    stolen = now
+    if before not in (None, stolen):
+        times.append(time.perf_counter())
+    if select.select([sys.stdin], [], [], 0.001)[0]:
+        if not sys.stdin.readline():
+            break
+        print(json.dumps(times), flush=True)
+        times.clear()
+"""
+
+
+class Host:
+    """A process that notes when a virtual machine's host took its processors away.
+
+    Whatever thread was on one of them, be it the one with Python's lock, went no further.
+    """
+
+    # Linux counts what was taken when it next has the processor, in ticks of so long.
+    _TICK_S = 0.01
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _WATCHER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._times_s()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # The end of its input tells it to end.
+        with self._process:
+            pass
+
+    def _times_s(self) -> list[float]:
+        process = self._process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+        return list(json.loads(process.stdout.readline()))
+
+    def worst_undisturbed_s(self, stalls: Sequence[tuple[float, float]]) -> float:
+        """Return the longest of ``stalls`` in which the host took nothing, since it was last asked.
+
+        Each is when it began and ended, by `time.perf_counter`.
+        """
+        taken = self._times_s()
+        return max(
+            (
+                end - begin
+                for begin, end in stalls
+                if not any(begin - self._TICK_S <= at <= end + self._TICK_S for at in taken)
+            ),
+            default=0.0,
+        )
+
+
+class Stalls:
+    """Notes all stalls of the running loop, as `StallMonitor` does the worst one."""
+
+    _INTERVAL_S = 0.001
+
+    def __init__(self) -> None:
+        # When each began and ended.
+        self.all_s: list[tuple[float, float]] = []
+
+    @property
+    def worst_s(self) -> float:
+        """The longest of them, in seconds."""
+        return max((end - begin for begin, end in self.all_s), default=0.0)
+
+    async def _watch(self) -> None:
+        while True:
+            due = perf_counter() + self._INTERVAL_S
+            await asyncio.sleep(self._INTERVAL_S)
+            self.all_s.append((due, perf_counter()))
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._watch())
+        await asyncio.sleep(0)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        # What was held up last is noted before it ends.
+        await asyncio.sleep(2 * self._INTERVAL_S)
+        self._task.cancel()
 
 
 class Neighbours:

@@ -228,6 +228,19 @@ def test_blocks_are_let_go_of_one_by_one() -> None:
     assert most <= 2
 
 
+def test_dask_uses_as_many_threads_as_in_the_main_thread() -> None:
+    events: list[str] = []
+    callback = dask.callbacks.Callback(
+        pretask=lambda *_: events.append("begun"), posttask=lambda *_: events.append("ended")
+    )
+    count = dask.system.CPU_COUNT + 8
+    array = da.ones(count, chunks=1).map_blocks(lambda block: block + 1, dtype="f8")
+    with dask.config.set(scheduler="threads"), callback:
+        aioxarray.compute(xr.Variable("x", array))
+    # The scheduler fills its threads before it looks for what has ended.
+    assert events.index("ended") == dask.system.CPU_COUNT
+
+
 def test_the_result_is_not_the_data_that_dask_holds() -> None:
     held = da.ones(LARGE, chunks=LARGE // 2).persist()
     got = aioxarray.compute(xr.Variable("x", held))

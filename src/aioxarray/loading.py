@@ -6,10 +6,10 @@ from functools import partial
 from typing import Any, TypeVar
 
 from aioxarray._runtime.loops import blocking, io_loop, run_on
-from aioxarray._runtime.tasks import in_steps
+from aioxarray._runtime.tasks import after_return, in_steps
 from aioxarray._xarray.lazy.find import each_variable, find_variables, shallow_copy
 from aioxarray._xarray.lazy.loader import Options, read_all
-from aioxarray._xarray.lazy.variables import Assignment, Lazy, collecting
+from aioxarray._xarray.lazy.variables import Assignment, Lazies
 from aioxarray.progress import Progress
 
 __all__ = ["compute", "compute_async", "load", "load_async"]
@@ -128,11 +128,11 @@ async def computed(obj: T, options: Options) -> T:
 
 async def _load(obj: Any, options: Options, *, share: bool) -> None:
     options.check()
-    found: dict[int, Lazy] = {}
-    await in_steps(collecting(each_variable(obj), found))
-    if found:
-        lazies = list(found.values())
+    lazies = Lazies()
+    await in_steps(lazies.collecting(each_variable(obj)))
+    if lazies:
         values = await run_on(io_loop(), partial(read_all, lazies, options))
-        assignment = Assignment()
-        await in_steps(assignment.preparing(lazies, values, share=share))
+        assignment = Assignment(lazies, values, share=share)
+        await in_steps(assignment.preparing())
         assignment.make()
+        after_return(assignment.letting_go())

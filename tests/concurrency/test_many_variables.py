@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import itertools
 import threading
 import tracemalloc
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import anyio.lowlevel
 import numpy as np
 import pytest
 import xarray as xr
 import zarr
+from xarray.core.indexing import LazilyIndexedArray
 from zarr.storage import LocalStore, MemoryStore
 
 import aioxarray
@@ -19,6 +25,7 @@ from aioxarray._runtime.threads.pool import Pool
 from aioxarray.testing import GatedStore, RecordingStore
 from tests import samples
 from tests.concurrency.helpers import PATIENCE_S, lazily, plain, tasks_on_io_loop, written
+from tests.loops import every_loop
 from tests.oracle import assert_same
 
 SELECTIONS: dict[str, Any] = {
@@ -208,3 +215,71 @@ def test_memory_above_the_result_does_not_grow_with_the_variables(tmp_path: Path
         tracemalloc.stop()
     # Before, 20 KB a variable.
     assert (peak - held) / count < 1500
+
+
+class Kept(xr.backends.BackendArray):
+    """An array of a backend, of which is known how many are alive."""
+
+    shape, dtype = (2,), np.dtype("f8")
+    # One thread reads them all.
+    lock = threading.Lock()
+    alive: weakref.WeakSet[Kept]
+
+    def __init__(self, read: Callable[[], object] = lambda: None) -> None:
+        self._read = read
+
+    def __getitem__(self, key: Any) -> Any:
+        self._read()
+        return np.zeros(2)
+
+    @classmethod
+    def many(cls, count: int) -> xr.Dataset:
+        cls.alive = weakref.WeakSet()
+        ds = xr.Dataset({f"v{i}": ("x", LazilyIndexedArray(cls())) for i in range(count)})
+        for variable in ds.variables.values():
+            data: Any = variable._data
+            cls.alive.add(data.array)
+        return ds
+
+
+def test_a_load_holds_no_objects_a_variable_for_the_garbage_collector() -> None:
+    """A quarter more of them brings on a full collection, which stops all threads."""
+    count = 2000
+    tracked: list[int] = []
+
+    def note() -> None:
+        gc.collect()
+        tracked.append(len(gc.get_objects()))
+
+    aioxarray.load(xr.Variable("x", LazilyIndexedArray(Kept())))
+    ds = Kept.many(count)
+    ds["v0"] = ("x", LazilyIndexedArray(Kept(note)))
+    note()
+    aioxarray.load(ds)
+    before, during = tracked
+    # Before, 8.
+    assert (during - before) / count < 0.5
+
+
+@every_loop
+async def test_lazy_arrays_are_let_go_of_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of ten thousand variables would hold up the caller's loop."""
+    monkeypatch.setattr("aioxarray._runtime.tasks._STEP_S", 0.0)
+    count = 50
+    ds = Kept.many(count)
+    await aioxarray.load_async(ds)
+    assert all(variable._in_memory for variable in ds.variables.values())
+    left = [len(Kept.alive)]
+    while left[-1]:
+        await anyio.lowlevel.checkpoint()
+        left.append(len(Kept.alive))
+    assert left[0] >= count - 2
+    assert all(before - after <= 2 for before, after in itertools.pairwise(left))
+
+
+def test_a_blocking_load_leaves_nothing_to_be_let_go_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would happen in the I/O loop's thread, beside what the user's thread does next."""
+    monkeypatch.setattr("aioxarray._runtime.tasks._STEP_S", 0.0)
+    ds = Kept.many(50)
+    aioxarray.load(ds)
+    assert not Kept.alive

@@ -1,13 +1,17 @@
-"""`gather` ends all when one ends badly, and says why in the words of the first."""
+"""`gather` ends all when one ends badly; long work lets others go on."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
+import sys
 from collections.abc import Awaitable, Callable
 
 import pytest
 
-from aioxarray._runtime.tasks import gather
+from aioxarray._runtime.loops import use_io_loop
+from aioxarray._runtime.pauses import Pauses
+from aioxarray._runtime.tasks import gather, in_steps
 from tests.runtime.helpers import settle
 
 
@@ -116,3 +120,48 @@ def test_cancelling_cancels_and_awaits_all(count: int) -> None:
         assert siblings.ended == count
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(("where", "most_ms"), [("caller", 5), ("io", 15)])
+def test_work_in_steps_lets_the_loop_go_on(
+    where: str, most_ms: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seldom on the I/O loop, which would keep Python's lock if it let go of it often."""
+    clock = itertools.count()
+    monkeypatch.setattr("aioxarray._runtime.tasks.perf_counter", lambda: next(clock) / 1000)
+    steps_ms: list[int] = []
+    other = asyncio.new_event_loop()
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        at_ms = next(clock)
+
+        def turn() -> None:
+            nonlocal at_ms
+            now_ms = next(clock)
+            steps_ms.append(now_ms - at_ms)
+            at_ms = now_ms
+            loop.call_soon(turn)
+
+        loop.call_soon(turn)
+        with use_io_loop(loop if where == "io" else other):
+            await in_steps(range(100))
+
+    asyncio.run(main())
+    other.close()
+    longest = max(steps_ms)
+    assert longest <= most_ms
+    assert (longest > sys.getswitchinterval() * 1000) == (where == "io")
+
+
+def test_long_work_pauses_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count()
+    pauses_s: list[float] = []
+    monkeypatch.setattr("aioxarray._runtime.pauses.perf_counter", lambda: next(clock) / 1000)
+    monkeypatch.setattr("aioxarray._runtime.pauses.sleep", pauses_s.append)
+    pauses = Pauses()
+    for _ in range(40):
+        pauses.pause()
+    # More often than a waiting thread asks for the lock, and for little of the time.
+    assert len(pauses_s) >= 40 / (sys.getswitchinterval() * 1000)
+    assert 0 < sum(pauses_s) < 0.040 / 20

@@ -237,7 +237,7 @@ class _Ended:
             await self._future
 
 
-def _waker(loop: asyncio.AbstractEventLoop | None) -> _Deliver:
+def waker(loop: asyncio.AbstractEventLoop | None) -> _Deliver:
     """Return a function that schedules calls on the running event loop from any thread.
 
     ``loop`` is that loop if it is an asyncio loop; None for another library's.
@@ -279,7 +279,7 @@ async def run_on(
         # Trio in guest mode, on top of an asyncio loop.
         here = None
     ended = anyio.Event() if here is None else _Ended(here)
-    wake = _waker(here)
+    wake = waker(here)
     context = contextvars.copy_context()
     context.run(_deliver.set, wake)
     remote = _Remote(loop, function, context, partial(wake, ended.set))

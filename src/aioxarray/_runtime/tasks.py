@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from time import perf_counter
 from typing import TypeVar
 
 from anyio.lowlevel import checkpoint
 
+from aioxarray._runtime.loops import io_loop, running_loop, waker
+
 T = TypeVar("T")
 
-# How long work may block the loop between two checkpoints.
+# How long a step may block the caller's loop.
 _STEP_S = 0.002
+# How long it may keep the I/O loop. Longer than the 5 ms after which another thread asks for
+# Python's lock: a loop that lets go of it more often takes it back before others are awake.
+_OWN_STEP_S = 0.01
 
 
 async def gather(functions: Iterable[Callable[[], Awaitable[T]]]) -> list[T]:
@@ -49,11 +54,37 @@ async def in_steps(work: Iterable[object]) -> None:
 
     Shorter work does not yield at all.
     """
-    until = perf_counter() + _STEP_S
+    step_s = _OWN_STEP_S if running_loop() is io_loop() else _STEP_S
+    until = perf_counter() + step_s
     for _ in work:
         if perf_counter() >= until:
             await checkpoint()
-            until = perf_counter() + _STEP_S
+            until = perf_counter() + step_s
+
+
+def after_return(work: Iterator[object]) -> None:
+    """Iterate over ``work``: a few milliseconds now, then in callbacks of the running loop.
+
+    For what has to be done in this thread, and keeps nobody waiting: a call that awaited it could
+    be cancelled in the middle. What is left when the loop ends is left undone.
+
+    On the I/O loop all is done before this returns. That loop's thread is not the caller's, who
+    may use, after the call, a library that bears one thread at a time.
+    """
+    if running_loop() is io_loop():
+        for _ in work:
+            pass
+        return
+    soon = waker(running_loop())
+
+    def go_on() -> None:
+        until = perf_counter() + _STEP_S
+        for _ in work:
+            if perf_counter() >= until:
+                soon(go_on)
+                return
+
+    go_on()
 
 
 def first_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -179,9 +179,9 @@ async def _run_with_dask(arrays: Sequence[Any], options: Mapping[str, Any]) -> l
     if client is not None:
         return await _compute_on_client(client, arrays, options)
     stop = threading.Event()
-    with_stop = {**_stoppable(arrays, options, stop), **options}
+    chosen = {**_for_threads(arrays, options, stop), **options}
     try:
-        return list(await blocking_pool.run(lambda: dask.base.compute(*arrays, **with_stop)))
+        return list(await blocking_pool.run(lambda: dask.base.compute(*arrays, **chosen)))
     except asyncio.CancelledError:
         stop.set()
         raise
@@ -245,20 +245,29 @@ async def _compute_on_client(
     return await run_on(client.loop.asyncio_loop, compute)
 
 
-def _stoppable(
+def _for_threads(
     arrays: Sequence[Any], options: Mapping[str, Any], stop: threading.Event
 ) -> dict[str, Any]:
-    """Return options that let ``stop`` end a computation of dask's threaded scheduler."""
+    """Return options for dask's threaded scheduler, with which ``stop`` ends a computation."""
+    import dask.system
     import dask.threaded
     from dask.callbacks import Callback
 
     get = dask.base.get_scheduler(scheduler=options.get("scheduler"), collections=arrays)
-    if get is not dask.threaded.get or "callbacks" in options:
+    if get is not dask.threaded.get:
         return {}
+    chosen: dict[str, Any] = {}
+    if dask.config.get("num_workers", None) is None:
+        # As many as dask takes in the main thread. Elsewhere it takes four more (the default of
+        # Python's pools), which get in each other's way and keep Python's lock from the caller's
+        # loop: a thread that has it may have to wait for a processor.
+        chosen["num_workers"] = dask.system.CPU_COUNT
+    if "callbacks" in options:
+        return chosen
 
     def before_task(*_: Any) -> None:
         if stop.is_set():
             raise asyncio.CancelledError
 
     # Callbacks given explicitly replace the active ones (a progress bar): keep those too.
-    return {"callbacks": {*Callback.active, Callback(pretask=before_task)._callback}}
+    return {**chosen, "callbacks": {*Callback.active, Callback(pretask=before_task)._callback}}

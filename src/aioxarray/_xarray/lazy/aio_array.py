@@ -120,7 +120,7 @@ def _rebuilt(array: Any, has_file: bool) -> AioArray:
 async def read_arrays(arrays: Sequence[AioArray]) -> list[Any]:
     """Return the values of ``arrays``; on the I/O loop."""
     label = "a lazy array"
-    lazies = [Lazy(each, [], label, each.size * each.dtype.itemsize) for each in arrays]
+    lazies = [Lazy(each, label, each.size * each.dtype.itemsize) for each in arrays]
     return await read_all(lazies, Options())
 
 

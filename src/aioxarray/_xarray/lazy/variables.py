@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, overload
 
 import xarray as xr
 
@@ -29,21 +28,10 @@ from aioxarray._zarr.stores.grants import Reading, is_long
 _INLINE_BYTES = 16 << 10
 
 
-@dataclass(frozen=True, slots=True)
-class Lazy:
-    """Data that is not in memory, and the variables that refer to it.
-
-    Attributes
-    ----------
-    data
-        The lazy array.
-    holders
-        The variables, each with its ``_data``: ``data`` itself or, in copies of a variable, another
-        cache around the same lazy array.
-    """
+class Lazy(NamedTuple):
+    """Data that is not in memory: what is read, its name in errors, and its size once loaded."""
 
     data: Any
-    holders: list[tuple[xr.Variable, Any]]
     label: str
     nbytes: int
 
@@ -52,35 +40,99 @@ class Lazy:
         return is_chunked_array(self.data)
 
 
-def lazy_data(found: Iterable[Found]) -> list[Lazy]:
-    """Return the data of ``found`` that is not in memory; shared data appears once."""
-    lazies: dict[int, Lazy] = {}
-    for _ in collecting(found, lazies):
+class Lazies(Sequence[Lazy]):
+    """Lazy arrays that are loaded together, and the variables that hold them.
+
+    Kept in columns, not in objects: some objects for each of ten thousand variables, alive as long
+    as their load, would bring on full garbage collections, each of which stops all threads.
+
+    Data that several variables share appears once. Each of them is a *holder*: of the data itself,
+    or of a cache of its own around the same lazy array, as copies of a variable have it.
+    """
+
+    def __init__(self) -> None:
+        self._data: list[Any] = []
+        self._labels: list[str] = []
+        self._sizes: list[int] = []
+        # Of each holder: the variable, its data, and the index of the lazy array.
+        self._variables: list[xr.Variable] = []
+        self._held: list[Any] = []
+        self._indexes: list[int] = []
+        # By the identity of what is read.
+        self._seen: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    @overload
+    def __getitem__(self, index: int) -> Lazy: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Lazy]: ...
+    def __getitem__(self, index: int | slice) -> Lazy | list[Lazy]:
+        if isinstance(index, slice):
+            return [self[each] for each in range(*index.indices(len(self)))]
+        return Lazy(self._data[index], self._labels[index], self._sizes[index])
+
+    def holders(self) -> Iterator[tuple[int, xr.Variable, Any]]:
+        """Yield each holder: the index of its lazy array, the variable, and its data."""
+        return zip(self._indexes, self._variables, self._held, strict=True)
+
+    def collecting(self, found: Iterable[Found]) -> Iterator[None]:
+        """Add what of ``found`` is not in memory, one variable a step."""
+        for each in found:
+            yield
+            variable = each.variable
+            if isinstance(variable, xr.IndexVariable):
+                # Holds an index: always in memory.
+                continue
+            data: Any = variable._data
+            if not (
+                isinstance(data, ExplicitlyIndexed | ImplicitToExplicitIndexingAdapter)
+                or is_chunked_array(data)
+            ):
+                continue
+            source = data.array if type(data) is MemoryCachedArray else data
+            index = self._seen.setdefault(id(source), len(self))
+            if index == len(self):
+                # Not ``variable.nbytes``, which imports a module when it is first asked. Nor does
+                # a dask array always know its size.
+                size = 0 if math.isnan(variable.size) else int(variable.size)
+                self._data.append(data)
+                self._labels.append(each.label)
+                self._sizes.append(size * variable.dtype.itemsize)
+            self._indexes.append(index)
+            self._variables.append(variable)
+            self._held.append(data)
+
+    def chosen(self, indexes: Collection[int]) -> Lazies:
+        """Return those at ``indexes``, in ascending order, with their holders."""
+        new = Lazies()
+        places = {index: place for place, index in enumerate(indexes)}
+        for index in places:
+            new._data.append(self._data[index])
+            new._labels.append(self._labels[index])
+            new._sizes.append(self._sizes[index])
+        for index, variable, data in self.holders():
+            if index in places:
+                new._indexes.append(places[index])
+                new._variables.append(variable)
+                new._held.append(data)
+        return new
+
+    def letting_go(self) -> Iterator[None]:
+        """Let go of all lazy arrays, one a step: each may be the last that many objects are for."""
+        for column in (self._data, self._held):
+            while column:
+                del column[-1]
+                yield
+
+
+def lazy_data(found: Iterable[Found]) -> Lazies:
+    """Return what of ``found`` is not in memory."""
+    lazies = Lazies()
+    for _ in lazies.collecting(found):
         pass
-    return list(lazies.values())
-
-
-def collecting(found: Iterable[Found], lazies: dict[int, Lazy]) -> Iterator[None]:
-    """Add the data of ``found`` that is not in memory to ``lazies``, one variable per iteration."""
-    for each in found:
-        yield
-        variable = each.variable
-        if isinstance(variable, xr.IndexVariable):
-            # It holds an index, which is always in memory.
-            continue
-        data: Any = variable._data
-        if not (
-            isinstance(data, ExplicitlyIndexed | ImplicitToExplicitIndexingAdapter)
-            or is_chunked_array(data)
-        ):
-            continue
-        source = data.array if type(data) is MemoryCachedArray else data
-        # Not ``variable.nbytes``, whose first use imports a module. The size of a dask array may be
-        # unknown (NaN).
-        size = 0 if math.isnan(variable.size) else int(variable.size)
-        nbytes = size * variable.dtype.itemsize
-        lazy = lazies.setdefault(id(source), Lazy(data, [], each.label, nbytes))
-        lazy.holders.append((variable, data))
+    return lazies
 
 
 async def load_data(
@@ -102,7 +154,7 @@ async def load_data(
 
 
 async def _load_part(label: str, reading: Reading, decoders: Pool, array: Any) -> Any:
-    part = Lazy(array, [], label, array.size * array.dtype.itemsize)
+    part = Lazy(array, label, array.size * array.dtype.itemsize)
     return await load_data(part, reading, decoders, _unheard)
 
 
@@ -121,51 +173,71 @@ def known_data(array: Any) -> Any:
     return None
 
 
-def assign(lazies: Sequence[Lazy], values: Sequence[Any], *, share: bool) -> None:
-    """Assign ``values`` to the variables of ``lazies``, all at once.
-
-    With ``share``, other variables with the same lazy data get the values, too, as in xarray's own
-    ``load``.
-    """
-    assignment = Assignment()
-    for _ in assignment.preparing(lazies, values, share=share):
+def assign(lazies: Lazies, values: Sequence[Any], *, share: bool) -> None:
+    """Put ``values`` into the variables that hold ``lazies``, all at once; see `Assignment`."""
+    assignment = Assignment(lazies, values, share=share)
+    for _ in assignment.preparing():
         pass
     assignment.make()
 
 
 class Assignment:
-    """An assignment of values to variables: prepared step by step, made all at once."""
+    """The values of lazy arrays for their variables: prepared one by one, assigned at once.
 
-    def __init__(self) -> None:
-        self._values: list[tuple[xr.Variable, Any, Any]] = []
-        self._caches: list[tuple[MemoryCachedArray, Any]] = []
+    With ``share``, other variables that hold the same lazy data get it too, as with xarray's
+    own ``load``.
+    """
 
-    def preparing(
-        self, lazies: Sequence[Lazy], values: Sequence[Any], *, share: bool
-    ) -> Iterator[None]:
-        """Prepare the values of ``lazies``, one per iteration; see `assign`."""
-        for lazy, value in zip(lazies, values, strict=True):
+    def __init__(self, lazies: Lazies, values: Sequence[Any], *, share: bool) -> None:
+        self._lazies = lazies
+        self._values = list(values)
+        self._share = share
+        # The values of each holder.
+        self._own: list[Any] = []
+        # Caches that are shared, what they get, and what they have: else it would be freed, all of
+        # it, while the values are put in place.
+        self._caches: list[MemoryCachedArray] = []
+        self._cached: list[Any] = []
+        self._before: list[Any] = []
+
+    def preparing(self) -> Iterator[None]:
+        """Prepare the values, one holder a step."""
+        values = self._values
+        for index, lazy in enumerate(self._lazies):
             yield
-            unused = [as_compatible_data(value) if lazy.chunked else value]
-            value = unused[0]
-            by_cache: dict[int, Any] = {}
-            for variable, data in lazy.holders:
-                own = by_cache.get(id(data))
-                if own is None:
-                    # xarray would read the data once for each cache, and for each variable without
-                    # one. Here each of them gets a copy.
-                    own = unused.pop() if unused else value.copy()
-                    if type(data) is MemoryCachedArray:
-                        by_cache[id(data)] = own
-                        if share:
-                            self._caches.append((data, as_indexable(own)))
-                self._values.append((variable, data, own))
+            if lazy.chunked:
+                values[index] = as_compatible_data(values[index])
+        used = bytearray(len(values))
+        by_cache: dict[int, Any] = {}
+        for index, _, data in self._lazies.holders():
+            yield
+            own = by_cache.get(id(data))
+            if own is None:
+                # xarray would have read the data once for each cache, and for each variable that
+                # has none; here each gets a copy.
+                own = values[index].copy() if used[index] else values[index]
+                used[index] = True
+                if type(data) is MemoryCachedArray:
+                    by_cache[id(data)] = own
+                    if self._share:
+                        self._caches.append(data)
+                        self._cached.append(as_indexable(own))
+                        self._before.append(data.array)
+            self._own.append(own)
 
     def make(self) -> None:
-        """Assign the values."""
-        for cache, own in self._caches:
-            cache.array = own
-        for variable, data, own in self._values:
-            # Do not replace data that was assigned during the load.
+        """Put the values in place. Nothing is freed meanwhile; see `letting_go`."""
+        for cache, cached in zip(self._caches, self._cached, strict=True):
+            cache.array = cached
+        for (_, variable, data), own in zip(self._lazies.holders(), self._own, strict=True):
+            # Whoever assigned other data while this was loaded meant it.
             if variable._data is data:
                 variable._data = own
+
+    def letting_go(self) -> Iterator[None]:
+        """Let go of the lazy data that was replaced, a little at each step."""
+        yield from self._lazies.letting_go()
+        for column in (self._before, self._cached, self._caches):
+            while column:
+                del column[-1]
+                yield

@@ -54,7 +54,8 @@ async def _write(
     _check(obj, final, options)
     loaded = shallow_copy(obj)
     found = find_variables(loaded)
-    lazies = [each for each in lazy_data(found) if not each.chunked]
+    lazies = lazy_data(found)
+    lazies = lazies.chosen([index for index, each in enumerate(lazies) if not each.chunked])
     if lazies:
         values = await read_all(lazies, Options(how.concurrency, None, how.progress))
         assign(lazies, values, share=False)

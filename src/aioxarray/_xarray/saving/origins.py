@@ -46,8 +46,9 @@ def read_from_targets(
         for node in nodes
         for name in node.dataset.variables
     ]
-    found = []
-    for lazy in lazy_data(find_variables([node.dataset for node in nodes])):
+    lazies = lazy_data(find_variables([node.dataset for node in nodes]))
+    replaced: set[int] = set()
+    for index, lazy in enumerate(lazies):
         origins = [] if lazy.chunked else list(_origins(lazy.data))
         for array in origins:
             origin = Position.of(array.store_path)
@@ -57,9 +58,9 @@ def read_from_targets(
                     "load it before, or save to another place"
                 )
             if any(origin == target for target in targets):
-                found += [variable for variable, _ in lazy.holders]
+                replaced.add(index)
                 break
-    return found
+    return [variable for index, variable, _ in lazies.holders() if index in replaced]
 
 
 def _origins(data: Any) -> Iterator[zarr.Array[Any]]:

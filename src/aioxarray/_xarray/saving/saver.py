@@ -152,11 +152,15 @@ class _Saving:
         group = Position.of(self._place).below(self._options.group or "")
         replaces = self._options.chosen_mode == "w"
         changed = {id(each) for each in read_from_targets(nodes, group, replaces=replaces)}
-        lazies = []
-        for lazy in lazy_data(find_variables([node.dataset for node in nodes])):
-            variable = lazy.holders[0][0]
-            if not lazy.chunked and (not defers(variable) or id(variable) in changed):
-                lazies.append(lazy)
+        lazies = lazy_data(find_variables([node.dataset for node in nodes]))
+        first = {index: variable for index, variable, _ in reversed([*lazies.holders()])}
+        lazies = lazies.chosen(
+            [
+                index
+                for index, lazy in enumerate(lazies)
+                if not lazy.chunked and (not defers(first[index]) or id(first[index]) in changed)
+            ]
+        )
         if lazies:
             assign(lazies, await read_all(lazies, Options(self._how.concurrency)), share=False)
 
@@ -233,7 +237,7 @@ class _Saving:
 
     async def _encoded(self, source: Deferred, part: xr.Variable) -> Any:
         """Load ``part`` of the variable behind ``source``, and return its encoded values."""
-        lazy = Lazy(part._data, [], "", int(part.nbytes))
+        lazy = Lazy(part._data, "", int(part.nbytes))
         value = await load_data(lazy, self._grants, decoders, lambda done, total: None)
         loaded = xr.Variable(part.dims, value, part.attrs, part.encoding)
         return await decoders.run(lambda: source.encoded(loaded), long=is_long(lazy.nbytes))
