@@ -19,7 +19,7 @@ RUN := "$(VENV)/bin/python" -m
 # What the caller's shell has active must not decide which packages are seen.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: help demo test check bench test-lowest format clean venv-demo venv-test venv-bench
+.PHONY: help demo test test-slow check bench test-lowest format clean venv-demo venv-test venv-bench
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -27,8 +27,11 @@ help: ## show this list
 demo: venv-demo ## open and load from a server with latency, beside plain xarray
 	@$(RUN) aioxarray demo $(ARGS)
 
-test: venv-test ## run the tests
-	$(RUN) pytest -n auto $(ARGS)
+test: venv-test ## run the tests, but for the slow ones
+	$(RUN) pytest -n auto -m "not slow" $(ARGS)
+
+test-slow: venv-test ## run the slow tests: properties, stress, xarray's own suites
+	$(RUN) pytest -n auto -m slow $(ARGS)
 
 check: venv-test ## ruff and mypy
 	$(RUN) ruff check .
@@ -39,7 +42,7 @@ bench: venv-bench ## run the benchmarks
 	@$(RUN) benchmarks $(ARGS)
 
 test-lowest: ## run the tests with every dependency at its lower bound
-	@$(MAKE) test VENV=.venv-lowest CONSTRAIN=lowest
+	@$(MAKE) test test-slow VENV=.venv-lowest CONSTRAIN=lowest
 
 format: venv-test ## let ruff sort imports and lay out the code
 	$(RUN) ruff check --select I --fix .

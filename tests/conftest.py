@@ -22,6 +22,13 @@ hypothesis.settings.load_profile(
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of properties as slow: hypothesis runs each many times."""
+    for item in items:
+        if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture
 def anyio_backend() -> tuple[str, dict[str, Any]]:
     """The loop of a test marked ``anyio``; `tests.loops.every_loop` runs it on each loop."""

@@ -33,7 +33,7 @@ BLOCKING_INDEXES = "test_async_load_multiple_variables"
 REQUESTS = "TestInstrumentedZarrStore"
 
 # A suite, and again without aioxarray what did not pass.
-pytestmark = pytest.mark.timeout(2 * TIMEOUT_S + 60)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2 * TIMEOUT_S + 60)]
 
 
 def test_zarr_data_loaded_by_aioxarray(tmp_path: Path) -> None:
