@@ -121,7 +121,9 @@ class CodecPipeline(BatchedCodecPipeline):
                 forget(requests[0][0].store)
 
     def _placer(self, chunks: Sequence[Chunk], out: NDBuffer, drop_axes: tuple[int, ...]) -> Placer:
-        basic = all(is_basic(inside) and is_basic(outside) for _, _, inside, outside in chunks)
+        basic = all(
+            is_basic(selection_of(inside)) and is_basic(outside) for _, _, inside, outside in chunks
+        )
         return Placer(self, prepare(self, chunks[0][1]), out, drop_axes, basic)
 
     async def read_chunks(

@@ -101,6 +101,7 @@ class Points:
                 number = number[self._order]
             offset = offset.take(self._order)
         self._offset = offset
+        found: NDArray[np.integer[Any]]
         if few:
             # Counted, so that they need not be sorted, too.
             each = np.bincount(number)
@@ -133,10 +134,12 @@ class Points:
                 return None
             counted.append(np.where(axis < 0, axis + size, axis) if low < 0 else axis)
         total = math.prod(found)
-        number = np.empty(total, np.uint16 if math.prod(grid) <= _BY_DIGITS else np.intp)
+        number: NDArray[Any] = np.empty(
+            total, np.uint16 if math.prod(grid) <= _BY_DIGITS else np.intp
+        )
         offset = np.empty(total, np.intp)
         # Unsigned or short coordinates would not hold what is computed of them.
-        parts = np.nditer(
+        parts: Any = np.nditer(
             counted,
             ["external_loop", "buffered"],
             op_dtypes=[np.intp] * len(counted),
