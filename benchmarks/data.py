@@ -62,9 +62,16 @@ def many_variables(variables: int, chunks_a_side: int = 1, prefix: str = "v") ->
     return xr.Dataset({f"{prefix}{i}": (("y", "x"), field + i) for i in range(variables)})
 
 
-def in_memory(obj: xr.Dataset | xr.DataTree, shards: bool = False) -> MemoryStore:
-    """Store ``obj`` in memory, in chunks of 50 × 50 or in shards of 4 × 4 such chunks."""
-    each: dict[str, Any] = {"chunks": (50, 50)}
+def in_memory(
+    obj: xr.Dataset | xr.DataTree,
+    shards: bool = False,
+    chunks: tuple[int, ...] | None = None,
+) -> MemoryStore:
+    """Store ``obj`` in memory, in chunks of 50 × 50, or in shards of 4 × 4 such chunks.
+
+    With ``chunks`` in chunks of that shape.
+    """
+    each: dict[str, Any] = {"chunks": chunks or (50, 50)}
     if shards:
         each["shards"] = (200, 200)
     store = MemoryStore()

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 TITLE = "Time to load, 50 ms per request"
 TABLE = Row
 LATENCY_S = 0.05
+LATENCY_OF_POINTS_S = 0.005
 
 
 def run(options: Options, files: Files) -> Iterator[Row]:
@@ -58,16 +59,51 @@ def run(options: Options, files: Files) -> Iterator[Row]:
         shards=True,
         part={"y": np.arange(10, 600, 100)},
     )
-    # A lower latency, so that the work of finding and copying the points shows too.
+    yield from _points(options)
+
+
+def _points(options: Options) -> Iterator[Row]:
+    """Measure points, and a grid of points, at 5 ms, so that the work of finding them shows too."""
     count = options.scaled(1_000_000)
-    places = np.random.default_rng(0).integers(0, 1600, (2, count))
+    chance = np.random.default_rng(0)
+    plane = data.many_variables(1, 32)
+    places = chance.integers(0, 1600, (2, count))
+    points = {dim: xr.DataArray(at, dims="p") for dim, at in zip("yx", places, strict=True)}
+    for what, large, shards in (
+        ("1024 chunks", None, False),
+        ("64 shards", None, True),
+        ("4 chunks of 2.6 MB", (800, 800), False),
+    ):
+        yield _row(
+            f"{count} points in {what}, 5 ms per request",
+            plane,
+            options,
+            goal=0.7,
+            shards=shards,
+            chunks=large,
+            part=points,
+            latency_s=LATENCY_OF_POINTS_S,
+        )
+    cube = xr.Dataset({"v": (("z", "y", "x"), data.smooth(160, 160, 160, dtype="float32"))})
+    within = chance.integers(0, 160, (3, count))
     yield _row(
-        f"{count} points in 1024 chunks, 5 ms per request",
-        data.many_variables(1, 32),
+        f"{count} points in 512 chunks of a cube, 5 ms per request",
+        cube,
         options,
         goal=0.7,
-        part={dim: xr.DataArray(at, dims="p") for dim, at in zip("yx", places, strict=True)},
-        latency_s=0.005,
+        chunks=(20, 20, 20),
+        part={dim: xr.DataArray(at, dims="p") for dim, at in zip("zyx", within, strict=True)},
+        latency_s=LATENCY_OF_POINTS_S,
+    )
+    # For information: zarr finds them, and most of the time is decoding.
+    side = options.scaled(1000)
+    rows, columns = (np.sort(chance.choice(1600, side, replace=False)) for _ in "yx")
+    yield _row(
+        f"{side} rows x {side} columns of 1024 chunks, 5 ms per request",
+        plane,
+        options,
+        part={"y": rows, "x": columns},
+        latency_s=LATENCY_OF_POINTS_S,
     )
 
 
@@ -80,8 +116,9 @@ def _row(
     shards: bool = False,
     part: Mapping[str, NDArray[Any] | xr.DataArray] | None = None,
     latency_s: float = LATENCY_S,
+    chunks: tuple[int, ...] | None = None,
 ) -> Row:
-    lazy, stores = _stored(objects, shards)
+    lazy, stores = _stored(objects, shards, chunks)
     if part is not None:
         lazy = lazy.isel(part)
     expected = plain_load(copies(lazy))
@@ -101,11 +138,13 @@ def _row(
     )
 
 
-def _stored(objects: Objects, shards: bool) -> tuple[Objects, list[LatencyStore]]:
-    """Store and open ``objects``, at first without latency."""
+def _stored(
+    objects: Objects, shards: bool, chunks: tuple[int, ...] | None = None
+) -> tuple[Objects, list[LatencyStore]]:
+    """Store and open ``objects``, without latency for now."""
     if isinstance(objects, list):
         pairs = [_stored(one, shards) for one in objects]
         return [lazy for lazy, _ in pairs], [store for _, stores in pairs for store in stores]
-    store = LatencyStore(data.in_memory(objects, shards), 0)
+    store = LatencyStore(data.in_memory(objects, shards, chunks), 0)
     tree = isinstance(objects, xr.DataTree)
     return data.opened_tree(store) if tree else data.opened(store), [store]

@@ -101,7 +101,7 @@ class Points:
                 number = number[self._order]
             offset = offset.take(self._order)
         self._offset = offset
-        found: NDArray[Any]
+        found: NDArray[np.integer[Any]]
         if few:
             # Counted, so that they need not be sorted, too.
             each = np.bincount(number)

@@ -127,8 +127,7 @@ class CodecPipeline(BatchedCodecPipeline):
 
     def _placer(self, chunks: Sequence[Chunk], out: NDBuffer, drop_axes: tuple[int, ...]) -> Placer:
         basic = all(
-            isinstance(inside, tuple) and is_basic(inside) and is_basic(outside)
-            for _, _, inside, outside in chunks
+            is_basic(selection_of(inside)) and is_basic(outside) for _, _, inside, outside in chunks
         )
         return Placer(self, prepare(self, chunks[0][1]), out, drop_axes, basic)
 
