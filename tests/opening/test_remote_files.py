@@ -19,8 +19,8 @@ import pytest
 import xarray as xr
 
 import aioxarray
+from aioxarray._xarray.arrays.remote_files import AheadFile
 from aioxarray._xarray.hdf5.files import OnceFile
-from aioxarray._xarray.hdf5.remote_files import AheadFile
 from aioxarray.testing import ObjectServer
 from tests.opening.helpers import Way, assert_loaded, assert_opened, climate, own_ways
 

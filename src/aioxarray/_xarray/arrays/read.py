@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Awaitable, Callable, Hashable
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ from aioxarray._runtime.threads.pool import BLOCKING_THREADS, Pool
 from aioxarray._xarray.arrays.joined import JoinedArray
 from aioxarray._xarray.arrays.known_array import KnownArray
 from aioxarray._xarray.arrays.plan import Opaque, Read
+from aioxarray._xarray.arrays.remote_files import cancellable
 from aioxarray._xarray.compat import (
     HDF5_LOCK,
     NETCDFC_LOCK,
@@ -126,13 +128,22 @@ async def _read_in_thread(function: Callable[[], Any], array: Any) -> Any:
     if key is None:
         return await blocking_pool.run(function)
     if key == HDF5_LOCK.token:
-        # Private: the file manager of an xarray store.
+        # Private: the file manager of an xarray store, and the arguments of its file.
         store: Any = getattr(array, "datastore", None)
-        if not isinstance(getattr(store, "_manager", None), PickleableFileManager):
+        manager = getattr(store, "_manager", None)
+        if not isinstance(manager, PickleableFileManager):
             return await in_hdf5(function)
+        files = manager._args
+
+        def read_file() -> Any:
+            with ExitStack() as stack:
+                for file in files:
+                    stack.enter_context(cancellable(file))
+                return function()
+
         kept = _lane_of_hdf5.keep(store)
         try:
-            return await in_hdf5(function, by_python=True)
+            return await in_hdf5(read_file, by_python=True)
         finally:
             _lane_of_hdf5.forget(kept)
     return await in_lane(key, function)

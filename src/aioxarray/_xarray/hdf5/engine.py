@@ -16,6 +16,7 @@ import h5netcdf
 from aioxarray._runtime.loops import run_blocking
 from aioxarray._runtime.threads.own import in_own_thread
 from aioxarray._xarray.arrays.read import in_hdf5
+from aioxarray._xarray.arrays.remote_files import AheadFile
 from aioxarray._xarray.compat import (
     CachingFileManager,
     H5netcdfBackendEntrypoint,
@@ -30,7 +31,6 @@ from aioxarray._xarray.compat import (
     is_remote_uri,
 )
 from aioxarray._xarray.hdf5.files import OnceFile
-from aioxarray._xarray.hdf5.remote_files import AheadFile
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -15,6 +15,7 @@ from aioxarray._runtime.loops import run_blocking
 from aioxarray._runtime.threads.leash import be_awaited, run_leashed
 from aioxarray._xarray.arrays.known_array import KnownArray
 from aioxarray._xarray.arrays.read import in_hdf5, lane_of_hdf5
+from aioxarray._xarray.arrays.remote_files import AheadFile, read_ahead
 from aioxarray._xarray.compat import (
     BackendArray,
     BackendEntrypoint,
@@ -28,7 +29,6 @@ from aioxarray._xarray.compat import (
     is_remote_uri,
     plugins,
 )
-from aioxarray._xarray.hdf5.remote_files import AheadFile, read_ahead
 from aioxarray._xarray.lazy.aio_array import AioArray, OpenFile, ReadTogether
 from aioxarray._xarray.opening.explained import Attempt, check_names, guess_explained
 from aioxarray._xarray.opening.groups import name_after_groups

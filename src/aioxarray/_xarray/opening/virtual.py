@@ -23,6 +23,7 @@ from numcodecs.fletcher32 import Fletcher32
 from numcodecs.shuffle import Shuffle
 from obstore.store import LocalStore, from_url
 
+from aioxarray._xarray.arrays.remote_files import AheadFile
 from aioxarray._xarray.compat import (
     H5netcdfBackendEntrypoint,
     H5NetCDFStore,
@@ -31,7 +32,6 @@ from aioxarray._xarray.compat import (
     plugins,
 )
 from aioxarray._xarray.hdf5.engine import open_once, opens_once
-from aioxarray._xarray.hdf5.remote_files import AheadFile
 from aioxarray._xarray.opening.engine import AioBackendEntrypoint, open_in_lane
 from aioxarray._zarr.stores.file_chunks import (
     ChunkIndex,

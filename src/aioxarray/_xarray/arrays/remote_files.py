@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import io
+import math
 import os
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from zarr.abc.store import RangeByteRequest
 
 from aioxarray._runtime.loops import io_loop, run_blocking, run_on
+from aioxarray._runtime.threads.pool import Pool
 from aioxarray._xarray.compat import H5netcdfBackendEntrypoint, _open_remote_file, is_remote_uri
 from aioxarray._zarr.stores.request import Request, send_alone
 
@@ -144,13 +147,17 @@ def _fetching(file: Any) -> _Fetching | None:
         return _Fetching(file, io_loop(), file.fetch_async)
     fs: Any = getattr(file, "fs", None)
     # If the user asked for another cache, keep that.
-    if not getattr(fs, "async_impl", False) or fs.asynchronous or not _caches_blocks(file):
+    if not _is_awaitable(fs) or not _caches_blocks(file):
         return None
     # fsspec's HTTP files check that the server sent the range.
     fetch = getattr(file, "async_fetch_range", None)
     if fetch is None:
         fetch = partial(_cat, fs, file.path)
     return _Fetching(file, fs.loop, fetch)
+
+
+def _is_awaitable(fs: Any) -> bool:
+    return getattr(fs, "async_impl", False) and not fs.asynchronous
 
 
 def _caches_blocks(file: Any) -> bool:
@@ -170,6 +177,38 @@ def _block(fetching: _Fetching, start: int, end: int) -> memoryview:
         return await send_alone(request, lambda: fetch(start, end))
 
     return memoryview(run_blocking(lambda: run_on(loop, send)))
+
+
+# Fetches that were given up take a place each until their server answers.
+_fetchers = Pool("aioxarray-file", math.inf, math.inf)
+
+
+@contextmanager
+def cancellable(file: Any) -> Iterator[None]:
+    """Make the fetches of ``file``, if it is an fsspec file, end with the task of this thread.
+
+    fsspec itself waits for the server whatever happens meanwhile, and so would HDF5, h5py's lock
+    and the end of the interpreter. A fetch that cannot be awaited runs in a thread of its own, and
+    is given up.
+    """
+    cache: Any = getattr(file, "cache", None)
+    own = getattr(cache, "fetcher", None)
+    if own is None:
+        yield
+        return
+    fetch = getattr(file, "async_fetch_range", None)
+
+    def awaited(start: int, end: int) -> bytes:
+        if fetch is not None and _is_awaitable(file.fs):
+            return bytes(_block(_Fetching(file, file.fs.loop, fetch), start, end))
+        with Request("get", file, "", RangeByteRequest(start, end), end - start):
+            return run_blocking(lambda: _fetchers.run(lambda: own(start, end)))
+
+    cache.fetcher = awaited
+    try:
+        yield
+    finally:
+        cache.fetcher = own
 
 
 def read_ahead(engine: Any, source: Any, options: Mapping[str, Any]) -> tuple[Any, Any]:
