@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from aioxarray._runtime.loops import use_io_loop
-from aioxarray._runtime.pauses import Pauses
 from aioxarray._runtime.tasks import gather, in_steps
 from tests.runtime.helpers import settle
 
@@ -152,16 +151,3 @@ def test_work_in_steps_lets_the_loop_go_on(
     longest = max(steps_ms)
     assert longest <= most_ms
     assert (longest > sys.getswitchinterval() * 1000) == (where == "io")
-
-
-def test_long_work_pauses_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = itertools.count()
-    pauses_s: list[float] = []
-    monkeypatch.setattr("aioxarray._runtime.pauses.perf_counter", lambda: next(clock) / 1000)
-    monkeypatch.setattr("aioxarray._runtime.pauses.sleep", pauses_s.append)
-    pauses = Pauses()
-    for _ in range(40):
-        pauses.pause()
-    # More often than a waiting thread asks for the lock, and for little of the time.
-    assert len(pauses_s) >= 40 / (sys.getswitchinterval() * 1000)
-    assert 0 < sum(pauses_s) < 0.040 / 20

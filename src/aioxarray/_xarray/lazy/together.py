@@ -15,7 +15,6 @@ from functools import partial
 from time import perf_counter
 from typing import Any
 
-from aioxarray._runtime.pauses import Pauses
 from aioxarray._xarray.arrays.plan import Read, base_of, plan
 from aioxarray._xarray.arrays.read import in_lane, is_zarr, lane_key, read_by_plain_call
 from aioxarray._xarray.lazy.variables import Lazy
@@ -100,9 +99,7 @@ def _read_run(
 ) -> list[Any]:
     values: list[Any] = []
     until = perf_counter() + _RUN_S
-    pauses = Pauses()
     for index in run:
-        pauses.pause()
         lazy = lazies[index]
         try:
             values.append(_value(read, lazy))
