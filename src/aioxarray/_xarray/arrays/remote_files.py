@@ -192,11 +192,11 @@ def cancellable(file: Any) -> Iterator[None]:
     is given up.
     """
     cache: Any = getattr(file, "cache", None)
-    own = getattr(cache, "fetcher", None)
+    own: Callable[[int, int], bytes] | None = getattr(cache, "fetcher", None)
     if own is None:
         yield
         return
-    fetch = getattr(file, "async_fetch_range", None)
+    fetch: _Fetch | None = getattr(file, "async_fetch_range", None)
 
     def awaited(start: int, end: int) -> bytes:
         if fetch is not None and _is_awaitable(file.fs):
