@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import psutil
 import pytest
 import xarray as xr
+from fsspec.spec import AbstractBufferedFile
 
 import aioxarray
 from aioxarray._runtime.loops import io_loop, run_blocking, run_on
@@ -273,12 +275,42 @@ async def test_a_cancelled_opening_ends_when_hdf5_has(tmp_path: Path) -> None:
     await _ends_with_the_library(opening, file)
 
 
-def test_a_stalled_server_is_not_waited_for(tmp_path: Path, path: Path) -> None:
+OPENED_BY: dict[str, Callable[[str], Any]] = {
+    "aioxarray": lambda url: aioxarray.open_dataset(url, engine="h5netcdf"),
+    "plain xarray": lambda url: xr.open_dataset(url, engine="h5netcdf"),
+    # Its fetches cannot be awaited.
+    "a file object": lambda url: xr.open_dataset(Untold(url), engine="h5netcdf"),
+    "another cache": lambda url: xr.open_dataset(
+        fsspec.open(url, cache_type="readahead", block_size=1 << 16).open(), engine="h5netcdf"
+    ),
+}
+
+
+class Untold(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no types
+    """A file of a filesystem that has blocking calls only."""
+
+    def __init__(self, url: str) -> None:
+        filesystem, path = fsspec.url_to_fs(url)
+        super().__init__(
+            filesystem,
+            path,
+            block_size=1 << 16,
+            cache_type="blockcache",
+            size=filesystem.size(path),
+        )
+
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        data: bytes = self.fs.cat_file(self.path, start=start, end=end)
+        return data
+
+
+@pytest.mark.parametrize("opened_by", OPENED_BY)
+def test_a_stalled_server_is_not_waited_for(tmp_path: Path, path: Path, opened_by: str) -> None:
     # Larger than the blocks that are read ahead.
     ds = xr.Dataset({"v": ("x", np.random.default_rng(0).random(3 << 19))})
     ds.to_netcdf(tmp_path / "large.nc", engine="h5netcdf")
     with ObjectServer(root=tmp_path) as server:
-        got = aioxarray.open_dataset(f"{server.url}/large.nc", engine="h5netcdf")
+        got = OPENED_BY[opened_by](f"{server.url}/large.nc")
         server.latency_s = 3600
         with pytest.raises(TimeoutError):
             aioxarray.load(got, timeout=0.2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Awaitable, Callable, Hashable
+from contextlib import ExitStack
 from typing import Any, TypeVar
 
 # Private: backends' arrays and locks have no public names. ``BackendArray.async_getitem`` is the
@@ -27,6 +28,7 @@ from aioxarray._runtime.threads import BLOCKING_THREADS, Pool
 from aioxarray._xarray.joined import JoinedArray
 from aioxarray._xarray.known import KnownArray
 from aioxarray._xarray.plan import Opaque, Read
+from aioxarray._xarray.remote_files import cancellable
 from aioxarray._zarr.arrays import read_block, read_points, readable
 from aioxarray._zarr.chunks import is_basic
 from aioxarray._zarr.reading import Reading
@@ -120,13 +122,22 @@ async def _read_in_thread(function: Callable[[], Any], array: Any) -> Any:
     if key is None:
         return await blocking_pool.run(function)
     if key == HDF5_LOCK.token:
-        # Private: the manager of the file that a store of xarray reads.
+        # Private: the manager of the file that xarray reads, and what the file was opened with.
         store: Any = getattr(array, "datastore", None)
-        if not isinstance(getattr(store, "_manager", None), PickleableFileManager):
+        manager = getattr(store, "_manager", None)
+        if not isinstance(manager, PickleableFileManager):
             return await in_hdf5(function)
+        files = manager._args
+
+        def read_file() -> Any:
+            with ExitStack() as stack:
+                for file in files:
+                    stack.enter_context(cancellable(file))
+                return function()
+
         kept = _lane_of_hdf5.keep(store)
         try:
-            return await in_hdf5(function, by_python=True)
+            return await in_hdf5(read_file, by_python=True)
         finally:
             _lane_of_hdf5.forget(kept)
     return await in_lane(key, function)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import io
+import math
 import os
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,6 +18,7 @@ from xarray.backends.common import _open_remote_file
 from xarray.core.utils import is_remote_uri
 
 from aioxarray._runtime.loops import io_loop, run_blocking, run_on
+from aioxarray._runtime.threads import Pool
 
 # Those of xarray's engine.
 _BLOCK_BYTES = 4 << 20
@@ -132,13 +135,17 @@ def _fetching(file: Any) -> tuple[asyncio.AbstractEventLoop, _Fetch] | None:
         return io_loop(), file.fetch_async
     fs: Any = getattr(file, "fs", None)
     # Where the user asked for another cache, that is kept.
-    if not getattr(fs, "async_impl", False) or fs.asynchronous or not _caches_blocks(file):
+    if not _is_awaitable(fs) or not _caches_blocks(file):
         return None
     # fsspec's HTTP files check that the server sent the range.
     fetch = getattr(file, "async_fetch_range", None)
     if fetch is None:
         fetch = partial(_cat, fs, file.path)
     return fs.loop, fetch
+
+
+def _is_awaitable(fs: Any) -> bool:
+    return getattr(fs, "async_impl", False) and not fs.asynchronous
 
 
 def _caches_blocks(file: Any) -> bool:
@@ -153,6 +160,37 @@ async def _cat(fs: Any, path: str, start: int, end: int) -> bytes:
 def _block(fetching: tuple[asyncio.AbstractEventLoop, _Fetch], start: int, end: int) -> memoryview:
     loop, fetch = fetching
     return memoryview(run_blocking(lambda: run_on(loop, lambda: fetch(start, end))))
+
+
+# Fetches that were given up take a place each until their server answers.
+_fetchers = Pool("aioxarray-file", math.inf, math.inf)
+
+
+@contextmanager
+def cancellable(file: Any) -> Iterator[None]:
+    """Have what ``file``, if it is one of fsspec's, fetches end when this thread's task does.
+
+    Its own way waits for the server, whatever happens meanwhile, and with it wait HDF5, h5py's
+    lock, and the end of the interpreter. A fetch that cannot be awaited is given up, in a thread of
+    its own.
+    """
+    cache: Any = getattr(file, "cache", None)
+    own: Callable[[int, int], bytes] | None = getattr(cache, "fetcher", None)
+    if own is None:
+        yield
+        return
+    fetch: _Fetch | None = getattr(file, "async_fetch_range", None)
+
+    def awaited(start: int, end: int) -> bytes:
+        if fetch is not None and _is_awaitable(file.fs):
+            return run_blocking(lambda: run_on(file.fs.loop, lambda: fetch(start, end)))
+        return run_blocking(lambda: _fetchers.run(lambda: own(start, end)))
+
+    cache.fetcher = awaited
+    try:
+        yield
+    finally:
+        cache.fetcher = own
 
 
 def read_ahead(engine: Any, source: Any, options: Mapping[str, Any]) -> tuple[Any, Any]:
