@@ -1,9 +1,12 @@
-"""Dask data: equal names of different data, and values put together from odd blocks."""
+"""Dask data: equal names of different data, values put together from odd blocks, early ends."""
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import xarray as xr
 from zarr.storage import MemoryStore
 
 import aioxarray
+from aioxarray.testing import FaultyStore, GatedStore, Request
 from tests.oracle import Way, assert_same, every_way, mapped, plainly_computed
 from tests.samples import stored
 
@@ -233,3 +237,60 @@ def test_the_result_is_not_the_data_that_dask_holds() -> None:
     got = aioxarray.compute(xr.Variable("x", held))
     got.values[:] = 0
     assert held.sum().compute() == LARGE
+
+
+# --- ends ----------------------------------------------------------------------------------------
+
+
+def two_chunks() -> tuple[GatedStore, xr.Dataset]:
+    """Return a store that fails for one chunk and holds requests, and its data as dask arrays."""
+    memory = stored(xr.Dataset({"v": ("x", np.arange(4))}), encoding={"v": {"chunks": (2,)}})
+
+    def fail(index: int, request: Request) -> BaseException | None:
+        return OSError("no luck") if request.key == "v/c/0" else None
+
+    gate = GatedStore(FaultyStore(memory, fail), "v/c/*")
+    return gate, aioxarray.open_zarr(gate, chunks={})
+
+
+def test_no_task_reads_on_after_one_has_failed() -> None:
+    gate, ds = two_chunks()
+
+    def release() -> None:
+        gate.wait_requested("v/c/*", count=2)
+        gate.release("v/c/0")
+
+    thread = threading.Thread(target=release)
+    thread.start()
+    with dask.config.set(num_workers=2), pytest.raises(OSError, match="no luck"):
+        aioxarray.load(ds)
+    assert gate.waiting == ()
+    thread.join()
+
+
+def test_no_task_reads_on_after_a_cancellation() -> None:
+    gate, ds = two_chunks()
+
+    async def main() -> None:
+        task = asyncio.create_task(aioxarray.load_async(ds))
+        await gate.requested("v/c/*", count=2)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert gate.waiting == ()
+
+    with dask.config.set(num_workers=2):
+        asyncio.run(main())
+
+
+def test_threads_that_the_user_gave_are_used() -> None:
+    ran_in: set[str] = set()
+
+    def note(block: Any) -> Any:
+        ran_in.add(threading.current_thread().name)
+        return block
+
+    data = da.ones(4, chunks=2).map_blocks(note, meta=np.ones(0))
+    with ThreadPoolExecutor(2, "mine") as pool, dask.config.set(pool=pool):
+        aioxarray.load(xr.Dataset({"v": ("x", data)}))
+    assert {name.split("_")[0] for name in ran_in} == {"mine"}

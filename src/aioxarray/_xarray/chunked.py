@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import math
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -18,6 +21,8 @@ from xarray.namedarray.pycompat import is_chunked_array
 from aioxarray._runtime.leash import is_cancelled
 from aioxarray._runtime.loops import run_on
 from aioxarray._runtime.tasks import gather
+from aioxarray._runtime.threads import Pool, usable_cores
+from aioxarray._runtime.workers import in_worker
 from aioxarray._xarray.blocks import aligned
 from aioxarray._xarray.gathered import Gathered
 from aioxarray._xarray.names import told_apart
@@ -40,8 +45,9 @@ async def compute_chunked(arrays: Sequence[Any], options: Mapping[str, Any]) -> 
     """Compute ``arrays`` together, ``options`` being for ``dask.compute``.
 
     With a distributed client the result is awaited on the client's own loop, and cancelling
-    cancels its futures. Otherwise a worker thread computes; cancelling returns at once, and with
-    dask's threaded scheduler no further task is begun.
+    cancels its futures. Otherwise a worker thread computes. Cancelling cancels what the tasks of
+    dask's threaded scheduler read by this package, begins no further ones, and waits a moment for
+    those that do something else.
     """
     distinct = await blocking_pool.run(lambda: apart(arrays))
     values: dict[int, Any] = {}
@@ -182,13 +188,46 @@ async def _run_with_dask(arrays: Sequence[Any], options: Mapping[str, Any]) -> l
     client = _distributed_client(options)
     if client is not None:
         return await _compute_on_client(client, arrays, options)
-    stop = threading.Event()
-    with_stop = {**_stoppable(arrays, options, stop), **options}
-    try:
-        return list(await blocking_pool.run(lambda: dask.base.compute(*arrays, **with_stop)))
-    except asyncio.CancelledError:
-        stop.set()
-        raise
+    with_threads = {**_by_threads_of_ours(arrays, options), **options}
+
+    def compute() -> list[Any]:
+        with tasks_end_with_the_call():
+            return list(dask.base.compute(*arrays, **with_threads))
+
+    return await in_worker(compute, lambda _: None)
+
+
+class _TaskThreads(Executor):
+    """Threads for the tasks of one computation, which work for whoever waits for that.
+
+    What a task reads or writes is on the leash of the thread that computes. Dask's own threads are
+    joined when the interpreter ends, however long a server keeps them waiting.
+    """
+
+    def __init__(self, count: int) -> None:
+        # dask's name for how many tasks it submits at once.
+        self._max_workers = count
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        context = contextvars.copy_context()
+        return _threads.submit(partial(context.run, function, *args, **kwargs))
+
+
+# As many as the computations under way ask for.
+_threads = Pool("aioxarray-dask", math.inf, math.inf)
+
+
+def _by_threads_of_ours(arrays: Sequence[Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options for dask's threaded scheduler; none for others or if the user has threads."""
+    import dask.base
+    import dask.threaded
+
+    get = dask.base.get_scheduler(scheduler=options.get("scheduler"), collections=arrays)
+    given = options.get("pool") or dask.config.get("pool", None)
+    if get is not dask.threaded.get or given is not None:
+        return {}
+    count = options.get("num_workers") or dask.config.get("num_workers", None)
+    return {"pool": _TaskThreads(count or usable_cores())}
 
 
 @contextmanager
@@ -247,22 +286,3 @@ async def _compute_on_client(
             raise
 
     return await run_on(client.loop.asyncio_loop, compute)
-
-
-def _stoppable(
-    arrays: Sequence[Any], options: Mapping[str, Any], stop: threading.Event
-) -> dict[str, Any]:
-    """Return options that let ``stop`` end a computation of dask's threaded scheduler."""
-    import dask.threaded
-    from dask.callbacks import Callback
-
-    get = dask.base.get_scheduler(scheduler=options.get("scheduler"), collections=arrays)
-    if get is not dask.threaded.get or "callbacks" in options:
-        return {}
-
-    def before_task(*_: Any) -> None:
-        if stop.is_set():
-            raise asyncio.CancelledError
-
-    # Callbacks given explicitly replace the active ones (a progress bar): keep those too.
-    return {"callbacks": {*Callback.active, Callback(pretask=before_task)._callback}}
