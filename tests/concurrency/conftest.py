@@ -1,4 +1,4 @@
-"""Fixtures of the tests of concurrency: after each test nothing is left."""
+"""Fixtures of the tests of concurrency: servers, and that after each test nothing is left."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.concurrency.clients import served
 from tests.concurrency.helpers import assert_idle, tasks_on_io_loop
 
 
@@ -15,3 +16,10 @@ def nothing_left() -> Iterator[None]:
     before = tasks_on_io_loop()
     yield
     assert_idle(before)
+
+
+@pytest.fixture(scope="session")
+def ports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, int]]:
+    """The ports of servers that have the same data, by clients."""
+    with served(tmp_path_factory.mktemp("root")) as ports:
+        yield ports

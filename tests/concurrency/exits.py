@@ -15,62 +15,9 @@ from typing import Any, NoReturn
 import xarray as xr
 
 import aioxarray
+from tests.concurrency.clients import CLIENTS
 
 GIVEN_UP_S = 3.0
-
-
-def fsspec_http(url: str) -> xr.Dataset:
-    ds: xr.Dataset = aioxarray.open_zarr(f"{url}/bucket/data")
-    return ds
-
-
-def s3fs(url: str) -> xr.Dataset:
-    options = {"key": "test", "secret": "test", "client_kwargs": {"endpoint_url": url}}
-    ds: xr.Dataset = aioxarray.open_zarr("s3://bucket/data", storage_options=options)
-    return ds
-
-
-def obstore_http(url: str) -> xr.Dataset:
-    import obstore.store
-
-    allowed: Any = {"allow_http": True}
-    client = obstore.store.HTTPStore(f"{url}/bucket/data", client_options=allowed)
-    ds: xr.Dataset = aioxarray.open_zarr(client)
-    return ds
-
-
-def obstore_s3(url: str) -> xr.Dataset:
-    import obstore.store
-
-    client = obstore.store.S3Store(
-        "bucket",
-        prefix="data",
-        endpoint=url,
-        access_key_id="test",
-        secret_access_key="test",
-        region="us-east-1",
-        client_options={"allow_http": True},
-    )
-    ds: xr.Dataset = aioxarray.open_zarr(client)
-    return ds
-
-
-def icechunk(url: str) -> xr.Dataset:
-    import icechunk
-
-    storage = icechunk.s3_storage(
-        bucket="bucket",
-        prefix="repo",
-        endpoint_url=url,
-        allow_http=True,
-        force_path_style=True,
-        access_key_id="test",
-        secret_access_key="test",
-        region="us-east-1",
-    )
-    repo = icechunk.Repository.open(storage)
-    ds: xr.Dataset = aioxarray.open_zarr(repo.readonly_session("main"), consolidated=False)
-    return ds
 
 
 def h5netcdf(url: str) -> xr.Dataset:
@@ -82,17 +29,30 @@ def plain_h5netcdf(url: str) -> xr.Dataset:
     return xr.open_dataset(f"{url}/data.nc", engine="h5netcdf")
 
 
+def zarr(client: str, **options: Any) -> Callable[[str], xr.Dataset]:
+    """Return a function that opens Zarr data behind a URL by a client."""
+
+    def opened(url: str) -> xr.Dataset:
+        store = CLIENTS[client](url)
+        ds: xr.Dataset = aioxarray.open_zarr(store, group="first", consolidated=False, **options)
+        return ds[["v0"]]
+
+    return opened
+
+
+def plain_dask(url: str) -> xr.Dataset:
+    """Open Zarr data that plain xarray reads, in dask's tasks."""
+    store = CLIENTS["obstore_http"](url)
+    ds: xr.Dataset = xr.open_zarr(store, group="first", consolidated=False, chunks={})
+    return ds[["v0"]]
+
+
 STORES: dict[str, Callable[[str], xr.Dataset]] = {
-    function.__name__: function
-    for function in (
-        fsspec_http,
-        s3fs,
-        obstore_http,
-        obstore_s3,
-        icechunk,
-        h5netcdf,
-        plain_h5netcdf,
-    )
+    **{client: zarr(client) for client in CLIENTS},
+    "h5netcdf": h5netcdf,
+    "plain_h5netcdf": plain_h5netcdf,
+    "dask": zarr("obstore_http", chunks={}),
+    "plain_dask": plain_dask,
 }
 
 

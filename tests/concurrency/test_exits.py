@@ -8,61 +8,18 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
-from urllib.parse import urlsplit
 
-import numpy as np
 import pytest
-import xarray as xr
 
-from aioxarray.testing import ObjectServer
 from tests.concurrency.exits import STORES
 from tests.concurrency.helpers import PATIENCE_S
-from tests.s3 import s3_server
 from tests.stalling import StallingProxy
 
-# Enough for an interpreter to end on a busy machine; where one waited for a server, it was minutes.
-EXIT_S = 10.0
-CHUNKS = 40
-
-S3 = ("s3fs", "obstore_s3", "icechunk")
-
-
-def data() -> xr.Dataset:
-    """Return numbers that do not compress, in `CHUNKS` chunks."""
-    values = np.random.default_rng(0).random((CHUNKS, 1000))
-    ds = xr.Dataset({"a": (("y", "x"), values)})
-    ds["a"].encoding["chunks"] = (1, 1000)
-    return ds
-
-
-@pytest.fixture(scope="module")
-def upstreams(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, int]]:
-    """The ports of servers that have the data: of objects, and S3."""
-    import icechunk
-
-    root = tmp_path_factory.mktemp("root")
-    ds = data()
-    ds.to_zarr(root / "bucket" / "data", consolidated=True, zarr_format=2)
-    repo = icechunk.Repository.create(icechunk.local_filesystem_storage(str(root / "repo")))
-    session = repo.writable_session("main")
-    ds.to_zarr(session.store, consolidated=False, zarr_format=3)
-    session.commit("data")
-    del ds["a"].encoding["chunks"]
-    # Larger than what is read ahead of its first and last bytes.
-    large = xr.concat([ds] * 60, "y")
-    large.to_netcdf(root / "data.nc", engine="h5netcdf")
-    with ExitStack() as stack:
-        server = stack.enter_context(ObjectServer(root=root, process=True))
-        filesystem, options = stack.enter_context(s3_server("bucket"))
-        filesystem.put(str(root / "bucket" / "data"), "bucket/data", recursive=True)
-        filesystem.put(str(root / "repo"), "bucket/repo", recursive=True)
-        s3 = options["client_kwargs"]["endpoint_url"]
-        ports = {name: urlsplit(server.url).port for name in STORES}
-        ports.update(dict.fromkeys(S3, urlsplit(s3).port))
-        yield {name: port for name, port in ports.items() if port is not None}
+# Enough for an interpreter to end on a busy machine, and less than any client waits for a server.
+EXIT_S = 30.0
 
 
 class Child:
@@ -122,8 +79,9 @@ def loading(proxy: StallingProxy, store: str, way: str) -> Iterator[Child]:
 
 
 @pytest.fixture
-def proxy(request: pytest.FixtureRequest, upstreams: dict[str, int]) -> Iterator[StallingProxy]:
-    with StallingProxy(upstreams[request.getfixturevalue("store")]) as running:
+def proxy(request: pytest.FixtureRequest, ports: dict[str, int]) -> Iterator[StallingProxy]:
+    port = ports.get(request.getfixturevalue("store"), ports["http"])
+    with StallingProxy(port) as running:
         yield running
 
 
