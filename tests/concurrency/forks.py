@@ -175,7 +175,7 @@ def fork_while_loading() -> None:
 
 def cache() -> None:
     """What is kept stays with the parent; the child keeps what it reads itself."""
-    from aioxarray._zarr.stores import grants as reading
+    from aioxarray._zarr.stores import grants
     from aioxarray.testing import RecordingStore
 
     store = RecordingStore(written(VARIABLES, CHUNKS))
@@ -187,7 +187,7 @@ def cache() -> None:
         return store.log.count("get", "*/c/*")
 
     def child() -> None:
-        assert len(reading.cache) == 0
+        assert len(grants.cache) == 0
         assert [requests(), requests()] == [VARIABLES * CHUNKS, 0]
 
     with aioxarray.config.set(cache="1MiB"):

@@ -12,8 +12,7 @@ import xarray as xr
 from zarr.storage import MemoryStore
 
 from aioxarray._runtime.loops import io_loop, run_blocking
-from aioxarray._zarr.stores import grants as reading
-from aioxarray._zarr.stores import sharing
+from aioxarray._zarr.stores import grants, sharing
 from aioxarray.testing import RecordingStore, Request
 from aioxarray.testing._gate import Gate
 from tests.samples import opened
@@ -106,7 +105,7 @@ def tasks_on_io_loop() -> set[asyncio.Task[Any]]:
 
 def assert_idle(tasks_before: set[asyncio.Task[Any]]) -> None:
     """Assert that no load has left anything behind: places taken, shares open, tasks."""
-    for budget in (reading.requests, reading.memory, reading.threads, reading.fetching):
+    for budget in (grants.requests, grants.memory, grants.threads, grants.fetching):
         now = budget.statistics()
         assert (now.in_use, now.waiting, now.shares) == (0, 0, 0)
     left = tasks_on_io_loop() - tasks_before

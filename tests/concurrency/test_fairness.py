@@ -18,7 +18,7 @@ import zarr
 from zarr.storage import MemoryStore
 
 import aioxarray
-from aioxarray._zarr.stores import grants as reading
+from aioxarray._zarr.stores import grants
 from aioxarray.testing import GatedStore, LatencyStore, RecordingStore, VirtualClock
 from tests.concurrency.helpers import PATIENCE_S, lazily, same, written
 
@@ -173,7 +173,7 @@ def _wait_until_waiting(count: int) -> None:
     """Wait until two loads are under way and ``count`` of their requests wait for places."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
-        now = reading.requests.statistics()
+        now = grants.requests.statistics()
         if now.shares == 2 and now.waiting == count:
             return
         assert time.monotonic() < deadline

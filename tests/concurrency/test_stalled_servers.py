@@ -15,7 +15,7 @@ import zarr
 
 import aioxarray
 from aioxarray._zarr.chunks import jobs
-from aioxarray._zarr.stores import grants as reading
+from aioxarray._zarr.stores import grants
 from aioxarray._zarr.stores.clients import FETCHERS
 from aioxarray.testing import ObjectServer
 from tests.concurrency.helpers import PATIENCE_S, plain, written
@@ -83,7 +83,7 @@ def remotes(count: int = 2) -> Iterator[list[Remote]]:
 
 async def nobody_waits() -> None:
     """Wait until all that was given up has ended."""
-    for budget in (reading.fetching, reading.requests):
+    for budget in (grants.fetching, grants.requests):
         with budget.share(1) as share:
             async with asyncio.timeout(PATIENCE_S):
                 # What is more than all is let in when nobody has anything.
@@ -113,13 +113,13 @@ def test_many_loads_given_up_leave_other_servers_alone() -> None:
                 pass
         await loads(good.ds)
         # They are still waited for, by no more than one client's threads.
-        assert 1 <= reading.requests.in_use <= FETCHERS
-        assert bad.proxy.in_vain >= reading.requests.in_use
-        assert reading.memory.in_use == 0
+        assert 1 <= grants.requests.in_use <= FETCHERS
+        assert bad.proxy.in_vain >= grants.requests.in_use
+        assert grants.memory.in_use == 0
         # New requests of the same client, once the server is well.
         bad.proxy.resume()
         await loads(bad.ds)
-        assert reading.requests.in_use >= 1
+        assert grants.requests.in_use >= 1
 
     with remotes() as both:
         asyncio.run(main())
@@ -135,12 +135,12 @@ def test_all_threads_of_a_server_that_stalls_in_a_load(concurrency: int) -> None
         bad.proxy.stall(after=1)
         async with bad.stalled(max(1, waiting)):
             pass
-        assert reading.requests.in_use == waiting
-        assert reading.memory.in_use == 0
+        assert grants.requests.in_use == waiting
+        assert grants.memory.in_use == 0
         await loads(good.ds)
         bad.proxy.resume()
         await loads(bad.ds)
-        assert reading.requests.in_use == waiting
+        assert grants.requests.in_use == waiting
 
     with aioxarray.config.set(concurrency=concurrency), remotes() as both:
         asyncio.run(main())
@@ -174,7 +174,7 @@ def test_clients_without_number_do_not_take_all_requests() -> None:
             bad.ds = ds
             async with bad.stalled():
                 pass
-        assert reading.requests.in_use == 3
+        assert grants.requests.in_use == 3
         await loads(good.ds)
 
     with aioxarray.config.set(concurrency=6), remotes() as both:
@@ -193,7 +193,7 @@ def test_a_client_is_read_by_threads_again_when_none_waits_in_vain() -> None:
         bad.proxy.stall(after=1)
         # As many as there are threads, and no more.
         async with bad.stalled(FETCHERS):
-            assert reading.fetching.in_use == FETCHERS
+            assert grants.fetching.in_use == FETCHERS
 
     with remotes() as both:
         asyncio.run(main())

@@ -300,12 +300,12 @@ def test_a_read_that_began_before_a_write_keeps_nothing(kind: str) -> None:
 
     async def main() -> None:
         part = (slice(0, 10), slice(0, 10))
-        reading = asyncio.create_task(array._async_array.getitem(part))
+        grants = asyncio.create_task(array._async_array.getitem(part))
         await gate.requested("*[0-9]", 1)
         await asyncio.to_thread(reader(inner, "r+").__setitem__, slice(None), 1)
         # The second one a shard takes, too.
         gate.release_all()
-        await reading
+        await grants
 
     asyncio.run(main())
     np.testing.assert_array_equal(array[:], np.ones(SHAPE))

@@ -17,7 +17,7 @@ from aioxarray._runtime.scratch import scratch
 from aioxarray._zarr.chunks import turns
 from aioxarray._zarr.chunks.turns import Turns
 from aioxarray._zarr.selection import Block
-from aioxarray._zarr.stores.grants import decoders, memory, reading, requests, threads
+from aioxarray._zarr.stores.grants import decoders, memory, open_grants, requests, threads
 from aioxarray._zarr.stores.sources import FileSource
 
 # What is read is no matter here.
@@ -46,9 +46,9 @@ def test_a_thread_takes_all_runs_while_nobody_waits(monkeypatch: pytest.MonkeyPa
         return [each != "b" for each in run]
 
     async def main() -> list[bool]:
-        with reading() as granted:
+        with open_grants() as grants:
             return await Turns(iter(RUNS), read, advanced.append).take_all(
-                granted, 1, threading.Event()
+                grants, 1, threading.Event()
             )
 
     monkeypatch.setattr(decoders, "start", counted)
@@ -62,8 +62,8 @@ def test_places_are_let_go_of_where_no_thread_can_be_had(monkeypatch: pytest.Mon
         raise RuntimeError("can't start new thread")
 
     async def main() -> None:
-        with reading() as granted:
-            await granted.in_thread(lambda: None, 1, lambda: None)
+        with open_grants() as grants:
+            await grants.in_thread(lambda: None, 1, lambda: None)
 
     monkeypatch.setattr(decoders, "start", none)
     with pytest.raises(RuntimeError, match="can't start new thread"):
@@ -85,17 +85,17 @@ def test_another_load_gets_the_thread_after_the_turn() -> None:
 
     async def main() -> None:
         stop = threading.Event()
-        with reading() as granted, reading() as others:
+        with open_grants() as grants, open_grants() as others:
             ours = asyncio.create_task(
-                Turns(iter(RUNS), read, lambda count: None).take_all(granted, 1, stop)
+                Turns(iter(RUNS), read, lambda count: None).take_all(grants, 1, stop)
             )
             await asyncio.to_thread(begun.wait, 60)
-            assert not granted.is_wanted()
+            assert not grants.is_wanted()
             theirs = asyncio.create_task(
                 others.in_thread(lambda: order.append("other"), 1, stop.set)
             )
             await asyncio.sleep(0)
-            assert granted.is_wanted()
+            assert grants.is_wanted()
             go_on.set()
             await asyncio.gather(ours, theirs)
 
@@ -111,10 +111,8 @@ def test_an_error_ends_the_load_and_no_run_is_taken_after_it() -> None:
         raise ValueError("damaged")
 
     async def main() -> None:
-        with reading() as granted:
-            await Turns(iter(RUNS), read, lambda count: None).take_all(
-                granted, 1, threading.Event()
-            )
+        with open_grants() as grants:
+            await Turns(iter(RUNS), read, lambda count: None).take_all(grants, 1, threading.Event())
 
     with pytest.raises(ValueError, match="damaged"):
         asyncio.run(main())

@@ -14,7 +14,7 @@ from zarr.storage import MemoryStore, StorePath
 
 import aioxarray
 from aioxarray._xarray.saving import saver
-from aioxarray._zarr.stores import grants as reading
+from aioxarray._zarr.stores import grants
 from aioxarray.testing import (
     FaultyStore,
     GatedStore,
@@ -101,7 +101,7 @@ async def test_a_slow_store_slows_the_reading() -> None:
         assert source.log.count("get", "a/c/*") <= 16
         target.release_all()
         await task
-    assert saver.staging.in_use == reading.memory.in_use == 0
+    assert saver.staging.in_use == grants.memory.in_use == 0
     found = xr.open_zarr(target, chunks=None)
     np.testing.assert_array_equal(found.a[::9], values[::9])
 
@@ -143,7 +143,7 @@ async def test_a_cancelled_save_leaves_nothing_in_flight(chunked: bool) -> None:
     assert store.log.in_flight == 0
     assert store.log.cancelled >= 1
     assert not [key for key in content(inner) if key.endswith("zarr.json")]
-    assert saver.staging.in_use == reading.requests.in_use == reading.memory.in_use == 0
+    assert saver.staging.in_use == grants.requests.in_use == grants.memory.in_use == 0
 
 
 def test_a_timeout() -> None:

@@ -32,7 +32,7 @@ from aioxarray._xarray.compat import (
 )
 from aioxarray._zarr.chunks.arrays import read_block, read_points, readable
 from aioxarray._zarr.selection import is_basic
-from aioxarray._zarr.stores.grants import Reading
+from aioxarray._zarr.stores.grants import Grants
 
 T = TypeVar("T")
 
@@ -41,7 +41,7 @@ blocking_pool = Pool("aioxarray-blocking", BLOCKING_THREADS)
 
 async def read(
     source: Read | Opaque,
-    reading: Reading,
+    grants: Grants,
     report: Callable[[int, int], None],
     load: Callable[[Any], Awaitable[Any]],
 ) -> Any:
@@ -66,13 +66,13 @@ async def read(
         part = None
         if isinstance(source.key, VectorizedIndexer):
             if not any(map(_is_slice, key)):
-                part = await read_points(array._array, key, reading, report)
+                part = await read_points(array._array, key, grants, report)
         elif is_basic(key):
-            part = await read_block(array._array, key, reading, report)
+            part = await read_block(array._array, key, grants, report)
         if part is not None:
             return part
         array = copy.copy(array)
-        array._array = readable(array._array, reading, report)
+        array._array = readable(array._array, grants, report)
         return await array.async_getitem(_without_scalars(source.key))
     if type(array) is JoinedArray:
         return await array.read(source.key, load)

@@ -12,7 +12,7 @@ from aioxarray._runtime.budget import Share
 from aioxarray._runtime.loops import run_blocking
 from aioxarray._zarr.chunks.writing import writable, write_block
 from aioxarray._zarr.grid import is_aligned, write_edges
-from aioxarray._zarr.stores.grants import Reading, reading
+from aioxarray._zarr.stores.grants import Grants, open_grants
 from aioxarray.progress import Meter
 
 if TYPE_CHECKING:
@@ -61,10 +61,10 @@ class Target:
         run_blocking(lambda: self._write(region, values))
 
     async def _write(self, region: Any, values: Any) -> None:
-        with reading() as grants:
+        with open_grants() as grants:
             await self._write_with(grants, region, values)
 
-    async def _write_with(self, grants: Reading, region: Any, values: Any) -> None:
+    async def _write_with(self, grants: Grants, region: Any, values: Any) -> None:
         fresh = self.fresh and self.is_aligned(region)
         ours = writable(self.array, self.array.store, grants, fresh=fresh)
         await write_block(ours, region, values)
@@ -76,9 +76,7 @@ class ThreadTarget(Target):
     dask computes in few threads, which would otherwise be waiting for the network.
     """
 
-    def __init__(
-        self, array: zarr.Array[Any], fresh: bool, grants: Reading, intake: Intake
-    ) -> None:
+    def __init__(self, array: zarr.Array[Any], fresh: bool, grants: Grants, intake: Intake) -> None:
         super().__init__(array, fresh)
         self._grants = grants
         self._intake = intake

@@ -14,7 +14,7 @@ from aioxarray._xarray.dask.chunked import compute_chunked
 from aioxarray._xarray.lazy.together import LEAST, RUN, UNREAD, Sorting, read_run
 from aioxarray._xarray.lazy.variables import Lazy, load_data
 from aioxarray._zarr.stores.calls import Call, calling
-from aioxarray._zarr.stores.grants import Reading, decoders, reading
+from aioxarray._zarr.stores.grants import Grants, decoders, open_grants
 from aioxarray._zarr.stores.request import for_variable
 from aioxarray.config import cache_limit, memory_limit, request_limit, thread_count
 from aioxarray.progress import Meter, Progress, check_progress, meter
@@ -48,9 +48,9 @@ async def read_all(lazies: Sequence[Lazy], options: Options) -> list[Any]:
     """Return the values of ``lazies``; on the I/O loop."""
     total = sum(lazy.nbytes for lazy in lazies)
     async with calling("loaded", options.timeout, options.concurrency) as call:
-        with meter(options.progress, total) as counter, reading(call.concurrency) as granted:
+        with meter(options.progress, total) as counter, open_grants(call.concurrency) as grants:
             call.progress = counter.state
-            load = _Load(lazies, granted, counter, options, call)
+            load = _Load(lazies, grants, counter, options, call)
             await gather(await load.jobs())
     return load.values
 
@@ -61,14 +61,14 @@ class _Load:
     def __init__(
         self,
         lazies: Sequence[Lazy],
-        reading: Reading,
+        grants: Grants,
         counter: Meter,
         options: Options,
         call: Call,
     ) -> None:
         self.values: list[Any] = [None] * len(lazies)
         self._lazies = lazies
-        self._reading = reading
+        self._grants = grants
         self._counter = counter
         self._options = options
         self._call = call
@@ -81,7 +81,7 @@ class _Load:
             jobs = self._workers(others)
         else:
             sorting = Sorting()
-            await in_steps(sorting.each(self._lazies, others, self._reading))
+            await in_steps(sorting.each(self._lazies, others, self._grants))
             places, rest = sorting.done()
             jobs = self._workers(rest)
             jobs += [partial(self._together, *each) for each in places.items()]
@@ -98,7 +98,7 @@ class _Load:
             for index in todo:
                 await self._one(index)
 
-        width = self._reading.requests.bound + BLOCKING_THREADS
+        width = self._grants.requests.bound + BLOCKING_THREADS
         return [work] * int(min(len(indexes), width))
 
     async def _one(self, index: int) -> None:
@@ -106,7 +106,7 @@ class _Load:
         report = self._counter.part(lazy.nbytes)
         try:
             with self._call.awaiting(f"variable {lazy.label}"), for_variable(lazy.label):
-                self.values[index] = await load_data(lazy, self._reading, decoders, report)
+                self.values[index] = await load_data(lazy, self._grants, decoders, report)
         except Exception as error:
             error.add_note(f"while loading {lazy.label}")
             raise
@@ -118,7 +118,7 @@ class _Load:
         while start < len(indexes):
             run = indexes[start : start + RUN]
             with self._call.awaiting(f"variable {self._lazies[run[0]].label}"):
-                values = await read_run(place, self._lazies, run, self._reading)
+                values = await read_run(place, self._lazies, run, self._grants)
             start += len(values)
             for index, value in zip(run, values, strict=False):
                 if value is UNREAD:

@@ -20,7 +20,7 @@ from aioxarray._xarray.arrays.read import in_lane, is_zarr, lane_key, read_by_pl
 from aioxarray._xarray.lazy.variables import Lazy
 from aioxarray._zarr.chunks.arrays import read_small_block, reads_by_plain_calls
 from aioxarray._zarr.selection import is_basic
-from aioxarray._zarr.stores.grants import Reading
+from aioxarray._zarr.stores.grants import Grants
 
 # Decoding more than this costs more than a hop to a thread.
 _SMALL_BYTES = 16 << 10
@@ -43,12 +43,12 @@ class Sorting:
         self._rest: list[int] = []
 
     def each(
-        self, lazies: Sequence[Lazy], indexes: Iterable[int], reading: Reading
+        self, lazies: Sequence[Lazy], indexes: Iterable[int], grants: Grants
     ) -> Iterator[None]:
         """Sort the arrays at ``indexes`` of ``lazies``, one per iteration."""
         for index in indexes:
             yield
-            place = _place_of(lazies[index], reading)
+            place = _place_of(lazies[index], grants)
             members = self._rest if place is None else self._places.setdefault(place, [])
             members.append(index)
 
@@ -60,7 +60,7 @@ class Sorting:
         return self._places, sorted(self._rest)
 
 
-def _place_of(lazy: Lazy, reading: Reading) -> Hashable | None:
+def _place_of(lazy: Lazy, grants: Grants) -> Hashable | None:
     if lazy.nbytes > _SMALL_BYTES:
         return None
     array: Any = base_of(lazy.data)
@@ -68,13 +68,13 @@ def _place_of(lazy: Lazy, reading: Reading) -> Hashable | None:
         return None
     if is_zarr(array):
         # With the cache enabled, reads must go through the codec pipeline.
-        local = not reading.keeps and reads_by_plain_calls(array._array)
+        local = not grants.keeps and reads_by_plain_calls(array._array)
         return _ZARR if local else None
     return lane_key(array)
 
 
 async def read_run(
-    place: Hashable, lazies: Sequence[Lazy], run: Sequence[int], reading: Reading
+    place: Hashable, lazies: Sequence[Lazy], run: Sequence[int], grants: Grants
 ) -> list[Any]:
     """Return the values of the first arrays of ``run``, `UNREAD` for those to read in another way.
 
@@ -86,7 +86,7 @@ async def read_run(
     work = partial(_read_run, read, lazies, run, stop)
     if place is _ZARR:
         # This work holds the GIL; several threads would only pass it back and forth.
-        return await reading.in_thread(work, _SMALL_BYTES, stop.set, alone=True)
+        return await grants.in_thread(work, _SMALL_BYTES, stop.set, alone=True)
     try:
         return await in_lane(place, work)
     except asyncio.CancelledError:

@@ -22,7 +22,7 @@ from aioxarray._xarray.compat import (
 )
 from aioxarray._xarray.dask.chunked import is_chunked_array
 from aioxarray._xarray.lazy.find import Found
-from aioxarray._zarr.stores.grants import Reading, is_long
+from aioxarray._zarr.stores.grants import Grants, is_long
 
 # Decoding less than this costs less than a hop to a thread and back.
 _INLINE_BYTES = 16 << 10
@@ -136,14 +136,14 @@ def lazy_data(found: Iterable[Found]) -> Lazies:
 
 
 async def load_data(
-    lazy: Lazy, reading: Reading, decoders: Pool, report: Callable[[int, int], None]
+    lazy: Lazy, grants: Grants, decoders: Pool, report: Callable[[int, int], None]
 ) -> Any:
     """Return the values of ``lazy``, which is not chunked; on the I/O loop."""
     parts = plan(lazy.data)
     value = None
     if parts.source is not None:
         value = await read(
-            parts.source, reading, report, partial(_load_part, lazy.label, reading, decoders)
+            parts.source, grants, report, partial(_load_part, lazy.label, grants, decoders)
         )
     if lazy.nbytes <= _INLINE_BYTES:
         value = parts.finish(value)
@@ -153,9 +153,9 @@ async def load_data(
     return value
 
 
-async def _load_part(label: str, reading: Reading, decoders: Pool, array: Any) -> Any:
+async def _load_part(label: str, grants: Grants, decoders: Pool, array: Any) -> Any:
     part = Lazy(array, label, array.size * array.dtype.itemsize)
-    return await load_data(part, reading, decoders, _unheard)
+    return await load_data(part, grants, decoders, _unheard)
 
 
 def _unheard(done: int, total: int) -> None:

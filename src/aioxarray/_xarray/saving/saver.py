@@ -44,7 +44,7 @@ from aioxarray._zarr.metadata.surveying import survey
 from aioxarray._zarr.metadata.write_behind import Changes, WriteBehindStore
 from aioxarray._zarr.stores.calls import Call, calling
 from aioxarray._zarr.stores.fork import is_transaction, usable_here
-from aioxarray._zarr.stores.grants import Reading, decoders, is_long, reading
+from aioxarray._zarr.stores.grants import Grants, decoders, is_long, open_grants
 from aioxarray._zarr.stores.identity import Position
 from aioxarray._zarr.stores.limited import ForeignStore, LimitedStore, Places
 from aioxarray._zarr.stores.printable import printable
@@ -82,7 +82,7 @@ async def _save(obj: Any, store: Any, options: ZarrOptions, how: Options) -> Any
         place = await store_path(store, mode=None, storage_options=options.storage_options)
         try:
             with (
-                reading(how.concurrency) as grants,
+                open_grants(how.concurrency) as grants,
                 staging.share(memory_limit() / _STAGED_PART) as staged,
             ):
                 saving = _Saving(obj, place, options, how, grants, staged, call)
@@ -101,7 +101,7 @@ class _Saving:
         place: StorePath,
         options: ZarrOptions,
         how: Options,
-        grants: Reading,
+        grants: Grants,
         staged: Share,
         call: Call,
     ) -> None:

@@ -27,7 +27,7 @@ from aioxarray._zarr.compat import (
 from aioxarray._zarr.points import Points
 from aioxarray._zarr.selection import Block
 from aioxarray._zarr.stores.fork import usable_here
-from aioxarray._zarr.stores.grants import Reading
+from aioxarray._zarr.stores.grants import Grants
 from aioxarray._zarr.stores.request import chunk_noted
 from aioxarray._zarr.stores.sources import source_of
 
@@ -41,15 +41,15 @@ if TYPE_CHECKING:
 
 
 def readable(
-    array: zarr.Array[Any], reading: Reading, report: Callable[[int, int], None]
+    array: zarr.Array[Any], grants: Grants, report: Callable[[int, int], None]
 ) -> zarr.Array[Any]:
-    """Return an array with the data of ``array`` whose asynchronous reads keep to ``reading``.
+    """Return an array with the data of ``array`` whose asynchronous reads keep to ``grants``.
 
     ``report`` is told, after each chunk, how many of how many of a selection are done. Nothing
     is requested and ``array`` stays as it is.
     """
     store = usable_here(array.store)
-    return zarr.Array(with_pipeline(array, store, CodecPipeline, granted=reading, report=report))
+    return zarr.Array(with_pipeline(array, store, CodecPipeline, grants=grants, report=report))
 
 
 def with_pipeline(
@@ -83,12 +83,12 @@ _FEW_POINTS = 1000
 async def read_block(
     array: zarr.Array[Any],
     selection: Sequence[int | slice],
-    reading: Reading,
+    grants: Grants,
     report: Callable[[int, int], None],
 ) -> NDArray[Any] | None:
     """Read a block of ``array`` without zarr's own indexing.
 
-    That costs as much for each chunk as fetching and decoding a small one. ``reading`` and
+    That costs as much for each chunk as fetching and decoding a small one. ``grants`` and
     ``report`` are those of `readable`. Returns None, and requests nothing, where zarr's indexing
     is needed: the selection is no block of a regular grid, missing chunks are errors, or the array
     has a ``getitem`` that is not zarr's.
@@ -98,13 +98,13 @@ async def read_block(
         return None
     form = _form_of(inner)
     job = _block_job(inner, form, selection)
-    return None if job is None else await _read_job(array, form, job, reading, report)
+    return None if job is None else await _read_job(array, form, job, grants, report)
 
 
 async def read_points(
     array: zarr.Array[Any],
     coordinates: Sequence[NDArray[Any]],
-    reading: Reading,
+    grants: Grants,
     report: Callable[[int, int], None],
 ) -> NDArray[Any] | None:
     """Read single points of ``array`` without zarr's own indexing.
@@ -124,22 +124,22 @@ async def read_points(
         return Points.of(coordinates, inner.metadata.shape, chunk_shape)
 
     few = math.prod(np.broadcast_shapes(*(each.shape for each in coordinates))) <= _FEW_POINTS
-    points = find() if few else await reading.decoders.run(find)
+    points = find() if few else await grants.decoders.run(find)
     if points is None:
         return None
     job = _job(inner, form, points, (math.prod(points.shape),), basic=False)
-    return (await _read_job(array, form, job, reading, report)).reshape(points.shape)
+    return (await _read_job(array, form, job, grants, report)).reshape(points.shape)
 
 
 async def _read_job(
     array: zarr.Array[Any],
     form: _Form,
     job: _Job,
-    reading: Reading,
+    grants: Grants,
     report: Callable[[int, int], None],
 ) -> NDArray[Any]:
     if job.count:
-        pipeline = replace(form.pipeline, granted=reading, report=report)
+        pipeline = replace(form.pipeline, grants=grants, report=report)
         store = usable_here(array.store)
         await pipeline.read_chunks(store, job.chunks, job.count, form.spec, job.placer)
     return job.out.as_numpy_array()

@@ -22,7 +22,7 @@ from aioxarray._zarr.chunks.small_chunks import SMALL_BYTES, SmallChunks
 from aioxarray._zarr.chunks.turns import Turns
 from aioxarray._zarr.selection import in_runs
 from aioxarray._zarr.stores.clients import FETCHERS, Nearness
-from aioxarray._zarr.stores.grants import Reading, is_long
+from aioxarray._zarr.stores.grants import Grants, is_long
 from aioxarray._zarr.stores.limited import LimitedStore
 from aioxarray._zarr.stores.request import chunk_noted
 from aioxarray._zarr.stores.sharing import Lead, Sharing, Table
@@ -84,14 +84,14 @@ class Job:
     count: int
     size: int
     placer: Placer
-    granted: Reading
+    grants: Grants
     table: Table | None
     advance: Callable[[int], None]
 
     @cached_property
     def sharing(self) -> Sharing[Chunk, bool]:
         """Knows which chunks other jobs are reading at the moment, and which are kept."""
-        return Sharing(self.table, self.placer, self.granted.keeps)
+        return Sharing(self.table, self.placer, self.grants.keeps)
 
     def at_once(self, source: Source) -> list[bool]:
         """Read what is in memory right here: it takes less time than a hop to a thread."""
@@ -112,7 +112,7 @@ class Job:
         remote = isinstance(source, ObjectSource)
         if not (self.sharing.shares or remote):
             return await self._straight(source, stop)
-        decoding = self.granted.decoding if remote else _ALONE
+        decoding = self.grants.decoding if remote else _ALONE
         together = self._together(source, decoding)
 
         def read(led: Sequence[Lead[Chunk]]) -> list[bool]:
@@ -135,8 +135,8 @@ class Job:
                 work, held = partial(together.read, led, stop), together.held
             if not isinstance(source, ObjectSource):
                 alone = self.size <= SMALL_BYTES
-                return await self.granted.in_thread(work, held, stop.set, alone=alone)
-            found = await self.granted.fetch(source.client, work, held, stop.set)
+                return await self.grants.in_thread(work, held, stop.set, alone=alone)
+            found = await self.grants.fetch(source.client, work, held, stop.set)
             if found is None:
                 # Nothing was requested.
                 found = await gather([partial(self._fetch, lead) for lead in led])
@@ -145,7 +145,7 @@ class Job:
         def noting(chunk: Chunk) -> chunk_noted:
             return chunk_noted(chunk[0], self.limited)
 
-        width = FETCHERS if remote else self.granted.thread_count
+        width = FETCHERS if remote else self.grants.thread_count
         return await self._run_by_run(lambda run: self.sharing.read(run, in_thread, noting), width)
 
     async def _straight(self, source: Source, stop: threading.Event) -> list[bool]:
@@ -197,9 +197,9 @@ class Job:
 
         ``read`` reads a run, with ``held`` bytes; it returns early once ``stop`` is set.
         """
-        width = self.granted.thread_count
+        width = self.grants.thread_count
         runs = in_runs(self.chunks, self.count, self.size, width, _RUN_BYTES)
-        return await Turns(runs, read, self.advance).take_all(self.granted, held, stop, alone=alone)
+        return await Turns(runs, read, self.advance).take_all(self.grants, held, stop, alone=alone)
 
     async def _run_by_run(
         self, read: Callable[[Sequence[Chunk]], Awaitable[list[bool]]], width: int
@@ -246,8 +246,8 @@ class Job:
                     errors.append(None)
             return errors
 
-        granted = self.granted
-        return Batches(granted.decoders, granted.thread_count, _BATCH_BYTES, put, is_long)
+        grants = self.grants
+        return Batches(grants.decoders, grants.thread_count, _BATCH_BYTES, put, is_long)
 
     def _is_decoded_here(self, there: bool) -> bool:
         """Say whether a chunk, if it is ``there``, is put in its place on the loop.
@@ -261,10 +261,10 @@ class Job:
     async def _fetch(self, lead: Lead[Chunk]) -> bool:
         """Fetch a chunk by the store's coroutine and have it decoded; say whether it is there."""
         chunk, flight = lead
-        granted = self.granted
+        grants = self.grants
         long = is_long(self.held)
         with chunk_noted(chunk[0], self.limited), flight or _ALONE:
-            async with granted.memory.hold(self.held, long=long):
+            async with grants.memory.hold(self.held, long=long):
                 data: Any = await self.limited.get(chunk[0], chunk[1].prototype, long=long)
                 there = data is not None
                 if there and not self.placer.by_zarr:
@@ -297,12 +297,12 @@ class Job:
 
     async def _by_nearness(self, source: ObjectSource) -> list[bool]:
         client = source.client
-        if self.count < _FEW_CHUNKS or not self.granted.can_fetch(client):
+        if self.count < _FEW_CHUNKS or not self.grants.can_fetch(client):
             return await self.by_coroutines()
-        nearness = self.granted.nearness.get(client)
+        nearness = self.grants.nearness.get(client)
         if nearness is not None:
             return await self._as_near(source, nearness)
-        nearness = self.granted.nearness[client] = Nearness()
+        nearness = self.grants.nearness[client] = Nearness()
         remaining = iter(self.chunks)
         head = replace(self, chunks=[next(remaining)], count=1)
         tail = replace(self, chunks=remaining, count=self.count - 1)
@@ -331,7 +331,7 @@ class Job:
 
         Without it as many as may have requests in flight.
         """
-        width = self.granted.requests.bound if width is None else width
+        width = self.grants.requests.bound if width is None else width
         if self.count == 1:
             (chunk,) = self.chunks
             with chunk_noted(chunk[0], self.limited):

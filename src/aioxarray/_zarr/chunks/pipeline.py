@@ -27,7 +27,7 @@ from aioxarray._zarr.compat import BatchedCodecPipeline
 from aioxarray._zarr.metadata.prefetched import PrefetchedStore
 from aioxarray._zarr.points import selection_of
 from aioxarray._zarr.selection import is_basic
-from aioxarray._zarr.stores.grants import Reading, is_long, reading
+from aioxarray._zarr.stores.grants import Grants, is_long, open_grants
 from aioxarray._zarr.stores.limited import LimitedStore
 from aioxarray._zarr.stores.sharing import forget, table_of
 from aioxarray._zarr.stores.sources import ObjectSource, source_of
@@ -73,7 +73,7 @@ class CodecPipeline(BatchedCodecPipeline):
     """
 
     # What the load grants; None outside of loads, where the settings of the process hold.
-    granted: Reading | None = None
+    grants: Grants | None = None
     # Told after each run how many of how many chunks are done.
     report: Callable[[int, int], None] | None = None
 
@@ -114,8 +114,8 @@ class CodecPipeline(BatchedCodecPipeline):
         if not isinstance(place, StorePath):
             await super().write(requests, value, drop_axes)  # type: ignore[arg-type]
             return
-        with reading() as granted:
-            limited = LimitedStore(place.store, granted.requests)
+        with open_grants() as grants:
+            limited = LimitedStore(place.store, grants.requests)
             limited_requests: Any = [
                 (StorePath(limited, each.path), *rest)  # type: ignore[attr-defined]
                 for each, *rest in requests
@@ -138,19 +138,19 @@ class CodecPipeline(BatchedCodecPipeline):
 
         ``spec`` is that of one of them.
         """
-        if self.granted is None:
-            with reading() as granted:
-                granting = replace(self, granted=granted)
+        if self.grants is None:
+            with open_grants() as grants:
+                granting = replace(self, grants=grants)
                 return await granting.read_chunks(store, chunks, count, spec, placer)
         if isinstance(store, PrefetchedStore):
             # It counts requests itself, and a read that holds a place must not wait for another.
             store = store.counted_elsewhere()
-        granted = self.granted
+        grants = self.grants
         source = source_of(store)
         partial = self.supports_partial_decode
         shards = ShardReader.of(self, spec, placer, placer.views) if partial else None
         # What is close by is read again faster than it is shared.
-        shared = granted.keeps or source is None or source.remote
+        shared = grants.keeps or source is None or source.remote
         table = None
         if shared and placer.in_memory:
             alike = shards.decoding if shards else decoding(self, placer.prepared, spec)
@@ -160,9 +160,9 @@ class CodecPipeline(BatchedCodecPipeline):
             # Of a shard only what is wanted is read and held.
             wanted = _byte_count(placer.out.shape, placer.out.dtype) // count
             size = min(size, max(wanted, shards.inner_bytes))
-        limited = LimitedStore(store, granted.requests)
+        limited = LimitedStore(store, grants.requests)
         advance = Advance(self.report, count)
-        job = Job(limited, chunks, count, size, placer, granted, table, advance)
+        job = Job(limited, chunks, count, size, placer, grants, table, advance)
         if shards is not None:
             if source is None or isinstance(source, ObjectSource):
                 return await ByCoroutines(job, shards).read_all()
@@ -183,7 +183,7 @@ class CodecPipeline(BatchedCodecPipeline):
 
         async def read(chunk: Chunk) -> bool:
             key, spec, inside, _ = chunk
-            async with job.granted.memory.hold(job.size, long=is_long(job.size)):
+            async with job.grants.memory.hold(job.size, long=is_long(job.size)):
                 getter = StorePath(job.limited, key)
                 selection = selection_of(inside)
                 (part,) = await self.decode_partial_batch([(getter, selection, spec)])

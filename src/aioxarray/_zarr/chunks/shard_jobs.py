@@ -49,8 +49,8 @@ class ShardJob(ABC):
     def __init__(self, job: Job, shards: ShardReader) -> None:
         self.job = job
         self.shards = shards
-        self.indexes = Sharing(job.table, Indexes(), job.granted.keeps)
-        self.inner = Sharing(job.table, InnerChunks(), job.granted.keeps)
+        self.indexes = Sharing(job.table, Indexes(), job.grants.keeps)
+        self.inner = Sharing(job.table, InnerChunks(), job.grants.keeps)
         # Set when the threads that are at it shall stop.
         self.stop = threading.Event()
 
@@ -132,7 +132,7 @@ class ByPlainCalls(ShardJob):
         self._source = source
 
     async def read_all(self) -> list[bool]:
-        width = self.job.granted.thread_count
+        width = self.job.grants.thread_count
         if self.inner.shares:
             return await self.job.side_by_side(self.read, width)
         read = self.job.one_by_one(self._read_alone, self.stop)
@@ -156,7 +156,7 @@ class ByPlainCalls(ShardJob):
         return True
 
     async def _in_thread(self, function: Callable[[], T]) -> T:
-        return await self.job.granted.in_thread(
+        return await self.job.grants.in_thread(
             function, self.job.held, self.stop.set, alone=self._alone
         )
 
@@ -205,7 +205,7 @@ class ByCoroutines(ShardJob):
         return await self.job.side_by_side(self.read)
 
     async def lead(self, part: ShardPart, led: Sequence[Lead[Wanted]]) -> list[bool]:
-        memory, size = self.job.granted.memory, part.size(led)
+        memory, size = self.job.grants.memory, part.size(led)
         if part.is_all(led):
             async with memory.hold(size, long=is_long(size)):
                 with failing(led):
@@ -252,4 +252,4 @@ class ByCoroutines(ShardJob):
 
         if fetched:
             long = is_long(self.job.size)
-            await self.job.granted.decoders.run_to_end(decode, self.stop.set, long=long)
+            await self.job.grants.decoders.run_to_end(decode, self.stop.set, long=long)

@@ -15,7 +15,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from aioxarray._runtime.tasks import gather
-from aioxarray._zarr.stores.grants import Reading
+from aioxarray._zarr.stores.grants import Grants
 
 if TYPE_CHECKING:
     from aioxarray._zarr.selection import Chunk
@@ -52,12 +52,12 @@ class Turns:
         self._present: dict[int, list[bool]] = {}
 
     async def take_all(
-        self, granted: Reading, size: int, stop: threading.Event, *, alone: bool = False
+        self, grants: Grants, size: int, stop: threading.Event, *, alone: bool = False
     ) -> list[bool]:
-        """Have the runs read in the threads of ``granted``; say which chunks were there.
+        """Have the runs read in the threads of ``grants``; say which chunks were there.
 
         Each thread has ``size`` bytes in flight; for ``stop`` and ``alone`` see
-        `Reading.in_thread`.
+        `Grants.in_thread`.
         """
         loop = asyncio.get_running_loop()
 
@@ -65,16 +65,16 @@ class Turns:
             while run is not None and not stop.is_set():
                 count = self._turn(run, stop)
                 loop.call_soon_threadsafe(self._advance, count)
-                if granted.is_wanted():
+                if grants.is_wanted():
                     break
                 run = self._next()
 
         async def worker() -> None:
             # Only who has a run waits for a thread to read it.
             while (run := self._next()) is not None:
-                await granted.in_thread(partial(work, run), size, stop.set, alone=alone)
+                await grants.in_thread(partial(work, run), size, stop.set, alone=alone)
 
-        await gather([worker] * granted.thread_count)
+        await gather([worker] * grants.thread_count)
         return [there for number in range(len(self._present)) for there in self._present[number]]
 
     def _turn(self, run: _Run | None, stop: threading.Event) -> int:

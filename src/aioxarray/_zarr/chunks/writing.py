@@ -24,7 +24,7 @@ from aioxarray._zarr.codecs.inline import run_inline
 from aioxarray._zarr.compat import BatchedCodecPipeline
 from aioxarray._zarr.selection import in_runs
 from aioxarray._zarr.stores.fork import usable_here
-from aioxarray._zarr.stores.grants import Reading, is_long
+from aioxarray._zarr.stores.grants import Grants, is_long
 from aioxarray._zarr.stores.limited import LimitedStore
 from aioxarray._zarr.stores.local_writes import LocalFiles
 from aioxarray._zarr.stores.printable import printable
@@ -49,11 +49,11 @@ _BATCH_BYTES = 1 << 20
 def writable(
     array: zarr.Array[Any],
     store: Any,
-    writing: Reading,
+    grants: Grants,
     *,
     fresh: bool,
 ) -> Any:
-    """Return an asynchronous array like ``array`` that writes to ``store`` under ``writing``.
+    """Return an asynchronous array like ``array`` that writes to ``store`` under ``grants``.
 
     Parameters
     ----------
@@ -61,13 +61,13 @@ def writable(
         An array that may exist nowhere but in a `WriteBehindStore`.
     store
         Where its chunks go.
-    writing
+    grants
         What the save grants.
     fresh
         Whether the store has no chunk of it: then none is read, and none deleted.
     """
-    limited = LimitedStore(usable_here(store), writing.requests)
-    return with_pipeline(array, limited, WritePipeline, writing=writing, fresh=fresh)
+    limited = LimitedStore(usable_here(store), grants.requests)
+    return with_pipeline(array, limited, WritePipeline, grants=grants, fresh=fresh)
 
 
 async def write_block(array: Any, region: Sequence[slice], values: Any) -> None:
@@ -118,13 +118,13 @@ class WritePipeline(BatchedCodecPipeline):
 
     Attributes
     ----------
-    writing
+    grants
         What the save grants. None only while zarr builds the pipeline.
     fresh
         As in `writable`.
     """
 
-    writing: Reading | None = None
+    grants: Grants | None = None
     fresh: bool = False
 
     async def write(
@@ -172,7 +172,7 @@ class WritePipeline(BatchedCodecPipeline):
         encode: Encode,
     ) -> None:
         """Write runs of chunks, each in a thread that encodes and writes one by one."""
-        assert self.writing is not None
+        assert self.grants is not None
         stopped = False
 
         def stop() -> None:
@@ -196,14 +196,14 @@ class WritePipeline(BatchedCodecPipeline):
                     error.add_note(f"in chunk {printable(setter)!r}")
                     raise
 
-        threads = self.writing.thread_count
+        threads = self.grants.thread_count
         todo = in_runs(requests, count, size, threads)
 
         async def work() -> None:
-            assert self.writing is not None
+            assert self.grants is not None
             for run in todo:
                 function = functools.partial(write_run, run)
-                await self.writing.in_thread(function, size, stop)
+                await self.grants.in_thread(function, size, stop)
 
         await gather([work] * threads)
 
@@ -211,8 +211,8 @@ class WritePipeline(BatchedCodecPipeline):
         self, requests: Iterable[ChunkWrite], count: int, encode: Encode
     ) -> None:
         """Encode in threads what has its turn, and write it by the store's coroutines."""
-        assert self.writing is not None
-        writing = self.writing
+        assert self.grants is not None
+        grants = self.grants
 
         def encode_all(batch: Sequence[_Chunk]) -> Sequence[Exception | None]:
             errors: list[Exception | None] = []
@@ -226,7 +226,7 @@ class WritePipeline(BatchedCodecPipeline):
             return errors
 
         batches: Batches[_Chunk] = Batches(
-            writing.decoders, writing.thread_count, _BATCH_BYTES, encode_all, is_long
+            grants.decoders, grants.thread_count, _BATCH_BYTES, encode_all, is_long
         )
         todo = iter(requests)
 
@@ -245,13 +245,13 @@ class WritePipeline(BatchedCodecPipeline):
             for request in todo:
                 size = _byte_count(request[1])
                 try:
-                    async with writing.memory.hold(size, long=is_long(size)):
+                    async with grants.memory.hold(size, long=is_long(size)):
                         await write_chunk(request, size)
                 except Exception as error:
                     error.add_note(f"in chunk {printable(request[0])!r}")
                     raise
 
-        await gather([work] * int(min(count, writing.requests.bound)))
+        await gather([work] * int(min(count, grants.requests.bound)))
 
 
 class _Chunk:

@@ -16,7 +16,7 @@ from aioxarray._zarr.compat import make_store_path
 from aioxarray._zarr.metadata.hierarchy import ROOT_KEYS, is_json, join, parse
 from aioxarray._zarr.metadata.prefetch import fetch, prefetch
 from aioxarray._zarr.metadata.prefetched import PrefetchedStore
-from aioxarray._zarr.stores import grants as reading
+from aioxarray._zarr.stores import grants
 from aioxarray._zarr.stores.calls import current_concurrency
 from aioxarray._zarr.stores.fork import usable_here
 from aioxarray._zarr.stores.limited import ForeignStore, Places
@@ -79,7 +79,7 @@ class Opened:
 @contextmanager
 def places() -> Iterator[Places]:
     """Open a share of the requests in flight for an open."""
-    with reading.requests.share(request_limit(current_concurrency())) as share:
+    with grants.requests.share(request_limit(current_concurrency())) as share:
         given = Places(share)
         try:
             yield given

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from aioxarray._zarr.stores import grants as reading
+from aioxarray._zarr.stores import grants
 from aioxarray._zarr.stores.printable import printable
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class Call:
         elif labels:
             more = f" and {len(labels) - 1} more" if len(labels) > 1 else ""
             parts.append(f"waiting for {labels[0]}{more}")
-        others = reading.requests.in_use
+        others = grants.requests.in_use
         if not requests and others:
             parts.append(f"{others} requests of other calls are in flight")
         done = sum(call._done for call in calls)

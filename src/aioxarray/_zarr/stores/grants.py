@@ -57,7 +57,7 @@ cache = Cache()
 
 
 @dataclass(frozen=True)
-class Reading:
+class Grants:
     """The shares of the process-wide budgets that the reads of one load use, as a context.
 
     Attributes
@@ -237,7 +237,7 @@ class Reading:
         return turns
 
 
-def reading(concurrency: int | None = None) -> Reading:
+def open_grants(concurrency: int | None = None) -> Grants:
     """Return the shares of one load, with the current configuration, to open as a context.
 
     ``concurrency`` is its own limit on requests in flight; None for the configured one.
@@ -247,4 +247,4 @@ def reading(concurrency: int | None = None) -> Reading:
     kept = cache_limit()
     cache.resize(kept)
     places = requests.share(request_limit(concurrency))
-    return Reading(places, memory.share(memory_limit()), count, kept > 0)
+    return Grants(places, memory.share(memory_limit()), count, kept > 0)
