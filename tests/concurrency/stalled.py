@@ -115,6 +115,8 @@ class Client:
 
     def loop(self) -> str:
         """Make garbage and have it collected, until a signal raises an error; return its type."""
+        # The garbage of earlier calls has weak references, whose callbacks are Python's own.
+        gc.collect()
         try:
             print(json.dumps("begun"), flush=True)
             while True:

@@ -129,6 +129,8 @@ def other_requests(child: Child) -> Counter[str]:
 OPENS_GO_ON = ("icechunk",)
 LOADS_GO_ON = ("icechunk", "obstore_http", "obstore_s3")
 
+pytestmark = pytest.mark.slow
+
 every_client = pytest.mark.parametrize("child", CLIENTS, indirect=True)
 every_writer = pytest.mark.parametrize("child", WRITERS, indirect=True)
 
