@@ -15,6 +15,7 @@ from zarr.storage import StorePath
 
 from aioxarray._zarr.chunks.pipeline import CodecPipeline
 from aioxarray._zarr.chunks.placing import Placer
+from aioxarray._zarr.chunks.plan import ReadPlan, plan_read
 from aioxarray._zarr.codecs.decoders import Prepared, prepare
 from aioxarray._zarr.compat import (
     ArrayConfig,
@@ -30,6 +31,7 @@ from aioxarray._zarr.stores.fork import usable_here
 from aioxarray._zarr.stores.grants import Grants
 from aioxarray._zarr.stores.request import chunk_noted
 from aioxarray._zarr.stores.sources import source_of
+from aioxarray.config import cache_limit
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -129,6 +131,24 @@ async def read_points(
         return None
     job = _job(inner, form, points, (math.prod(points.shape),), basic=False)
     return (await _read_job(array, form, job, grants, report)).reshape(points.shape)
+
+
+def plan_block(array: zarr.Array[Any], selection: Sequence[int | slice]) -> ReadPlan | None:
+    """Return the plan of reading a block of ``array``; None where zarr's own indexing reads it."""
+    inner = array._async_array
+    form = _form_of(inner)
+    job = _block_job(inner, form, selection)
+    if job is None:
+        return None
+    return plan_read(
+        form.pipeline,
+        usable_here(array.store),
+        job.chunks,
+        job.count,
+        form.spec,
+        job.placer,
+        keeps=cache_limit() > 0,
+    )
 
 
 async def _read_job(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from aioxarray._runtime.batches import Batches
 from aioxarray._runtime.tasks import gather
 from aioxarray._zarr.chunks.placing import Placer
+from aioxarray._zarr.chunks.plan import INLINE_BYTES, ReadPlan
 from aioxarray._zarr.chunks.small_chunks import SMALL_BYTES, SmallChunks
 from aioxarray._zarr.chunks.turns import Turns
 from aioxarray._zarr.selection import in_runs
@@ -43,8 +44,6 @@ _AT_ONCE_S = 0.005
 _BYTES_A_SECOND = 100e6
 # While a load begins, the I/O loop has much else to do, and hears of an answer so much later.
 _PATIENCE_S = 0.015
-# Decoding less than this costs less than a hop to a thread and back.
-INLINE_BYTES = 16 << 10
 # In place of a flight, for chunks that are not shared.
 _ALONE = nullcontext()
 
@@ -67,26 +66,43 @@ class Advance:
 
 @dataclass(frozen=True)
 class Job:
-    """Chunks to be read from a store, and the ways to do it; each says which were there.
+    """The execution of a plan, by each of the ways; each says which chunks were there.
 
     Attributes
     ----------
-    size
-        Bytes of a chunk, decoded; of a shard those that are wanted.
+    plan
+        What is to be read.
     table
         What is shared with other jobs; None for nothing.
     advance
         Told how many more chunks are done.
     """
 
+    plan: ReadPlan
     limited: LimitedStore
-    chunks: Iterable[Chunk]
-    count: int
-    size: int
     placer: Placer
     grants: Grants
     table: Table | None
     advance: Callable[[int], None]
+
+    @property
+    def chunks(self) -> Iterable[Chunk]:
+        """The chunks of the plan."""
+        return self.plan.chunks
+
+    @property
+    def count(self) -> int:
+        """Their number."""
+        return self.plan.count
+
+    @property
+    def size(self) -> int:
+        """The decoded bytes of each."""
+        return self.plan.chunk_nbytes
+
+    def _of(self, chunks: Iterable[Chunk], count: int) -> Job:
+        """Return the execution of a part of the plan."""
+        return replace(self, plan=replace(self.plan, chunks=chunks, count=count))
 
     @cached_property
     def sharing(self) -> Sharing[Chunk, bool]:
@@ -292,7 +308,7 @@ class Job:
             present += known
             self.advance(1)
             await self.sharing.breathe()
-        rest = replace(self, chunks=remaining, count=self.count - len(present))
+        rest = self._of(remaining, self.count - len(present))
         return present + await rest._by_nearness(source)
 
     async def _by_nearness(self, source: ObjectSource) -> list[bool]:
@@ -304,8 +320,8 @@ class Job:
             return await self._as_near(source, nearness)
         nearness = self.grants.nearness[client] = Nearness()
         remaining = iter(self.chunks)
-        head = replace(self, chunks=[next(remaining)], count=1)
-        tail = replace(self, chunks=remaining, count=self.count - 1)
+        head = self._of([next(remaining)], 1)
+        tail = self._of(remaining, self.count - 1)
 
         async def first() -> list[bool]:
             found = await head.by_plain_calls(source)

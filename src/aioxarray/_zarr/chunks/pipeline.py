@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,11 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from zarr.registry import register_pipeline
 from zarr.storage import StorePath
 
-from aioxarray._zarr.chunks.jobs import INLINE_BYTES, Advance, Job
+from aioxarray._zarr.chunks.jobs import Advance, Job
 from aioxarray._zarr.chunks.placing import Placer
+from aioxarray._zarr.chunks.plan import ReadPlan, Way, plan_read
 from aioxarray._zarr.chunks.shard_jobs import ByCoroutines, ByPlainCalls
-from aioxarray._zarr.chunks.shards import ShardReader
-from aioxarray._zarr.codecs.decoders import decoding, describe, prepare
+from aioxarray._zarr.codecs.decoders import describe, prepare
 from aioxarray._zarr.compat import BatchedCodecPipeline
 from aioxarray._zarr.metadata.prefetched import PrefetchedStore
 from aioxarray._zarr.points import selection_of
@@ -30,10 +29,8 @@ from aioxarray._zarr.selection import is_basic
 from aioxarray._zarr.stores.grants import Grants, is_long, open_grants
 from aioxarray._zarr.stores.limited import LimitedStore
 from aioxarray._zarr.stores.sharing import forget, table_of
-from aioxarray._zarr.stores.sources import ObjectSource, source_of
 
 if TYPE_CHECKING:
-    import numpy as np
     from zarr.abc.store import ByteGetter, Store
 
     from aioxarray._zarr.compat import ArraySpec, NDBuffer, SelectorTuple
@@ -146,37 +143,29 @@ class CodecPipeline(BatchedCodecPipeline):
             # It counts requests itself, and a read that holds a place must not wait for another.
             store = store.counted_elsewhere()
         grants = self.grants
-        source = source_of(store)
-        partial = self.supports_partial_decode
-        shards = ShardReader.of(self, spec, placer, placer.views) if partial else None
-        # What is close by is read again faster than it is shared.
-        shared = grants.keeps or source is None or source.remote
-        table = None
-        if shared and placer.in_memory:
-            alike = shards.decoding if shards else decoding(self, placer.prepared, spec)
-            table = table_of(store, alike)
-        size = _byte_count(spec.shape, spec.dtype.to_native_dtype())
-        if shards is not None:
-            # Of a shard only what is wanted is read and held.
-            wanted = _byte_count(placer.out.shape, placer.out.dtype) // count
-            size = min(size, max(wanted, shards.inner_bytes))
+        plan = plan_read(self, store, chunks, count, spec, placer, keeps=grants.keeps)
+        table = None if plan.alike is None else table_of(store, plan.alike)
         limited = LimitedStore(store, grants.requests)
-        advance = Advance(self.report, count)
-        job = Job(limited, chunks, count, size, placer, grants, table, advance)
-        if shards is not None:
-            if source is None or isinstance(source, ObjectSource):
-                return await ByCoroutines(job, shards).read_all()
-            return await ByPlainCalls(job, shards, source).read_all()
-        if partial:
+        job = Job(plan, limited, placer, grants, table, Advance(self.report, count))
+        return await self._execute(plan, job)
+
+    async def _execute(self, plan: ReadPlan, job: Job) -> list[bool]:
+        source: Any = plan.source
+        if plan.way is Way.ZARR:
             return await job.side_by_side(self._by_zarr(job))
-        if source is None:
-            return await job.by_coroutines()
-        if isinstance(source, ObjectSource):
-            return await job.by_what_answers(source)
-        inline = source.instant and not placer.by_zarr and table is None
-        if inline and job.size * count <= INLINE_BYTES:
-            return job.at_once(source)
-        return await job.by_plain_calls(source)
+        if plan.shards is not None:
+            if plan.way is Way.COROUTINES:
+                return await ByCoroutines(job, plan.shards).read_all()
+            return await ByPlainCalls(job, plan.shards, source).read_all()
+        match plan.way:
+            case Way.HERE:
+                return job.at_once(source)
+            case Way.THREADS:
+                return await job.by_plain_calls(source)
+            case Way.FIRST_ANSWER:
+                return await job.by_what_answers(source)
+            case _:
+                return await job.by_coroutines()
 
     def _by_zarr(self, job: Job) -> Callable[[Chunk], Awaitable[bool]]:
         """Return what reads a shard by zarr's own code."""
@@ -233,7 +222,3 @@ def _statuses(present: Iterable[bool]) -> tuple[Status, ...]:
 # zarr finds pipelines by the name of their class.
 CodecPipeline.__module__ = "aioxarray"
 register_pipeline(CodecPipeline)
-
-
-def _byte_count(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
-    return math.prod(shape) * dtype.itemsize

@@ -1,0 +1,161 @@
+"""The plan of a read: which chunks it requests, by which way, and why. Made without I/O."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from aioxarray._zarr.chunks.placing import Placer
+from aioxarray._zarr.chunks.shards import ShardReader
+from aioxarray._zarr.codecs.decoders import decoding
+from aioxarray._zarr.stores.sources import LocalSource, ObjectSource, source_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    from zarr.abc.store import Store
+
+    from aioxarray._zarr.compat import ArraySpec
+    from aioxarray._zarr.selection import Chunk
+
+# Decoding less than this costs less than a hop to a thread and back.
+INLINE_BYTES = 16 << 10
+
+
+class Way(Enum):
+    """How chunks are requested, and where they are decoded."""
+
+    HERE = "looked up and decoded on the event loop"
+    THREADS = "read by plain calls in the decoding threads"
+    FIRST_ANSWER = "requested by plain calls if the first answer is quick, else by coroutines"
+    COROUTINES = "requested by coroutines, decoded in threads"
+    ZARR = "read by zarr's own code"
+
+
+class Planned(NamedTuple):
+    """What is requested of one key.
+
+    Attributes
+    ----------
+    key
+        The key in the store.
+    part
+        "all" of the value; or "ranges": the index of a shard, and then the inner chunks that it
+        names, neighbours by one request. A shard of which everything is wanted is read whole.
+    """
+
+    key: str
+    part: str
+
+
+@dataclass(frozen=True)
+class ReadPlan:
+    """What a read will do, but for chunks that are cached or that another read is at.
+
+    Attributes
+    ----------
+    store
+        The store that is asked.
+    source
+        How it is asked by plain calls; None if its coroutines serve better.
+    chunks
+        The chunks or shards, with their selections. They may be made as they are gone through,
+        once.
+    count
+        The number of chunks.
+    chunk_nbytes
+        The decoded bytes of a chunk, or those wanted of a shard.
+    shards
+        How shards are read; None for chunks without inner chunks.
+    alike
+        What reads that may share decoded chunks have in common; None if nothing is shared.
+    way, reason
+        The way of reading, and why it was chosen.
+    """
+
+    store: Store
+    source: LocalSource | ObjectSource | None
+    chunks: Iterable[Chunk]
+    count: int
+    chunk_nbytes: int
+    shards: ShardReader | None
+    alike: Hashable | None
+    way: Way
+    reason: str
+
+    @property
+    def nbytes(self) -> int:
+        """The decoded bytes of all chunks."""
+        return self.count * self.chunk_nbytes
+
+    def requests(self) -> Iterator[Planned]:
+        """Yield what is requested; goes through `chunks`."""
+        part = "all" if self.shards is None and self.way is not Way.ZARR else "ranges"
+        for key, *_ in self.chunks:
+            yield Planned(key, part)
+
+
+def plan_read(
+    pipeline: Any,
+    store: Store,
+    chunks: Iterable[Chunk],
+    count: int,
+    spec: ArraySpec,
+    placer: Placer,
+    *,
+    keeps: bool,
+) -> ReadPlan:
+    """Return the plan of reading ``count`` chunks of ``store``.
+
+    Parameters
+    ----------
+    pipeline
+        The codec pipeline of the array.
+    spec
+        That of one of the chunks.
+    placer
+        Puts the chunks into the result.
+    keeps
+        Whether decoded chunks are kept for later reads.
+    """
+    source = source_of(store)
+    partial: bool = pipeline.supports_partial_decode
+    shards = ShardReader.of(pipeline, spec, placer, placer.views) if partial else None
+    # A store at hand is read again faster than its chunks are shared.
+    shared = (keeps or source is None or source.remote) and placer.in_memory
+    alike: Hashable | None = None
+    if shared:
+        alike = shards.decoding if shards else decoding(pipeline, placer.prepared, spec)
+    nbytes = _byte_count(spec.shape, spec.dtype.to_native_dtype())
+    if shards is not None:
+        # Only the wanted inner chunks of a shard are read and held.
+        wanted = _byte_count(placer.out.shape, placer.out.dtype) // count
+        nbytes = min(nbytes, max(wanted, shards.inner_bytes))
+    is_tiny = nbytes * count <= INLINE_BYTES and not placer.by_zarr and not shared
+    way, reason = _way(source, is_sharded=partial, is_known=shards is not None, is_tiny=is_tiny)
+    return ReadPlan(store, source, chunks, count, nbytes, shards, alike, way, reason)
+
+
+def _way(
+    source: LocalSource | ObjectSource | None, *, is_sharded: bool, is_known: bool, is_tiny: bool
+) -> tuple[Way, str]:
+    if is_sharded and not is_known:
+        return Way.ZARR, "its inner chunks are encoded in a way that only zarr reads in part"
+    if source is None:
+        return (
+            Way.COROUTINES,
+            "its store has no plain calls, or a wrapper that must not be bypassed",
+        )
+    if isinstance(source, ObjectSource):
+        if is_sharded:
+            return Way.COROUTINES, "parts of remote shards are many small requests side by side"
+        return Way.FIRST_ANSWER, "plain calls carry more requests of a server close by"
+    if source.instant and is_tiny and not is_sharded:
+        return Way.HERE, "decoding so little takes less than a hop to a thread"
+    return Way.THREADS, "the store is at hand"
+
+
+def _byte_count(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    return math.prod(shape) * dtype.itemsize
