@@ -10,6 +10,9 @@ defined here::
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class ForkError(RuntimeError):
     """A store's client cannot be used in a process forked after its first use.
@@ -17,3 +20,9 @@ class ForkError(RuntimeError):
     Clients with their own threads (obstore, icechunk) would hang forever. Start processes
     with the ``spawn`` or ``forkserver`` method, or fork before the first read.
     """
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return a "did you mean" suffix with the closest of ``names``; "" if none is close."""
+    close = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

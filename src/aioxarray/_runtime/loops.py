@@ -11,12 +11,11 @@ import asyncio
 import concurrent.futures
 import contextlib
 import contextvars
-import difflib
 import functools
 import inspect
 import queue
 import threading
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
@@ -31,6 +30,7 @@ from aioxarray._runtime.threads.forks import after_fork
 from aioxarray._runtime.threads.leash import holding
 from aioxarray._runtime.threads.outcomes import Outcome
 from aioxarray._runtime.threads.own import mark_own_thread
+from aioxarray.errors import did_you_mean
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -70,12 +70,16 @@ class _OwnLoop:
 
 
 _source: Callable[[], asyncio.AbstractEventLoop] = _OwnLoop()
+# Whether the I/O loop runs in a thread of its own, and not in one of the user's.
+_has_own_thread = True
 
 
-def provide_io_loop(source: Callable[[], asyncio.AbstractEventLoop]) -> None:
+def provide_io_loop(
+    source: Callable[[], asyncio.AbstractEventLoop], *, has_own_thread: bool = True
+) -> None:
     """Make ``source()`` the I/O loop; it is called each time, so the loop may change."""
-    global _source
-    _source = source
+    global _source, _has_own_thread
+    _source, _has_own_thread = source, has_own_thread
 
 
 def io_loop() -> asyncio.AbstractEventLoop:
@@ -90,12 +94,12 @@ def use_io_loop(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
     Calls from code on ``loop`` are then awaited in place. For tests that run callers and requests
     on one loop, with a virtual clock for example.
     """
-    before = _source
-    provide_io_loop(lambda: loop)
+    before, had_own_thread = _source, _has_own_thread
+    provide_io_loop(lambda: loop, has_own_thread=False)
     try:
         yield
     finally:
-        provide_io_loop(before)
+        provide_io_loop(before, has_own_thread=had_own_thread)
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:
@@ -162,8 +166,7 @@ class _Remote:
         self._taken.drop()
 
     def _start(self) -> None:
-        # The main thread belongs to the user, even if a test runs the I/O loop in it for a while.
-        if self._loop is io_loop() and threading.current_thread() is not threading.main_thread():
+        if _has_own_thread and self._loop is io_loop():
             mark_own_thread()
         if self._has_ended:
             # Cancelled by a leash just before the start was scheduled.
@@ -348,15 +351,6 @@ def _serve(inbox: queue.SimpleQueue[Callable[[], None] | None]) -> None:
         function()
 
 
-def _did_you_mean(given: Iterable[str], signature: inspect.Signature) -> str:
-    """Return a hint for the first misspelled name in ``given``; "" if there is none."""
-    names = list(signature.parameters)
-    for name in given:
-        if name not in names and (close := difflib.get_close_matches(name, names, n=1)):
-            return f"; did you mean {close[0]!r}?"
-    return ""
-
-
 def blocking(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
     """Return the blocking version, called ``name``, of a coroutine function ``name_async``."""
     name = function.__name__.removesuffix("_async")
@@ -371,15 +365,18 @@ def blocking(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
                 signature.bind(*args, **kwargs)
             except TypeError as error:
                 # Python's message names the coroutine function, which the user did not call.
-                hint = _did_you_mean(kwargs, signature)
+                names = signature.parameters
+                unknown = next((each for each in kwargs if each not in names), None)
+                hint = "" if unknown is None else did_you_mean(unknown, names)
                 raise TypeError(f"{name}() {error}{hint}") from None
             raise
 
     call.__name__ = name
     call.__qualname__ = function.__qualname__.removesuffix("_async")
+    summary, _, rest = (inspect.getdoc(function) or "").partition("\n\n")
     call.__doc__ = (
-        f"Blocking call of `{function.__name__}`: plain code, any thread, also while an event\n"
-        f"loop is running in this thread (a notebook). An interrupt (Ctrl-C) cancels it.\n\n"
-        f"{inspect.getdoc(function)}"
+        f"{summary}\n\n"
+        f"Blocking version of `{function.__name__}`, for any thread, even while an event loop\n"
+        f"runs in it (as in a notebook). An interrupt (Ctrl-C) cancels the call.\n\n{rest}"
     )
     return call

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from aioxarray._zarr.compat import ArraySpec
     from aioxarray._zarr.points import Inside
 
@@ -28,6 +30,11 @@ _RUN_BYTES = 16 << 20
 _LEAST_BYTES = 2 << 20
 # Progress reports, and other work for the thread, wait for at most this many chunks.
 _RUN_CHUNKS = 128
+
+
+def byte_count(shape: Iterable[int], dtype: np.dtype[Any]) -> int:
+    """Return the bytes of an array."""
+    return math.prod(shape) * dtype.itemsize
 
 
 def is_basic(selection: Iterable[Any]) -> bool:

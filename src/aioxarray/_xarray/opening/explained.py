@@ -6,7 +6,6 @@ The errors keep the types and messages that xarray and the libraries below it ga
 from __future__ import annotations
 
 import contextlib
-import difflib
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from aioxarray._xarray.compat import BackendEntrypoint, plugins
 from aioxarray._xarray.opening.guessing import guess_engine, missing_engines
 from aioxarray._xarray.opening.packages import how_to_install, missing_package
 from aioxarray._zarr.stores.printable import printable
+from aioxarray.errors import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -151,9 +151,3 @@ def check_names(
                 f"{caller}() got an unexpected keyword argument {name!r} for engine "
                 f"{_name(engine)!r}{did_you_mean(name, [*parameters, *others])}"
             )
-
-
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """Return a "did you mean" suffix with the closest of ``names``; "" if none is close."""
-    close = difflib.get_close_matches(name, list(names), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""

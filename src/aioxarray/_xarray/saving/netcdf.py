@@ -21,10 +21,11 @@ from aioxarray._xarray.dask.chunked import apart, is_chunked_array, tasks_end_wi
 from aioxarray._xarray.lazy.find import find_variables, shallow_copy
 from aioxarray._xarray.lazy.loader import Options, read_all
 from aioxarray._xarray.lazy.variables import assign, lazy_data
-from aioxarray._xarray.opening.explained import did_you_mean, noting
+from aioxarray._xarray.opening.explained import noting
 from aioxarray._xarray.opening.packages import how_to_install, missing_for_netcdf
 from aioxarray._zarr.stores.calls import Call, calling
 from aioxarray._zarr.stores.printable import printable
+from aioxarray.errors import did_you_mean
 
 
 async def save_netcdf(

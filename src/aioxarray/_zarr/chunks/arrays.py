@@ -26,7 +26,7 @@ from aioxarray._zarr.compat import (
     default_buffer_prototype,
 )
 from aioxarray._zarr.points import Points
-from aioxarray._zarr.selection import Block
+from aioxarray._zarr.selection import Block, byte_count
 from aioxarray._zarr.stores.fork import usable_here
 from aioxarray._zarr.stores.grants import Grants
 from aioxarray._zarr.stores.request import chunk_noted
@@ -208,7 +208,7 @@ def read_small_block(
     job = _block_job(inner, form, selection)
     if job is None or job.placer.by_zarr:
         return None
-    size = math.prod(form.spec.shape) * job.out.dtype.itemsize
+    size = byte_count(form.spec.shape, job.out.dtype)
     if job.count * size > _SMALL_BLOCK_BYTES:
         return None
     source: Any = source_of(array.store)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -11,10 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from aioxarray._zarr.chunks.placing import Placer
 from aioxarray._zarr.chunks.shards import ShardReader
 from aioxarray._zarr.codecs.decoders import decoding
+from aioxarray._zarr.selection import byte_count
 from aioxarray._zarr.stores.sources import LocalSource, ObjectSource, source_of
 
 if TYPE_CHECKING:
-    import numpy as np
     from zarr.abc.store import Store
 
     from aioxarray._zarr.compat import ArraySpec
@@ -128,10 +127,10 @@ def plan_read(
     alike: Hashable | None = None
     if shared:
         alike = shards.decoding if shards else decoding(pipeline, placer.prepared, spec)
-    nbytes = _byte_count(spec.shape, spec.dtype.to_native_dtype())
+    nbytes = byte_count(spec.shape, spec.dtype.to_native_dtype())
     if shards is not None:
         # Only the wanted inner chunks of a shard are read and held.
-        wanted = _byte_count(placer.out.shape, placer.out.dtype) // count
+        wanted = byte_count(placer.out.shape, placer.out.dtype) // count
         nbytes = min(nbytes, max(wanted, shards.inner_bytes))
     is_tiny = nbytes * count <= INLINE_BYTES and not placer.by_zarr and not shared
     way, reason = _way(source, is_sharded=partial, is_known=shards is not None, is_tiny=is_tiny)
@@ -155,7 +154,3 @@ def _way(
     if source.instant and is_tiny and not is_sharded:
         return Way.HERE, "decoding so little takes less than a hop to a thread"
     return Way.THREADS, "the store is at hand"
-
-
-def _byte_count(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
-    return math.prod(shape) * dtype.itemsize

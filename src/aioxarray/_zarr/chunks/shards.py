@@ -19,7 +19,7 @@ from aioxarray._zarr.chunks.placing import Placer
 from aioxarray._zarr.codecs.decoders import Decoder, Prepared, decoding, prepare
 from aioxarray._zarr.compat import BatchedCodecPipeline, UInt64, get_indexer, regular_grid
 from aioxarray._zarr.points import Inside, Points, selection_of
-from aioxarray._zarr.selection import Block, is_basic, merged
+from aioxarray._zarr.selection import Block, byte_count, is_basic, merged
 from aioxarray._zarr.stores.sharing import Lead
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class ShardReader:
     def inner_bytes(self) -> int:
         """The bytes of an inner chunk, decoded."""
         spec = self.inner_spec
-        return math.prod(spec.shape) * spec.dtype.to_native_dtype().itemsize
+        return byte_count(spec.shape, spec.dtype.to_native_dtype())
 
     def index_of(self, shape: tuple[int, ...]) -> _Index:
         """Return the index of shards of ``shape``."""

@@ -8,7 +8,6 @@ save lets it. Local files are written by the thread that encodes.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,7 @@ from aioxarray._zarr.chunks.arrays import chunk_keys, chunk_spec, regular_block,
 from aioxarray._zarr.codecs.encoders import Encoder, prepare_encoder
 from aioxarray._zarr.codecs.inline import run_inline
 from aioxarray._zarr.compat import BatchedCodecPipeline
-from aioxarray._zarr.selection import in_runs
+from aioxarray._zarr.selection import byte_count, in_runs
 from aioxarray._zarr.stores.fork import usable_here
 from aioxarray._zarr.stores.grants import Grants, is_long
 from aioxarray._zarr.stores.limited import LimitedStore
@@ -156,7 +155,13 @@ class WritePipeline(BatchedCodecPipeline):
         """
         try:
             if (files := LocalFiles.of(store)) is not None:
-                await self._write_files(requests, count, files, _byte_count(spec), encode)
+                await self._write_files(
+                    requests,
+                    count,
+                    files,
+                    byte_count(spec.shape, spec.dtype.to_native_dtype()),
+                    encode,
+                )
             else:
                 await self._write_objects(requests, count, encode)
         finally:
@@ -243,7 +248,7 @@ class WritePipeline(BatchedCodecPipeline):
 
         async def work() -> None:
             for request in todo:
-                size = _byte_count(request[1])
+                size = byte_count(request[1].shape, request[1].dtype.to_native_dtype())
                 try:
                     async with grants.memory.hold(size, long=is_long(size)):
                         await write_chunk(request, size)
@@ -301,7 +306,3 @@ def _encode(
     requests: Any = [(place, *request[1:])]
     run_inline(pipeline.write_batch(requests, value, drop_axes))
     return place.data
-
-
-def _byte_count(spec: ArraySpec) -> int:
-    return math.prod(spec.shape) * spec.dtype.to_native_dtype().itemsize
