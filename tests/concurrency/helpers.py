@@ -83,14 +83,8 @@ class CompletionStore(RecordingStore):
 
 async def followed(count: int) -> None:
     """Wait until loads follow ``count`` chunks that others are reading."""
-
-    def following() -> int:
-        tables = list(sharing._tables.values())
-        flights = [flight for table in tables for flight in list(table._open.values())]
-        return sum(len(flight._followers or ()) for flight in flights)
-
     # No request tells of it: that is the point.
-    while following() < count:  # noqa: ASYNC110
+    while sharing.statistics().followers < count:  # noqa: ASYNC110
         await anyio.sleep(0.001)
 
 

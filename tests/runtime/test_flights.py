@@ -231,7 +231,7 @@ def test_over_loops() -> None:
     threads = [threading.Thread(target=wait) for _ in range(3)]
     for thread in threads:
         thread.start()
-    while len(flight._followers or []) < 3:
+    while several.statistics().followers < 3:
         threading.Event().wait(0.001)
     flight.land(4)
     for thread in threads:

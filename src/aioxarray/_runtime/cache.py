@@ -5,7 +5,17 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable
+from dataclasses import dataclass
 from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStatistics:
+    """The state of a `Cache` at one moment: its entries, their bytes, and the limit in bytes."""
+
+    entries: int
+    nbytes: int
+    limit: float
 
 
 class Cache:
@@ -33,7 +43,13 @@ class Cache:
         self.size = 0
 
     def __repr__(self) -> str:
-        return f"<Cache: {self.size} of {self._limit} bytes in {len(self)} entries>"
+        now = self.statistics()
+        return f"<Cache: {now.nbytes} of {now.limit} bytes in {now.entries} entries>"
+
+    def statistics(self) -> CacheStatistics:
+        """Return the state of the cache at this moment; from any thread."""
+        with self._lock:
+            return CacheStatistics(len(self.entries), self.size, self._limit)
 
     def __len__(self) -> int:
         return len(self.entries)

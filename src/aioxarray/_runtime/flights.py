@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from aioxarray._runtime.cache import Cache
@@ -21,6 +22,14 @@ K = TypeVar("K", bound=Hashable)
 P = TypeVar("P")
 V = TypeVar("V")
 R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class FlightStatistics:
+    """The state of `Flights` at one moment: those that can be followed, and their followers."""
+
+    flights: int
+    followers: int
 
 
 class Flights(Generic[K, V]):
@@ -39,7 +48,13 @@ class Flights(Generic[K, V]):
         self._keeps = True
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__}: {len(self._open)} under way>"
+        return f"<{type(self).__name__}: {self.statistics().flights} under way>"
+
+    def statistics(self) -> FlightStatistics:
+        """Return the state of the flights at this moment; from any thread."""
+        with self._lock:
+            followers = sum(len(flight._followers or ()) for flight in self._open.values())
+            return FlightStatistics(len(self._open), followers)
 
     def join(
         self, key: K, take: Callable[[V, P], R], part: P

@@ -10,6 +10,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -66,6 +67,25 @@ def _soon(give_up: Callable[[], None]) -> None:
     asyncio.get_running_loop().call_soon(give_up)
 
 
+@dataclass(frozen=True, slots=True)
+class PoolStatistics:
+    """The state of a `Pool` at one moment.
+
+    Attributes
+    ----------
+    size
+        The number of calls that may run at once.
+    queued
+        The calls that wait for a thread.
+    long
+        The long calls that were started and have not ended.
+    """
+
+    size: float
+    queued: int
+    long: int
+
+
 class Pool(Executor):
     """A thread pool that is created on first use and again after a fork, and can be resized.
 
@@ -97,6 +117,11 @@ class Pool(Executor):
         self._queue: set[object] = set()
         # The number of long functions that were started and have not ended.
         self._long = 0
+
+    def statistics(self) -> PoolStatistics:
+        """Return the state of the pool at this moment; from any thread."""
+        with self._lock:
+            return PoolStatistics(self._size, len(self._queue), self._long)
 
     def resize(self, size: int) -> None:
         """Use ``size`` threads for functions that are submitted from now on."""

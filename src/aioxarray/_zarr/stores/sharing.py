@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from aioxarray._runtime.flights import Flight, Flights, Follower
+from aioxarray._runtime.flights import Flight, Flights, FlightStatistics, Follower
 from aioxarray._runtime.threads.forks import after_fork
 from aioxarray._zarr.stores.grants import cache
 from aioxarray._zarr.stores.identity import Place, same
@@ -90,6 +90,14 @@ def table_of(store: Store, decoding: Hashable) -> Table:
         with _lock:
             table = _tables.setdefault((name, decoding), Table(place, (holds, store)))
     return table
+
+
+def statistics() -> FlightStatistics:
+    """Return what reads of this process have under way together, and how many reads follow them."""
+    with _lock:
+        tables = list(_tables.values())
+    each = [table.statistics() for table in tables]
+    return FlightStatistics(sum(one.flights for one in each), sum(one.followers for one in each))
 
 
 def forget(store: Store) -> None:
