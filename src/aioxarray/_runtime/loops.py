@@ -14,17 +14,11 @@ import contextvars
 import functools
 import inspect
 import queue
+import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
-
-import anyio
-
-# Private, and imported only for the side effect: anyio imports it on first use, which would block
-# the event loop of the first caller in a process for about 35 ms.
-import anyio._backends._asyncio  # noqa: F401
-from anyio.lowlevel import current_token
 
 from aioxarray._runtime.threads.forks import after_fork
 from aioxarray._runtime.threads.leash import holding
@@ -45,6 +39,13 @@ _deliver: contextvars.ContextVar[_Deliver | None] = contextvars.ContextVar(
 _blocked_loops: contextvars.ContextVar[tuple[asyncio.AbstractEventLoop, ...]] = (
     contextvars.ContextVar("aioxarray_blocked_loops", default=())
 )
+
+
+# anyio is imported only for callers that use it, or Trio: it takes 45 ms, a quarter of the import.
+_ANYIO_ON_ASYNCIO = "anyio._backends._asyncio"
+if "trio" in sys.modules:
+    # On first use it would block the event loop of the first caller.
+    import anyio._backends._trio  # noqa: F401
 
 
 class _OwnLoop:
@@ -247,6 +248,8 @@ def waker(loop: asyncio.AbstractEventLoop | None) -> _Deliver:
     """
     if loop is not None:
         return partial(_call_soon, loop.call_soon_threadsafe)
+    from anyio.lowlevel import current_token
+
     # An asyncio loop, or a TrioToken.
     token: Any = current_token().native_token
     soon = (
@@ -261,6 +264,30 @@ def _call_soon(soon: Callable[[Callable[[], None]], object], function: Callable[
     # The caller's loop may have been closed by now; then no task waits any more.
     with contextlib.suppress(RuntimeError):
         soon(function)
+
+
+def _event() -> Any:
+    """Return an event for a task of another library than asyncio."""
+    import anyio
+
+    return anyio.Event()
+
+
+async def _until_set(ended: Any, *, is_asyncio: bool) -> None:
+    """Wait for ``ended``, however often the task is cancelled meanwhile."""
+    if is_asyncio and _ANYIO_ON_ASYNCIO not in sys.modules:
+        while not ended.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await ended.wait()
+        return
+    import anyio
+
+    # A scope of anyio around the call would cancel it again in every cycle of the loop. A task of
+    # asyncio can be cancelled in spite of the shield, for example by a timeout and its task group.
+    with anyio.CancelScope(shield=True):
+        while not ended.is_set():
+            with contextlib.suppress(anyio.get_cancelled_exc_class()):
+                await ended.wait()
 
 
 async def run_on(
@@ -281,7 +308,7 @@ async def run_on(
     if here is not None and asyncio.current_task() is None:
         # Trio in guest mode, on top of an asyncio loop.
         here = None
-    ended = anyio.Event() if here is None else _Ended(here)
+    ended = _event() if here is None else _Ended(here)
     wake = waker(here)
     context = contextvars.copy_context()
     context.run(_deliver.set, wake)
@@ -291,14 +318,7 @@ async def run_on(
         await ended.wait()
     except BaseException:
         remote.cancel()
-        with anyio.CancelScope(shield=True):
-            while not ended.is_set():
-                try:
-                    await ended.wait()
-                except anyio.get_cancelled_exc_class():
-                    # An asyncio task can be cancelled again in spite of a shield, for example by a
-                    # timeout and its task group. The first cancellation is re-raised below.
-                    continue
+        await _until_set(ended, is_asyncio=here is not None)
         remote.drop()
         raise
     try:

@@ -7,8 +7,6 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from time import perf_counter
 from typing import TypeVar
 
-from anyio.lowlevel import checkpoint
-
 from aioxarray._runtime.loops import io_loop, running_loop, waker
 
 T = TypeVar("T")
@@ -49,6 +47,16 @@ async def _side_by_side(listed: Sequence[Callable[[], Awaitable[T]]]) -> list[T]
     return [results[index] for index in range(len(listed))]
 
 
+async def _checkpoint() -> None:
+    """Yield to the event loop, of any library."""
+    if running_loop() is not None and asyncio.current_task() is not None:
+        await asyncio.sleep(0)
+        return
+    from anyio.lowlevel import checkpoint
+
+    await checkpoint()
+
+
 async def in_steps(work: Iterable[object]) -> None:
     """Iterate over ``work``, and yield to the event loop, of any library, every few milliseconds.
 
@@ -58,7 +66,7 @@ async def in_steps(work: Iterable[object]) -> None:
     until = perf_counter() + step_s
     for _ in work:
         if perf_counter() >= until:
-            await checkpoint()
+            await _checkpoint()
             until = perf_counter() + step_s
 
 
