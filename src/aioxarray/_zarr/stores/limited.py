@@ -1,4 +1,4 @@
-"""The store wrapper that makes each of its requests a `Request` in a place of a budget."""
+"""Wrappers of stores whose requests keep to a limit."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
     from aioxarray._zarr.compat import Buffer, BufferPrototype
 
-    # By another name than ``list``, which a store has a method of.
+    # An alias, because ``list`` is a method of stores.
     _Values = list[Buffer | None]
 
 T = TypeVar("T")
 
 
 class Places:
-    """The places for requests that an open or a save has; None when it has ended."""
+    """The share of requests of an open or a save; None once that has ended."""
 
     def __init__(self, requests: Share | None) -> None:
         self.requests = requests

@@ -1,7 +1,7 @@
-"""The request: every request of this package to a store passes through here.
+"""The request: every request of this package to a store is made here.
 
-A request takes its place in the limit, belongs to the call that it is made for (which names it when
-its time is over), tells observers when it starts and ends, and adds its key and store to an error.
+A request takes its place in the limit, and belongs to a call, which names it in a timeout error. It
+tells observers when it starts and ends, and adds its key and store to an error.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ _lock = threading.Lock()
 
 
 def is_observed() -> bool:
-    """Say whether there is an observer; sources at hand make no `Request` without one."""
+    """Return whether there is an observer; reads of local stores make no `Request` without one."""
     return bool(_observers)
 
 
