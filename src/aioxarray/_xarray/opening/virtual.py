@@ -21,7 +21,7 @@ import xarray as xr
 from h5py import h5d, h5t, h5z
 from numcodecs.fletcher32 import Fletcher32
 from numcodecs.shuffle import Shuffle
-from obstore.store import LocalStore, from_url
+from obstore import store as object_stores
 
 from aioxarray._xarray.arrays.remote_files import AheadFile
 from aioxarray._xarray.compat import (
@@ -94,7 +94,7 @@ class VirtualFile:
             local = os.path.abspath(os.path.expanduser(self.path))
             if not os.path.exists(local):
                 raise FileNotFoundError(f"no such file: {self.path!r}")
-            self._client, self._key = LocalStore(), local.lstrip("/")
+            self._client, self._key = object_stores.LocalStore(), local.lstrip("/")
         self.chunks = FileChunks(self._client, self._key)
 
     def read_ahead(self) -> str | AheadFile:
@@ -142,7 +142,9 @@ def _client_of(url: str, storage_options: Mapping[str, Any] | None) -> tuple[Any
     if parts.scheme == "http":
         # obstore refuses plain HTTP by default; here the URL asks for it.
         options["client_options"] = {"allow_http": True, **options.get("client_options", {})}
-    return from_url(f"{parts.scheme}://{parts.netloc}", **options), parts.path.lstrip("/")
+    return object_stores.from_url(f"{parts.scheme}://{parts.netloc}", **options), parts.path.lstrip(
+        "/"
+    )
 
 
 class ChunkStore(H5NetCDFStore):
