@@ -340,7 +340,7 @@ class Share:
             budget._let_in()
 
     def is_wanted(self) -> bool:
-        """Return whether a task waits in another share, for what this one might release."""
+        """Return whether a task in another share waits for amounts that this one may hold."""
         budget = self._budget
         with budget._lock:
             turns = budget._turns

@@ -71,7 +71,7 @@ class _OwnLoop:
 
 
 _source: Callable[[], asyncio.AbstractEventLoop] = _OwnLoop()
-# Whether the I/O loop runs in a thread of its own, and not in one of the user's.
+# Whether the I/O loop runs in its own thread, and not in one of the user's.
 _has_own_thread = True
 
 

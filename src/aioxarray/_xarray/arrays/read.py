@@ -150,7 +150,7 @@ async def _read_in_thread(function: Callable[[], Any], array: Any) -> Any:
 
 
 def lane_key(array: BackendArray) -> Hashable | None:
-    """Return the key of the lane in which ``array`` is read by plain calls.
+    """Return the key of the lane in which blocking calls read ``array``.
 
     None if there is no lane, or if the array can be read asynchronously.
     """
@@ -175,7 +175,7 @@ def read_by_plain_call(source: Read) -> Any:
 _PATIENCE_S = 0.5
 
 # Kept forever: if the user's thread dropped a lane, its finalizer would run Python code there.
-# Uncut: an exit tears HDF5 down even with a thread inside, and h5py's part waits for its lock.
+# Uncut: on exit, HDF5 is torn down even if a thread is inside, and h5py waits for its own lock.
 _lane_of_hdf5 = Lane.of(HDF5_LOCK.token, blocking_pool, is_uncut=True)
 
 

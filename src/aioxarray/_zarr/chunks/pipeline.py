@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 class CodecPipeline(BatchedCodecPipeline):
     """A faster codec pipeline for zarr.
 
-    For any use of zarr, reading and writing, from plain and asynchronous code::
+    For any use of zarr, reading and writing, from synchronous and asynchronous code::
 
         zarr.config.set({"codec_pipeline.path": "aioxarray.CodecPipeline"})
 
@@ -52,18 +52,18 @@ class CodecPipeline(BatchedCodecPipeline):
 
     Notes
     -----
-    *Requests:* one per chunk; for shards, one for the index and one per range of inner chunks.
-    None for chunks that another read in this process is fetching, or that the cache has (setting
-    ``cache``): then writes by other programs or libraries go unnoticed.
+    *Requests:* one per chunk or whole shard; for a part of a shard, one for the index and one per
+    range of inner chunks. None for chunks that another read in this process is fetching, or that
+    the cache has (setting ``cache``): then writes by other programs or libraries go unnoticed.
 
     *Memory:* the setting ``memory`` bounds the bytes of chunks in flight.
 
-    *Cancelling:* the requests in flight are cancelled and awaited; a thread finishes its current
-    chunk.
+    *Cancelling:* requests in flight are cancelled and awaited, except blocking calls to a server,
+    which continue until it answers. A thread finishes its current chunk or batch of small chunks.
 
     *Errors:* those of the store and the codecs, with a note that names the chunk and the store;
-    ValueError for a chunk that decodes to more or fewer bytes than the array says. Decoding stops
-    when there are more.
+    ValueError for a chunk that decodes to more or fewer bytes than the array says, raised before
+    more are decoded.
     """
 
     # The grants of the load; None outside of loads, where the process-wide settings apply.

@@ -128,7 +128,7 @@ def plan_read(
         alike = shards.decoding if shards else decoding(pipeline, placer.prepared, spec)
     nbytes = byte_count(spec.shape, spec.dtype.to_native_dtype())
     if shards is not None:
-        # Only the wanted inner chunks of a shard are read and held.
+        # Only the selected inner chunks of a shard are read and held.
         wanted = byte_count(placer.out.shape, placer.out.dtype) // count
         nbytes = min(nbytes, max(wanted, shards.inner_bytes))
     is_tiny = nbytes * count <= INLINE_BYTES and not placer.by_zarr and not shared
