@@ -62,7 +62,7 @@ def _calls(count: int) -> Row:
 
 
 def _variables(count: int, folder: Path) -> Iterator[Row]:
-    """Measure datasets of many variables of eight numbers each."""
+    """Measure loads of datasets of many variables with eight numbers each."""
     numbers = np.arange(8.0)
     ds = xr.Dataset({f"v{i}": ("x", numbers + i) for i in range(count)})
     ds.to_zarr(LocalStore(folder / "many.zarr"), zarr_format=2, consolidated=True)

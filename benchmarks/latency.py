@@ -50,7 +50,7 @@ def run(options: Options, files: Files) -> Iterator[Row]:
         goal=0.25,
         concurrency=400,
     )
-    # Without a goal. Plain zarr 3.1 makes one request per range inside a shard.
+    # No goal. Plain zarr 3.1 makes one request per range inside a shard.
     yield _row(
         "parts of 9 shards, 72 byte ranges",
         data.many_variables(1, 12),
@@ -63,7 +63,7 @@ def run(options: Options, files: Files) -> Iterator[Row]:
 
 
 def _points(options: Options) -> Iterator[Row]:
-    """Measure points, and a grid of points, at 5 ms, so that the work of finding them shows too."""
+    """Measure points, and a grid of points, at 5 ms, so that the cost of indexing shows too."""
     count = options.scaled(1_000_000)
     chance = np.random.default_rng(0)
     plane = data.many_variables(1, 32)
@@ -95,7 +95,7 @@ def _points(options: Options) -> Iterator[Row]:
         part={dim: xr.DataArray(at, dims="p") for dim, at in zip("zyx", within, strict=True)},
         latency_s=LATENCY_OF_POINTS_S,
     )
-    # For information: zarr finds them, and most of the time is decoding.
+    # For information: zarr's indexing finds these, and decoding takes most of the time.
     side = options.scaled(1000)
     rows, columns = (np.sort(chance.choice(1600, side, replace=False)) for _ in "yx")
     yield _row(
@@ -141,7 +141,7 @@ def _row(
 def _stored(
     objects: Objects, shards: bool, chunks: tuple[int, ...] | None = None
 ) -> tuple[Objects, list[LatencyStore]]:
-    """Store and open ``objects``, without latency for now."""
+    """Store and open ``objects``, at first without latency."""
     if isinstance(objects, list):
         pairs = [_stored(one, shards) for one in objects]
         return [lazy for lazy, _ in pairs], [store for _, stores in pairs for store in stores]

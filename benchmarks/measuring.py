@@ -240,12 +240,12 @@ while True:
 
 
 class Host:
-    """A process that notes when a virtual machine's host took its processors away.
+    """A process that records when the host of a virtual machine took processors away from it.
 
-    Whatever thread was on one of them, be it the one with Python's lock, went no further.
+    A thread that runs on such a processor, perhaps with the GIL, stops meanwhile.
     """
 
-    # Linux counts what was taken when it next has the processor, in ticks of so long.
+    # Linux counts stolen time in ticks of this length, when the processor is next available.
     _TICK_S = 0.01
 
     def __enter__(self) -> Self:
@@ -259,7 +259,7 @@ class Host:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # The end of its input tells it to end.
+        # It exits when its input ends.
         with self._process:
             pass
 
@@ -272,9 +272,9 @@ class Host:
         return list(json.loads(process.stdout.readline()))
 
     def worst_undisturbed_s(self, stalls: Sequence[tuple[float, float]]) -> float:
-        """Return the longest of ``stalls`` in which the host took nothing, since it was last asked.
+        """Return the longest of ``stalls`` during which the host took no time, in seconds.
 
-        Each is when it began and ended, by `time.perf_counter`.
+        Each is a start and an end by `time.perf_counter`, later than the previous call.
         """
         taken = self._times_s()
         return max(
@@ -288,17 +288,17 @@ class Host:
 
 
 class Stalls:
-    """Notes all stalls of the running loop, as `StallMonitor` does the worst one."""
+    """Records all stalls of the running loop, where `StallMonitor` records only the worst."""
 
     _INTERVAL_S = 0.001
 
     def __init__(self) -> None:
-        # When each began and ended.
+        # The start and end of each stall.
         self.all_s: list[tuple[float, float]] = []
 
     @property
     def worst_s(self) -> float:
-        """The longest of them, in seconds."""
+        """The longest stall, in seconds."""
         return max((end - begin for begin, end in self.all_s), default=0.0)
 
     async def _watch(self) -> None:
@@ -313,7 +313,7 @@ class Stalls:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        # What was held up last is noted before it ends.
+        # Lets the last stall be recorded.
         await asyncio.sleep(2 * self._INTERVAL_S)
         self._task.cancel()
 

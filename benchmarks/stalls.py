@@ -75,7 +75,7 @@ def _rows(what: str, lazy: Objects, options: Options) -> Iterator[Row]:
     with Host() as host:
 
         async def ours(obj: Any) -> Any:
-            # Without what it takes to copy thousands of variables, which is no part of a load.
+            # Measured here, to exclude the copying of thousands of variables before the load.
             async with Stalls() as stalls:
                 await aioxarray.load_async(obj)
             worst_ms.append(stalls.worst_s * 1000)
@@ -83,7 +83,7 @@ def _rows(what: str, lazy: Objects, options: Options) -> Iterator[Row]:
             return obj
 
         stall(ours)
-    # The first of several also imports.
+    # The first of several runs includes imports.
     ours_ms, calm_ms = (median(each[1:] or each) for each in (worst_ms, undisturbed_ms))
     yield Row(what, "ms", stall(plain_load), plain_async, ours_ms, GOAL_MS)
     name = "    the worst in which the host took no time"

@@ -1,6 +1,6 @@
-"""The clients by which Zarr data on servers is read, and the servers that have the same data.
+"""Clients that read Zarr data from servers, and servers for them, all with the same data.
 
-Each function of `CLIENTS` makes a new client for the data behind a URL, as a store of zarr's. The
+Each function of `CLIENTS` creates a new client for the data behind a URL, as a zarr store. The
 store has two groups: see `first` and `second`.
 """
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from zarr.abc.store import Store
 
 CHUNKS = 40
-# No client gives up by itself in the time that a test takes.
+# Longer than any test, so that no client times out by itself.
 _NEVER_S = 3600
 
 
@@ -100,13 +100,13 @@ CLIENTS: dict[str, Callable[[str], Store]] = {
     function.__name__: function
     for function in (fsspec_http, s3fs, obstore_http, obstore_s3, icechunk)
 }
-# Those that can save.
+# The clients that can save.
 WRITERS = ("s3fs", "obstore_s3", "icechunk")
 
 
 def first() -> xr.Dataset:
-    """A variable of many chunks among more variables than zarr looks at side by side."""
-    # What does not compress: icechunk keeps small chunks among its metadata.
+    """Return a variable of many chunks, and more variables than zarr inspects concurrently."""
+    # Random, because it must not compress: icechunk stores small chunks in its metadata.
     rng = np.random.default_rng(0)
     ds = xr.Dataset(
         {"v0": (("y", "x"), rng.random((CHUNKS, 100)))}, {"x": np.sort(rng.random(100))}
@@ -116,7 +116,7 @@ def first() -> xr.Dataset:
 
 
 def second() -> xr.Dataset:
-    """Other data, for a request of the same client."""
+    """Return other data, for requests of the same client."""
     return xr.Dataset({"w": ("z", np.random.default_rng(1).random(100))})
 
 
@@ -126,15 +126,15 @@ def _write(store: Any) -> None:
 
 
 def _large() -> xr.Dataset:
-    """Return more than what is read ahead of a file's first and last bytes."""
+    """Return more data than the first and last blocks of a file, which are read ahead."""
     return xr.Dataset({"a": (("y", "x"), np.random.default_rng(0).random((2400, 1000)))})
 
 
 @contextmanager
 def served(root: Path) -> Iterator[dict[str, int]]:
-    """Serve the data, and a netCDF4 file ``data.nc``; give the ports, by clients.
+    """Serve the data, and a netCDF4 file ``data.nc``; yield the ports by client.
 
-    Those not named are at the port of "http".
+    Clients without an entry use the port of "http".
     """
     import icechunk as ice
 

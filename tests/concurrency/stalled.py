@@ -1,7 +1,7 @@
-"""What a test has another process do with one client, call by call.
+"""A process that makes calls with one client, as a test requests them.
 
-``python -m tests.concurrency.stalled CLIENT`` reads calls of `Client`'s methods, a line of JSON
-each, and answers each with a line: what was returned or the type of the error, which are texts.
+``python -m tests.concurrency.stalled CLIENT`` reads calls of `Client`'s methods, one line of JSON
+each, and answers each with a line of JSON: the return value of the method.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from tests.concurrency.clients import CLIENTS, first, second
 if TYPE_CHECKING:
     from zarr.abc.store import Store
 
-# Only a bug waits this long; less than any client waits for a server.
+# Only a bug takes this long. It is shorter than the timeout of any client.
 PATIENCE_S = 60.0
-# Enough for requests to be sent.
+# Long enough for the requests to be sent.
 GIVEN_UP_S = 1.0
 
 _FIRST: dict[str, Any] = {"group": "first", "consolidated": False}
 
 
 class Client:
-    """Calls with one kind of client; each URL has a client of its own."""
+    """The calls that a test can request, with one kind of client; each URL has its own client."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -40,7 +40,7 @@ class Client:
         self._in_background: list[threading.Thread] = []
 
     def make(self, url: str) -> None:
-        """Make the client, which may take requests."""
+        """Create the client for a URL, which may make requests."""
         self._stores[url] = CLIENTS[self._name](url)
 
     def open(self, url: str, chunks: dict[str, int] | None = None) -> None:
@@ -48,7 +48,7 @@ class Client:
         self._opened[url] = aioxarray.open_zarr(self._stores[url], **_FIRST, chunks=chunks)
 
     def load_other(self, url: str) -> None:
-        """Load the second group and compare it with what it has to be."""
+        """Load the second group and check its values."""
         store: Any = self._stores[url]
         got = aioxarray.load_dataset(
             store, group="second", engine="zarr", consolidated=False, timeout=PATIENCE_S
@@ -56,12 +56,12 @@ class Client:
         xr.testing.assert_identical(got, second())
 
     def load(self, url: str) -> None:
-        """Load what was opened and compare it with what it has to be."""
+        """Load the dataset that was opened and check its values."""
         got = aioxarray.compute(self._opened[url], timeout=PATIENCE_S)
         xr.testing.assert_identical(got, first())
 
     def give_up(self, url: str, count: int) -> int:
-        """Begin ``count`` loads of a chunk each, which do not end; return how many timed out."""
+        """Start ``count`` loads of one chunk each; return how many of them timed out."""
 
         async def load(number: int) -> bool:
             ds = self._opened[url][["v0"]].isel(y=number)
@@ -77,14 +77,14 @@ class Client:
         return asyncio.run(main())
 
     def begin(self, url: str) -> None:
-        """Begin a load of the last chunk in the background, which goes on."""
+        """Start a load of the last chunk in a background thread."""
         ds = self._opened[url][["v0"]].isel(y=-1)
         thread = threading.Thread(target=aioxarray.load, args=(ds,), daemon=True)
         thread.start()
         self._in_background.append(thread)
 
     def in_background(self) -> int:
-        """Return how many loads go on in the background."""
+        """Return the number of loads in progress in the background."""
         return sum(thread.is_alive() for thread in self._in_background)
 
     def open_failing(self, url: str) -> str:
@@ -92,17 +92,17 @@ class Client:
         return _error_of(lambda: self.open(url))
 
     def open_until_told(self, url: str) -> str:
-        """Open the first group, with a timeout that comes with a line of the input."""
+        """Open the first group, with a timeout that expires when a line of input arrives."""
         return _until_told(aioxarray.open_zarr_async(self._stores[url], **_FIRST))
 
     def get_until_told(self, url: str) -> str:
-        """Request a chunk of the store itself, without this package."""
+        """Request a chunk from the store directly, without this package."""
         from zarr.core.buffer import default_buffer_prototype
 
         return _until_told(self._stores[url].get("first/x/c/0", default_buffer_prototype()))
 
     def load_until_told(self, url: str) -> str:
-        """Load what was opened."""
+        """Load the dataset that was opened, with such a timeout."""
         return _until_told(aioxarray.load_async(self._opened[url]))
 
     def save_until_told(self, url: str, chunks: dict[str, int] | None) -> str:
@@ -114,8 +114,8 @@ class Client:
         return _until_told(saving)
 
     def loop(self) -> str:
-        """Make garbage and have it collected, until a signal raises an error; return its type."""
-        # The garbage of earlier calls has weak references, whose callbacks are Python's own.
+        """Create and collect garbage until a signal raises an error; return the error's type."""
+        # The garbage of earlier calls has weak references: their callbacks would lose the error.
         gc.collect()
         try:
             print(json.dumps("begun"), flush=True)
@@ -128,7 +128,7 @@ class Client:
             return type(error).__name__
 
     def read_files(self, path: str, engine: Any, rounds: int) -> int:
-        """Open a file by this package and drop it, and read it by plain xarray, in turns."""
+        """Open and drop a file with this package, then read it with plain xarray; repeat."""
         for _ in range(rounds):
             ds = aioxarray.open_dataset(path, engine=engine)
             del ds
@@ -138,7 +138,7 @@ class Client:
 
 
 def _until_told(work: Awaitable[object]) -> str:
-    """Await ``work`` until a line of the input comes; return the type of its error."""
+    """Await ``work`` until a line of input arrives; return the type of its error."""
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -157,7 +157,7 @@ def _until_told(work: Awaitable[object]) -> str:
 def _error_of(function: Callable[[], object]) -> str:
     try:
         function()
-    except Exception as error:  # noqa: BLE001 - each client has its own
+    except Exception as error:  # noqa: BLE001 - each client raises other types
         return type(error).__name__
     return "none"
 

@@ -1,4 +1,4 @@
-"""Thousands of small loads at once: few objects for each that waits, no hop, no zarr indexing."""
+"""Thousands of concurrent small loads: few objects per load, no thread hops, no zarr indexing."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def stored() -> MemoryStore:
 
 
 def parts(ds: xr.Dataset) -> list[xr.Dataset]:
-    """Return lazy datasets of a chunk each."""
+    """Return lazy datasets of one chunk each."""
     return [ds.isel(y=slice(i, i + 1)) for i in range(COUNT)]
 
 
 def test_a_call_that_waits_is_few_objects() -> None:
-    """Python's garbage collector goes through all of them: half of a call's cost was that."""
+    """The garbage collector traverses all objects, which was half of the cost of a call."""
     gate = GatedStore(stored(), keys="v/c/*")
     loads = parts(lazily(gate))
 
@@ -52,12 +52,12 @@ def test_a_call_that_waits_is_few_objects() -> None:
 
     gc.disable()
     try:
-        # The first imports and starts what is kept.
+        # The first load imports modules, and starts threads that are kept.
         asyncio.run(aioxarray.compute_async(lazily(stored()).isel(y=0)))
         count = asyncio.run(main())
     finally:
         gc.enable()
-    # Plain xarray holds about 150, the store and its gate 20 of either's. It was 330.
+    # Plain xarray holds about 150 per load; in both cases the gated store has 20. It was 330.
     assert count / COUNT < 180
     for i, each in enumerate(loads):
         np.testing.assert_array_equal(each.v.values, VALUES[i : i + 1])
@@ -76,7 +76,7 @@ def test_a_small_chunk_is_decoded_where_it_arrives(monkeypatch: pytest.MonkeyPat
     one = aioxarray.compute(ds.isel(y=0))
     np.testing.assert_array_equal(one.v.values, VALUES[0])
     assert started == []
-    # Those of a large selection are not: their decoding would hold up the requests.
+    # The chunks of a large selection are decoded in threads, to not delay the requests.
     large = MemoryStore()
     values = np.arange(100_000.0)
     zarr.create_array(
@@ -106,14 +106,14 @@ SELECTIONS: dict[str, Any] = {
 
 @pytest.mark.parametrize("selection", SELECTIONS)
 def test_an_arrays_own_reading_is_used_where_it_is_not_zarrs(selection: str) -> None:
-    """A patch or a derived class means something; xarray's tests count calls so."""
+    """A patched or overridden method has to be called; xarray's tests count calls in this way."""
     ds = lazily(RecordingStore(stored())).isel(SELECTIONS[selection])
     expected = ds.copy(deep=False).load()
     owner: Any = AsyncVIndex if selection == "points" else zarr.AsyncArray
     with patch.object(owner, "getitem", side_effect=owner.getitem, autospec=True) as getitem:
         xr.testing.assert_identical(aioxarray.compute(ds), expected)
     assert getitem.call_count == 1
-    # And zarr's own is not, whatever is selected.
+    # Without a patch, zarr's indexing is not used for any selection.
     with patch("zarr.core.indexing.BasicIndexer.__init__", side_effect=AssertionError):
         xr.testing.assert_identical(aioxarray.compute(ds), expected)
 

@@ -1,4 +1,4 @@
-"""Thousands of small variables: the same values, few tasks, few hops, little memory."""
+"""Loads of thousands of small variables: values, and few tasks, thread hops and objects."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SELECTIONS: dict[str, Any] = {
 
 
 def copies(ds: xr.Dataset, count: int) -> xr.Dataset:
-    """Return ``ds`` with ``count`` of each of its variables, so that there are many of all."""
+    """Return ``ds`` with ``count`` copies of each of its variables."""
     ds = ds.reset_coords()
     return xr.merge(
         [ds.rename({name: f"{name}_{i}" for name in ds.data_vars}) for i in range(count)]
@@ -55,7 +55,7 @@ def test_zarr_at_hand_has_the_values_of_plain_xarray(
     tmp_path: Path, make: Any, zarr_format: Any, selection: str
 ) -> None:
     ds = copies(make(), 4)
-    # Consolidated: the order in which a folder is listed is any.
+    # Consolidated, because the order of a folder listing is arbitrary.
     ds.to_zarr(tmp_path, zarr_format=zarr_format, consolidated=True)
     chosen = {dim: key for dim, key in SELECTIONS[selection].items() if dim in ds.dims}
 
@@ -86,7 +86,7 @@ def test_missing_chunks_and_chunks_that_are_large_or_sharded(tmp_path: Path) -> 
     (tmp_path / "v3" / "c" / "0").unlink()
 
     def lazy() -> xr.Dataset:
-        # A few values of a large chunk.
+        # Selects a few values of a large chunk.
         return samples.opened(store).isel(y=slice(2))
 
     assert_same(aioxarray.load(lazy()), lazy().load())
@@ -96,7 +96,7 @@ def test_an_error_names_its_variable_and_leaves_all_lazy(tmp_path: Path) -> None
     plain(100, 1).to_zarr(tmp_path, zarr_format=3, consolidated=False)
     (tmp_path / "v57" / "c" / "0").write_bytes(b"damaged")
     ds = lazily(LocalStore(tmp_path))
-    with pytest.raises(Exception) as caught:  # noqa: PT011 - what the codec raises
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - the codec's own error
         aioxarray.load(ds)
     notes = "\n".join(caught.value.__notes__)
     assert "while loading variable 'v57'" in notes
@@ -113,7 +113,7 @@ def test_progress_tells_of_each_variable(tmp_path: Path) -> None:
 
 
 def test_a_cancelled_load_takes_no_further_variable(tmp_path: Path) -> None:
-    """The lane of a serial library is free after the variable that it is at."""
+    """The lane of a library that is not thread-safe is free after the current variable."""
     path = tmp_path / "many.nc"
     plain(200, 1).to_netcdf(path, engine="scipy")
     begun, go_on = threading.Event(), threading.Event()
@@ -142,7 +142,7 @@ def test_a_cancelled_load_takes_no_further_variable(tmp_path: Path) -> None:
         go_on.set()
 
     asyncio.run(main())
-    # What comes after it in the same lane.
+    # The next load in the same lane.
     assert aioxarray.load(ds.v0.copy(deep=False)).values.tolist() == [0] * 8
     assert len(read) == 2
 
@@ -165,7 +165,7 @@ def test_a_load_has_no_task_a_variable() -> None:
     with aioxarray.config.set(concurrency=limit):
         aioxarray.load(ds)
     counting.join()
-    # The limit is used, by as many workers and a few that have other work.
+    # The full limit is used, with that number of workers and a few more for other work.
     assert counter.log.most_in_flight == limit
     assert tasks[0] < 60
     xr.testing.assert_identical(ds, plain(300, 1))
@@ -183,7 +183,7 @@ def test_small_variables_share_the_hops_to_a_thread(
     else:
         plain(count, 1).to_zarr(store, zarr_format=3, consolidated=False)
         ds = lazily(store)
-    # The time that a run may take, on a machine that is busy with other things.
+    # A longer time limit for runs, because the machine may be busy.
     monkeypatch.setattr("aioxarray._xarray.lazy.together._RUN_S", PATIENCE_S)
     hops = 0
     submit = Pool.submit
@@ -213,15 +213,15 @@ def test_memory_above_the_result_does_not_grow_with_the_variables(tmp_path: Path
         held, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    # Before, 20 KB a variable.
+    # It was 20 KB per variable.
     assert (peak - held) / count < 1500
 
 
 class Kept(xr.backends.BackendArray):
-    """An array of a backend, of which is known how many are alive."""
+    """A backend array whose living instances are counted."""
 
     shape, dtype = (2,), np.dtype("f8")
-    # One thread reads them all.
+    # With a lock, one thread reads all arrays.
     lock = threading.Lock()
     alive: weakref.WeakSet[Kept]
 
@@ -243,7 +243,7 @@ class Kept(xr.backends.BackendArray):
 
 
 def test_a_load_holds_no_objects_a_variable_for_the_garbage_collector() -> None:
-    """A quarter more of them brings on a full collection, which stops all threads."""
+    """When objects grow by a quarter, Python runs a full collection, which stops all threads."""
     count = 2000
     tracked: list[int] = []
 
@@ -257,13 +257,13 @@ def test_a_load_holds_no_objects_a_variable_for_the_garbage_collector() -> None:
     note()
     aioxarray.load(ds)
     before, during = tracked
-    # Before, 8.
+    # It was 8 per variable.
     assert (during - before) / count < 0.5
 
 
 @every_loop
 async def test_lazy_arrays_are_let_go_of_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of ten thousand variables would hold up the caller's loop."""
+    """Freeing those of ten thousand variables at once would block the caller's loop."""
     monkeypatch.setattr("aioxarray._runtime.tasks._STEP_S", 0.0)
     count = 50
     ds = Kept.many(count)
@@ -278,7 +278,7 @@ async def test_lazy_arrays_are_let_go_of_in_steps(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_blocking_load_leaves_nothing_to_be_let_go_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would happen in the I/O loop's thread, beside what the user's thread does next."""
+    """It would be freed in the I/O loop's thread, concurrently with the user's thread."""
     monkeypatch.setattr("aioxarray._runtime.tasks._STEP_S", 0.0)
     ds = Kept.many(50)
     aioxarray.load(ds)

@@ -1,4 +1,4 @@
-"""What a server owes a process holds up nothing else in it, and nothing of it goes on."""
+"""A stalled server holds up nothing else in a process, and calls that ended leave no requests."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ LOADS = 24
 
 
 class Child:
-    """A process with clients of one kind, which does what it is told.
+    """A child process that makes calls with one kind of client: see `tests.concurrency.stalled`.
 
     Parameters
     ----------
     client
         The name of the client.
     port
-        Of the server.
+        The port of the server.
     """
 
     def __init__(self, client: str, port: int) -> None:
@@ -69,11 +69,11 @@ class Child:
         pipe.flush()
 
     def ask(self, name: str, *arguments: object) -> None:
-        """Have it begin a call."""
+        """Start a call in the process."""
         self.tell(json.dumps([name, *arguments]))
 
     def answer(self) -> Any:
-        """Return what the call returned."""
+        """Wait for the return value of the call."""
         return json.loads(self._hears())
 
     def call(self, name: str, *arguments: object) -> Any:
@@ -84,13 +84,13 @@ class Child:
         self._process.send_signal(signal.SIGINT)
 
     def connect(self) -> StallingProxy:
-        """Have it make a client of its own; return what is between it and the server."""
+        """Create a new client in the process; return the proxy between it and the server."""
         proxy = self._stack.enter_context(StallingProxy(self._port))
         self.call("make", proxy.url)
         return proxy
 
     def end(self) -> None:
-        """Have the process end, whatever servers owe it."""
+        """End the process, which must exit even while servers stall."""
         with self._stack, self._process as process:
             _pipe(process.stdin).close()
             try:
@@ -108,7 +108,7 @@ def _pipe(pipe: IO[str] | None) -> IO[str]:
 
 @pytest.fixture(scope="module")
 def child(request: pytest.FixtureRequest, ports: dict[str, int]) -> Iterator[Child]:
-    """A process of the client that a test is for; it ends while servers stall."""
+    """Yield a process with the client under test; it has to exit while servers stall."""
     name: str = request.param
     child = Child(name, ports.get(name, ports["http"]))
     yield child
@@ -117,15 +117,15 @@ def child(request: pytest.FixtureRequest, ports: dict[str, int]) -> Iterator[Chi
 
 @pytest.fixture(scope="module")
 def other_requests(child: Child) -> Counter[str]:
-    """What a client requests that does nothing but load the second group."""
+    """Return the requests that a client makes to load the second group, and nothing else."""
     proxy = child.connect()
     made = len(proxy.requests)
     child.call("load_other", proxy.url)
     return Counter(proxy.requests[made:])
 
 
-# Icechunk goes on with what was requested of it when nobody waits for it any more: see the last
-# test. So do the threads that wait for obstore in a load, of which one cannot be cancelled.
+# Icechunk continues its requests when the caller no longer waits for them: see the last test. So do
+# threads in a blocking call of obstore, which cannot be cancelled.
 OPENS_GO_ON = ("icechunk",)
 LOADS_GO_ON = ("icechunk", "obstore_http", "obstore_s3")
 
@@ -138,10 +138,10 @@ every_writer = pytest.mark.parametrize("child", WRITERS, indirect=True)
 def went_on(
     child: Child, proxy: StallingProxy, others: Counter[str], *, waits: bool = False
 ) -> Counter[str]:
-    """Return what has been requested since a call returned, and not by a later call.
+    """Return the requests made after a call has ended that do not belong to a later call.
 
-    All that was asked in vain is answered now, so that nothing that was left behind waits. Unless
-    told that something ``waits`` for it, nothing does.
+    The server first answers all stalled requests, so that leftover work could go on. Unless
+    ``waits``, the client must have dropped the stalled requests before.
     """
     before = len(proxy.requests)
     if not waits:
@@ -161,14 +161,14 @@ def test_many_loads_given_up_leave_a_healthy_server_alone(child: Child) -> None:
     bad.wait_asked()
     assert child.call("give_up", bad.url, LOADS) == LOADS
     child.call("load", good.url)
-    # The other server still owes what it owed.
+    # The other server still has not answered.
     assert bad.in_vain >= 1
     assert child.call("in_background") == 1
 
 
 @pytest.fixture
 def busy(child: Child) -> StallingProxy:
-    """A server that owes the process an answer."""
+    """Return the proxy of a server that has not answered a request of the process."""
     proxy = child.connect()
     child.call("open", proxy.url)
     proxy.stall()
@@ -179,7 +179,7 @@ def busy(child: Child) -> StallingProxy:
 
 @every_client
 def test_an_interrupt_is_the_programs(child: Child, busy: StallingProxy) -> None:
-    """Also in a collection of garbage."""
+    """An interrupt raises in the program even during garbage collection."""
     for _ in range(3):
         assert child.call("loop") == "begun"
         child.interrupt()
@@ -192,15 +192,15 @@ def test_an_interrupt_is_the_programs(child: Child, busy: StallingProxy) -> None
 def test_files_are_read_meanwhile(
     child: Child, busy: StallingProxy, engine: Any, tmp_path: Path
 ) -> None:
-    """HDF5 crashes where files are closed late, or by two threads."""
+    """HDF5 would crash if files were closed late, or by two threads."""
     ds = xr.Dataset({"text": ("x", ["a", "bc", "def"]), "u": ("x", [0.0, 1.0, 2.0])})
     ds.to_netcdf(tmp_path / "a.nc", engine="netcdf4")
     assert child.call("read_files", str(tmp_path / "a.nc"), engine, 20) == 20
     assert busy.in_vain >= 1
 
 
-# What an open requests of twelve variables; of icechunk, which has them in one document, the values
-# of an index.
+# The requests of an open for twelve variables. Icechunk has their metadata in one document: for it,
+# the values of an index.
 HELD = dict.fromkeys(CLIENTS, "GET *first/v*") | {"icechunk": "GET *chunks*"}
 OF_ONE = dict.fromkeys(CLIENTS, "GET *first/v3/zarr.json") | {"icechunk": "GET *chunks*"}
 OF_OTHERS = dict.fromkeys(CLIENTS, "GET *first/v[5-9]*") | {"icechunk": ""}
@@ -221,7 +221,7 @@ def test_an_open_that_timed_out_goes_on_with_nothing(
     assert went_on(child, proxy, other_requests, waits=waits) == Counter()
 
 
-# Icechunk asks again for a minute where a server is broken.
+# Icechunk retries for a minute after a server error.
 FAILURES = [(client, status) for client in CLIENTS for status in (403, 500)]
 FAILURES.remove(("icechunk", 500))
 
@@ -230,7 +230,7 @@ FAILURES.remove(("icechunk", 500))
 def test_an_open_that_failed_goes_on_with_nothing(
     child: Child, status: int, other_requests: Counter[str]
 ) -> None:
-    """One document fails, others stall."""
+    """The request for one document fails, and others stall."""
     proxy = child.connect()
     proxy.fail(OF_ONE[child.client], status)
     proxy.stall(only=OF_OTHERS[child.client])
@@ -289,7 +289,7 @@ def test_a_client_that_goes_on_does_so_without_aioxarray(child: Child) -> None:
         proxy.wait_asked()
         child.tell()
         assert child.answer() == "TimeoutError"
-        # What waits still waits, while a later call is answered.
+        # Later calls are answered, while the earlier requests are still stalled.
         proxy.resume()
         child.call("load_other", proxy.url)
         left[call] = proxy.in_vain

@@ -239,7 +239,7 @@ def _reset_after_fork() -> None:
 
 # The amount, whether it is held for long, and the future that is set on admission.
 _Waiting = tuple[int, bool, asyncio.Future[None]]
-# Shared by all shares without a waiting task: even an empty deque allocates room for 64 items.
+# Used by all shares without a waiting task: even an empty deque allocates room for 64 items.
 _NOBODY: deque[_Waiting] = deque()
 
 
@@ -340,7 +340,7 @@ class Share:
             budget._let_in()
 
     def is_wanted(self) -> bool:
-        """Return whether a task waits in another share, for what this one might release."""
+        """Return whether a task in another share waits for amounts that this one may hold."""
         budget = self._budget
         with budget._lock:
             turns = budget._turns

@@ -44,7 +44,7 @@ _blocked_loops: contextvars.ContextVar[tuple[asyncio.AbstractEventLoop, ...]] = 
 # anyio is imported only for callers that use it, or Trio: it takes 45 ms, a quarter of the import.
 _ANYIO_ON_ASYNCIO = "anyio._backends._asyncio"
 if "trio" in sys.modules:
-    # On first use it would block the event loop of the first caller.
+    # Imported now, because an import on first use would block the caller's event loop.
     import anyio._backends._trio  # noqa: F401
 
 
@@ -71,7 +71,7 @@ class _OwnLoop:
 
 
 _source: Callable[[], asyncio.AbstractEventLoop] = _OwnLoop()
-# Whether the I/O loop runs in a thread of its own, and not in one of the user's.
+# Whether the I/O loop runs in its own thread, and not in one of the user's.
 _has_own_thread = True
 
 
@@ -267,7 +267,7 @@ def _call_soon(soon: Callable[[Callable[[], None]], object], function: Callable[
 
 
 def _event() -> Any:
-    """Return an event for a task of another library than asyncio."""
+    """Return an event for a task of a library other than asyncio."""
     import anyio
 
     return anyio.Event()
@@ -282,8 +282,8 @@ async def _until_set(ended: Any, *, is_asyncio: bool) -> None:
         return
     import anyio
 
-    # A scope of anyio around the call would cancel it again in every cycle of the loop. A task of
-    # asyncio can be cancelled in spite of the shield, for example by a timeout and its task group.
+    # Without the shield, a cancelled anyio scope around the call would cancel it in every cycle of
+    # the loop. The shield does not stop asyncio's own cancellations, such as those by a timeout.
     with anyio.CancelScope(shield=True):
         while not ended.is_set():
             with contextlib.suppress(anyio.get_cancelled_exc_class()):

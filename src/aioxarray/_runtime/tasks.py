@@ -13,8 +13,8 @@ T = TypeVar("T")
 
 # How long a step may block the caller's loop.
 _STEP_S = 0.002
-# How long it may keep the I/O loop. Longer than the 5 ms after which another thread asks for
-# Python's lock: a loop that lets go of it more often takes it back before others are awake.
+# How long a step may block the I/O loop. Longer than the 5 ms after which another thread requests
+# the GIL: a loop that releases it more often takes it back before the other threads wake up.
 _OWN_STEP_S = 0.01
 
 
@@ -42,7 +42,7 @@ async def _side_by_side(listed: Sequence[Callable[[], Awaitable[T]]]) -> list[T]
             for index, function in enumerate(listed):
                 group.create_task(run(index, function))
     except BaseExceptionGroup as errors:
-        # ``from None``, because the group in the traceback would add nothing.
+        # ``from None``, because the group would add nothing to the traceback.
         raise first_error(errors) from None
     return [results[index] for index in range(len(listed))]
 
@@ -71,13 +71,13 @@ async def in_steps(work: Iterable[object]) -> None:
 
 
 def after_return(work: Iterator[object]) -> None:
-    """Iterate over ``work``: a few milliseconds now, then in callbacks of the running loop.
+    """Iterate over ``work`` for a few milliseconds, and then in callbacks of the running loop.
 
-    For what has to be done in this thread, and keeps nobody waiting: a call that awaited it could
-    be cancelled in the middle. What is left when the loop ends is left undone.
+    For work that has to run in this thread, but that no call needs to await (if it did, the work
+    could be cancelled halfway). Work that remains when the loop ends is not done.
 
-    On the I/O loop all is done before this returns. That loop's thread is not the caller's, who
-    may use, after the call, a library that bears one thread at a time.
+    On the I/O loop, all work is done before this returns: that loop has its own thread, and the
+    caller's thread may next use a library that is not thread-safe.
     """
     if running_loop() is io_loop():
         for _ in work:

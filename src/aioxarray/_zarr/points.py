@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 
 # numpy radix-sorts integers of up to two bytes, which takes half the time for a million points.
 _BY_DIGITS = 1 << 16
-# So many points are numbered at once: what that takes stays in a processor's cache, where memory
-# of its own for a million points would have to come from the operating system first.
+# The number of points that are numbered at once. The temporary arrays then stay in the CPU cache;
+# for a million points, the operating system would have to provide new memory.
 _AT_ONCE = 1 << 14
 
 
 class Inside:
-    """Where points are in a chunk.
+    """The positions of points in a chunk.
 
     Parameters
     ----------
     offset
-        The place of each in the chunk, in C order.
+        The flat index of each point in the chunk, in C order.
     chunk_shape
-        Of the chunk.
+        The shape of the chunk.
     """
 
     __slots__ = ("_chunk_shape", "_offset")
@@ -39,26 +39,26 @@ class Inside:
         self._chunk_shape = chunk_shape
 
     def coordinates(self) -> tuple[NDArray[np.intp], ...]:
-        """Return the places as numpy selects by them, an array for each axis."""
+        """Return the positions as an index for numpy: one array per axis."""
         return np.unravel_index(self._offset, self._chunk_shape)
 
     def take(self, array: NDArray[Any]) -> NDArray[Any]:
         """Return the points of ``array``, the chunk."""
         if array.flags.c_contiguous:
-            # A quarter of the time that it takes by the coordinates.
+            # This takes a quarter of the time of indexing with coordinates.
             return array.reshape(-1).take(self._offset)
         return array[self.coordinates()]
 
 
 def selection_of(inside: tuple[Any, ...] | Inside) -> tuple[Any, ...]:
-    """Return what numpy and zarr select by, of what is wanted of a chunk."""
+    """Return the selection in a chunk as an index for numpy and zarr."""
     return inside.coordinates() if isinstance(inside, Inside) else inside
 
 
 class Points:
     """The chunks of a regular grid that contain some points.
 
-    Whatever the number of axes, each point has two numbers: the number of its chunk, by which the
+    For any number of axes, a point is represented by two numbers: the number of its chunk, by which
     points are sorted, and its offset in the chunk. zarr's own indexer sorts and splits the
     coordinates of every axis.
 
@@ -66,7 +66,7 @@ class Points:
     ----------
     number, offset
         For each point, in the order of the result, its chunk's number and its offset in the chunk.
-        Numbers are of two bytes if these suffice.
+        The numbers are ``uint16`` if the grid is small enough.
     shape
         The shape of the result.
     grid
@@ -103,7 +103,7 @@ class Points:
         self._offset = offset
         found: NDArray[np.integer[Any]]
         if few:
-            # Counted, so that they need not be sorted, too.
+            # Counting avoids sorting the numbers as well.
             each = np.bincount(number)
             found = np.flatnonzero(each)
             ends = np.cumsum(each[found])
@@ -138,7 +138,7 @@ class Points:
             total, np.uint16 if math.prod(grid) <= _BY_DIGITS else np.intp
         )
         offset = np.empty(total, np.intp)
-        # Unsigned or short coordinates would not hold what is computed of them.
+        # Cast to intp: computing with unsigned or short integers would overflow.
         parts: Any = np.nditer(
             counted,
             ["external_loop", "buffered"],
@@ -167,7 +167,7 @@ class Points:
         """Yield the chunks in C order, with the indices of their points in the flattened result."""
         edges = zip(self._edges, self._edges[1:], strict=False)
         for at, (start, stop) in zip(zip(*self._at, strict=True), edges, strict=True):
-            # Not yet the coordinates: this runs on the event loop.
+            # Coordinates are computed later, because this runs on the event loop.
             inside = Inside(self._offset[start:stop], self.chunk_shape)
             places = slice(start, stop) if self._order is None else self._order[start:stop]
             yield key(at), spec, inside, (places,)

@@ -45,7 +45,7 @@ async def read(
     report: Callable[[int, int], None],
     load: Callable[[Any], Awaitable[Any]],
 ) -> Any:
-    """Read ``source`` on the I/O loop.
+    """Read ``source``; on the I/O loop.
 
     ``report`` is called with the number of parts that are done and their total. ``load`` loads the
     lazy arrays that ``source`` is composed of, if any.
@@ -150,7 +150,7 @@ async def _read_in_thread(function: Callable[[], Any], array: Any) -> Any:
 
 
 def lane_key(array: BackendArray) -> Hashable | None:
-    """Return the key of the lane in which ``array`` is read by plain calls.
+    """Return the key of the lane in which blocking calls read ``array``.
 
     None if there is no lane, or if the array can be read asynchronously.
     """
@@ -174,8 +174,8 @@ def read_by_plain_call(source: Read) -> Any:
 
 _PATIENCE_S = 0.5
 
-# Held forever: finalizing a lane that the user's thread drops would run Python code there. Uncut:
-# the end of the process tears HDF5 down even with a thread inside; h5py waits for its own lock.
+# Kept forever: if the user's thread dropped a lane, its finalizer would run Python code there.
+# Uncut: on exit, HDF5 is torn down even if a thread is inside, and h5py waits for its own lock.
 _lane_of_hdf5 = Lane.of(HDF5_LOCK.token, blocking_pool, is_uncut=True)
 
 

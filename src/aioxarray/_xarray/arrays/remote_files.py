@@ -130,7 +130,7 @@ class FetchedFile(Protocol):
 
 
 class _Fetching(NamedTuple):
-    """The file whose bytes can be awaited, the loop on which they can, and the coroutine."""
+    """A file whose bytes can be fetched asynchronously, the loop for that, and the function."""
 
     file: Any
     loop: asyncio.AbstractEventLoop
@@ -138,7 +138,7 @@ class _Fetching(NamedTuple):
 
 
 def _fetching(file: Any) -> _Fetching | None:
-    """Return a function that fetches bytes of ``file``, and its loop; None if there is none.
+    """Return how to fetch bytes of ``file`` asynchronously; None if that is impossible.
 
     Unlike a read of ``file``, such a fetch can be cancelled: HDF5, which waits for it, then gets an
     error and returns, however slow the server is.
@@ -179,17 +179,17 @@ def _block(fetching: _Fetching, start: int, end: int) -> memoryview:
     return memoryview(run_blocking(lambda: run_on(loop, send)))
 
 
-# Fetches that were given up take a place each until their server answers.
+# Without a limit: an abandoned fetch occupies a thread until its server answers.
 _fetchers = Pool("aioxarray-file", math.inf, math.inf)
 
 
 @contextmanager
 def cancellable(file: Any) -> Iterator[None]:
-    """Make the fetches of ``file``, if it is an fsspec file, end with the task of this thread.
+    """Return a context in which cancelling the work of this thread ends fetches of ``file``.
 
-    fsspec itself waits for the server whatever happens meanwhile, and so would HDF5, h5py's lock
-    and the end of the interpreter. A fetch that cannot be awaited runs in a thread of its own, and
-    is given up.
+    Otherwise fsspec waits for the server, and with it HDF5, every thread that needs h5py's lock,
+    and the exit of the interpreter. A fetch that is not asynchronous runs in a separate thread,
+    which is abandoned. Does nothing unless ``file`` is a file of fsspec.
     """
     cache: Any = getattr(file, "cache", None)
     own: Callable[[int, int], bytes] | None = getattr(cache, "fetcher", None)

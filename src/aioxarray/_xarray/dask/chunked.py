@@ -194,14 +194,14 @@ async def _run_with_dask(arrays: Sequence[Any], options: Mapping[str, Any]) -> l
 
 
 class _TaskThreads(Executor):
-    """Threads for the tasks of one computation, which work for whoever waits for that.
+    """Threads for the tasks of one computation, whose reads and writes end with that computation.
 
-    What a task reads or writes is on the leash of the thread that computes. Dask's own threads are
-    joined when the interpreter ends, however long a server keeps them waiting.
+    They are on the leash of the thread that computes. When the interpreter exits, it joins dask's
+    own threads, even if they wait for a stalled server; it does not join these.
     """
 
     def __init__(self, count: int) -> None:
-        # dask's name for how many tasks it submits at once.
+        # The attribute in which dask looks up how many tasks to submit at once.
         self._max_workers = count
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
@@ -209,12 +209,12 @@ class _TaskThreads(Executor):
         return _threads.submit(partial(context.run, function, *args, **kwargs))
 
 
-# As many as the computations under way ask for.
+# Without a limit: each computation in progress limits its own tasks.
 _threads = Pool("aioxarray-dask", math.inf, math.inf)
 
 
 def _by_threads_of_ours(arrays: Sequence[Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options for dask's threaded scheduler; none for others or if the user has threads."""
+    """Return options for dask's threaded scheduler; none for others or if the user set a pool."""
     import dask.base
     import dask.threaded
 

@@ -57,7 +57,7 @@ def _variables(obj: Any) -> Iterator[tuple[Hashable, xr.Variable, str | None]]:
         yield from _named(obj.variables)
     else:
         for path, node in obj.subtree_with_keys:
-            # Inherited coordinates are the parent's variables, which were found there.
+            # Inherited coordinates are variables of the parent, which yields them itself.
             for name, variable in list(node.variables.items()):
                 yield name, variable, "/" if path == "." else f"/{path}"
 

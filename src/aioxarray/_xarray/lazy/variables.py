@@ -43,22 +43,22 @@ class Lazy(NamedTuple):
 class Lazies(Sequence[Lazy]):
     """Lazy arrays that are loaded together, and the variables that hold them.
 
-    Kept in columns, not in objects: some objects for each of ten thousand variables, alive as long
-    as their load, would bring on full garbage collections, each of which stops all threads.
+    They are stored in columns. Objects for each of ten thousand variables, alive during the load,
+    would trigger full garbage collections, each of which stops all threads.
 
-    Data that several variables share appears once. Each of them is a *holder*: of the data itself,
-    or of a cache of its own around the same lazy array, as copies of a variable have it.
+    Data that several variables share appears once. Each of these variables is a *holder*, either of
+    the data itself or, like copies of a variable, of a separate cache around the same lazy array.
     """
 
     def __init__(self) -> None:
         self._data: list[Any] = []
         self._labels: list[str] = []
         self._sizes: list[int] = []
-        # Of each holder: the variable, its data, and the index of the lazy array.
+        # For each holder: the variable, its data, and the index of the lazy array.
         self._variables: list[xr.Variable] = []
         self._held: list[Any] = []
         self._indexes: list[int] = []
-        # By the identity of what is read.
+        # Indexes by the id of the lazy array.
         self._seen: dict[int, int] = {}
 
     def __len__(self) -> int:
@@ -74,16 +74,16 @@ class Lazies(Sequence[Lazy]):
         return Lazy(self._data[index], self._labels[index], self._sizes[index])
 
     def holders(self) -> Iterator[tuple[int, xr.Variable, Any]]:
-        """Yield each holder: the index of its lazy array, the variable, and its data."""
+        """Yield, for each holder, the index of its lazy array, the variable, and its data."""
         return zip(self._indexes, self._variables, self._held, strict=True)
 
     def collecting(self, found: Iterable[Found]) -> Iterator[None]:
-        """Add what of ``found`` is not in memory, one variable a step."""
+        """Add the variables of ``found`` that are not in memory, one per iteration."""
         for each in found:
             yield
             variable = each.variable
             if isinstance(variable, xr.IndexVariable):
-                # Holds an index: always in memory.
+                # It holds an index, which is always in memory.
                 continue
             data: Any = variable._data
             if not (
@@ -94,8 +94,8 @@ class Lazies(Sequence[Lazy]):
             source = data.array if type(data) is MemoryCachedArray else data
             index = self._seen.setdefault(id(source), len(self))
             if index == len(self):
-                # Not ``variable.nbytes``, which imports a module when it is first asked. Nor does
-                # a dask array always know its size.
+                # Not ``variable.nbytes``, which imports a module on first use. A dask array may
+                # not know its size.
                 size = 0 if math.isnan(variable.size) else int(variable.size)
                 self._data.append(data)
                 self._labels.append(each.label)
@@ -105,7 +105,7 @@ class Lazies(Sequence[Lazy]):
             self._held.append(data)
 
     def chosen(self, indexes: Collection[int]) -> Lazies:
-        """Return those at ``indexes``, in ascending order, with their holders."""
+        """Return the lazy arrays at ``indexes`` (in ascending order), with their holders."""
         new = Lazies()
         places = {index: place for place, index in enumerate(indexes)}
         for index in places:
@@ -120,7 +120,7 @@ class Lazies(Sequence[Lazy]):
         return new
 
     def letting_go(self) -> Iterator[None]:
-        """Let go of all lazy arrays, one a step: each may be the last that many objects are for."""
+        """Drop all lazy arrays, one per iteration: dropping each may free many objects."""
         for column in (self._data, self._held):
             while column:
                 del column[-1]
@@ -128,7 +128,7 @@ class Lazies(Sequence[Lazy]):
 
 
 def lazy_data(found: Iterable[Found]) -> Lazies:
-    """Return what of ``found`` is not in memory."""
+    """Return the lazy arrays of the variables in ``found``."""
     lazies = Lazies()
     for _ in lazies.collecting(found):
         pass
@@ -184,7 +184,7 @@ def assign(lazies: Lazies, values: Sequence[Any], *, share: bool) -> None:
 class Assignment:
     """The values of lazy arrays for their variables: prepared one by one, assigned at once.
 
-    With ``share``, other variables that hold the same lazy data get it too, as with xarray's
+    With ``share``, the values also go into caches that other variables may share, as with xarray's
     own ``load``.
     """
 
@@ -194,14 +194,14 @@ class Assignment:
         self._share = share
         # The values of each holder.
         self._own: list[Any] = []
-        # Caches that are shared, what they get, and what they have: else it would be freed, all of
-        # it, while the values are put in place.
+        # The shared caches, and their new and old contents. The old ones are kept, because freeing
+        # all of them during the assignment would take long.
         self._caches: list[MemoryCachedArray] = []
         self._cached: list[Any] = []
         self._before: list[Any] = []
 
     def preparing(self) -> Iterator[None]:
-        """Prepare the values, one holder a step."""
+        """Prepare the values, one lazy array or holder per iteration."""
         values = self._values
         for index, lazy in enumerate(self._lazies):
             yield
@@ -213,8 +213,8 @@ class Assignment:
             yield
             own = by_cache.get(id(data))
             if own is None:
-                # xarray would have read the data once for each cache, and for each variable that
-                # has none; here each gets a copy.
+                # xarray would read the data once per cache, and once per variable without a cache.
+                # Here, each of them after the first gets a copy.
                 own = values[index].copy() if used[index] else values[index]
                 used[index] = True
                 if type(data) is MemoryCachedArray:
@@ -226,16 +226,16 @@ class Assignment:
             self._own.append(own)
 
     def make(self) -> None:
-        """Put the values in place. Nothing is freed meanwhile; see `letting_go`."""
+        """Assign the values. Frees nothing; see `letting_go`."""
         for cache, cached in zip(self._caches, self._cached, strict=True):
             cache.array = cached
         for (_, variable, data), own in zip(self._lazies.holders(), self._own, strict=True):
-            # Whoever assigned other data while this was loaded meant it.
+            # Data that was assigned during the load is kept.
             if variable._data is data:
                 variable._data = own
 
     def letting_go(self) -> Iterator[None]:
-        """Let go of the lazy data that was replaced, a little at each step."""
+        """Drop the lazy data that was replaced, a little per iteration."""
         yield from self._lazies.letting_go()
         for column in (self._before, self._cached, self._caches):
             while column:

@@ -1,1 +1,1 @@
-"""Chunks: the codec pipeline that reads and writes the chunks and shards of a selection."""
+"""The codec pipeline, which reads and writes the chunks and shards of a selection."""

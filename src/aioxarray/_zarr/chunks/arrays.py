@@ -1,4 +1,4 @@
-"""Makes, of an array that is open, one that reads or writes under a budget; reads parts of it."""
+"""Reading selections of Zarr arrays, and arrays whose own reads and writes keep to a budget."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def readable(
 ) -> zarr.Array[Any]:
     """Return an array with the data of ``array`` whose asynchronous reads keep to ``grants``.
 
-    ``report`` is told, after each chunk, how many of how many of a selection are done. Nothing
-    is requested and ``array`` stays as it is.
+    ``report`` is called with the number of chunks of a selection that are done, and their total.
+    Makes no request, and does not change ``array``.
     """
     store = usable_here(array.store)
     return zarr.Array(with_pipeline(array, store, CodecPipeline, grants=grants, report=report))
@@ -57,10 +57,10 @@ def readable(
 def with_pipeline(
     array: zarr.Array[Any], store: Store, kind: type[BatchedCodecPipeline], **grants: Any
 ) -> Any:
-    """Return an asynchronous array like ``array``, at its path in ``store``.
+    """Return an asynchronous array like ``array``, at the same path in ``store``.
 
-    Its pipeline is of the class ``kind``, with the codecs of ``array`` and the attributes
-    ``grants``.
+    Its codec pipeline is a ``kind`` with the codecs of ``array``; ``grants`` are further
+    attributes of the pipeline.
     """
     # Private: the asynchronous array inside; ``Array.async_array`` is public from zarr 3.2 on
     # (pydata/xarray#11259). Can go with support for zarr 3.1.
@@ -73,12 +73,12 @@ def with_pipeline(
     return ours
 
 
-# As zarr defines them. Where a derived class or a patch has put something else in their place, that
-# is what reads: xarray's own tests count the calls so.
+# As zarr defines them. If a subclass or a patch has replaced one, the replacement has to read:
+# xarray's own tests count calls in this way.
 _GETITEM = zarr.AsyncArray.getitem
 _VINDEX = zarr.AsyncArray.vindex
 _VINDEX_GETITEM = AsyncVIndex.getitem
-# Sorting less takes less time than a hop to a thread and back.
+# Sorting this many takes less time than a hop to a thread and back.
 _FEW_POINTS = 1000
 
 
@@ -90,10 +90,10 @@ async def read_block(
 ) -> NDArray[Any] | None:
     """Read a block of ``array`` without zarr's own indexing.
 
-    That costs as much for each chunk as fetching and decoding a small one. ``grants`` and
-    ``report`` are those of `readable`. Returns None, and requests nothing, where zarr's indexing
-    is needed: the selection is no block of a regular grid, missing chunks are errors, or the array
-    has a ``getitem`` that is not zarr's.
+    zarr's indexing costs as much per chunk as fetching and decoding a small one. ``grants`` and
+    ``report`` are as in `readable`. Returns None, and requests nothing, if zarr's indexing is
+    needed: the selection is not a block of a regular grid, missing chunks are errors, or
+    ``getitem`` of the array is not zarr's.
     """
     inner = array._async_array
     if type(inner).getitem is not _GETITEM:
@@ -111,8 +111,8 @@ async def read_points(
 ) -> NDArray[Any] | None:
     """Read single points of ``array`` without zarr's own indexing.
 
-    That sorts the coordinates of every axis on the event loop. Returns None, and requests
-    nothing, where `read_block` does, and for points outside of the array.
+    zarr's indexing sorts the coordinates of every axis on the event loop. Returns None, and
+    requests nothing, in the cases of `read_block`, and for points outside the array.
     """
     inner = array._async_array
     if type(inner).vindex is not _VINDEX or AsyncVIndex.getitem is not _VINDEX_GETITEM:
@@ -134,7 +134,7 @@ async def read_points(
 
 
 def plan_block(array: zarr.Array[Any], selection: Sequence[int | slice]) -> ReadPlan | None:
-    """Return the plan of reading a block of ``array``; None where zarr's own indexing reads it."""
+    """Return the plan for reading a block of ``array``; None if zarr's indexing has to read it."""
     inner = array._async_array
     form = _form_of(inner)
     job = _block_job(inner, form, selection)
@@ -168,9 +168,9 @@ async def _read_job(
 def known_block(
     array: zarr.Array[Any], selection: Sequence[int | slice], values: Mapping[str, Buffer | None]
 ) -> NDArray[Any] | None:
-    """Return a block of ``array`` of which all chunks are in ``values``, decoded right here.
+    """Return a block of ``array`` whose encoded chunks are in ``values``, decoded in this thread.
 
-    None where that is not so, or zarr's own code is needed.
+    Returns None if a chunk is not in ``values``, or if zarr's own code is needed.
     """
     inner = array._async_array
     job = _block_job(inner, _form_of(inner), selection)
@@ -186,12 +186,12 @@ def known_block(
     return job.out.as_numpy_array()
 
 
-# Of larger chunks decoding is more work than all that `read_small_block` spares.
+# Decoding more than this costs more than everything that `read_small_block` saves.
 _SMALL_BLOCK_BYTES = 64 << 10
 
 
 def reads_by_plain_calls(array: zarr.Array[Any]) -> bool:
-    """Say whether the store of ``array`` is at hand: in memory, or local files."""
+    """Return whether the store of ``array`` is in memory or consists of local files."""
     source = source_of(array.store)
     return source is not None and not source.remote
 
@@ -199,9 +199,9 @@ def reads_by_plain_calls(array: zarr.Array[Any]) -> bool:
 def read_small_block(
     array: zarr.Array[Any], selection: Sequence[int | slice]
 ) -> NDArray[Any] | None:
-    """Read a block of few and small chunks of a store at hand, and decode it, right here.
+    """Read and decode a block of a few small chunks of a local store in this thread.
 
-    None, and nothing is read, where there are more bytes, or zarr's own code is needed.
+    Returns None, and reads nothing, if the chunks are larger or zarr's own code is needed.
     """
     inner = array._async_array
     form = _form_of(inner)
@@ -220,18 +220,18 @@ def read_small_block(
 
 @dataclass(frozen=True)
 class _Form:
-    """What the chunks of an array are like, whatever is read of it.
+    """The properties of an array's chunks, which do not depend on the selection.
 
     Attributes
     ----------
     pipeline
-        Has the codecs.
+        The pipeline with the codecs.
     chunk_shape
-        None where the chunks are no regular grid.
+        The shape of a chunk; None if the chunks do not form a regular grid.
     spec
-        What zarr tells codecs of each chunk.
+        The specification of a chunk that zarr passes to codecs.
     prepared
-        What decodes by plain functions; None where zarr's own codecs do.
+        Makes decoders of plain functions; None if zarr's own codecs decode.
     """
 
     pipeline: CodecPipeline
@@ -246,7 +246,7 @@ def _form_of(inner: Any) -> _Form:
 
 
 class _Itself:
-    """An object as a key that is equal to no other object's: metadata have no hash."""
+    """A dictionary key that compares an object by identity: metadata objects have no hash."""
 
     __slots__ = ("object",)
 
@@ -260,8 +260,8 @@ class _Itself:
         return isinstance(other, _Itself) and self.object is other.object
 
 
-# For many calls that read a little of the same arrays each. Arrays with thousands of variables
-# are read one after the other: to keep them all would be of no use.
+# Helps many calls that each read a little of the same arrays. A load of thousands of arrays reads
+# each of them once, so that keeping all of them would not help.
 @functools.lru_cache(maxsize=256)
 def _form(metadata: _Itself, config: Any, prototype: Any) -> _Form:
     of: Any = metadata.object
@@ -273,7 +273,7 @@ def _form(metadata: _Itself, config: Any, prototype: Any) -> _Form:
 
 @dataclass(frozen=True)
 class _Job:
-    """What reading a selection takes."""
+    """The chunks of a selection, and the result that they are read into."""
 
     chunks: Iterator[Chunk]
     count: int
@@ -282,7 +282,7 @@ class _Job:
 
 
 def _block_job(inner: Any, form: _Form, selection: Sequence[int | slice]) -> _Job | None:
-    """Return what reading a block takes; None if zarr has to do it."""
+    """Return the job of reading a block; None if zarr has to read it."""
     if form.chunk_shape is None or _missing_are_errors(inner):
         return None
     block = _block(inner, form.chunk_shape, selection)
@@ -292,7 +292,7 @@ def _block_job(inner: Any, form: _Form, selection: Sequence[int | slice]) -> _Jo
 def _job(
     inner: Any, form: _Form, selected: Block | Points, shape: tuple[int, ...], *, basic: bool
 ) -> _Job:
-    """Return what reading ``selected`` into an array of ``shape`` takes."""
+    """Return the job of reading ``selected`` into an array of ``shape``."""
     spec = form.spec
     out = spec.prototype.nd_buffer.empty(
         shape=shape, dtype=spec.dtype.to_native_dtype(), order=spec.config.order
@@ -302,14 +302,14 @@ def _job(
 
 
 def _missing_are_errors(inner: Any) -> bool:
-    # From zarr 3.2 on.
+    # zarr has this option from 3.2 on.
     return getattr(inner.config, "read_missing_chunks", True) is False
 
 
 def regular_block(inner: Any, selection: Sequence[int | slice]) -> Block | None:
-    """Return which chunks of an asynchronous array ``selection`` touches.
+    """Return the chunks of an asynchronous array that ``selection`` touches.
 
-    None where its chunks are no regular grid, or ``selection`` goes backwards.
+    Returns None if the chunks do not form a regular grid, or if a slice has a negative step.
     """
     chunk_shape = _chunk_shape(inner.metadata)
     return None if chunk_shape is None else _block(inner, chunk_shape, selection)
@@ -324,11 +324,11 @@ def _block(
 
 
 def _chunk_shape(metadata: Any) -> tuple[int, ...] | None:
-    """Return the shape of the chunks of an array; None for no regular grid."""
+    """Return the shape of the chunks of an array; None if they do not form a regular grid."""
     if isinstance(metadata, ArrayV2Metadata):
         return metadata.chunks
-    # A class of its own name in each line of zarr, and others for other grids. Its chunks are
-    # the shards, if there are any.
+    # The class has another name in each line of zarr, and other grids have other classes. For
+    # sharded arrays, this is the shape of a shard.
     grid = metadata.chunk_grid
     if type(grid).__name__ not in ("RegularChunkGrid", "RegularChunkGridMetadata"):
         return None
@@ -336,7 +336,7 @@ def _chunk_shape(metadata: Any) -> tuple[int, ...] | None:
 
 
 def chunk_spec(inner: Any, block: Block) -> ArraySpec:
-    """Return what zarr tells codecs of each chunk of ``block``, of an asynchronous array."""
+    """Return the specification of each chunk of ``block``, in an asynchronous array, for codecs."""
     prototype = default_buffer_prototype()
     return _spec(inner.metadata, inner.config, prototype, block.chunk_shape)
 
@@ -354,7 +354,7 @@ def _spec(metadata: Any, config: Any, prototype: Any, shape: tuple[int, ...]) ->
 
 
 def chunk_keys(inner: Any) -> Callable[[tuple[int, ...]], str]:
-    """Return what makes the key in the store of the place of a chunk of an asynchronous array."""
+    """Return a function that maps the grid coordinates of a chunk to its key in the store."""
     path = inner.store_path.path
     prefix = f"{path}/" if path else ""
     encode = inner.metadata.encode_chunk_key
@@ -362,7 +362,7 @@ def chunk_keys(inner: Any) -> Callable[[tuple[int, ...]], str]:
 
 
 def codecs_of(array: zarr.Array[Any]) -> tuple[Codec, ...]:
-    """Return the codecs of ``array``, each knowing the type of what it works on."""
+    """Return the codecs of ``array``, adapted to its data type as zarr does it."""
     return _codecs(array.metadata)
 
 
@@ -374,7 +374,7 @@ def _codecs(metadata: Any) -> tuple[Codec, ...]:
     else:
         codecs = tuple(metadata.codecs)
         config = ArrayConfig.from_dict({})
-    # The codecs want to know the type; shapes they are told with each chunk.
+    # The codecs need only the data type: they get the shape with each chunk.
     spec = ArraySpec(
         shape=(1,) * len(metadata.shape),
         dtype=metadata.dtype,

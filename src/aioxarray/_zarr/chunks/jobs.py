@@ -1,8 +1,8 @@
-"""The ways in which the chunks of a selection are read: here, in threads, by coroutines.
+"""Execution of a read plan for chunks: on the event loop, in threads, or with coroutines.
 
-Where the store is best read by plain calls, chunks are read in runs, each run in a thread that
-fetches, decodes and puts the chunks straight into the result; from other stores as many chunks
-are fetched as the load's budget lets it, and decoded in threads as they arrive.
+If blocking calls read the store best, chunks are read in runs: a thread fetches and decodes each
+run straight into the result. From other stores, coroutines fetch as many chunks at once as the
+load's budget allows, and threads decode them as they arrive.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ if TYPE_CHECKING:
 
 # A hop to a thread costs about as much as decoding this many bytes.
 _BATCH_BYTES = 1 << 20
-# What a thread that has its turn takes at once.
+# The bytes of a run that a thread takes at once when nothing is shared.
 _RUN_BYTES = 2 << 20
-# So few requests are as fast by coroutines, from wherever.
+# Fewer requests than this are as fast with coroutines, however near the server.
 _FEW_CHUNKS = 8
-# A store that answers within this time, and that for its bytes, is close by. Beyond, threads wait
-# so long that coroutines carry more requests a second, for all their cost.
+# A store is nearby if it answers within this time plus that for the bytes. With a slower one,
+# coroutines make more requests per second than threads, although each costs more.
 _AT_ONCE_S = 0.005
 _BYTES_A_SECOND = 100e6
-# While a load begins, the I/O loop has much else to do, and hears of an answer so much later.
+# At the start of a load the I/O loop is busy, and notices an answer later by up to this time.
 _PATIENCE_S = 0.015
-# In place of a flight, for chunks that are not shared.
+# Stands in for a flight, for chunks that are not shared.
 _ALONE = nullcontext()
 
 
 class Advance:
-    """Counts chunks that are done, and reports how many of how many there are."""
+    """Counts the chunks that are done, and reports the count and the total."""
 
     __slots__ = ("_count", "_done", "_report")
 
@@ -66,16 +66,16 @@ class Advance:
 
 @dataclass(frozen=True)
 class Job:
-    """The execution of a plan, by each of the ways; each says which chunks were there.
+    """The execution of a plan, with a method for each way; each returns which chunks exist.
 
     Attributes
     ----------
     plan
-        What is to be read.
+        The plan.
     table
-        What is shared with other jobs; None for nothing.
+        The chunks that are shared with other jobs; None if nothing is shared.
     advance
-        Told how many more chunks are done.
+        Called with the number of further chunks that are done.
     """
 
     plan: ReadPlan
@@ -92,25 +92,25 @@ class Job:
 
     @property
     def count(self) -> int:
-        """Their number."""
+        """The number of chunks."""
         return self.plan.count
 
     @property
     def size(self) -> int:
-        """The decoded bytes of each."""
+        """The decoded bytes of each chunk."""
         return self.plan.chunk_nbytes
 
     def _of(self, chunks: Iterable[Chunk], count: int) -> Job:
-        """Return the execution of a part of the plan."""
+        """Return the job of reading ``chunks``, a part of the plan."""
         return replace(self, plan=replace(self.plan, chunks=chunks, count=count))
 
     @cached_property
     def sharing(self) -> Sharing[Chunk, bool]:
-        """Knows which chunks other jobs are reading at the moment, and which are kept."""
+        """The access to chunks that other jobs are reading, and to the cache."""
         return Sharing(self.table, self.placer, self.grants.keeps)
 
     def at_once(self, source: Source) -> list[bool]:
-        """Read what is in memory right here: it takes less time than a hop to a thread."""
+        """Read chunks in memory on the event loop: faster than a hop to a thread."""
         found = []
         for chunk in self.chunks:
             with chunk_noted(chunk[0], self.limited):
@@ -119,11 +119,11 @@ class Job:
 
     @property
     def held(self) -> int:
-        """Bytes that are held for each chunk in work: encoded and, maybe, decoded."""
+        """The bytes held for each chunk while it is read: encoded and, possibly, decoded."""
         return self.size * (2 if self.sharing.keeps else self.placer.held_chunks)
 
     async def by_plain_calls(self, source: Source) -> list[bool]:
-        """Read in threads, each of which fetches, decodes and places chunks one by one."""
+        """Read in threads, each of which fetches and decodes chunks with blocking calls."""
         stop = threading.Event()
         remote = isinstance(source, ObjectSource)
         if not (self.sharing.shares or remote):
@@ -165,7 +165,7 @@ class Job:
         return await self._run_by_run(lambda run: self.sharing.read(run, in_thread, noting), width)
 
     async def _straight(self, source: Source, stop: threading.Event) -> list[bool]:
-        """Read what is not shared with anybody."""
+        """Read chunks that are not shared with other jobs."""
         together = self._together(source, _ALONE)
         if together is not None:
 
@@ -180,7 +180,7 @@ class Job:
     def _together(
         self, source: Source, decoding: AbstractContextManager[Any]
     ) -> SmallChunks | None:
-        """Return what reads many chunks at once, or None where that does not pay."""
+        """Return a reader that decodes many chunks with one call; None if that does not help."""
         if not SmallChunks.can_read(self.placer, self.sharing, self.size):
             return None
         return SmallChunks(self.limited, source, self.placer, self.sharing, self.size, decoding)
@@ -188,7 +188,7 @@ class Job:
     def one_by_one(
         self, read: Callable[[Chunk], bool], stop: threading.Event
     ) -> Callable[[Sequence[Chunk]], list[bool]]:
-        """Return what reads a run by ``read``, and returns early once ``stop`` is set."""
+        """Return a function that reads a run with ``read``, and ends early once ``stop`` is set."""
 
         def read_run(run: Sequence[Chunk]) -> list[bool]:
             found = []
@@ -209,7 +209,7 @@ class Job:
         *,
         alone: bool = False,
     ) -> list[bool]:
-        """Have threads read runs of chunks that are not shared, as long as nobody else waits.
+        """Read runs of chunks that are not shared, in threads that are held until others wait.
 
         ``read`` reads a run, with ``held`` bytes; it returns early once ``stop`` is set.
         """
@@ -220,7 +220,7 @@ class Job:
     async def _run_by_run(
         self, read: Callable[[Sequence[Chunk]], Awaitable[list[bool]]], width: int
     ) -> list[bool]:
-        """Await ``read`` for each run of chunks, ``width`` at once."""
+        """Await ``read`` for each run of chunks, up to ``width`` of them concurrently."""
         present: dict[int, list[bool]] = {}
         todo = iter(enumerate(in_runs(self.chunks, self.count, self.size, width)))
 
@@ -233,7 +233,7 @@ class Job:
         return [there for number in range(len(present)) for there in present[number]]
 
     async def by_coroutines(self) -> list[bool]:
-        """Fetch chunks by the store's coroutines, decode in threads what has arrived meanwhile."""
+        """Fetch chunks with the store's coroutines, and decode them in threads as they arrive."""
         return await self.side_by_side(self._read)
 
     async def _read(self, chunk: Chunk) -> bool:
@@ -249,7 +249,7 @@ class Job:
 
     @cached_property
     def _batches(self) -> Batches[tuple[Any, Lead[Chunk]]]:
-        """Decodes in threads the chunks that have arrived meanwhile."""
+        """Decodes in threads, in batches, the chunks that have arrived."""
 
         def put(batch: Sequence[tuple[Any, Lead[Chunk]]]) -> list[Exception | None]:
             errors: list[Exception | None] = []
@@ -266,16 +266,16 @@ class Job:
         return Batches(grants.decoders, grants.thread_count, _BATCH_BYTES, put, is_long)
 
     def _is_decoded_here(self, there: bool) -> bool:
-        """Say whether a chunk, if it is ``there``, is put in its place on the loop.
+        """Return whether a chunk, which exists if ``there``, is decoded on the event loop.
 
-        The decoding of many chunks would add up.
+        For many chunks, the time would add up.
         """
         if not there:
             return self.size <= INLINE_BYTES
         return self.size * self.count <= INLINE_BYTES and not self.placer.by_zarr
 
     async def _fetch(self, lead: Lead[Chunk]) -> bool:
-        """Fetch a chunk by the store's coroutine and have it decoded; say whether it is there."""
+        """Fetch a chunk with the store's coroutine and decode it; return whether it exists."""
         chunk, flight = lead
         grants = self.grants
         long = is_long(self.held)
@@ -292,14 +292,14 @@ class Job:
         return there
 
     async def by_what_answers(self, source: ObjectSource) -> list[bool]:
-        """Read by plain calls if the store answers at once, else by coroutines.
+        """Read with blocking calls if the store answers quickly, otherwise with coroutines.
 
-        The first of the load's reads that comes here finds out, with its first chunk, and the
-        others wait for it a moment only.
+        The first such read of a load measures the time with its first chunk. The others wait for
+        the outcome, but hardly longer than a nearby store takes.
         """
         remaining = iter(self.chunks)
         present: list[bool] = []
-        # What is known says nothing of how fast the store answers.
+        # Cached chunks do not show how fast the store answers.
         for chunk in remaining:
             known = self.sharing.known(chunk)
             if known is None:
@@ -337,15 +337,15 @@ class Job:
         return await self.by_coroutines()
 
     def _near_s(self) -> float:
-        """Return how long a store that is close by may take for a chunk."""
+        """Return the longest time in seconds that a nearby store takes for a chunk."""
         return _AT_ONCE_S + self.size / _BYTES_A_SECOND
 
     async def side_by_side(
         self, read: Callable[[Chunk], Awaitable[bool]], width: float | None = None
     ) -> list[bool]:
-        """Await ``read`` for each chunk, ``width`` at once.
+        """Await ``read`` for each chunk, up to ``width`` of them concurrently.
 
-        Without it as many as may have requests in flight.
+        The default is the bound on requests in flight.
         """
         width = self.grants.requests.bound if width is None else width
         if self.count == 1:
@@ -356,7 +356,7 @@ class Job:
 
     async def _by_workers(self, read: Callable[[Chunk], Awaitable[bool]], width: int) -> list[bool]:
         present: dict[int, bool] = {}
-        # That many workers, not a task for each chunk: what waits costs memory too.
+        # A fixed number of workers, not a task per chunk: waiting tasks cost memory.
         todo = iter(enumerate(self.chunks))
 
         async def work() -> None:

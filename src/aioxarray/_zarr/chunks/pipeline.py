@@ -1,9 +1,8 @@
-"""The codec pipeline: a whole selection in one batch, read in few steps off the event loop.
+"""The codec pipeline, which reads a whole selection in one batch, in few steps off the event loop.
 
-zarr's own pipeline makes a task, buffers and specifications for every chunk, and decodes on its
-event loop's schedule. This one reads chunks in runs where the store is best read by plain calls,
-each run in a thread that fetches, decodes and puts the chunks straight into the result; from
-other stores it fetches as many chunks as the load's budget lets it.
+zarr's own pipeline creates a task, buffers and specifications for every chunk, and its event loop
+schedules the decoding. This pipeline makes a `ReadPlan` of the selection and executes it: see
+`aioxarray._zarr.chunks.jobs`, and `aioxarray._zarr.chunks.shard_jobs` for shards.
 """
 
 from __future__ import annotations
@@ -42,36 +41,34 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class CodecPipeline(BatchedCodecPipeline):
-    """zarr's codec pipeline, as fast as the machine.
+    """A faster codec pipeline for zarr.
 
-    For any use of zarr, reading and writing, from plain and asynchronous code::
+    For any use of zarr, reading and writing, from synchronous and asynchronous code::
 
         zarr.config.set({"codec_pipeline.path": "aioxarray.CodecPipeline"})
 
-    Loads through aioxarray use it anyway. Values, stored keys and bytes are those of zarr's own
-    pipeline.
+    Loads through aioxarray always use it. Values, stored keys and stored bytes are the same as
+    with zarr's own pipeline. The ``repr`` tells whether plain functions or zarr's codecs decode.
 
     Notes
     -----
-    *Requests:* one a chunk; for shards, one for the index and one a range of inner chunks. None
-    for what another read in this process is fetching, or what the setting ``cache`` has kept:
-    then writes by others than aioxarray are not seen.
+    *Requests:* one per chunk or whole shard; for a part of a shard, one for the index and one per
+    range of inner chunks. None for chunks that another read in this process is fetching, or that
+    the cache has (setting ``cache``): then writes by other programs or libraries go unnoticed.
 
-    *Memory:* as many bytes of chunks in flight as the setting ``memory`` allows.
+    *Memory:* the setting ``memory`` bounds the bytes of chunks in flight.
 
-    *Cancelling:* the requests in flight are cancelled and awaited; a thread finishes the chunk
-    that it is at.
+    *Cancelling:* requests in flight are cancelled and awaited, except blocking calls to a server,
+    which continue until it answers. A thread finishes its current chunk or batch of small chunks.
 
-    *Errors:* those of store and codec, with a note that names chunk and store; ValueError for a
-    chunk that decodes to more or less bytes than the array says, before there are more.
-
-    Which arrays are decoded by plain functions, and which by zarr's own codecs, the ``repr``
-    says.
+    *Errors:* those of the store and the codecs, with a note that names the chunk and the store;
+    ValueError for a chunk that decodes to more or fewer bytes than the array says, raised before
+    more are decoded.
     """
 
-    # What the load grants; None outside of loads, where the settings of the process hold.
+    # The grants of the load; None outside of loads, where the process-wide settings apply.
     grants: Grants | None = None
-    # Told after each run how many of how many chunks are done.
+    # Called with the number of chunks that are done, and their total.
     report: Callable[[int, int], None] | None = None
 
     def __repr__(self) -> str:
@@ -85,7 +82,7 @@ class CodecPipeline(BatchedCodecPipeline):
     ) -> tuple[Status, ...]:
         """Fetch and decode the chunks of ``batch_info`` into ``out``.
 
-        Returns, as zarr 3.3 and later want it, for each chunk whether it was there.
+        Returns the status of each chunk, which zarr expects from 3.3 on.
         """
         requests = list(batch_info)
         if not requests:
@@ -131,16 +128,16 @@ class CodecPipeline(BatchedCodecPipeline):
     async def read_chunks(
         self, store: Store, chunks: Iterable[Chunk], count: int, spec: ArraySpec, placer: Placer
     ) -> list[bool]:
-        """Read ``count`` chunks of ``store`` by ``placer``; return which of them were there.
+        """Read ``count`` chunks of ``store`` with ``placer``; return which of them exist.
 
-        ``spec`` is that of one of them.
+        ``spec`` is the specification of one of them.
         """
         if self.grants is None:
             with open_grants() as grants:
                 granting = replace(self, grants=grants)
                 return await granting.read_chunks(store, chunks, count, spec, placer)
         if isinstance(store, PrefetchedStore):
-            # It counts requests itself, and a read that holds a place must not wait for another.
+            # It counts requests itself; a read that holds a place must not wait for a second one.
             store = store.counted_elsewhere()
         grants = self.grants
         plan = plan_read(self, store, chunks, count, spec, placer, keeps=grants.keeps)
@@ -168,7 +165,7 @@ class CodecPipeline(BatchedCodecPipeline):
                 return await job.by_coroutines()
 
     def _by_zarr(self, job: Job) -> Callable[[Chunk], Awaitable[bool]]:
-        """Return what reads a shard by zarr's own code."""
+        """Return a coroutine function that reads a shard with zarr's own code."""
 
         async def read(chunk: Chunk) -> bool:
             key, spec, inside, _ = chunk
@@ -185,7 +182,7 @@ class CodecPipeline(BatchedCodecPipeline):
     async def _read_parts(
         self, requests: Sequence[ChunkRequest], out: NDBuffer, drop_axes: tuple[int, ...]
     ) -> tuple[Status, ...]:
-        """Decode chunks that are in memory already: inner ones, of a shard that zarr reads."""
+        """Decode chunks already in memory: the inner chunks of a shard that zarr's code reads."""
         data: list[Any] = [await getter.get(spec.prototype) for getter, spec, *_ in requests]
         chunks = _chunks(itertools.repeat(""), requests)
         placer = self._placer(chunks, out, drop_axes)
@@ -195,13 +192,13 @@ class CodecPipeline(BatchedCodecPipeline):
         def put() -> list[bool]:
             return [placer.put(*each) for each in zip(data, chunks, strict=True)]
 
-        # In a thread that decodes already, this is no hop to another one: see `run_inline`.
+        # In a decoding thread, this runs in place instead: see `run_inline`.
         present = await asyncio.to_thread(put)
         return _statuses(present)
 
 
 def _chunks(keys: Iterable[str], requests: Sequence[ChunkRequest]) -> list[Chunk]:
-    """Return ``requests`` as chunks at ``keys``."""
+    """Return ``requests`` as chunks with ``keys``."""
     return [
         (key, spec, _as_tuple(inside), _as_tuple(outside))
         for key, (_, spec, inside, outside, _) in zip(keys, requests, strict=False)
@@ -213,12 +210,12 @@ def _as_tuple(selection: Any) -> tuple[Any, ...]:
 
 
 def _statuses(present: Iterable[bool]) -> tuple[Status, ...]:
-    # Not a dictionary for each of a hundred thousand chunks.
+    # Two shared dictionaries, because there may be a hundred thousand chunks.
     here: Status = {"status": "present"}
     gone: Status = {"status": "missing"}
     return tuple(here if there else gone for there in present)
 
 
-# zarr finds pipelines by the name of their class.
+# zarr's registry finds pipelines by the qualified name of their class.
 CodecPipeline.__module__ = "aioxarray"
 register_pipeline(CodecPipeline)

@@ -1,4 +1,4 @@
-"""Decodes chunks and puts them where they belong in the result of a selection."""
+"""Decoding chunks into the result of a selection."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ if TYPE_CHECKING:
 
 
 class Placer:
-    """Puts chunks into ``out``.
+    """Decodes chunks and puts the selected values into ``out``.
 
     Parameters
     ----------
     pipeline
-        zarr's pipeline of the array, with zarr's own codecs.
+        The codec pipeline of the array, with zarr's own codecs.
     prepared
-        What decodes by plain functions, if that can be.
+        Makes decoders of plain functions; None if only zarr's own codecs can decode.
     out
         The result.
     drop_axes
-        Of the chunks: the result has them not.
+        Chunk axes that the result drops.
     basic
         Whether all chunks are selected by slices and integers only.
     decoders
-        What decodes chunks of which shape; for what places chunks of the same codecs, too.
+        Decoders by chunk shape, shared with other placers for the same codecs.
 
     Attributes
     ----------
     prepared
-        What decodes by plain functions; None where zarr's own codecs do.
+        As the parameter; also None if the result is not a numpy array.
     in_memory
-        Whether the result is in the processor's own memory.
+        Whether the result is a numpy array, and not in the memory of a GPU.
     """
 
     keeps_missing = True
@@ -77,23 +77,23 @@ class Placer:
 
     @cached_property
     def _by_zarr(self) -> ByZarr:
-        """Made on first use: most arrays are decoded by plain functions."""
+        """Decoding by zarr's codecs; created on first use, because most arrays do not need it."""
         return ByZarr(self._pipeline)
 
     @property
     def by_zarr(self) -> bool:
-        """Whether zarr's own codecs decode: they take zarr's buffers."""
+        """Whether zarr's own codecs decode, which take zarr's buffers."""
         return self.prepared is None
 
     @property
     def held_chunks(self) -> int:
-        """How many chunks' bytes are held for each in work: encoded and, maybe, decoded."""
+        """The number of copies held of each chunk being read: encoded and, possibly, decoded."""
         return 2 if self._bytes is None else 1
 
     def read(self, source: Source, chunk: Any) -> bool:
-        """Read a chunk and put it in its place; say whether it was there.
+        """Read a chunk, decode it and put it in the result; return whether it exists.
 
-        In a thread: it takes the time of decoding.
+        To be called in a worker thread if decoding may take long.
         """
         key, spec, _, outside = chunk
         if self.prepared is None:
@@ -110,7 +110,7 @@ class Placer:
         return self.put(source.read(key), chunk)
 
     def put(self, data: Any | None, chunk: Any) -> bool:
-        """Decode ``data`` and put it in its place; say whether there was any."""
+        """Decode ``data``, None for a missing chunk, into the result; return whether it exists."""
         _, spec, inside, outside = chunk
         if data is None:
             return self.put_decoded(None, chunk)
@@ -125,7 +125,7 @@ class Placer:
         return self.put_decoded(decoder.array(data), chunk)
 
     def decoder(self, shape: tuple[int, ...]) -> Decoder:
-        """Return what decodes chunks of ``shape``; only where zarr's own codecs do not."""
+        """Return the decoder for chunks of ``shape``; only if zarr's own codecs do not decode."""
         decoder = self._decoders.get(shape)
         if decoder is None:
             assert self.prepared is not None
@@ -133,7 +133,7 @@ class Placer:
         return decoder
 
     def put_bytes(self, decoded: Any, decoder: Decoder, chunk: Any) -> None:
-        """Put a chunk, of which ``decoder`` has made these bytes, in its place."""
+        """Put a chunk, decoded to bytes by ``decoder``, in the result."""
         dest = self._dest(decoder, chunk[3])
         if dest is not None:
             dest.reshape(-1).data[:] = decoded
@@ -141,15 +141,15 @@ class Placer:
             self.put_decoded(decoder.shaped(np.frombuffer(decoded, np.uint8)), chunk)
 
     def name(self, chunk: Any) -> Hashable:
-        """Return the key and the shape of ``chunk``."""
+        """Return the key of ``chunk`` in a table: its key in the store and its shape."""
         return chunk[0], chunk[1].shape
 
     def decoded(self, data: Any, chunk: Any) -> NDArray[Any]:
-        """Decode ``data`` into memory of its own, for several to take from."""
+        """Decode ``data`` into a new, read-only array that several reads can share."""
         spec = chunk[1]
         if self.prepared is None:
             array: NDArray[Any] = self._by_zarr.decode(data, spec).as_numpy_array()
-            # It may be a view of what the store holds.
+            # It may be a view of memory that belongs to the store.
             array = array if array.flags.owndata else array.copy()
         else:
             decoder = self.decoder(spec.shape)
@@ -158,20 +158,20 @@ class Placer:
         return array
 
     def put_decoded(self, array: NDArray[Any] | None, chunk: Any) -> bool:
-        """Put what is wanted of a decoded chunk in its place; None is a missing one."""
+        """Put the selected part of a decoded chunk, None if it is missing, in the result."""
         _, spec, inside, outside = chunk
         if array is None:
             self.out[outside] = fill_value_or_default(spec)
             return False
         part = inside.take(array) if isinstance(inside, Inside) else array[inside]
         if array.dtype.hasobject:
-            # Objects can be changed by who gets them; and a single one comes without an array.
+            # The receiver may change the objects; and selecting a single one returns no array.
             part = copy.deepcopy(array[(*selection_of(inside), ...)])
         self._array[outside] = part.squeeze(self._drop_axes) if self._drop_axes else part
         return True
 
     def put_part(self, part: NDBuffer | None, chunk: Any) -> None:
-        """Put what was selected of a chunk, None if that is missing, in its place."""
+        """Put the selected part of a chunk, None if the chunk is missing, in the result."""
         _, spec, _, outside = chunk
         if part is None:
             self.out[outside] = fill_value_or_default(spec)
@@ -179,7 +179,7 @@ class Placer:
             self.out[outside] = part.squeeze(axis=self._drop_axes) if self._drop_axes else part
 
     def _dest(self, decoder: Decoder, outside: tuple[Any, ...]) -> NDArray[np.uint8] | None:
-        """Return the chunk's place in the result, if the chunk fills it as it is stored."""
+        """Return the chunk's bytes in the result, if it can be decoded straight into them."""
         if self._bytes is None:
             return None
         if self._order is not None:
@@ -191,9 +191,9 @@ class Placer:
 def _as_bytes(
     array: NDArray[Any], prepared: Prepared
 ) -> tuple[NDArray[np.uint8] | None, tuple[int, ...] | None]:
-    """Return ``array`` as bytes, its axes as chunks have them stored, and the order of those.
+    """Return ``array`` as bytes, with its axes in the order of storage in chunks, and that order.
 
-    None for the bytes if the memory of ``array`` is in another order.
+    The bytes are None if the memory of ``array`` is in another order; the order is None for C.
     """
     order = prepared.order(array.ndim)
     if order is None:

@@ -1,4 +1,4 @@
-"""The plan of a read: which chunks it requests, by which way, and why. Made without I/O."""
+"""The plan of a read: the chunks that it requests, how, and why. Made without I/O."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ class Way(Enum):
 
 
 class Planned(NamedTuple):
-    """What is requested of one key.
+    """The request, or requests, for one key.
 
     Attributes
     ----------
     key
         The key in the store.
     part
-        "all" of the value; or "ranges": the index of a shard, and then the inner chunks that it
-        names, neighbours by one request. A shard of which everything is wanted is read whole.
+        "all" for the whole value. "ranges" for the index of a shard, and then its inner chunks,
+        with one request for neighbours; a shard that is needed completely is read with one.
     """
 
     key: str
@@ -51,25 +51,24 @@ class Planned(NamedTuple):
 
 @dataclass(frozen=True)
 class ReadPlan:
-    """What a read will do, but for chunks that are cached or that another read is at.
+    """The steps of a read, apart from chunks that are cached or that another read is fetching.
 
     Attributes
     ----------
     store
-        The store that is asked.
+        The store.
     source
-        How it is asked by plain calls; None if its coroutines serve better.
+        Reads the store with blocking calls; None if its coroutines are the better way.
     chunks
-        The chunks or shards, with their selections. They may be made as they are gone through,
-        once.
+        The chunks or shards, with their selections; possibly an iterator.
     count
         The number of chunks.
     chunk_nbytes
-        The decoded bytes of a chunk, or those wanted of a shard.
+        The decoded bytes of a chunk, or those needed of a shard.
     shards
-        How shards are read; None for chunks without inner chunks.
+        Reads shards; None if the chunks are not shards, or if zarr's own code reads them.
     alike
-        What reads that may share decoded chunks have in common; None if nothing is shared.
+        A key that is equal for reads that can share decoded chunks; None if nothing is shared.
     way, reason
         The way of reading, and why it was chosen.
     """
@@ -90,7 +89,7 @@ class ReadPlan:
         return self.count * self.chunk_nbytes
 
     def requests(self) -> Iterator[Planned]:
-        """Yield what is requested; goes through `chunks`."""
+        """Yield the requests; iterates over `chunks`."""
         part = "all" if self.shards is None and self.way is not Way.ZARR else "ranges"
         for key, *_ in self.chunks:
             yield Planned(key, part)
@@ -106,14 +105,14 @@ def plan_read(
     *,
     keeps: bool,
 ) -> ReadPlan:
-    """Return the plan of reading ``count`` chunks of ``store``.
+    """Return the plan for reading ``count`` chunks of ``store``.
 
     Parameters
     ----------
     pipeline
         The codec pipeline of the array.
     spec
-        That of one of the chunks.
+        The specification of one of the chunks.
     placer
         Puts the chunks into the result.
     keeps
@@ -122,14 +121,14 @@ def plan_read(
     source = source_of(store)
     partial: bool = pipeline.supports_partial_decode
     shards = ShardReader.of(pipeline, spec, placer, placer.views) if partial else None
-    # A store at hand is read again faster than its chunks are shared.
+    # Reading memory or a local file again is faster than sharing the chunks.
     shared = (keeps or source is None or source.remote) and placer.in_memory
     alike: Hashable | None = None
     if shared:
         alike = shards.decoding if shards else decoding(pipeline, placer.prepared, spec)
     nbytes = byte_count(spec.shape, spec.dtype.to_native_dtype())
     if shards is not None:
-        # Only the wanted inner chunks of a shard are read and held.
+        # Only the selected inner chunks of a shard are read and held.
         wanted = byte_count(placer.out.shape, placer.out.dtype) // count
         nbytes = min(nbytes, max(wanted, shards.inner_bytes))
     is_tiny = nbytes * count <= INLINE_BYTES and not placer.by_zarr and not shared

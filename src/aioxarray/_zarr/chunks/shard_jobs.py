@@ -1,6 +1,6 @@
-"""The ways in which shards are read: the index first, then only the ranges that are needed.
+"""Execution of a read plan for shards: the index first, then only the byte ranges needed.
 
-Inner chunks and indexes that are kept, or that another read is at, are not read again.
+Inner chunks and indexes that are cached, or that another read is fetching, are not read again.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Bytes between two inner chunks that are as well read as skipped, in a local file.
+# In a local file, reading a gap of up to this many bytes between inner chunks costs nothing.
 _PAGE = 4 << 10
-# How much of a local shard is read at once.
+# The most bytes of a local shard that are read at once.
 _RANGE_BYTES = 4 << 20
 
 
 class ShardJob(ABC):
-    """Shards to be read from a store.
+    """A job that reads shards.
 
     Parameters
     ----------
     job
-        What is to be read: its chunks are shards, its table one of indexes and inner chunks.
+        The job; its chunks are shards, and its table shares indexes and inner chunks.
     shards
-        Knows how the array's shards are read.
+        The reader of the array's shards.
     """
 
     def __init__(self, job: Job, shards: ShardReader) -> None:
@@ -51,15 +51,15 @@ class ShardJob(ABC):
         self.shards = shards
         self.indexes = Sharing(job.table, Indexes(), job.grants.keeps)
         self.inner = Sharing(job.table, InnerChunks(), job.grants.keeps)
-        # Set when the threads that are at it shall stop.
+        # Set to make the threads of this job stop.
         self.stop = threading.Event()
 
     @abstractmethod
     async def read_all(self) -> list[bool]:
-        """Read what is wanted of all shards; say which exist."""
+        """Read the selected inner chunks of all shards; return which shards exist."""
 
     async def read(self, chunk: Chunk) -> bool:
-        """Read what is wanted of a shard; say whether it exists."""
+        """Read the selected inner chunks of a shard; return whether the shard exists."""
         part = self.shards.part(chunk)
         known = self.indexes.known(part)
         if known is not None and known[0] is None:
@@ -76,10 +76,10 @@ class ShardJob(ABC):
 
     @abstractmethod
     async def lead(self, part: ShardPart, led: Sequence[Lead[Wanted]]) -> list[bool]:
-        """Read inner chunks of a shard; say which exist."""
+        """Read inner chunks of a shard; return which of them exist."""
 
     async def index(self, part: ShardPart) -> Index | None:
-        """Return the index of a shard; None where that does not exist."""
+        """Return the index of a shard; None if the shard does not exist."""
         (index,) = await self.indexes.read([part], self.read_index)
         return index
 
@@ -94,7 +94,7 @@ class ShardJob(ABC):
         led: Sequence[Lead[Wanted]],
         gaps: tuple[int, int],
     ) -> tuple[list[Range], list[bool]]:
-        """Return what is to be read, and which inner chunks exist; fill the others."""
+        """Return the byte ranges to read, and which inner chunks exist; fill the others."""
         part.exists = index is not None
         with failing(led):
             ranges, there = part.ranges(index, led, gaps)
@@ -104,10 +104,10 @@ class ShardJob(ABC):
         return ranges, there
 
     def put(self, data: Any | None, of: Range) -> None:
-        """Decode the inner chunks that are in ``data``, the bytes of the range ``of``."""
+        """Decode the inner chunks in ``data``, the bytes of the range ``of``."""
         start, stop, leads = of
         if data is None:
-            # The shard was deleted after its index was read: to zarr that is a missing one.
+            # The shard was deleted after its index was read. zarr treats that as a missing shard.
             for _, _, lead in leads:
                 self.inner.put(None, lead)
             return
@@ -125,7 +125,7 @@ class ShardJob(ABC):
 
 
 class ByPlainCalls(ShardJob):
-    """Reads a few inner chunks at a time in the threads that decode them."""
+    """Reads byte ranges of shards with blocking calls, in the threads that decode them."""
 
     def __init__(self, job: Job, shards: ShardReader, source: LocalSource) -> None:
         super().__init__(job, shards)
@@ -143,7 +143,7 @@ class ByPlainCalls(ShardJob):
         return self.shards.inner_bytes <= SMALL_BYTES
 
     def _read_alone(self, chunk: Chunk) -> bool:
-        """Read a shard of which nothing is shared; say whether it exists."""
+        """Read a shard without sharing its inner chunks; return whether it exists."""
         part = self.shards.part(chunk)
         with self._source.opened(part.key) as read_part:
             index = self.indexes.put(read_part(*part.index_range()), (part, None))
@@ -199,7 +199,7 @@ class ByPlainCalls(ShardJob):
 
 
 class ByCoroutines(ShardJob):
-    """Fetches by the store's coroutines: a shard as a whole, or the ranges side by side."""
+    """Fetches with the store's coroutines: a whole shard, or byte ranges concurrently."""
 
     async def read_all(self) -> list[bool]:
         return await self.job.side_by_side(self.read)
@@ -212,7 +212,7 @@ class ByCoroutines(ShardJob):
                     whole: Any = await self._get(part, long=is_long(size))
                     index = self.indexes.keep(part.cut_index(whole), part)
                 ranges, there = self.ranges(part, index, led, gaps(part.chunk[1]))
-                # Where there is no shard there are no ranges.
+                # If the shard does not exist, there are no ranges.
                 await self._decode([(whole[each[0] : each[1]], each) for each in ranges])
             return there
         with failing(led):

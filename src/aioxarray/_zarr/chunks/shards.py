@@ -1,7 +1,7 @@
-"""The inner chunks of shards that a selection needs: their byte ranges, and their place in it.
+"""The inner chunks of shards that a selection needs, and their byte ranges.
 
-`aioxarray._zarr.chunks.shard_jobs` reads them. Both lines of zarr, which merge ranges differently,
-are served alike.
+`aioxarray._zarr.chunks.shard_jobs` reads them. Byte ranges are merged in the same way with all
+versions of zarr, whose own code differs.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ if TYPE_CHECKING:
     from aioxarray._zarr.compat import ArraySpec, NDBuffer
     from aioxarray._zarr.selection import Chunk, Range
 
-    # An inner chunk: in place of the key it has its coordinates in the shard.
+    # An inner chunk, with its coordinates in the shard instead of a key.
     Inner = tuple[tuple[int, ...], ArraySpec, tuple[Any, ...] | Inside, tuple[Any, ...]]
-    # An inner chunk and what it is wanted for.
+    # An inner chunk, and the part of the selection that needs it.
     Wanted = tuple["ShardPart", Inner]
-    # For each inner chunk where it begins and how long it is.
+    # The offset and length of each inner chunk.
     Index = NDArray[np.uint64]
 
 _MISSING = 2**64 - 1
-# An encoded chunk is not longer than this, whatever a damaged index says.
+# An encoded chunk of more than twice its decoded bytes plus this means that the index is damaged.
 _SLACK = 64 << 10
 
 
 @dataclass(frozen=True)
 class _Index:
-    """How many bytes the index of a shard has, what decodes it, and of how many inner chunks."""
+    """The index of shards of one shape: its decoder, its bytes, and the number of inner chunks."""
 
     decoder: Decoder
     size: int
@@ -50,18 +50,18 @@ class _Index:
 
 
 class ShardReader:
-    """Knows how the shards of an array are read into ``out``.
+    """Splits the shards of an array into inner chunks, to be read into ``out``.
 
     Parameters
     ----------
     codec
         The sharding codec.
     index
-        What decodes its index.
+        Makes decoders for its indexes.
     spec
-        Of a shard.
+        The specification of a shard.
     outer
-        Puts parts of shards into the result.
+        The placer that puts parts of shards into the result.
     out
         The result.
     views
@@ -86,13 +86,13 @@ class ShardReader:
         self.inner_spec = replace(spec, shape=tuple(codec.chunk_shape))
         self.pipeline = BatchedCodecPipeline.from_codecs(codec.codecs)
         self.prepared = prepare(self.pipeline, self.inner_spec)
-        # Of inner chunks, for all shards.
+        # Decoders of inner chunks, shared by all shards.
         self.decoders: dict[tuple[int, ...], Decoder] = {}
         self._indexes: dict[tuple[int, ...], _Index] = {}
 
     @classmethod
     def of(cls, pipeline: Any, spec: ArraySpec, outer: Placer, views: bool) -> ShardReader | None:
-        """Return how shards are read, or None if zarr's own code has to."""
+        """Return a reader for the shards, or None if zarr's own code has to read them."""
         codec = pipeline.array_bytes_codec
         if type(codec) is not ShardingCodec:
             return None
@@ -104,13 +104,13 @@ class ShardReader:
 
     @property
     def decoding(self) -> Hashable:
-        """What two readers have in common that find and decode the same inner chunks."""
+        """A key that is equal for readers that find and decode the same inner chunks."""
         inner = decoding(self.pipeline, self.prepared, self.inner_spec)
         return inner, self._index, self.at_start, self.inner_spec.shape
 
     @property
     def inner_bytes(self) -> int:
-        """The bytes of an inner chunk, decoded."""
+        """The decoded bytes of an inner chunk."""
         spec = self.inner_spec
         return byte_count(spec.shape, spec.dtype.to_native_dtype())
 
@@ -127,16 +127,16 @@ class ShardReader:
         return found
 
     def part(self, chunk: Chunk) -> ShardPart:
-        """Return what is wanted of the shard ``chunk``."""
+        """Return the selected part of the shard ``chunk``."""
         _, spec, wanted, outside = chunk
         inside = selection_of(wanted)
         if self._views and is_basic(inside):
             block = Block(inside, spec.shape, self.codec.chunk_shape)
             array = self._out.as_ndarray_like()
-            # The ellipsis makes it a view even where a single element is selected.
+            # The ellipsis makes it a view even if a single element is selected.
             view = array[(*outside, ...)]  # type: ignore[index]
             out = type(self._out).from_ndarray_like(view)
-            # Its keys are what it is told.
+            # Coordinates stand in for keys.
             inner: Any = list(block.chunks(lambda at: at, self.inner_spec))
             return ShardPart(self, chunk, inner, out, basic=True)
         chunk_shape = self.codec.chunk_shape
@@ -163,25 +163,25 @@ class ShardReader:
 
 
 class ShardPart:
-    """What is wanted of one shard.
+    """The part of one shard that a selection needs.
 
     Parameters
     ----------
     reader
-        Of the array's shards.
+        The reader of the array's shards.
     chunk
         The shard.
     inner
-        The inner chunks that are wanted.
+        The inner chunks that are needed.
     out
-        Where they go: a part of the result or, unless ``basic``, memory of their own.
+        Their destination: a part of the result if ``basic``, otherwise a separate buffer.
     shape
-        What ``out`` has to be reshaped to before it goes into the result; None for as it is.
+        The shape that ``out`` gets before it goes into the result; None to keep its own.
 
     Attributes
     ----------
     exists
-        Whether the shard exists; None while nobody has looked.
+        Whether the shard exists; None while that is unknown.
     """
 
     def __init__(
@@ -205,35 +205,35 @@ class ShardPart:
         self._shape = shape
 
     def size(self, wanted: Sequence[object]) -> int:
-        """Return the bytes of so many inner chunks, decoded."""
+        """Return the decoded bytes of the inner chunks ``wanted``."""
         return len(wanted) * self._reader.inner_bytes
 
     def is_all(self, wanted: Sequence[Lead[Wanted]]) -> bool:
-        """Say whether the shard has no other inner chunks."""
+        """Return whether ``wanted`` has all inner chunks of the shard."""
         count = self.index.count
         return len(wanted) >= count and len({inner[0] for (_, inner), _ in wanted}) == count
 
     def index_range(self) -> tuple[int, int | None]:
-        """Return where the index begins and ends; from the end of the shard if negative."""
+        """Return the start and stop of the index, as in a slice of the shard."""
         size = self.index.size
         return (0, size) if self._reader.at_start else (-size, None)
 
     def cut_index(self, whole: Any | None) -> Any | None:
-        """Return the bytes of the index, of the whole shard."""
+        """Return the bytes of the index in ``whole``, the shard; None if that is missing."""
         return None if whole is None else whole[slice(*self.index_range())]
 
     def ranges(
         self, index: Index | None, wanted: Sequence[Lead[Wanted]], gaps: tuple[int, int]
     ) -> tuple[list[Range], list[bool]]:
-        """Return which bytes to read, with what of ``wanted`` is in them, and what exists.
+        """Return the byte ranges to read, each with its inner chunks, and which of these exist.
 
-        ``gaps`` is what `gaps` returns; without an ``index`` nothing exists.
+        ``gaps`` are the limits from the function `gaps`; without an ``index`` none exists.
         """
         if index is None or not wanted:
             return [], [False] * len(wanted)
         longest = None if self._reader.prepared is None else 2 * self._reader.inner_bytes + _SLACK
         found, there = [], []
-        # All at once: one by one this would cost as much as decoding a small one.
+        # One lookup for all: separate ones would each cost as much as decoding a small chunk.
         at = tuple(zip(*(inner[0] for (_, inner), _ in wanted), strict=True))
         for lead, (start, length) in zip(wanted, index[at].reshape(-1, 2).tolist(), strict=True):
             exists = start != _MISSING or length != _MISSING
@@ -248,18 +248,18 @@ class ShardPart:
         return merged(found, *gaps), there
 
     def finish(self) -> None:
-        """Put what was read into the result, if it is not there yet."""
+        """Copy a separate buffer into the result."""
         if not self._basic:
             part = self._out if self._shape is None else self._out.reshape(self._shape)
             self._reader.outer.put_part(part, self.chunk)
 
     def missing(self) -> None:
-        """Fill the shard's part of the result."""
+        """Set the shard's part of the result to the fill value."""
         self._reader.outer.put_part(None, self.chunk)
 
 
 class Indexes:
-    """Shards' indexes, as parts that are shared and kept; each is named by its shard's part."""
+    """The indexes of shards as `Parts` for `Sharing`, each given as a `ShardPart`."""
 
     keeps_missing = True
 
@@ -285,9 +285,9 @@ class Indexes:
 
 
 class InnerChunks:
-    """Inner chunks, as parts that are shared and kept."""
+    """Inner chunks as `Parts` for `Sharing`."""
 
-    # The index tells.
+    # The index tells which are missing.
     keeps_missing = False
 
     def name(self, wanted: Wanted) -> Hashable:
@@ -308,9 +308,9 @@ class InnerChunks:
 
 
 def gaps(spec: ArraySpec) -> tuple[int, int]:
-    """Return how far apart ranges of a shard may lie to be one request, and how long that may be.
+    """Return the largest gap between byte ranges that are merged, and the largest merged range.
 
-    From zarr 3.3 on the array itself says so; before, the settings of the same names.
+    Both in bytes. From zarr 3.3 on the array's configuration has them, before that zarr's.
     """
     return (
         _setting(spec, "sharding_coalesce_max_gap_bytes", 1 << 20),

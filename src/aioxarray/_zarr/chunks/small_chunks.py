@@ -1,9 +1,9 @@
-"""Reads small chunks of which the codec can decode many by one call.
+"""Reading many small chunks at a time, decoded with one call of the codec.
 
-A chunk of some KB is mostly work for the interpreter, whose lock two threads that read chunks one
-by one pass to and fro. Here some are fetched, decoded by one call, for which nobody needs that
-lock, and put in their places. Of threads that do not wait for a server one at a time has a turn at
-what does need the lock, while another one decodes.
+Reading a chunk of a few KB mostly runs Python code, so threads that read such chunks one by one
+pass the GIL back and forth. Here a thread fetches several chunks, decodes them with one call that
+releases the GIL, and copies them into the result. For local stores, only one thread at a time does
+the steps that need the GIL, while another one decodes.
 """
 
 from __future__ import annotations
@@ -24,40 +24,40 @@ if TYPE_CHECKING:
 
     from aioxarray._zarr.selection import Chunk
 
-# Of larger ones decoding is most of the work.
+# For larger chunks, decoding is most of the work.
 SMALL_BYTES = 8 << 10
-# So many decoded bytes at once: they, and what they are made of, stay in a processor's cache.
+# This many decoded bytes at a time, and their encoded bytes, stay in the CPU cache.
 _TOGETHER_BYTES = 256 << 10
-# What does not shrink gets a little longer.
+# Data that does not compress becomes a little longer.
 _LONGER_BY = 64
 
-# Held by the one thread of the process that works on small chunks in Python.
+# Held by the thread that runs Python code for small chunks.
 _turn = threading.Lock()
 _NOTHING = nullcontext()
 
 
 class SmallChunks:
-    """Chunks of at most `SMALL_BYTES` of an array.
+    """Reads chunks of at most `SMALL_BYTES` of an array.
 
     Parameters
     ----------
     store
-        The store, for errors to name.
+        The store, named in errors.
     source
-        Reads it.
+        The source that reads it.
     placer
         Puts the chunks into the result.
     sharing
-        Gives them to others, too.
+        Shares the chunks with other reads.
     size
-        Bytes of a chunk, decoded.
+        The decoded bytes of a chunk.
     decoding
-        Held by those who decode in threads that are not for decoding.
+        A context for decoding, which limits it in threads that are not decoding threads.
 
     Attributes
     ----------
     held
-        Bytes that are held while chunks are read, encoded and decoded.
+        The bytes held during a read: encoded and decoded chunks.
     """
 
     def __init__(
@@ -80,17 +80,17 @@ class SmallChunks:
 
     @classmethod
     def can_read(cls, placer: Placer, sharing: Sharing[Chunk, bool], size: int) -> bool:
-        """Say whether chunks of ``size`` bytes should, and can, be read together."""
+        """Return whether chunks of ``size`` bytes should, and can, be read together."""
         prepared = placer.prepared
-        # What is kept is decoded into memory of its own.
+        # For the cache, each chunk is decoded into a separate array.
         if prepared is None or sharing.keeps:
             return False
         return prepared.decodes_many and 0 < size <= SMALL_BYTES
 
     def read(self, leads: Sequence[Lead[Chunk]], stop: threading.Event) -> list[bool]:
-        """Read chunks, and put them in their places; return which of them were there.
+        """Read chunks into the result, in a worker thread; return which of them exist.
 
-        In a thread. It ends early once ``stop`` is set.
+        Ends early once ``stop`` is set.
         """
         there: list[bool] = []
         for start in range(0, len(leads), self._count):
@@ -100,7 +100,7 @@ class SmallChunks:
         return there
 
     def _read(self, leads: Sequence[Lead[Chunk]]) -> list[bool]:
-        # Who waits for a server shall not keep others from working.
+        # A thread that waits for a server must not hold up the others.
         turn = _NOTHING if self._source.remote else _turn
         with turn:
             fetched = [self._fetch(lead) for lead in leads]
@@ -131,6 +131,6 @@ class SmallChunks:
 
 @after_fork
 def _reset_after_fork() -> None:
-    # A thread of the parent may have had it.
+    # A thread of the parent may have held the lock.
     global _turn
     _turn = threading.Lock()

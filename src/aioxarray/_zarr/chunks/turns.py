@@ -1,8 +1,8 @@
-"""Has threads take runs of chunks by themselves, one after the other, while nobody else waits.
+"""Reading runs of chunks in threads that keep their turn until other work waits for them.
 
-A hop to the event loop and back takes a thread about a millisecond while all cores are busy: time
-for some MB. So a thread that has a turn keeps it, and only hears at its end, every few
-milliseconds, whether another load waits for what it has.
+While all cores are busy, a hop to the event loop and back takes a thread about a millisecond, in
+which it could decode some MB. So a thread takes further runs by itself. Every few milliseconds it
+checks whether other work is waiting, and only then gives up its turn.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 
     _Run = tuple[int, Sequence[Chunk]]
 
-# How long others may wait for a thread. What a turn costs is little beside it.
+# How long other work may wait for a thread. The cost of a turn is small in comparison.
 _TURN_S = 0.01
 
 
 class Turns:
-    """Runs of chunks, for threads to take.
+    """Runs of chunks, which threads take one after another.
 
     Parameters
     ----------
     runs
         The chunks.
     read
-        Reads a run; returns which of its chunks were there. It returns early once ``stop`` is set.
+        Reads a run, and returns which of its chunks exist; ends early once ``stop`` is set.
     advance
-        Told on the loop, after each turn, how many more chunks are done.
+        Called on the loop after each turn with the number of further chunks that are done.
     """
 
     def __init__(
@@ -54,10 +54,9 @@ class Turns:
     async def take_all(
         self, grants: Grants, size: int, stop: threading.Event, *, alone: bool = False
     ) -> list[bool]:
-        """Have the runs read in the threads of ``grants``; say which chunks were there.
+        """Read the runs in the threads of ``grants``; return which chunks exist.
 
-        Each thread has ``size`` bytes in flight; for ``stop`` and ``alone`` see
-        `Grants.in_thread`.
+        Each thread holds ``size`` bytes; for ``stop`` and ``alone`` see `Grants.in_thread`.
         """
         loop = asyncio.get_running_loop()
 
@@ -70,7 +69,7 @@ class Turns:
                 run = self._next()
 
         async def worker() -> None:
-            # Only who has a run waits for a thread to read it.
+            # Take a run first, so that no worker waits for a thread without one.
             while (run := self._next()) is not None:
                 await grants.in_thread(partial(work, run), size, stop.set, alone=alone)
 
@@ -78,7 +77,7 @@ class Turns:
         return [there for number in range(len(self._present)) for there in self._present[number]]
 
     def _turn(self, run: _Run | None, stop: threading.Event) -> int:
-        """Read ``run``, and others for a moment; return how many chunks they had."""
+        """Read ``run``, and further runs for `_TURN_S`; return the number of chunks."""
         count = 0
         until = perf_counter() + _TURN_S
         while run is not None:
@@ -91,6 +90,6 @@ class Turns:
         return count
 
     def _next(self) -> _Run | None:
-        # Iterators that are Python code must not be asked by two threads at once.
+        # A generator must not be advanced by two threads at once.
         with self._lock:
             return next(self._runs, None)

@@ -1,8 +1,8 @@
-"""The codec pipeline with which saves write: all chunks of a selection under one budget.
+"""The codec pipeline for saves, which writes all chunks of a selection under one budget.
 
-What a chunk becomes is made in worker threads, by plain calls where they suffice and else by
-zarr's own code; the requests around it are made here, as many side by side as the budget of the
-save lets it. Local files are written by the thread that encodes.
+Worker threads encode the chunks, with plain functions if possible and otherwise with zarr's own
+code. This module makes the requests, as many at once as the budget of the save allows. Local files
+are written by the thread that encodes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     ChunkWrite = tuple[ByteSetter, ArraySpec, SelectorTuple, SelectorTuple, bool]
 
-    # Makes of a request, and what the store has of its chunk, what it shall have.
+    # Returns the new value of a chunk, for a request and the value that the store has.
     Encode = Callable[[ChunkWrite, Buffer | None], Buffer | None]
 
 # A hop to a thread costs about as much as encoding this many bytes.
@@ -57,13 +57,13 @@ def writable(
     Parameters
     ----------
     array
-        An array that may exist nowhere but in a `WriteBehindStore`.
+        An array, which may exist only in a `WriteBehindStore`.
     store
-        Where its chunks go.
+        The store to which its chunks are written.
     grants
-        What the save grants.
+        The grants of the save.
     fresh
-        Whether the store has no chunk of it: then none is read, and none deleted.
+        Whether the store has no chunk of the array: then none is read, and none deleted.
     """
     limited = LimitedStore(usable_here(store), grants.requests)
     return with_pipeline(array, limited, WritePipeline, grants=grants, fresh=fresh)
@@ -72,12 +72,12 @@ def writable(
 async def write_block(array: Any, region: Sequence[slice], values: Any) -> None:
     """Set ``region`` of ``array``, which is `writable`, to ``values``.
 
-    As its ``setitem``, but for common arrays without zarr's indexing. For small chunks that
-    costs as much as encoding them, and lists them all: at thousands of chunks Python then looks
-    through all objects of the process for garbage, which holds up every thread for 100 ms.
+    Like ``setitem`` of the array, but for common arrays without zarr's indexing. For small chunks,
+    zarr's indexing costs as much as encoding, and it builds a list of all chunks: thousands of
+    them trigger a full garbage collection, which stops every thread for 100 ms.
     """
     block = regular_block(array, region)
-    # From zarr 3.4 on: whether zarr has metadata to mend before it writes.
+    # From zarr 3.4 on: whether zarr has to correct the stored metadata before it writes.
     mends = getattr(array.metadata, "_stored_document", None) is not None
     if (
         block is not None
@@ -113,12 +113,12 @@ def _requests(array: Any, block: Block, spec: ArraySpec) -> Iterator[ChunkWrite]
 
 @dataclass(frozen=True)
 class WritePipeline(BatchedCodecPipeline):
-    """zarr's pipeline, writing for one save.
+    """A codec pipeline that writes for one save.
 
     Attributes
     ----------
     grants
-        What the save grants. None only while zarr builds the pipeline.
+        The grants of the save. None only while zarr builds the pipeline.
     fresh
         As in `writable`.
     """
@@ -149,9 +149,9 @@ class WritePipeline(BatchedCodecPipeline):
         spec: ArraySpec,
         encode: Encode,
     ) -> None:
-        """Write ``count`` chunks, which ``encode`` makes in worker threads.
+        """Write ``count`` chunks, which ``encode`` encodes in worker threads.
 
-        ``store`` is where they all go, if zarr says so, and ``spec`` that of one of them.
+        ``store`` is their store, or None if zarr names none; ``spec`` is that of one chunk.
         """
         try:
             if (files := LocalFiles.of(store)) is not None:
@@ -176,7 +176,7 @@ class WritePipeline(BatchedCodecPipeline):
         size: int,
         encode: Encode,
     ) -> None:
-        """Write runs of chunks, each in a thread that encodes and writes one by one."""
+        """Write runs of chunks, each in a thread that encodes and writes its chunks in turn."""
         assert self.grants is not None
         stopped = False
 
@@ -215,7 +215,7 @@ class WritePipeline(BatchedCodecPipeline):
     async def _write_objects(
         self, requests: Iterable[ChunkWrite], count: int, encode: Encode
     ) -> None:
-        """Encode in threads what has its turn, and write it by the store's coroutines."""
+        """Encode chunks in threads, and write them with the store's coroutines."""
         assert self.grants is not None
         grants = self.grants
 
@@ -262,8 +262,8 @@ class WritePipeline(BatchedCodecPipeline):
 class _Chunk:
     """A chunk to be encoded.
 
-    ``data`` is first what the store has of it, as far as that matters, and then what it shall
-    have; None for nothing.
+    ``data`` is first the value that the store has, if that is needed, and then the new value; None
+    for no value.
     """
 
     def __init__(self, request: ChunkWrite) -> None:
@@ -272,7 +272,7 @@ class _Chunk:
 
 
 class _Place:
-    """What zarr's code takes for the place of a chunk in a store: it reads and writes ``data``."""
+    """A stand-in for the place of a chunk in a store: zarr's code reads and writes ``data``."""
 
     def __init__(self, data: Buffer | None) -> None:
         self.data = data
@@ -298,7 +298,7 @@ def _encode(
     request: ChunkWrite,
     old: Buffer | None,
 ) -> Buffer | None:
-    """Return what the store shall have of a chunk of which it has ``old``; in a worker thread."""
+    """Return the new value of a chunk for which the store has ``old``; in a worker thread."""
     _, spec, inside, outside, _ = request
     if plain is not None and old is None and plain.takes(inside, outside):
         return plain.encode(spec, inside, outside)

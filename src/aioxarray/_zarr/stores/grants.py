@@ -126,7 +126,7 @@ class Grants:
         return Semaphore(self.thread_count)
 
     def is_wanted(self) -> bool:
-        """Return whether other work waits for what this load's threads hold; thread-safe."""
+        """Return whether other work waits for places that this load's threads hold; thread-safe."""
         return self.decoders.has_queue or any(
             share.is_wanted() for share in (self.threads, self.memory, self.requests)
         )
@@ -189,7 +189,7 @@ class Grants:
         The call holds ``size`` bytes. Returns None if the client has stalled, or if no place in
         `fetching` is free: then a coroutine should make the request, since it can be cancelled.
 
-        Cancelling calls ``stop`` and returns at once. A request in flight goes on, and keeps its
+        Cancelling calls ``stop`` and returns at once. A request in flight continues, and keeps its
         places, except those for bytes, until the server answers.
         """
         long = is_long(size)

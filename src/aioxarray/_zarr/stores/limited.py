@@ -1,4 +1,4 @@
-"""Wrappers of stores whose requests keep to a limit."""
+"""Store wrappers that make every request under the limit on requests in flight."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ class Places:
 
 
 class LimitedStore(NamedAsWrapped, WrapperStore[Store]):
-    """A store whose requests each take a place.
+    """A wrapper around a store whose requests each take a place in a share.
 
     Parameters
     ----------
     store
         The store.
     places
-        Where each request takes its place. When there is none any more, requests go straight
-        through.
+        The share in which requests take their places. Without a share (an open or a save has
+        ended), requests are made without a place.
     """
 
     def __init__(self, store: Store, places: Share | Places) -> None:
@@ -56,7 +56,7 @@ class LimitedStore(NamedAsWrapped, WrapperStore[Store]):
 
     @property
     def inner(self) -> Store:
-        """The store that is limited."""
+        """The wrapped store."""
         return self._store
 
     async def _send(
@@ -72,7 +72,7 @@ class LimitedStore(NamedAsWrapped, WrapperStore[Store]):
         *,
         long: bool = False,
     ) -> Buffer | None:
-        """Read a value, or a part of it; ``long`` is for those of many bytes: see `is_long`."""
+        """Read a value, or a part of it; ``long`` if it has many bytes (see `is_long`)."""
         request = Request("get", self._store, key, byte_range)
 
         async def ask() -> Buffer | None:
@@ -88,13 +88,13 @@ class LimitedStore(NamedAsWrapped, WrapperStore[Store]):
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
     ) -> _Values:
-        # Range by range through ``get``: the wrapped store would make its requests uncounted.
+        # One range at a time through ``get``: the wrapped store would not count its requests.
         return await gather(
             [functools.partial(self.get, key, prototype, part) for key, part in key_ranges]
         )
 
     async def get_documents(self, prototype: BufferPrototype, keys: Sequence[str]) -> _Values:
-        """Read metadata documents: one request each, or one where all of them are one object."""
+        """Read metadata documents: one request each, or one in total if one object has them all."""
         if _has_documents_in_one_object(self._store):
             try:
                 return await self._send(
@@ -105,27 +105,27 @@ class LimitedStore(NamedAsWrapped, WrapperStore[Store]):
                     ),
                 )
             except TypeError:
-                # So it fails where one is missing, and does not say which.
+                # A document is missing; the error does not say which.
                 pass
         return await gather([functools.partial(self.get, key, prototype) for key in keys])
 
     async def get_ranges(
         self, key: str, byte_ranges: Sequence[ByteRequest | None], **options: Any
     ) -> AsyncIterator[Sequence[tuple[int, Buffer | None]]]:
-        """Read many ranges of one key, merged where they lie close, each merged one counted.
+        """Read many ranges of one key, with one request for ranges that are close together.
 
-        The wrapped store's own method would go round ``get``; that of the base class (zarr 3.3
-        and later, the only ones that call this) merges ranges and calls it.
+        The wrapped store's own method would bypass ``get``. That of the base class merges ranges
+        and calls ``get``; it exists from zarr 3.3 on, and earlier versions do not call this.
         """
-        # How many at once is for ``requests`` to say; zarr's default of 10 would be a second,
-        # smaller limit.
+        # zarr's default of 10 concurrent ranges would be a second, smaller limit beside the share.
         options = {"max_concurrency": max(1, len(byte_ranges)), **options}
         base: Any = Store
         try:
             async for group in base.get_ranges(self, key, byte_ranges, **options):
                 yield group
         except BaseExceptionGroup as errors:
-            # The first as it is, as everywhere; but a missing shard zarr looks for in a group.
+            # Raise the first error itself, as everywhere. But zarr expects FileNotFoundError, for a
+            # missing shard, in a group.
             _, others = errors.split(FileNotFoundError)
             if others is None:
                 raise
@@ -173,22 +173,22 @@ class LimitedStore(NamedAsWrapped, WrapperStore[Store]):
 
     @property
     def _supports_sync_io(self) -> bool:
-        # zarr's fast path for stores that can be read without awaiting would go round ``get``.
+        # zarr's fast path for stores with synchronous methods would bypass ``get``.
         return False
 
 
 def _has_documents_in_one_object(store: Store) -> bool:
-    """Say whether ``store`` has all metadata in memory once it has answered anything.
+    """Return whether ``store`` has all metadata in memory after its first answer.
 
-    Icechunk has them in its snapshot. It answers for many keys in a tenth of the time that it
-    takes to be asked for each; chunks not, of which it then reads ten at a time.
+    Icechunk has it in its snapshot. One call for many documents takes a tenth of the time of a call
+    for each. That does not hold for chunks, of which such a call reads only ten at a time.
     """
-    # Not imported: what was not, no store can be of.
+    # If icechunk has not been imported, the store cannot be icechunk's.
     return type(store) is getattr(sys.modules.get("icechunk"), "IcechunkStore", None)
 
 
 class ForeignStore(LimitedStore):
-    """The store of an open or a save, for what xarray and zarr ask of it themselves."""
+    """The store of an open or a save, for requests that xarray and zarr make themselves."""
 
     def __str__(self) -> str:
         # It stands in for the store in the errors of xarray and zarr.

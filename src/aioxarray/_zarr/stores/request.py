@@ -1,7 +1,7 @@
-"""The request: every request of this package to a store is made here.
+"""Requests: this package makes every request to a store through this module.
 
-A request takes its place in the limit, and belongs to a call, which names it in a timeout error. It
-tells observers when it starts and ends, and adds its key and store to an error.
+A request takes a place in the limit. It belongs to a call, which names it in a timeout error. It
+notifies observers when it starts and ends, and adds its key and store to an error.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ DOCUMENTS = frozenset({"zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata
 
 
 class Request:
-    """A request to a store, as a context in which it is under way.
+    """A request to a store, as a context that is open while the request is in flight.
 
     Parameters
     ----------
     kind
-        What is asked of the store.
+        The operation.
     store, key
         The store, and the key or prefix in it.
     byte_range
@@ -47,11 +47,11 @@ class Request:
     Attributes
     ----------
     attempt
-        How often it has been tried, this time included.
+        The number of attempts so far, including this one.
     nbytes
-        The bytes that were read or written; None while that is not known.
+        The bytes that were read or written; None while that is unknown.
     variable
-        The variable that it is made for; None where it is made for none, or for several.
+        The variable that it is made for; None if it is made for none, or for several.
     """
 
     __slots__ = ("_call", "attempt", "byte_range", "key", "kind", "nbytes", "store", "variable")
@@ -75,7 +75,7 @@ class Request:
 
     @property
     def phase(self) -> str | None:
-        """What its call does: "opened", "loaded" or "saved"; None outside of calls."""
+        """The aim of its call: "opened", "loaded" or "saved"; None outside of calls."""
         return None if self._call is None else self._call.aim
 
     @property
@@ -120,7 +120,7 @@ def note(error: Exception, text: str) -> None:
 class chunk_noted:
     """A context that adds the key of a chunk and its store to an error.
 
-    The chunk is requested, decoded and put in its place in the body.
+    The body requests and decodes the chunk, and puts it in the result.
     """
 
     __slots__ = ("_key", "_store")
@@ -149,8 +149,8 @@ async def send(
 ) -> T:
     """Await ``ask()``, which makes ``request``, in a place of ``places``.
 
-    Without ``places`` it takes none: the caller has one. A request made for a thread ends with
-    what the thread does; see `aioxarray._runtime.threads.leash`.
+    If ``places`` is None, the caller already has a place. A request for a thread is cancelled with
+    the work of that thread; see `aioxarray._runtime.threads.leash`.
     """
     with leashed():
         if places is None:
@@ -162,7 +162,7 @@ async def send(
 
 
 async def send_alone(request: Request, ask: Callable[[], Awaitable[T]]) -> T:
-    """Await ``ask()``, which makes ``request`` outside of a load: it takes a place of its own."""
+    """Await ``ask()``, which makes ``request`` outside of a load, in a share of its own."""
     with requests.share(request_limit(current_concurrency())) as places:
         return await send(request, places, ask)
 
@@ -176,7 +176,7 @@ _variable: contextvars.ContextVar[str | None] = contextvars.ContextVar(
 
 @contextlib.contextmanager
 def for_variable(name: str) -> Iterator[None]:
-    """Name the variable for which requests in the body are made."""
+    """Set the variable for which the requests in the body are made."""
     token = _variable.set(name)
     try:
         yield
@@ -188,31 +188,31 @@ def for_variable(name: str) -> Iterator[None]:
 
 
 class Observer(Protocol):
-    """Learns of every request, in the thread that makes it. It must be quick, and not raise."""
+    """Is notified of every request, in the thread that makes it. Must be quick, and not raise."""
 
     def started(self, request: Request) -> None:
-        """Learn that a request is under way: it has its place."""
+        """Called when a request has its place and starts."""
 
     def done(self, request: Request) -> None:
-        """Learn that a request has been answered."""
+        """Called when a request has been answered."""
 
     def failed(self, request: Request, error: BaseException) -> None:
-        """Learn that a request has failed, or was cancelled."""
+        """Called when a request has failed or was cancelled."""
 
 
-# A new tuple at each change, so that it can be gone through without a lock.
+# Each change makes a new tuple, so that iterating needs no lock.
 _observers: tuple[Observer, ...] = ()
 _lock = threading.Lock()
 
 
 def is_observed() -> bool:
-    """Return whether there is an observer; reads of local stores make no `Request` without one."""
+    """Return whether there is an observer. Without one, reads of local stores make no `Request`."""
     return bool(_observers)
 
 
 @contextlib.contextmanager
 def observed(observer: Observer) -> Iterator[None]:
-    """Tell ``observer`` of all requests of this process while the context is open."""
+    """Notify ``observer`` of all requests of this process while the context is open."""
     global _observers
     with _lock:
         _observers = (*_observers, observer)
