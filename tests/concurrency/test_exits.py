@@ -117,7 +117,10 @@ def test_at_the_end_of_the_script(store: str, proxy: StallingProxy) -> None:
 def test_at_the_end_of_the_callers_loop(store: str, proxy: StallingProxy) -> None:
     with loading(proxy, store, "end_of_loop") as child:
         child.tell()
-        assert child.ends() == (0, "")
+        code, stderr = child.ends()
+    assert code == 0, stderr
+    # aiohttp may say that fsspec has not closed a session.
+    assert "Traceback" not in stderr
 
 
 @pytest.mark.parametrize("store", ["obstore_http", "fsspec_http"])
