@@ -39,7 +39,8 @@ class Child:
             code = self.process.wait(EXIT_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            pytest.fail(f"the process had not ended {EXIT_S} s later")
+            said = _pipe(self.process.stderr).read()
+            pytest.fail(f"the process had not ended {EXIT_S} s later; it had said: {said}")
         return code, _pipe(self.process.stderr).read()
 
 

@@ -366,8 +366,19 @@ def run_blocking(function: Callable[[], Coroutine[Any, Any, T]]) -> T:
         del remote
 
 
+# A signal that arrives just before a thread blocks on a lock does not wake it: Python hands over
+# the GIL in between, which takes milliseconds while other threads compete for it.
+_SIGNAL_S = 0.5
+
+
 def _serve(inbox: queue.SimpleQueue[Callable[[], None] | None]) -> None:
-    while (function := inbox.get()) is not None:
+    while True:
+        try:
+            function = inbox.get(timeout=_SIGNAL_S)
+        except queue.Empty:
+            continue
+        if function is None:
+            return
         function()
 
 
