@@ -195,6 +195,17 @@ def test_stores_at_hand(kind: Any, tmp_path: Path) -> None:
     assert {each.kind for each in chunks} == {"get"}
 
 
+def test_an_observer_learns_of_whole_requests_only() -> None:
+    request = Request("get", MemoryStore(), "key")
+    with observed(early := Seen()):
+        request.__enter__()
+    with observed(late := Seen()):
+        request.__exit__(None, None, None)
+    assert early.done_with == [request]
+    assert not early.under_way
+    assert not late.done_with
+
+
 def test_a_failed_request_is_named_once() -> None:
     inner = MemoryStore()
     sample().to_zarr(inner)

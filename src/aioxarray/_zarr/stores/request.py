@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeVar
 
+from aioxarray._runtime.threads.forks import after_fork
 from aioxarray._runtime.threads.leash import leashed
 from aioxarray._zarr.stores.calls import current_call, current_concurrency
 from aioxarray._zarr.stores.grants import requests
@@ -54,7 +55,17 @@ class Request:
         The variable that it is made for; None if it is made for none, or for several.
     """
 
-    __slots__ = ("_call", "attempt", "byte_range", "key", "kind", "nbytes", "store", "variable")
+    __slots__ = (
+        "_call",
+        "_observers",
+        "attempt",
+        "byte_range",
+        "key",
+        "kind",
+        "nbytes",
+        "store",
+        "variable",
+    )
 
     def __init__(
         self,
@@ -72,6 +83,7 @@ class Request:
         self.attempt = 1
         self.variable = _variable.get()
         self._call = current_call()
+        self._observers: tuple[Observer, ...] = ()
 
     @property
     def phase(self) -> str | None:
@@ -86,7 +98,9 @@ class Request:
     def __enter__(self) -> Self:
         if self._call is not None:
             self._call.began(self)
-        for observer in _observers:
+        # The same are told of the end: others may come or go meanwhile.
+        self._observers = _observers
+        for observer in self._observers:
             observer.started(self)
         return self
 
@@ -103,7 +117,7 @@ class Request:
             store = repr(printable(self.store))
             place = f"{self.key!r} of {store}" if self.key else store
             note(error, f"in request for {place}")
-        for observer in _observers:
+        for observer in self._observers:
             if error is None:
                 observer.done(self)
             else:
@@ -203,6 +217,13 @@ class Observer(Protocol):
 # Each change makes a new tuple, so that iterating needs no lock.
 _observers: tuple[Observer, ...] = ()
 _lock = threading.Lock()
+
+
+@after_fork
+def _renew_lock() -> None:
+    # A thread of the parent may have held it.
+    global _lock
+    _lock = threading.Lock()
 
 
 def is_observed() -> bool:
