@@ -30,6 +30,8 @@ class _Connection:
     back: asyncio.Task[None] | None = None
     # What the client sent in vain and has not been passed on.
     held: list[bytes] = field(default_factory=list)
+    # Held while the server's side is opened, which a release and the client may ask for at once.
+    opening: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class StallingProxy:
@@ -176,10 +178,10 @@ class StallingProxy:
             with self._changed:
                 self._in_vain.discard(connection)
                 self._changed.notify_all()
+            self._clients.discard(client)
             if connection.server is not None:
                 connection.server.close()
             client.close()
-            self._clients.discard(client)
             if not self._clients:
                 self._no_clients.set()
 
@@ -211,11 +213,21 @@ class StallingProxy:
         return None
 
     async def _pass_on(self, connection: _Connection, data: bytes) -> None:
-        if connection.server is None:
-            answers, connection.server = await asyncio.open_connection(HOST, self._upstream)
-            connection.back = asyncio.create_task(self._pass_back(answers, connection))
+        async with connection.opening:
+            if connection.server is None and self._is_open(connection):
+                answers, server = await asyncio.open_connection(HOST, self._upstream)
+                if self._is_open(connection):
+                    connection.server = server
+                    connection.back = asyncio.create_task(self._pass_back(answers, connection))
+                else:
+                    server.close()
+        if connection.server is None or not self._is_open(connection):
+            return
         connection.server.write(data)
         await connection.server.drain()
+
+    def _is_open(self, connection: _Connection) -> bool:
+        return connection.client in self._clients
 
     def _release(self) -> None:
         with self._changed:
