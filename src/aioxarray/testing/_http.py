@@ -258,7 +258,7 @@ class Connection(asyncio.Protocol):
         self._start: tuple[str, str, str] = ("", "", "")
         # The log's token for the current request.
         self._counted: object = None
-        # What the answer to the current request is waiting for.
+        # The timer, gate or task that delays the answer to the current request.
         self._pending: asyncio.TimerHandle | asyncio.Future[Answer] | asyncio.Task[None] | None = (
             None
         )

@@ -69,7 +69,7 @@ class Plan:
     Attributes
     ----------
     source
-        What to read first; None if everything is in memory.
+        The data to read first; None if everything is in memory.
     finish
         Turns the data read into the loaded array. It takes time but makes no requests.
     """

@@ -18,7 +18,7 @@ from zarr.storage import StorePath
 
 from aioxarray._zarr.chunks.jobs import Advance, Job
 from aioxarray._zarr.chunks.placing import Placer
-from aioxarray._zarr.chunks.plan import ReadPlan, Way, plan_read
+from aioxarray._zarr.chunks.plan import Way, plan_read
 from aioxarray._zarr.chunks.shard_jobs import ByCoroutines, ByPlainCalls
 from aioxarray._zarr.codecs.decoders import describe, prepare
 from aioxarray._zarr.compat import BatchedCodecPipeline
@@ -144,9 +144,10 @@ class CodecPipeline(BatchedCodecPipeline):
         table = None if plan.alike is None else table_of(store, plan.alike)
         limited = LimitedStore(store, grants.requests)
         job = Job(plan, limited, placer, grants, table, Advance(self.report, count))
-        return await self._execute(plan, job)
+        return await self._execute(job)
 
-    async def _execute(self, plan: ReadPlan, job: Job) -> list[bool]:
+    async def _execute(self, job: Job) -> list[bool]:
+        plan = job.plan
         source: Any = plan.source
         if plan.way is Way.ZARR:
             return await job.side_by_side(self._by_zarr(job))
