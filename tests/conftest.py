@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import hypothesis
 import pytest
 
+from tests import budgets
 from tests.blocking import blocking_calls
 from tests.loops import LOOPS
 
@@ -42,3 +44,17 @@ def caller_stays_free() -> Iterator[None]:
         yield
     if found:
         pytest.fail(f"{len(found)} blocking calls; the first: {found[0]}")
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_in_use() -> Iterator[None]:
+    """Wait, after a test, for the end of requests that it gave up; fail it if they do not end.
+
+    Otherwise a later test would find their places taken.
+    """
+    yield
+    if budgets.in_use():
+        try:
+            asyncio.run(budgets.until_free())
+        except TimeoutError:
+            pytest.fail(f"left behind: {budgets.in_use()}")

@@ -18,6 +18,7 @@ from aioxarray._zarr.chunks import jobs
 from aioxarray._zarr.stores import grants
 from aioxarray._zarr.stores.clients import FETCHERS
 from aioxarray.testing import ObjectServer
+from tests import budgets
 from tests.concurrency.helpers import PATIENCE_S, plain, written
 from tests.stalling import StallingProxy
 
@@ -78,17 +79,7 @@ def remotes(count: int = 2) -> Iterator[list[Remote]]:
         finally:
             for proxy in proxies:
                 proxy.__exit__()
-            asyncio.run(nobody_waits())
-
-
-async def nobody_waits() -> None:
-    """Wait until all that was given up has ended."""
-    for budget in (grants.fetching, grants.requests):
-        with budget.share(1) as share:
-            async with asyncio.timeout(PATIENCE_S):
-                # What is more than all is let in when nobody has anything.
-                async with share.hold(1 << 60):
-                    pass
+            asyncio.run(budgets.until_free())
 
 
 async def loads(ds: xr.Dataset, **options: Any) -> None:
@@ -189,7 +180,7 @@ def test_a_client_is_read_by_threads_again_when_none_waits_in_vain() -> None:
         async with bad.stalled(FETCHERS):
             pass
         bad.proxy.drop()
-        await nobody_waits()
+        await budgets.until_free()
         bad.proxy.stall(after=1)
         # As many as there are threads, and no more.
         async with bad.stalled(FETCHERS):
