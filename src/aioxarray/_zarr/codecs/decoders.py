@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -135,6 +135,10 @@ class Prepared:
     dtype: np.dtype[Any]
     transposed: tuple[tuple[int, ...], ...] = ()
     fortran: bool = False
+    # By chunk shape. Threads that make the same one at once do no harm.
+    _decoders: dict[tuple[int, ...], Decoder] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def longer_by(self) -> int | None:
@@ -148,10 +152,13 @@ class Prepared:
         return len(self.steps) == 1 and self.steps[0].expand_many is not None
 
     def decoder(self, shape: tuple[int, ...]) -> Decoder:
-        """Return a decoder for chunks of ``shape``."""
-        order = self.order(len(shape))
-        assert order is not None
-        return Decoder(self.steps, self.dtype, shape, order)
+        """Return the decoder for chunks of ``shape``."""
+        decoder = self._decoders.get(shape)
+        if decoder is None:
+            order = self.order(len(shape))
+            assert order is not None
+            decoder = self._decoders[shape] = Decoder(self.steps, self.dtype, shape, order)
+        return decoder
 
     def order(self, ndim: int) -> tuple[int, ...] | None:
         """Return ``ndim`` axes in the order in which they are stored.

@@ -18,8 +18,6 @@ from aioxarray._runtime.budget import Budget, Share
 from aioxarray._runtime.threads.forks import after_fork
 from aioxarray._runtime.threads.pool import Pool
 
-# The number of threads that wait for one client. More threads do not carry more requests.
-FETCHERS = 8
 # Unbounded here: the places in `Client.turns` limit the number of threads.
 fetchers = Pool("aioxarray-fetch", math.inf, math.inf)
 # A nearby server, which usually answers in milliseconds, has stalled if it is silent this long.

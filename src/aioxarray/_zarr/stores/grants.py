@@ -14,20 +14,16 @@ from typing import Self, TypeVar
 from aioxarray._runtime.budget import Budget, Share
 from aioxarray._runtime.cache import Cache
 from aioxarray._runtime.threads.pool import Pool, usable_cores
-from aioxarray._zarr.stores.clients import FETCHERS, Client, Held, Nearness, fetchers
+from aioxarray._zarr import tuning
+from aioxarray._zarr.stores.clients import Client, Held, Nearness, fetchers
 from aioxarray.config import cache_limit, memory_limit, request_limit, thread_count
 
 T = TypeVar("T")
 
-# How long a read waits for a place in `fetching` before it uses a coroutine instead of a thread.
-_PATIENCE_S = 0.1
-# Fetching and decoding more bytes than this takes longer than a round trip to most stores.
-_LONG_BYTES = 4 << 20
-
 
 def is_long(size: int) -> bool:
     """Return whether a read or write of ``size`` bytes holds its places for unusually long."""
-    return size > _LONG_BYTES
+    return size > tuning.LONG_BYTES
 
 
 def _requests_apart(bound: float) -> float:
@@ -137,14 +133,14 @@ class Grants:
         size: int,
         stop: Callable[[], object],
         *,
-        alone: bool = False,
+        exclusive: bool = False,
     ) -> T:
         """Await ``function()`` in a decoding thread, holding one request and ``size`` bytes.
 
-        With ``alone``, the call takes the places of all decoding threads, so that no other such
+        With ``exclusive``, the call takes the places of all decoding threads, so that no other such
         call runs beside it. Cancelling calls ``stop`` and waits for the end of ``function``.
         """
-        count = self.thread_count if alone else 1
+        count = self.thread_count if exclusive else 1
         long = is_long(size)
         # Each place is popped, so that it is released once: by the thread or, failing that, here.
         held: deque[tuple[Share, int]] = deque()
@@ -201,7 +197,7 @@ class Grants:
                 return None
             held.add(turns, 1)
             try:
-                async with asyncio.timeout(_PATIENCE_S):
+                async with asyncio.timeout(tuning.FETCHER_PATIENCE_S):
                     await self.fetching.acquire(long=long)
             except TimeoutError:
                 held.let_go()
@@ -233,7 +229,7 @@ class Grants:
     def _turns_of(self, client: Client) -> Share:
         turns = self.turns.get(client)
         if turns is None:
-            turns = self.turns[client] = self._open(client.turns.share(FETCHERS))
+            turns = self.turns[client] = self._open(client.turns.share(tuning.FETCHERS))
         return turns
 
 

@@ -14,9 +14,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from zarr.abc.store import RangeByteRequest, SuffixByteRequest
 
 from aioxarray._runtime.tasks import gather
-from aioxarray._zarr.chunks.jobs import Job
-from aioxarray._zarr.chunks.shards import Indexes, InnerChunks, ShardPart, ShardReader, gaps
-from aioxarray._zarr.chunks.small_chunks import SMALL_BYTES
+from aioxarray._zarr import tuning
+from aioxarray._zarr.chunks.chunk_reads import ChunkReads
+from aioxarray._zarr.chunks.shards import (
+    Indexes,
+    InnerChunk,
+    InnerChunks,
+    ShardPart,
+    ShardReader,
+    gaps,
+)
 from aioxarray._zarr.stores.grants import is_long
 from aioxarray._zarr.stores.sharing import Lead, Sharing, failing
 from aioxarray._zarr.stores.sources import LocalSource, ReadPart
@@ -24,34 +31,30 @@ from aioxarray._zarr.stores.sources import LocalSource, ReadPart
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
 
-    from aioxarray._zarr.chunks.shards import Index, Wanted
-    from aioxarray._zarr.selection import Chunk, Range
+    from aioxarray._zarr.chunks.shards import Index
+    from aioxarray._zarr.selection import ByteRange, Chunk
 
 T = TypeVar("T")
 
-# In a local file, reading a gap of up to this many bytes between inner chunks costs nothing.
-_PAGE = 4 << 10
-# The most bytes of a local shard that are read at once.
-_RANGE_BYTES = 4 << 20
 
-
-class ShardJob(ABC):
-    """A job that reads shards.
+class ShardReads(ABC):
+    """The execution of a plan that reads shards.
 
     Parameters
     ----------
-    job
-        The job; its chunks are shards, and its table shares indexes and inner chunks.
+    reads
+        The execution; its chunks are shards, and its table shares indexes and inner chunks.
     shards
         The reader of the array's shards.
     """
 
-    def __init__(self, job: Job, shards: ShardReader) -> None:
-        self.job = job
+    def __init__(self, reads: ChunkReads, shards: ShardReader) -> None:
+        self.reads = reads
+        self.grants = reads.grants
         self.shards = shards
-        self.indexes = Sharing(job.table, Indexes(), job.grants.keeps)
-        self.inner = Sharing(job.table, InnerChunks(), job.grants.keeps)
-        # Set to make the threads of this job stop.
+        self.indexes = Sharing(reads.table, Indexes(), reads.grants.keeps)
+        self.inner = Sharing(reads.table, InnerChunks(), reads.grants.keeps)
+        # Set to make the threads of this read stop.
         self.stop = threading.Event()
 
     @abstractmethod
@@ -64,18 +67,16 @@ class ShardJob(ABC):
         known = self.indexes.known(part)
         if known is not None and known[0] is None:
             part.missing()
-            part.exists = False
-        else:
-            wanted = [(part, inner) for inner in part.inner]
-            found = await self.inner.read(wanted, partial(self.lead, part))
-            part.finish()
-            if part.exists is None:
-                part.exists = any(found) or await self.index(part) is not None
-        self.job.advance(1)
+            return False
+        wanted = [InnerChunk(part, inner) for inner in part.inner]
+        found = await self.inner.read(wanted, partial(self.lead, part))
+        part.finish()
+        if part.exists is None:
+            part.exists = any(found) or await self.index(part) is not None
         return part.exists
 
     @abstractmethod
-    async def lead(self, part: ShardPart, led: Sequence[Lead[Wanted]]) -> list[bool]:
+    async def lead(self, part: ShardPart, led: Sequence[Lead[InnerChunk]]) -> list[bool]:
         """Read inner chunks of a shard; return which of them exist."""
 
     async def index(self, part: ShardPart) -> Index | None:
@@ -91,9 +92,9 @@ class ShardJob(ABC):
         self,
         part: ShardPart,
         index: Index | None,
-        led: Sequence[Lead[Wanted]],
+        led: Sequence[Lead[InnerChunk]],
         gaps: tuple[int, int],
-    ) -> tuple[list[Range], list[bool]]:
+    ) -> tuple[list[ByteRange], list[bool]]:
         """Return the byte ranges to read, and which inner chunks exist; fill the others."""
         part.exists = index is not None
         with failing(led):
@@ -103,127 +104,135 @@ class ShardJob(ABC):
                 self.inner.put(None, lead)
         return ranges, there
 
-    def put(self, data: Any | None, of: Range) -> None:
+    def put(self, data: Any | None, of: ByteRange) -> None:
         """Decode the inner chunks in ``data``, the bytes of the range ``of``."""
-        start, stop, leads = of
         if data is None:
             # The shard was deleted after its index was read. zarr treats that as a missing shard.
-            for _, _, lead in leads:
-                self.inner.put(None, lead)
+            for span in of.spans:
+                self.inner.put(None, span.part)
             return
-        if len(data) != stop - start:
-            with failing([lead for _, _, lead in leads]):
-                raise ValueError(f"the shard ends before byte {stop}: it is truncated")
-        for first, last, lead in leads:
+        if len(data) != of.stop - of.start:
+            with failing([span.part for span in of.spans]):
+                raise ValueError(f"the shard ends before byte {of.stop}: it is truncated")
+        for start, stop, lead in of.spans:
             if self.stop.is_set():
                 return
             try:
-                self.inner.put(data[first - start : last - start], lead)
+                self.inner.put(data[start - of.start : stop - of.start], lead)
             except Exception as error:
-                error.add_note(f"in inner chunk {lead[0][1][0]}")
+                error.add_note(f"in inner chunk {lead.part.chunk.key}")
                 raise
 
 
-class ByPlainCalls(ShardJob):
+class ByPlainCalls(ShardReads):
     """Reads byte ranges of shards with blocking calls, in the threads that decode them."""
 
-    def __init__(self, job: Job, shards: ShardReader, source: LocalSource) -> None:
-        super().__init__(job, shards)
+    def __init__(self, reads: ChunkReads, shards: ShardReader, source: LocalSource) -> None:
+        super().__init__(reads, shards)
         self._source = source
+        self._exclusive = shards.inner_bytes <= tuning.SMALL_CHUNK_BYTES
 
     async def read_all(self) -> list[bool]:
-        width = self.job.grants.thread_count
+        reads, threads = self.reads, self.grants.thread_count
         if self.inner.shares:
-            return await self.job.side_by_side(self.read, width)
-        read = self.job.one_by_one(self._read_alone, self.stop)
-        return await self.job.by_turns(read, self.job.held, self.stop, alone=self._alone)
+            return await reads.each(self.read, threads)
 
-    @property
-    def _alone(self) -> bool:
-        return self.shards.inner_bytes <= SMALL_BYTES
+        def read_run(run: Sequence[Chunk]) -> list[bool]:
+            found = []
+            for chunk in run:
+                if self.stop.is_set():
+                    break
+                with reads.noted(chunk):
+                    found.append(self._read_unshared(chunk))
+            return found
 
-    def _read_alone(self, chunk: Chunk) -> bool:
+        return await reads.in_runs(threads, tuning.READ_RUN_BYTES).in_threads(
+            self.grants, reads.held, read_run, self.stop, exclusive=self._exclusive
+        )
+
+    def _read_unshared(self, chunk: Chunk) -> bool:
         """Read a shard without sharing its inner chunks; return whether it exists."""
         part = self.shards.part(chunk)
         with self._source.opened(part.key) as read_part:
-            index = self.indexes.put(read_part(*part.index_range()), (part, None))
+            index = self.indexes.put(read_part(*part.index_range()), Lead(part, None))
             if index is None:
                 part.missing()
                 return False
-            led = [((part, inner), None) for inner in part.inner]
+            led = [Lead(InnerChunk(part, inner), None) for inner in part.inner]
             self._read_ranges(read_part, part, index, led)
         part.finish()
         return True
 
-    async def _in_thread(self, function: Callable[[], T]) -> T:
-        return await self.job.grants.in_thread(
-            function, self.job.held, self.stop.set, alone=self._alone
-        )
-
-    async def lead(self, part: ShardPart, led: Sequence[Lead[Wanted]]) -> list[bool]:
+    async def lead(self, part: ShardPart, led: Sequence[Lead[InnerChunk]]) -> list[bool]:
         with failing(led):
             index = await self.index(part)
-
-        def read() -> list[bool]:
-            with self._source.opened(part.key) as read_part:
-                return self._read_ranges(read_part, part, index, led)
-
-        return await self._in_thread(read)
+        return await self._in_thread(
+            part, lambda read_part: self._read_ranges(read_part, part, index, led)
+        )
 
     async def read_index(self, led: Sequence[Lead[ShardPart]]) -> list[Index | None]:
         (lead,) = led
-        part = lead[0]
+        part = lead.part
+        return [
+            await self._in_thread(
+                part, lambda read_part: self.indexes.put(read_part(*part.index_range()), lead)
+            )
+        ]
 
-        def read() -> Index | None:
+    async def _in_thread(self, part: ShardPart, read: Callable[[ReadPart], T]) -> T:
+        """Call ``read`` in a thread with the opened shard."""
+
+        def work() -> T:
             with self._source.opened(part.key) as read_part:
-                return self.indexes.put(read_part(*part.index_range()), lead)
+                return read(read_part)
 
-        return [await self._in_thread(read)]
+        return await self.grants.in_thread(
+            work, self.reads.held, self.stop.set, exclusive=self._exclusive
+        )
 
     def _read_ranges(
         self,
         read_part: ReadPart,
         part: ShardPart,
         index: Index | None,
-        led: Sequence[Lead[Wanted]],
+        led: Sequence[Lead[InnerChunk]],
     ) -> list[bool]:
-        ranges, there = self.ranges(part, index, led, (_PAGE, _RANGE_BYTES))
+        limits = tuning.LOCAL_GAP_BYTES, tuning.LOCAL_RANGE_BYTES
+        ranges, there = self.ranges(part, index, led, limits)
         for each in ranges:
             if self.stop.is_set():
                 break
-            start, stop, leads = each
-            with failing([lead for _, _, lead in leads]):
-                data = read_part(start, stop)
+            with failing([span.part for span in each.spans]):
+                data = read_part(each.start, each.stop)
             self.put(data, each)
         return there
 
 
-class ByCoroutines(ShardJob):
+class ByCoroutines(ShardReads):
     """Fetches with the store's coroutines: a whole shard, or byte ranges concurrently."""
 
     async def read_all(self) -> list[bool]:
-        return await self.job.side_by_side(self.read)
+        return await self.reads.each(self.read)
 
-    async def lead(self, part: ShardPart, led: Sequence[Lead[Wanted]]) -> list[bool]:
-        memory, size = self.job.grants.memory, part.size(led)
+    async def lead(self, part: ShardPart, led: Sequence[Lead[InnerChunk]]) -> list[bool]:
+        memory, size = self.grants.memory, part.size(led)
         if part.is_all(led):
             async with memory.hold(size, long=is_long(size)):
                 with failing(led):
                     whole: Any = await self._get(part, long=is_long(size))
                     index = self.indexes.keep(part.cut_index(whole), part)
-                ranges, there = self.ranges(part, index, led, gaps(part.chunk[1]))
+                ranges, there = self.ranges(part, index, led, gaps(part.chunk.spec))
                 # If the shard does not exist, there are no ranges.
-                await self._decode([(whole[each[0] : each[1]], each) for each in ranges])
+                await self._decode([(whole[each.start : each.stop], each) for each in ranges])
             return there
         with failing(led):
             index = await self.index(part)
-        ranges, there = self.ranges(part, index, led, gaps(part.chunk[1]))
+        ranges, there = self.ranges(part, index, led, gaps(part.chunk.spec))
 
-        async def fetch(each: Range) -> tuple[Any, Range]:
-            start, stop, leads = each
-            with failing([lead for _, _, lead in leads]):
-                wanted = RangeByteRequest(start, stop)
-                return await self._get(part, wanted, long=is_long(stop - start)), each
+        async def fetch(each: ByteRange) -> tuple[Any, ByteRange]:
+            with failing([span.part for span in each.spans]):
+                wanted = RangeByteRequest(each.start, each.stop)
+                return await self._get(part, wanted, long=is_long(each.stop - each.start)), each
 
         async with memory.hold(size, long=is_long(size)):
             await self._decode(await gather([partial(fetch, each) for each in ranges]))
@@ -231,25 +240,24 @@ class ByCoroutines(ShardJob):
 
     async def read_index(self, led: Sequence[Lead[ShardPart]]) -> list[Index | None]:
         (lead,) = led
-        part = lead[0]
-        start, stop = part.index_range()
+        start, stop = lead.part.index_range()
         wanted = SuffixByteRequest(-start) if stop is None else RangeByteRequest(start, stop)
         with failing(led):
-            data = await self._get(part, wanted)
+            data = await self._get(lead.part, wanted)
         return [self.indexes.put(data, lead)]
 
     async def _get(
         self, part: ShardPart, wanted: ByteRequest | None = None, *, long: bool = False
     ) -> Any | None:
-        key, spec = part.chunk[:2]
-        data: Any = await self.job.limited.get(key, spec.prototype, wanted, long=long)
+        prototype = part.chunk.spec.prototype
+        data: Any = await self.reads.limited.get(part.key, prototype, wanted, long=long)
         return None if data is None else data.as_numpy_array()
 
-    async def _decode(self, fetched: Sequence[tuple[Any, Range]]) -> None:
+    async def _decode(self, fetched: Sequence[tuple[Any, ByteRange]]) -> None:
         def decode() -> None:
             for data, each in fetched:
                 self.put(data, each)
 
         if fetched:
-            long = is_long(self.job.size)
-            await self.job.grants.decoders.run_to_end(decode, self.stop.set, long=long)
+            long = is_long(self.reads.nbytes)
+            await self.grants.decoders.run_to_end(decode, self.stop.set, long=long)
