@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# The number of chunks along an axis that are combined with those of the other axes at a time.
+_SLAB = 256
+
 
 class Chunk(NamedTuple):
     """A chunk that a selection touches.
@@ -156,29 +159,25 @@ class Block:
 
     def parts(self) -> Iterator[tuple[tuple[int, ...], tuple[Any, ...], tuple[Any, ...]]]:
         """Yield each chunk's indices in the grid, and the selections in it and in the result."""
-        kept = self._kept
-        if all(kept):
-            for parts in self._combined():
-                at, inside, outside = zip(*parts, strict=True) if parts else ((), (), ())
-                yield at, inside, outside
-        else:
-            for parts in self._combined():
-                at, inside, outside = zip(*parts, strict=True)
-                yield at, inside, tuple(itertools.compress(outside, kept))
-
-    def _combined(self) -> Iterator[tuple[_AxisPart, ...]]:
+        if not self._parts:
+            yield (), (), ()
+            return
         # The first axis with several chunks is generated lazily: with hundreds of thousands of
         # objects, the garbage collector would stop all threads for a tenth of a second.
         several = (axis for axis, part in enumerate(self._parts) if _count(*part) != 1)
-        index = next(several, len(self._parts))
-        head = [part for each in self._parts[:index] for part in _axis(*each)]
-        if index == len(self._parts):
-            yield tuple(head)
-            return
-        rest = [list(_axis(*each)) for each in self._parts[index + 1 :]]
-        for part in _axis(*self._parts[index]):
-            for others in itertools.product(*rest):
-                yield (*head, part, *others)
+        lazy = next(several, 0)
+        remaining = _axis(*self._parts[lazy])
+        axes = [[] if axis == lazy else list(_axis(*part)) for axis, part in enumerate(self._parts)]
+        while slab := list(itertools.islice(remaining, _SLAB)):
+            axes[lazy] = slab
+            at, inside, outside = ([[part[k] for part in axis] for axis in axes] for k in range(3))
+            yield from zip(
+                itertools.product(*at),
+                itertools.product(*inside),
+                # Axes that the result drops have one chunk.
+                itertools.product(*itertools.compress(outside, self._kept)),
+                strict=True,
+            )
 
 
 def _count(part: int | slice, size: int, length: int) -> int:
