@@ -241,7 +241,7 @@ class ChunkReads:
 
     # --- by whichever suits the distance of the server ---------------------------------------
 
-    async def by_what_answers(self, source: ObjectSource) -> list[bool]:
+    async def by_first_answer(self, source: ObjectSource) -> list[bool]:
         """Read with blocking calls if the store answers quickly, otherwise with coroutines.
 
         The first such read of a load measures the time with its first chunk. The others wait for

@@ -162,7 +162,7 @@ class CodecPipeline(BatchedCodecPipeline):
             case Way.THREADS:
                 return await reads.by_plain_calls(source)
             case Way.FIRST_ANSWER:
-                return await reads.by_what_answers(source)
+                return await reads.by_first_answer(source)
             case Way.INLINE:
                 return reads.inline(source)
 

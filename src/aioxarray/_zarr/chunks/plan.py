@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aioxarray._zarr import tuning
 from aioxarray._zarr.chunks.result import Result
-from aioxarray._zarr.chunks.shards import ShardReader
+from aioxarray._zarr.chunks.shards import ShardLayout
 from aioxarray._zarr.codecs.decoders import decoding
 from aioxarray._zarr.selection import byte_count
 from aioxarray._zarr.stores.sources import LocalSource, ObjectSource, source_of
@@ -64,7 +64,7 @@ class ReadPlan:
     chunk_nbytes
         The decoded bytes of a chunk, or those needed of a shard.
     shards
-        Reads shards; None if the chunks are not shards, or if zarr's own code reads them.
+        The layout of the shards; None if the chunks are not shards, or if zarr's own code reads them.
     shared_as
         A key that is equal for reads that can share decoded chunks; None if nothing is shared.
     way, reason
@@ -76,7 +76,7 @@ class ReadPlan:
     chunks: Iterable[Chunk]
     count: int
     chunk_nbytes: int
-    shards: ShardReader | None
+    shards: ShardLayout | None
     shared_as: Hashable | None
     way: Way
     reason: str
@@ -118,7 +118,7 @@ def plan_read(
     """
     source = source_of(store)
     partial: bool = pipeline.supports_partial_decode
-    shards = ShardReader.of(pipeline, spec, result) if partial else None
+    shards = ShardLayout.of(pipeline, spec, result) if partial else None
     # Reading memory or a local file again is faster than sharing the chunks.
     shared = (keeps or source is None or source.remote) and result.in_memory
     shared_as: Hashable | None = None

@@ -20,8 +20,8 @@ from aioxarray._zarr.chunks.shards import (
     Indexes,
     InnerChunk,
     InnerChunks,
+    ShardLayout,
     ShardPart,
-    ShardReader,
     gaps,
 )
 from aioxarray._zarr.stores.grants import is_long
@@ -45,10 +45,10 @@ class ShardReads(ABC):
     reads
         The execution; its chunks are shards, and its table shares indexes and inner chunks.
     shards
-        The reader of the array's shards.
+        The layout of the array's shards.
     """
 
-    def __init__(self, reads: ChunkReads, shards: ShardReader) -> None:
+    def __init__(self, reads: ChunkReads, shards: ShardLayout) -> None:
         self.reads = reads
         self.grants = reads.grants
         self.shards = shards
@@ -127,7 +127,7 @@ class ShardReads(ABC):
 class ByPlainCalls(ShardReads):
     """Reads byte ranges of shards with blocking calls, in the threads that decode them."""
 
-    def __init__(self, reads: ChunkReads, shards: ShardReader, source: LocalSource) -> None:
+    def __init__(self, reads: ChunkReads, shards: ShardLayout, source: LocalSource) -> None:
         super().__init__(reads, shards)
         self._source = source
         self._exclusive = shards.inner_bytes <= tuning.SMALL_CHUNK_BYTES

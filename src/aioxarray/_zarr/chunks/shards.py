@@ -53,8 +53,8 @@ class _Index:
     count: int
 
 
-class ShardReader:
-    """Splits the shards of an array into inner chunks, to be read into ``out``.
+class ShardLayout:
+    """The split of the shards of an array into inner chunks, to be read into a result.
 
     Parameters
     ----------
@@ -85,8 +85,8 @@ class ShardReader:
         self._indexes: dict[tuple[int, ...], _Index] = {}
 
     @classmethod
-    def of(cls, pipeline: Any, spec: ArraySpec, result: Result) -> ShardReader | None:
-        """Return a reader for the shards, or None if zarr's own code has to read them."""
+    def of(cls, pipeline: Any, spec: ArraySpec, result: Result) -> ShardLayout | None:
+        """Return the layout of the shards, or None if zarr's own code has to read them."""
         codec = pipeline.array_bytes_codec
         if type(codec) is not ShardingCodec:
             return None
@@ -161,8 +161,8 @@ class ShardPart:
 
     Parameters
     ----------
-    reader
-        The reader of the array's shards.
+    layout
+        The layout of the array's shards.
     chunk
         The shard.
     inner
@@ -180,7 +180,7 @@ class ShardPart:
 
     def __init__(
         self,
-        reader: ShardReader,
+        layout: ShardLayout,
         chunk: Chunk,
         inner: Sequence[Chunk],
         out: NDBuffer,
@@ -191,16 +191,16 @@ class ShardPart:
         self.key = chunk.key
         self.inner = inner
         self.exists: bool | None = None
-        self.result = Result(reader.pipeline, reader.prepared, out, (), basic)
-        self.index = reader.index_of(chunk.spec.shape)
-        self._reader = reader
+        self.result = Result(layout.pipeline, layout.prepared, out, (), basic)
+        self.index = layout.index_of(chunk.spec.shape)
+        self._layout = layout
         self._out = out
         self._basic = basic
         self._shape = shape
 
     def size(self, wanted: Sequence[object]) -> int:
         """Return the decoded bytes of the inner chunks ``wanted``."""
-        return len(wanted) * self._reader.inner_bytes
+        return len(wanted) * self._layout.inner_bytes
 
     def is_all(self, wanted: Sequence[Lead[InnerChunk]]) -> bool:
         """Return whether ``wanted`` has all inner chunks of the shard."""
@@ -210,7 +210,7 @@ class ShardPart:
     def index_range(self) -> tuple[int, int | None]:
         """Return the start and stop of the index, as in a slice of the shard."""
         size = self.index.size
-        return (0, size) if self._reader.at_start else (-size, None)
+        return (0, size) if self._layout.at_start else (-size, None)
 
     def cut_index(self, whole: Any | None) -> Any | None:
         """Return the bytes of the index in ``whole``, the shard; None if that is missing."""
@@ -225,7 +225,7 @@ class ShardPart:
         """
         if index is None or not wanted:
             return [], [False] * len(wanted)
-        longest = None if self._reader.prepared is None else 2 * self._reader.inner_bytes + _SLACK
+        longest = None if self._layout.prepared is None else 2 * self._layout.inner_bytes + _SLACK
         found, there = [], []
         # One lookup for all: separate ones would each cost as much as decoding a small chunk.
         at = tuple(zip(*(each.part.chunk.key for each in wanted), strict=True))
@@ -246,11 +246,11 @@ class ShardPart:
         """Copy a separate buffer into the result."""
         if not self._basic:
             part = self._out if self._shape is None else self._out.reshape(self._shape)
-            self._reader.result.put_part(part, self.chunk)
+            self._layout.result.put_part(part, self.chunk)
 
     def missing(self) -> None:
         """Set the shard's part of the result to the fill value."""
-        self._reader.result.put_part(None, self.chunk)
+        self._layout.result.put_part(None, self.chunk)
 
 
 class InnerChunk(NamedTuple):

@@ -259,7 +259,7 @@ class _Chunk:
         self.data: Buffer | None = None
 
 
-class _Place:
+class _InMemory:
     """A stand-in for the place of a chunk in a store: zarr's code reads and writes ``data``."""
 
     def __init__(self, data: Buffer | None) -> None:
@@ -290,7 +290,7 @@ def _encode(
     _, spec, inside, outside, _ = request
     if plain is not None and old is None and plain.takes(inside, outside):
         return plain.encode(spec, inside, outside)
-    place = _Place(old)
+    place = _InMemory(old)
     requests: Any = [(place, *request[1:])]
     run_inline(pipeline.write_batch(requests, value, drop_axes))
     return place.data
