@@ -64,7 +64,7 @@ class ReadPlan:
     chunk_nbytes
         The decoded bytes of a chunk, or those needed of a shard.
     shards
-        The layout of the shards; None if the chunks are not shards, or if zarr's own code reads them.
+        The layout of the shards; None if the chunks are not shards, or if zarr reads them.
     shared_as
         A key that is equal for reads that can share decoded chunks; None if nothing is shared.
     way, reason
