@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from aioxarray._xarray.arrays.joined import Cast, Joined, Leaf, Node, Permuted, Repeated
+from aioxarray._xarray.arrays.joined import Cast, Joined, JoinedNode, Leaf, Permuted, Repeated
 
 
 class CannotCombineLazily(ValueError):
@@ -30,7 +30,7 @@ class Pending(np.lib.mixins.NDArrayOperatorsMixin):
         The name of its variable, for error messages.
     """
 
-    def __init__(self, node: Node, name: Hashable) -> None:
+    def __init__(self, node: JoinedNode, name: Hashable) -> None:
         self.node = node
         self.name = name
 
@@ -116,7 +116,7 @@ def _model(array: Any) -> Any:
     return np.empty(0, array.dtype) if isinstance(array, Pending) else array
 
 
-def _node(array: Any) -> Node:
+def _node(array: Any) -> JoinedNode:
     return array.node if isinstance(array, Pending) else Leaf(np.asarray(array))
 
 

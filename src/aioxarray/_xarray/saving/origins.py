@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     import xarray as xr
     import zarr
 
-    from aioxarray._xarray.saving.recorder import Node
+    from aioxarray._xarray.saving.recorder import SavedNode
 
 
 def read_from_targets(
-    nodes: Sequence[Node], group: Position, *, replaces: bool
+    nodes: Sequence[SavedNode], group: Position, *, replaces: bool
 ) -> list[xr.Variable]:
     """Return the variables whose lazy data is read from arrays that a save of ``nodes`` writes.
 

@@ -105,7 +105,7 @@ def normalized_store(store: Any, storage_options: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Node:
+class SavedNode:
     """A dataset to write to the group at ``path``, relative to the group of the save (".")."""
 
     path: str
@@ -113,7 +113,7 @@ class Node:
     encoding: Mapping[Any, Any]
 
 
-def as_nodes(obj: Any, options: ZarrOptions) -> list[Node]:
+def as_nodes(obj: Any, options: ZarrOptions) -> list[SavedNode]:
     """Return the datasets to write, as shallow copies whose variables can be given other data.
 
     Raises
@@ -127,7 +127,7 @@ def as_nodes(obj: Any, options: ZarrOptions) -> list[Node]:
     elif options.write_inherited_coords:
         raise TypeError("write_inherited_coords is an argument for a DataTree only")
     else:
-        nodes = [Node(".", _as_dataset(obj).copy(deep=False), options.encoding or {})]
+        nodes = [SavedNode(".", _as_dataset(obj).copy(deep=False), options.encoding or {})]
     for node in nodes:
         _validate_dataset_names(node.dataset)
         for name in node.dataset.variables:
@@ -144,7 +144,7 @@ def as_nodes(obj: Any, options: ZarrOptions) -> list[Node]:
     return nodes
 
 
-def _tree_nodes(tree: xr.DataTree, options: ZarrOptions) -> list[Node]:
+def _tree_nodes(tree: xr.DataTree, options: ZarrOptions) -> list[SavedNode]:
     if options.group is not None:
         raise NotImplementedError("specifying a root group for the tree has not been implemented")
     if options.append_dim is not None:
@@ -157,7 +157,7 @@ def _tree_nodes(tree: xr.DataTree, options: ZarrOptions) -> list[Node]:
     nodes = []
     for path, node in tree.subtree_with_keys:
         dataset = node.to_dataset(inherit=options.write_inherited_coords or node is tree)
-        nodes.append(Node(path, dataset.copy(deep=False), encoding.get(node.path) or {}))
+        nodes.append(SavedNode(path, dataset.copy(deep=False), encoding.get(node.path) or {}))
     return nodes
 
 
@@ -208,7 +208,7 @@ def closed_after(later: Any, store: ZarrStore) -> Any:
     return delayed_close_after_writes(later, store)
 
 
-def record(nodes: Sequence[Node], place: Any, options: ZarrOptions) -> Recorded:
+def record(nodes: Sequence[SavedNode], place: Any, options: ZarrOptions) -> Recorded:
     """Have xarray write ``nodes`` to ``place``, a stand-in for a store, and record the values.
 
     xarray raises its own exceptions here for anything that it cannot write.

@@ -27,8 +27,8 @@ from aioxarray._xarray.saving.deferred import Deferred, defers
 from aioxarray._xarray.saving.origins import read_from_targets
 from aioxarray._xarray.saving.recorder import (
     Job,
-    Node,
     Recorded,
+    SavedNode,
     ZarrOptions,
     as_nodes,
     closed_after,
@@ -147,7 +147,7 @@ class _Saving:
             await flushing.write_or_restore(self._limited, waves, changes, answers)
         return await self._result(recorded, jobs)
 
-    async def _load_first(self, nodes: Sequence[Node]) -> None:
+    async def _load_first(self, nodes: Sequence[SavedNode]) -> None:
         """Load the data that xarray must see as a whole, and the data that this save overwrites."""
         group = Position.of(self._place).below(self._options.group or "")
         replaces = self._options.chosen_mode == "w"
