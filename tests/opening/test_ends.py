@@ -21,7 +21,7 @@ from zarr.storage import MemoryStore
 
 import aioxarray
 from aioxarray._runtime.workers import in_worker
-from aioxarray.opening import closing_on_error
+from aioxarray._xarray.opening.calls import closing_on_error
 from aioxarray.testing import (
     FaultyStore,
     GatedStore,

@@ -29,9 +29,9 @@ from aioxarray._xarray.compat import (
     is_remote_uri,
     plugins,
 )
+from aioxarray._xarray.dask.group_names import name_after_groups
 from aioxarray._xarray.lazy.aio_array import AioArray, OpenFile, ReadTogether
 from aioxarray._xarray.opening.explained import Attempt, check_names, guess_explained
-from aioxarray._xarray.opening.groups import name_after_groups
 from aioxarray._xarray.opening.indexes import with_default_indexes
 from aioxarray._xarray.opening.known import open_known_dataset, open_known_groups
 from aioxarray._zarr.metadata.groups import known_group
