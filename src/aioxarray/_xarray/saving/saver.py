@@ -45,7 +45,7 @@ from aioxarray._zarr.metadata.write_behind import Changes, WriteBehindStore
 from aioxarray._zarr.stores.calls import Call, calling
 from aioxarray._zarr.stores.fork import is_transaction, usable_here
 from aioxarray._zarr.stores.grants import Grants, decoders, is_long, open_grants
-from aioxarray._zarr.stores.identity import Position
+from aioxarray._zarr.stores.identity import Place
 from aioxarray._zarr.stores.limited import ForeignStore, LimitedStore, Places
 from aioxarray._zarr.stores.printable import printable
 from aioxarray._zarr.stores.request import for_variable
@@ -149,7 +149,7 @@ class _Saving:
 
     async def _load_first(self, nodes: Sequence[SavedNode]) -> None:
         """Load the data that xarray must see as a whole, and the data that this save overwrites."""
-        group = Position.of(self._place).below(self._options.group or "")
+        group = Place.of(self._place.store, self._place.path).below(self._options.group or "")
         replaces = self._options.chosen_mode == "w"
         changed = {id(each) for each in read_from_targets(nodes, group, replaces=replaces)}
         lazies = lazy_data(find_variables([node.dataset for node in nodes]))

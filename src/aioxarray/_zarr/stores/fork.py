@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from zarr.storage import FsspecStore, WrapperStore
 
 from aioxarray._runtime.threads.forks import after_fork, before_fork
+from aioxarray._zarr.stores.identity import unwrapped
 from aioxarray._zarr.stores.printable import printable
 from aioxarray.errors import ForkError
 
@@ -87,9 +88,7 @@ def usable_here(store: Store) -> Store:
 
 def is_transaction(store: Any) -> bool:
     """Return whether changes to ``store`` are invisible to readers until they are committed."""
-    while isinstance(store, WrapperStore):
-        store = store._store
-    return _library(store) == "icechunk"
+    return _library(unwrapped(store)) == "icechunk"
 
 
 def _library(store: Any) -> str:

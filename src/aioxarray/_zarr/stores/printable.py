@@ -18,9 +18,10 @@ from zarr.storage import (
     MemoryStore,
     ObjectStore,
     StorePath,
-    WrapperStore,
     ZipStore,
 )
+
+from aioxarray._zarr.stores.identity import unwrapped
 
 # A URL inside other text. White space, a quote or an angle bracket ends it.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://[^\s'\"<>|`]*")
@@ -46,8 +47,7 @@ def printable(source: Any) -> str:
         A name that the user recognizes, without userinfo, query and fragment of URLs. An object of
         an unknown type is named by its type alone: its ``repr`` may show anything.
     """
-    while isinstance(source, WrapperStore):
-        source = source._store
+    source = unwrapped(source)
     if isinstance(source, str):
         return without_secrets(source, whole=True)
     if isinstance(source, os.PathLike):
