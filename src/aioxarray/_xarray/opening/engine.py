@@ -35,7 +35,7 @@ from aioxarray._xarray.opening.explained import Attempt, check_names, guess_expl
 from aioxarray._xarray.opening.indexes import with_default_indexes
 from aioxarray._xarray.opening.known import open_known_dataset, open_known_groups
 from aioxarray._zarr.metadata.groups import known_group
-from aioxarray._zarr.metadata.opening import Opened, give_back, open_store, places
+from aioxarray._zarr.metadata.opening import Opened, open_store, places, replace_store
 from aioxarray._zarr.stores.limited import Places
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class AioBackendEntrypoint(BackendEntrypoint):
             return open_in_lane(opening, source, indexes=self.reads_indexes)
         if type(inner) is not ZarrBackendEntrypoint or options.get("store") is not None:
             result = call(source, **options)
-            _equip(_datasets(result))
+            _wrap(_datasets(result))
             return result
         with places() as given:
             return run_leashed(
@@ -160,7 +160,7 @@ class AioBackendEntrypoint(BackendEntrypoint):
         result = open_known(inner, opened.stand_in, known, group)
         if method == "open_datatree":
             result = datatree_from_dict_with_io_cleanup(result)
-        _equip(_datasets(result), give_back_to=opened.store, ahead=self.reads_indexes)
+        _wrap(_datasets(result), store=opened.store, ahead=self.reads_indexes)
         return result
 
 
@@ -211,7 +211,7 @@ def open_in_lane(opening: Callable[[], Any], source: Any, *, indexes: bool) -> A
         # A cancelled worker thread drops what it has opened, which closes the file: wait for it.
         be_awaited()
 
-    def open_and_equip() -> Any:
+    def open_and_wrap() -> Any:
         result = opening()
         if indexes and isinstance(result, xr.Dataset):
             with close_on_error(result):
@@ -223,10 +223,10 @@ def open_in_lane(opening: Callable[[], Any], source: Any, *, indexes: bool) -> A
             if closer is not None:
                 file = OpenFile(getattr(closer, "__self__", None), lane_of_hdf5())
                 dataset.set_close(partial(_close_in_turn, closer))
-            _equip([dataset], file=file)
+            _wrap([dataset], file=file)
         return result
 
-    return run_blocking(lambda: in_hdf5(open_and_equip, by_python=by_python))
+    return run_blocking(lambda: in_hdf5(open_and_wrap, by_python=by_python))
 
 
 def _close_in_turn(closer: Callable[[], None]) -> None:
@@ -312,34 +312,32 @@ def engine_of(
     ):
         return type(inner)
 
-    class Equipped(AioBackendEntrypoint):
+    class Wrapped(AioBackendEntrypoint):
         supports_groups = inner.supports_groups
         open_dataset_parameters = inner.open_dataset_parameters
 
-    Equipped.inner, Equipped.inner_name = inner, engine
+    Wrapped.inner, Wrapped.inner_name = inner, engine
     if isinstance(inner, AioBackendEntrypoint):
-        Equipped.inner, Equipped.inner_name = inner.inner, inner.inner_name
-    Equipped.reads_indexes, Equipped.said_by = reads_indexes, said_by
-    Equipped.__name__ = Equipped.__qualname__ = f"Aio[{type(inner).__name__}]"
-    return Equipped
+        Wrapped.inner, Wrapped.inner_name = inner.inner, inner.inner_name
+    Wrapped.reads_indexes, Wrapped.said_by = reads_indexes, said_by
+    Wrapped.__name__ = Wrapped.__qualname__ = f"Aio[{type(inner).__name__}]"
+    return Wrapped
 
 
-def _equip(
+def _wrap(
     datasets: list[Any],
     *,
-    give_back_to: Store | None = None,
+    store: Store | None = None,
     ahead: bool = False,
     file: OpenFile | None = None,
 ) -> None:
     """Wrap the lazy data of datasets or tree nodes in `AioArray`, in place.
 
-    ``give_back_to`` is the store behind the stand-in that the data was opened through; with
+    ``store`` is the store behind the stand-in that the data was opened through; with
     ``ahead``, index coordinates use the stand-in until they are read. ``file`` holds the data.
     """
-    give_back_read = None
-    if ahead and give_back_to is not None:
-        give_back_read = partial(_give_back, store=give_back_to)
-    together = ReadTogether(give_back_read)
+    is_late = ahead and store is not None
+    together = ReadTogether(partial(_replace_store, store=store) if is_late else None)
     for dataset in datasets:
         for name, variable in dataset.variables.items():
             data = variable._data
@@ -347,8 +345,8 @@ def _equip(
                 continue
             # xarray builds an index from it, and so reads all of its values.
             is_index = variable.dims == (name,)
-            if give_back_to is not None and not (is_index and ahead):
-                _give_back(data, give_back_to)
+            if store is not None and not (is_index and ahead):
+                _replace_store(data, store)
             variable._data = together.add(data, file) if is_index else AioArray(data, file)
 
 
@@ -360,7 +358,8 @@ def _datasets(result: Any) -> list[Any]:
     return list(result.values())
 
 
-def _give_back(data: Any, store: Store) -> None:
+def _replace_store(data: Any, store: Store) -> None:
+    """Make the Zarr array at the bottom of a chain of adapters use ``store`` itself."""
     owner = None
     while not isinstance(data, BackendArray):
         inside = getattr(data, "array", None)
@@ -368,6 +367,6 @@ def _give_back(data: Any, store: Store) -> None:
             return
         owner, data = data, inside
     if isinstance(data, ZarrArrayWrapper):
-        give_back(data._array, store)
+        replace_store(data._array, store)
         if isinstance(data, KnownArray) and owner is not None:
             owner.array = data.plain

@@ -25,7 +25,7 @@ from aioxarray._xarray.compat import (
     dump_to_store,
 )
 from aioxarray._xarray.saving.deferred import encoded_or_deferred
-from aioxarray._zarr.metadata.opening import give_back, give_back_group
+from aioxarray._zarr.metadata.opening import replace_store
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
@@ -192,15 +192,10 @@ class Recorded:
     store: RecordingZarrStore
     jobs: Sequence[Job]
 
-    def give_back_to(self, store: Store) -> None:
+    def replace_store(self, store: Store) -> None:
         """Make ``self.store`` use ``store`` itself instead of the stand-in."""
-        group = self.store.zarr_group
-        give_back_group(group, store)
-        for member in self.store._members.values():
-            if isinstance(member, zarr.Group):
-                give_back_group(member, store)
-            else:
-                give_back(member, store)
+        for node in (self.store.zarr_group, *self.store._members.values()):
+            replace_store(node, store)
 
 
 def closed_after(later: Any, store: ZarrStore) -> Any:

@@ -38,7 +38,7 @@ from aioxarray._xarray.saving.recorder import (
 from aioxarray._zarr.chunks.writing import writable, write_block
 from aioxarray._zarr.grid import write_edges
 from aioxarray._zarr.metadata import flushing
-from aioxarray._zarr.metadata.opening import give_back, store_path
+from aioxarray._zarr.metadata.opening import replace_store, store_path
 from aioxarray._zarr.metadata.prefetched import Answers
 from aioxarray._zarr.metadata.surveying import survey
 from aioxarray._zarr.metadata.write_behind import Changes, WriteBehindStore
@@ -121,8 +121,8 @@ class _Saving:
         await self._load_first(nodes)
         answers = await self._survey()
         changes = Changes()
-        theirs = ForeignStore(self._store, Places(self._grants.requests))
-        stand_in = WriteBehindStore(theirs, answers, changes)
+        foreign = ForeignStore(self._store, Places(self._grants.requests))
+        stand_in = WriteBehindStore(foreign, answers, changes)
         path = self._place.path
         # A bare store if there is no path: zarr applies the mode to a store, not to a `StorePath`.
         place = StorePath(stand_in, path) if path else stand_in
@@ -260,12 +260,12 @@ class _Saving:
 
     def _array(self, job: Job) -> zarr.Array[Any]:
         """Return the target of a job, which from now on uses the store itself."""
-        give_back(job.target, self._store)
+        replace_store(job.target, self._store)
         return job.target
 
     async def _result(self, recorded: Recorded, jobs: Sequence[_FreshJob]) -> Any:
         """Return the result of xarray's ``to_zarr``."""
-        recorded.give_back_to(self._place.store)
+        recorded.replace_store(self._place.store)
         if self._options.compute:
             return recorded.store
         chunked = [each for each in jobs if is_chunked_array(each.job.source)]

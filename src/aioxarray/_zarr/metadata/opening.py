@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import zarr
 from zarr.abc.store import Store
 from zarr.storage import ObjectStore, StorePath
 
@@ -25,8 +26,6 @@ from aioxarray._zarr.stores.request import DOCUMENTS
 from aioxarray.config import request_limit
 
 if TYPE_CHECKING:
-    import zarr
-
     from aioxarray._zarr.metadata.hierarchy import Hierarchy
     from aioxarray._zarr.metadata.prefetched import Answers
 
@@ -106,8 +105,8 @@ async def open_store(
     All requests, including those of xarray's own code, take ``places`` until these are closed. If
     ``source`` is not a store or does not exist, zarr's error is raised.
     """
-    theirs = _store_of_library(source, read_only=mode == "r")
-    place = await _place(source if theirs is None else theirs, mode, storage_options)
+    converted = _store_of_library(source, read_only=mode == "r")
+    place = await _place(source if converted is None else converted, mode, storage_options)
     store = usable_here(place.store)
     if not store.supports_consolidated_metadata:
         consolidated = False
@@ -125,7 +124,7 @@ async def open_store(
         drop=drop,
     )
     # xarray closes a store with the dataset unless the store is the caller's own.
-    closes = store is not source and theirs is None
+    closes = store is not source and converted is None
     stand_in = NamedPath(PrefetchedStore(limited, answers, closes=closes), place.path)
     # With ``consolidated=None``, xarray's own code has to warn if there is none.
     hierarchy = answers.hierarchy if consolidated is False else None
@@ -136,8 +135,8 @@ async def store_path(
     source: Any, *, mode: Any, storage_options: dict[str, Any] | None
 ) -> StorePath:
     """Return the store path for ``source``; with mode "r" it is read-only."""
-    theirs = _store_of_library(source, read_only=mode == "r")
-    return await _place(source if theirs is None else theirs, mode, storage_options)
+    converted = _store_of_library(source, read_only=mode == "r")
+    return await _place(source if converted is None else converted, mode, storage_options)
 
 
 async def _place(source: Any, mode: Any, storage_options: dict[str, Any] | None) -> StorePath:
@@ -226,18 +225,11 @@ def _obstore(url: Any, storage_options: dict[str, Any] | None, *, read_only: boo
     return ObjectStore(from_url(url, **allowed), read_only=read_only)
 
 
-def give_back(array: zarr.Array[Any], store: Store) -> None:
-    """Make ``array``, opened through a stand-in, use ``store`` itself.
+def replace_store(node: zarr.Array[Any] | zarr.Group, store: Store) -> None:
+    """Make an array or group that was opened through a stand-in use ``store`` itself.
 
     The documents in the stand-in were for opening; they would go stale.
     """
-    # Private, as in `aioxarray._zarr.chunks.arrays`: an array cannot be given another store.
-    inner = array._async_array
-    object.__setattr__(inner, "store_path", StorePath(store, inner.store_path.path))
-
-
-def give_back_group(group: zarr.Group, store: Store) -> None:
-    """Make ``group``, opened through a stand-in, use ``store`` itself."""
-    # Private, as for arrays.
-    inner = group._async_group
+    # Private, as in `aioxarray._zarr.chunks.arrays`: a node cannot be given another store.
+    inner: Any = node._async_array if isinstance(node, zarr.Array) else node._async_group
     object.__setattr__(inner, "store_path", StorePath(store, inner.store_path.path))
