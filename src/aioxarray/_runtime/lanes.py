@@ -14,9 +14,9 @@ from concurrent.futures import Future
 from typing import Protocol, TypeVar, cast
 
 from aioxarray._runtime.loops import deliver_if_sent
+from aioxarray._runtime.threads.cancel_scope import CancelScope
 from aioxarray._runtime.threads.crew import called_at_exit, cancelled_at_exit, is_ending, uncut
 from aioxarray._runtime.threads.forks import after_fork
-from aioxarray._runtime.threads.leash import Leash
 from aioxarray._runtime.threads.outcomes import Outcome, until_done
 from aioxarray._runtime.threads.own import in_own_thread
 from aioxarray._runtime.threads.pool import Pool, finish
@@ -87,20 +87,20 @@ class Lane:
         Cancelling cancels the blocking calls that ``function`` makes, and waits for its end, at
         most ``patience_s`` seconds if given. If it still returns a result, it is freed in the lane.
         """
-        leash = Leash()
+        scope = CancelScope()
         outcome: Outcome[T] = Outcome()
 
-        def leashed() -> T:
-            with cancelled_at_exit(leash.pull):
-                return leash.run(function)
+        def run() -> T:
+            with cancelled_at_exit(scope.cancel):
+                return scope.run(function)
 
-        call = self._queue(leashed, outcome)
+        call = self._queue(run, outcome)
         ended = asyncio.wrap_future(call)
         try:
             await asyncio.shield(ended)
         except asyncio.CancelledError:
             if not call.cancel():
-                leash.pull()
+                scope.cancel()
                 if patience_s is None:
                     await until_done(ended)
                 else:

@@ -20,8 +20,8 @@ from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
+from aioxarray._runtime.threads.cancel_scope import call_scope
 from aioxarray._runtime.threads.forks import after_fork
-from aioxarray._runtime.threads.leash import holding
 from aioxarray._runtime.threads.outcomes import Outcome
 from aioxarray._runtime.threads.own import mark_own_thread
 from aioxarray.errors import did_you_mean
@@ -170,7 +170,7 @@ class _Remote:
         if _has_own_thread and self._loop is io_loop():
             mark_own_thread()
         if self._has_ended:
-            # Cancelled by a leash just before the start was scheduled.
+            # Cancelled by a scope just before the start was scheduled.
             return
         # Called inside the task, so that wrong arguments are an error of the task. Raised here, the
         # error would be lost, and the caller would wait forever.
@@ -200,7 +200,7 @@ class _Remote:
 
 
 class _BlockingRemote(_Remote):
-    """A task on another loop that a thread waits for, and that a leash can hold."""
+    """A task on another loop that a thread waits for, and that a cancel scope can have."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -349,7 +349,7 @@ def run_blocking(function: Callable[[], Coroutine[Any, Any, T]]) -> T:
     if here is not None:
         context.run(_blocked_loops.set, (*_blocked_loops.get(), here))
     remote = _BlockingRemote(loop, function, context, lambda: inbox.put(None))
-    with holding(remote, context):
+    with call_scope(remote, context):
         try:
             remote.start()
             _serve(inbox)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from aioxarray._runtime.loops import run_on
 from aioxarray._runtime.tasks import gather
-from aioxarray._runtime.threads.leash import is_cancelled
+from aioxarray._runtime.threads.cancel_scope import is_cancelled
 from aioxarray._runtime.threads.pool import Pool, usable_cores
 from aioxarray._runtime.workers import in_worker
 from aioxarray._xarray.arrays.blocks import aligned
@@ -196,8 +196,8 @@ async def _run_with_dask(arrays: Sequence[Any], options: Mapping[str, Any]) -> l
 class _TaskThreads(Executor):
     """Threads for the tasks of one computation, whose reads and writes end with that computation.
 
-    They are on the leash of the thread that computes. When the interpreter exits, it joins dask's
-    own threads, even if they wait for a stalled server; it does not join these.
+    They are in the cancel scope of the thread that computes. At its exit, the interpreter joins
+    dask's own threads, even if they wait for a stalled server; it does not join these.
     """
 
     def __init__(self, count: int) -> None:

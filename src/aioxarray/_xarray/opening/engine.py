@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from aioxarray._runtime.loops import run_blocking
-from aioxarray._runtime.threads.leash import be_awaited, run_leashed
+from aioxarray._runtime.threads.cancel_scope import be_awaited, run_in_scope
 from aioxarray._xarray.arrays.known_array import KnownArray
 from aioxarray._xarray.arrays.read import in_hdf5, lane_of_hdf5
 from aioxarray._xarray.arrays.remote_files import AheadFile, read_ahead
@@ -125,7 +125,7 @@ class AioBackendEntrypoint(BackendEntrypoint):
             _wrap(_datasets(result))
             return result
         with places() as given:
-            return run_leashed(
+            return run_in_scope(
                 lambda: self._open_zarr(inner, method, source, options, given, deep=deep)
             )
 

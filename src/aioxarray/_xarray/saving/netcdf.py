@@ -13,7 +13,7 @@ from typing import Any
 
 import xarray as xr
 
-from aioxarray._runtime.threads.leash import be_awaited
+from aioxarray._runtime.threads.cancel_scope import be_awaited
 from aioxarray._runtime.workers import in_worker
 from aioxarray._xarray.arrays.read import in_hdf5
 from aioxarray._xarray.compat import is_remote_uri
