@@ -15,11 +15,16 @@ from typing import Protocol, TypeVar, cast
 
 from aioxarray._runtime.loops import deliver_if_sent
 from aioxarray._runtime.threads.cancel_scope import CancelScope
-from aioxarray._runtime.threads.crew import called_at_exit, cancelled_at_exit, is_ending, uncut
 from aioxarray._runtime.threads.forks import after_fork
 from aioxarray._runtime.threads.outcomes import Outcome, until_done
 from aioxarray._runtime.threads.own import in_own_thread
 from aioxarray._runtime.threads.pool import Pool, finish
+from aioxarray._runtime.threads.pool_threads import (
+    called_at_exit,
+    cancelled_at_exit,
+    exit_blocked,
+    is_ending,
+)
 
 T = TypeVar("T")
 _logger = logging.getLogger(__name__)
@@ -49,13 +54,13 @@ class Lane:
     ----------
     pool
         The threads that make the calls.
-    is_uncut
-        Whether the end of the interpreter waits for the call in progress: see `uncut`.
+    blocks_exit
+        Whether the end of the interpreter waits for the call in progress: see `exit_blocked`.
     """
 
-    def __init__(self, pool: Pool, is_uncut: bool = False) -> None:
+    def __init__(self, pool: Pool, blocks_exit: bool = False) -> None:
         self._pool = pool
-        self._is_uncut = is_uncut
+        self._blocks_exit = blocks_exit
         self._kept: dict[int, list[object]] = {}
         self._reset()
 
@@ -68,9 +73,9 @@ class Lane:
         self._dropped: deque[list[object]] = deque()
 
     @classmethod
-    def of(cls, key: Hashable, pool: Pool, *, is_uncut: bool = False) -> Lane:
+    def of(cls, key: Hashable, pool: Pool, *, blocks_exit: bool = False) -> Lane:
         """Return the lane for ``key``, which identifies the lock. A lane lives while it is used."""
-        return _lanes.setdefault(key, cls(pool, is_uncut))
+        return _lanes.setdefault(key, cls(pool, blocks_exit))
 
     async def run(self, function: Callable[[], T]) -> T:
         """Await ``function()``, after earlier calls, in the context of the caller.
@@ -206,7 +211,7 @@ class Lane:
                     self._busy = False
                     return
                 call, function = self._calls.popleft()
-            with uncut() if self._is_uncut else contextlib.nullcontext():
+            with exit_blocked() if self._blocks_exit else contextlib.nullcontext():
                 finish(call, function)
             # Do not keep objects of this call alive until the next one.
             del call, function

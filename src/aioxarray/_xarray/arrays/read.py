@@ -175,8 +175,9 @@ def read_by_plain_call(source: Read) -> Any:
 _PATIENCE_S = 0.5
 
 # Kept forever: if the user's thread dropped a lane, its finalizer would run Python code there.
-# Uncut: on exit, HDF5 is torn down even if a thread is inside, and h5py waits for its own lock.
-_lane_of_hdf5 = Lane.of(HDF5_LOCK.token, blocking_pool, is_uncut=True)
+# It blocks the exit, at which HDF5 is torn down even if a thread is inside, and h5py waits for its
+# own lock.
+_lane_of_hdf5 = Lane.of(HDF5_LOCK.token, blocking_pool, blocks_exit=True)
 
 
 def lane_of_hdf5() -> Lane:
