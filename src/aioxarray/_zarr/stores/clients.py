@@ -41,7 +41,7 @@ class Client:
 
     def __init__(self, store: Any) -> None:
         self.store = store
-        self.turns = Budget("fetchers", beside=lambda bound: 1)
+        self.turns = Budget("fetchers", extra=lambda bound: 1)
         self._lock = threading.Lock()
         self._lost = 0
         self._heard_at = perf_counter()

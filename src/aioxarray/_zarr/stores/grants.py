@@ -30,27 +30,27 @@ def is_long(size: int) -> bool:
     return size > _LONG_BYTES
 
 
-def _requests_apart(bound: float) -> float:
-    # With very few places, none is set apart: that would slow large chunks by a third or more.
+def _reserved_requests(bound: float) -> float:
+    # With very few places, none is reserved: that would slow large chunks by a third or more.
     return 0 if math.isinf(bound) or bound < 4 else max(1, bound // 8)
 
 
-def _bytes_beside(bound: float) -> float:
+def _extra_bytes(bound: float) -> float:
     # On top of the bound: a part of it would mean one chunk less in flight if they just fit.
     return 0 if math.isinf(bound) else bound / 8
 
 
-def _one_beside(bound: float) -> float:
+def _one_extra(bound: float) -> float:
     return 1
 
 
 # One of each per process, since a limit only works if everything counts towards it. In each of
 # them, small chunks need not wait until large ones have arrived and are decoded.
-requests = Budget("requests", apart=_requests_apart)
-memory = Budget("bytes", beside=_bytes_beside)
-threads = Budget("threads", beside=_one_beside)
+requests = Budget("requests", reserved=_reserved_requests)
+memory = Budget("bytes", extra=_extra_bytes)
+threads = Budget("threads", extra=_one_extra)
 # Threads in blocking calls to servers; `Client.turns` also limits the threads of each client.
-fetching = Budget("fetchers", beside=_one_beside)
+fetching = Budget("fetchers", extra=_one_extra)
 decoders = Pool("aioxarray-decode", usable_cores())
 # Decoded chunks; see `aioxarray._zarr.stores.sharing`.
 cache = Cache()
