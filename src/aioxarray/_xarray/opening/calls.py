@@ -15,7 +15,7 @@ from aioxarray._runtime.loops import io_loop, run_on
 from aioxarray._runtime.workers import in_worker
 from aioxarray._xarray.lazy.loader import Options
 from aioxarray._xarray.opening.engine import attempt_of, engine_of
-from aioxarray._xarray.opening.explained import noting
+from aioxarray._xarray.opening.error_notes import error_note
 from aioxarray._zarr.stores.calls import awaiting, calling
 from aioxarray._zarr.stores.printable import printable
 
@@ -55,7 +55,7 @@ async def open_with(function: Callable[..., Any], source: Any, options: dict[str
 
     def call() -> Any:
         attempt = attempt_of(source, options)
-        with attempt.explained():
+        with attempt.error_notes():
             attempt.check_names(caller, function)
             indexes = bool(options.get("create_default_indexes", True))
             named: Any = attempt.engine
@@ -74,7 +74,7 @@ def close(opened: Any) -> None:
 
 async def open_virtual(source: Any, options: dict[str, Any]) -> xr.Dataset:
     """Open a netCDF4 or HDF5 file so that its chunks are read as Zarr chunks."""
-    with noting(f"while opening {printable(source)!r} with virtual=True"):
+    with error_note(f"while opening {printable(source)!r} with virtual=True"):
         return await in_worker(partial(_open_virtual, source, options), discard=close)
 
 

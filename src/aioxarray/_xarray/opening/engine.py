@@ -31,7 +31,7 @@ from aioxarray._xarray.compat import (
 )
 from aioxarray._xarray.dask.group_names import name_after_groups
 from aioxarray._xarray.lazy.aio_array import AioArray, OpenFile, ReadTogether
-from aioxarray._xarray.opening.explained import Attempt, check_names, guess_explained
+from aioxarray._xarray.opening.error_notes import Attempt, check_names, guess_engine_with_notes
 from aioxarray._xarray.opening.indexes import with_default_indexes
 from aioxarray._xarray.opening.known import open_known_dataset, open_known_groups
 from aioxarray._zarr.metadata.groups import known_group
@@ -89,7 +89,7 @@ class AioBackendEntrypoint(BackendEntrypoint):
 
     def _open(self, method: str, source: Any, options: dict[str, Any], *, deep: bool) -> Any:
         attempt, inner = self._attempt(source, options)
-        with attempt.explained():
+        with attempt.error_notes():
             check_names(_CALLERS[method], attempt.options, inner, method, attempt.engine)
             return self._open_with(inner, method, source, dict(attempt.options), deep=deep)
 
@@ -99,7 +99,7 @@ class AioBackendEntrypoint(BackendEntrypoint):
             return Attempt(source, self.inner_name, options, self.said_by), self.inner
         options = dict(options)
         named = options.pop("inner_engine", None)
-        engine = guess_explained(source, options) if named is None else named
+        engine = guess_engine_with_notes(source, options) if named is None else named
         inner = plugins.get_backend(engine)
         if isinstance(inner, AioBackendEntrypoint):
             raise ValueError(_NO_INNER_ENGINE)
@@ -140,7 +140,7 @@ class AioBackendEntrypoint(BackendEntrypoint):
         deep: bool,
     ) -> Any:
         opened = _open_store(source, options, given, deep=deep, indexes=self.reads_indexes)
-        with opened.noting_broken_documents():
+        with opened.error_notes():
             return self._open_known(inner, method, opened, options, deep=deep)
 
     def _open_known(
@@ -285,7 +285,7 @@ def attempt_of(source: Any, options: dict[str, Any]) -> Attempt:
     given = {**options, **(options.get("backend_kwargs") or {})}
     given.pop("backend_kwargs", None)
     if engine is None:
-        return Attempt(source, guess_explained(source, given), given, said_by)
+        return Attempt(source, guess_engine_with_notes(source, given), given, said_by)
     return Attempt(source, engine, given, None)
 
 

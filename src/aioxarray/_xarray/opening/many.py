@@ -17,7 +17,7 @@ from aioxarray._runtime.workers import in_worker
 from aioxarray._xarray.compat import _find_absolute_paths
 from aioxarray._xarray.opening.calls import called_by, close, closing_on_error
 from aioxarray._xarray.opening.combining import combine_by_coords, combine_nested, concat_dims
-from aioxarray._xarray.opening.explained import noting
+from aioxarray._xarray.opening.error_notes import error_note
 from aioxarray._zarr.stores.printable import printable, without_secrets
 
 
@@ -36,7 +36,7 @@ async def open_and_combine(
     coroutine functions. The other arguments are those of `open_mfdataset_async`.
     """
     what = printable(paths) if isinstance(paths, str | os.PathLike) else "the files"
-    with noting(f"while looking for {what}"):
+    with error_note(f"while looking for {what}"):
         nested = await in_worker(partial(_find_paths, paths, options), lambda _: None)
     files = [_File(path) for path in _flat(nested)]
     async with closing_on_error(partial(_close_all, files)):

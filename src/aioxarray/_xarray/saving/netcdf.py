@@ -21,7 +21,7 @@ from aioxarray._xarray.dask.chunked import apart, is_chunked_array, tasks_end_wi
 from aioxarray._xarray.lazy.find import find_variables, shallow_copy
 from aioxarray._xarray.lazy.loader import Options, read_all
 from aioxarray._xarray.lazy.variables import assign, lazy_data
-from aioxarray._xarray.opening.explained import noting
+from aioxarray._xarray.opening.error_notes import error_note
 from aioxarray._xarray.opening.packages import how_to_install, missing_for_netcdf
 from aioxarray._zarr.stores.calls import Call, calling
 from aioxarray._zarr.stores.printable import printable
@@ -44,7 +44,7 @@ async def _save(
             f"only a Dataset, DataArray or DataTree can be saved, not {type(obj).__name__}"
         )
     place = "memory" if path is None else repr(printable(path))
-    with noting(f"while saving to {place}"):
+    with error_note(f"while saving to {place}"):
         return await _write(obj, path, mode, options, how, call)
 
 
@@ -68,7 +68,7 @@ async def _write(
     for variable, data in zip(chunked, distinct, strict=True):
         variable._data = data
     if final is not None and is_remote_uri(final):
-        with noting(_LOCAL_ONLY):
+        with error_note(_LOCAL_ONLY):
             return await _call(lambda: loaded.to_netcdf(path, mode, **options), alone=not chunked)
     if final is None or mode != "w" or options.get("compute") is False:
         return await _call(lambda: loaded.to_netcdf(path, mode, **options), alone=not chunked)

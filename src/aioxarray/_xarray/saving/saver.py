@@ -22,7 +22,7 @@ from aioxarray._xarray.dask.targets import Intake, Target, ThreadTarget
 from aioxarray._xarray.lazy.find import find_variables
 from aioxarray._xarray.lazy.loader import Options, read_all
 from aioxarray._xarray.lazy.variables import Lazy, assign, lazy_data, load_data
-from aioxarray._xarray.opening.explained import noting
+from aioxarray._xarray.opening.error_notes import error_note
 from aioxarray._xarray.saving.deferred import Deferred, defers
 from aioxarray._xarray.saving.origins import read_from_targets
 from aioxarray._xarray.saving.recorder import (
@@ -72,7 +72,7 @@ _MOST_PIECES = 256
 async def save(obj: Any, store: Any, options: ZarrOptions, how: Options) -> Any:
     """Save ``obj`` as xarray's ``to_zarr`` does; on the I/O loop."""
     note = f"while saving to {printable(store)!r}"
-    with noting(note, by_obstore=not options.storage_options):
+    with error_note(note, by_obstore=not options.storage_options):
         return await _save(obj, store, options, how)
 
 
@@ -218,7 +218,7 @@ class _Saving:
             yield partial(self._write_block, each.job, array, block, counter)
 
     async def _write_whole(self, job: Job, array: Any, counter: Meter) -> None:
-        with _noting(job):
+        with _error_note(job):
             await write_block(array, job.region, job.source)
         counter.part(job.nbytes)(1, 1)
 
@@ -229,7 +229,7 @@ class _Saving:
             [slice(each.start - at, each.stop - at) for each, at in zip(block, starts, strict=True)]
         )
         nbytes = int(part.nbytes)
-        with _noting(job):
+        with _error_note(job):
             async with self._staged.hold(nbytes):
                 values = await self._encoded(source, part)
                 await write_block(array, block, values)
@@ -286,7 +286,7 @@ async def _awaited(awaitable: Awaitable[None]) -> None:
 
 
 @contextlib.contextmanager
-def _noting(job: Job) -> Iterator[None]:
+def _error_note(job: Job) -> Iterator[None]:
     try:
         with for_variable(repr(job.target.path)):
             yield

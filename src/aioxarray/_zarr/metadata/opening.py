@@ -61,7 +61,7 @@ class Opened:
     hierarchy: Hierarchy | None = None
 
     @contextlib.contextmanager
-    def noting_broken_documents(self) -> Iterator[None]:
+    def error_notes(self) -> Iterator[None]:
         """Add notes to an error of the body, one for each metadata document that is not JSON."""
         try:
             yield

@@ -40,7 +40,7 @@ class Attempt:
     said_by: str | None
 
     @contextlib.contextmanager
-    def explained(self) -> Iterator[None]:
+    def error_notes(self) -> Iterator[None]:
         """Add notes to an error raised in the body: the input, the engine, what to install."""
         try:
             yield
@@ -75,19 +75,21 @@ def _name(engine: str | type[BackendEntrypoint]) -> str:
     return engine if isinstance(engine, str) else engine.__name__
 
 
-def guess_explained(source: Any, options: Mapping[str, Any]) -> str | type[BackendEntrypoint]:
+def guess_engine_with_notes(
+    source: Any, options: Mapping[str, Any]
+) -> str | type[BackendEntrypoint]:
     """Guess the engine for ``source``; an error gets notes on the input and what to install."""
     try:
         return guess_engine(source, options)
     except Exception as error:
-        add_note(error, f"while looking for an engine for {printable(source)!r}")
+        _add_note(error, f"while looking for an engine for {printable(source)!r}")
         if isinstance(error, ValueError):
-            add_note(error, how_to_install(missing_engines(source)))
+            _add_note(error, how_to_install(missing_engines(source)))
         raise
 
 
 @contextlib.contextmanager
-def noting(note: str, *, by_obstore: bool = False) -> Iterator[None]:
+def error_note(note: str, *, by_obstore: bool = False) -> Iterator[None]:
     """Add ``note`` to an error raised in the body, and an install hint if a package is missing.
 
     ``by_obstore`` is passed to `how_to_install`.
@@ -95,7 +97,7 @@ def noting(note: str, *, by_obstore: bool = False) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        add_note(error, note)
+        _add_note(error, note)
         _note_missing(error, by_obstore=by_obstore)
         raise
 
@@ -103,10 +105,10 @@ def noting(note: str, *, by_obstore: bool = False) -> Iterator[None]:
 def _note_missing(error: Exception, *, by_obstore: bool) -> None:
     package = missing_package(error)
     if package is not None and "pip install" not in str(error):
-        add_note(error, how_to_install([package], by_obstore=by_obstore))
+        _add_note(error, how_to_install([package], by_obstore=by_obstore))
 
 
-def add_note(error: BaseException, note: str) -> None:
+def _add_note(error: BaseException, note: str) -> None:
     """Add ``note`` to ``error`` once, even if the error is raised again or passes here twice."""
     if note and note not in getattr(error, "__notes__", ()):
         error.add_note(note)
