@@ -56,7 +56,8 @@ class Budget:
     Some tasks hold their amount for long, for example while a chunk of hundreds of megabytes
     arrives. A budget can have a *reserve* that is closed to them. Other tasks, which hold it for
     about a round trip, then never wait for the end of a long hold: they are admitted to the budget
-    or to the reserve, whichever is first. The cost of a call is independent of the number of shares.
+    or to the reserve, whichever is first. The cost of a call does not depend on how many shares
+    there are.
 
     Parameters
     ----------

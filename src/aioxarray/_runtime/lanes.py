@@ -179,9 +179,9 @@ class Lane:
         # A thread that has the turn checks this again after releasing it.
         while self._dropped and not self._turn.locked():
             with self._turn:
-                self._let_go()
+                self._release_dropped()
 
-    def _let_go(self) -> None:
+    def _release_dropped(self) -> None:
         while self._dropped:
             self._dropped.popleft().clear()
 
@@ -194,7 +194,7 @@ class Lane:
         def take_turn() -> None:
             with self._turn:
                 outcome.of(lambda: context.run(functions.pop()))
-                self._let_go()
+                self._release_dropped()
             self._tidy()
 
         with self._lock:

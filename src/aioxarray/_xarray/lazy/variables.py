@@ -119,7 +119,7 @@ class Lazies(Sequence[Lazy]):
                 new._held.append(data)
         return new
 
-    def letting_go(self) -> Iterator[None]:
+    def releasing(self) -> Iterator[None]:
         """Drop all lazy arrays, one per iteration: dropping each may free many objects."""
         for column in (self._data, self._held):
             while column:
@@ -226,7 +226,7 @@ class Assignment:
             self._own.append(own)
 
     def make(self) -> None:
-        """Assign the values. Frees nothing; see `letting_go`."""
+        """Assign the values. Frees nothing; see `releasing`."""
         for cache, cached in zip(self._caches, self._cached, strict=True):
             cache.array = cached
         for (_, variable, data), own in zip(self._lazies.holders(), self._own, strict=True):
@@ -234,9 +234,9 @@ class Assignment:
             if variable._data is data:
                 variable._data = own
 
-    def letting_go(self) -> Iterator[None]:
+    def releasing(self) -> Iterator[None]:
         """Drop the lazy data that was replaced, a little per iteration."""
-        yield from self._lazies.letting_go()
+        yield from self._lazies.releasing()
         for column in (self._before, self._cached, self._caches):
             while column:
                 del column[-1]

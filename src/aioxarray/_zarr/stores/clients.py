@@ -103,7 +103,7 @@ class Held:
             self._places = [place for place in self._places if place[0] is not memory]
         self._release(gone)
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Release all places once the call has ended; thread-safe."""
         with self._lock:
             places, self._places = self._places, []

@@ -149,7 +149,7 @@ class Grants:
         # Each place is popped, so that it is released once: by the thread or, failing that, here.
         held: deque[tuple[Share, int]] = deque()
 
-        def let_go() -> None:
+        def release() -> None:
             while held:
                 share, amount = held.pop()
                 share.release(amount, long=long)
@@ -158,7 +158,7 @@ class Grants:
             try:
                 return function()
             finally:
-                let_go()
+                release()
 
         try:
             # The thread first: other places would be held in vain while waiting for one.
@@ -170,12 +170,12 @@ class Grants:
                 await share.acquire(amount, long=long)
                 held.append((share, amount))
         except BaseException:
-            let_go()
+            release()
             raise
         try:
             return await decoders.run_to_end(work, stop, long=long)
         finally:
-            let_go()
+            release()
 
     def can_fetch(self, client: Client) -> bool:
         """Return whether threads may wait for ``client``; see `fetch`."""
@@ -204,21 +204,21 @@ class Grants:
                 async with asyncio.timeout(_PATIENCE_S):
                     await self.fetching.acquire(long=long)
             except TimeoutError:
-                held.let_go()
+                held.release()
                 return None
             held.add(self.fetching, 1)
             for share, amount in ((self.memory, size), (self.requests, 1)):
                 await share.acquire(amount, long=long)
                 held.add(share, amount)
         except BaseException:
-            held.let_go()
+            held.release()
             raise
 
         def work() -> T:
             try:
                 return function()
             finally:
-                held.let_go()
+                held.release()
 
         try:
             return await fetchers.run_to_end(work, stop, wait=False)
@@ -227,7 +227,7 @@ class Grants:
             raise
         except BaseException:
             # Perhaps no thread could be started; otherwise the function has released everything.
-            held.let_go()
+            held.release()
             raise
 
     def _turns_of(self, client: Client) -> Share:
