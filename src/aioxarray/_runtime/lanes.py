@@ -17,7 +17,7 @@ from aioxarray._runtime.loops import deliver_if_sent
 from aioxarray._runtime.threads.cancel_scope import CancelScope
 from aioxarray._runtime.threads.forks import after_fork
 from aioxarray._runtime.threads.outcomes import Outcome, until_done
-from aioxarray._runtime.threads.own import in_own_thread
+from aioxarray._runtime.threads.package_threads import in_package_thread
 from aioxarray._runtime.threads.pool import Pool, finish
 from aioxarray._runtime.threads.pool_threads import (
     called_at_exit,
@@ -170,7 +170,7 @@ class Lane:
         self._tidy_for_the_user()
 
     def _tidy_for_the_user(self) -> None:
-        if not in_own_thread():
+        if not in_package_thread():
             self._tidy()
         elif self._dropped and not self._turn.locked():
             deliver_if_sent(self._tidy_for_the_user)

@@ -23,7 +23,7 @@ from typing import Any, ParamSpec, TypeVar
 from aioxarray._runtime.threads.cancel_scope import call_scope
 from aioxarray._runtime.threads.forks import after_fork
 from aioxarray._runtime.threads.outcomes import Outcome
-from aioxarray._runtime.threads.own import mark_own_thread
+from aioxarray._runtime.threads.package_threads import mark_package_thread
 from aioxarray.errors import did_you_mean
 
 T = TypeVar("T")
@@ -168,7 +168,7 @@ class _Remote:
 
     def _start(self) -> None:
         if _has_own_thread and self._loop is io_loop():
-            mark_own_thread()
+            mark_package_thread()
         if self._has_ended:
             # Cancelled by a scope just before the start was scheduled.
             return

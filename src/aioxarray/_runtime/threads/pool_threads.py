@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from aioxarray._runtime.threads.forks import after_fork
-from aioxarray._runtime.threads.own import mark_own_thread
+from aioxarray._runtime.threads.package_threads import mark_package_thread
 
 # How long the end of the interpreter waits for calls in progress. Some libraries (Blosc, HDF5) tear
 # down at exit what their calls are using.
@@ -89,7 +89,7 @@ class PoolThreads:
         _all_threads.add(self)
 
     def _serve(self) -> None:
-        mark_own_thread()
+        mark_package_thread()
         thread = _here.thread = PoolThread(self)
         work = self._queue.get()
         while work is not None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import h5netcdf
 
 from aioxarray._runtime.loops import run_blocking
-from aioxarray._runtime.threads.own import in_own_thread
+from aioxarray._runtime.threads.package_threads import in_package_thread
 from aioxarray._xarray.arrays.read import in_hdf5
 from aioxarray._xarray.arrays.remote_files import AheadFile
 from aioxarray._xarray.compat import (
@@ -75,7 +75,7 @@ class _File(_Group, h5netcdf.File):  # type: ignore[misc]
 
 def _open_file(source: Any, mode: str, **options: Any) -> Any:
     """Open a file with h5netcdf; at module level because file managers pickle this function."""
-    if not in_own_thread():
+    if not in_package_thread():
         # Unpickling a manager may open its file in any thread.
         return run_blocking(lambda: in_hdf5(lambda: _open_file(source, mode, **options)))
     once = OnceFile(source)
