@@ -26,7 +26,7 @@ _DEFAULTS: dict[str, Any] = {"cache_type": "blockcache", "block_size": _BLOCK_BY
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
-class AheadFile(io.RawIOBase):
+class ReadAheadFile(io.RawIOBase):
     """A file object with its first and last blocks in memory: most HDF5 metadata is there.
 
     HDF5 reads metadata a few bytes at a time. In ``file``, a cached fsspec file, the overhead of
@@ -214,8 +214,8 @@ def cancellable(file: Any) -> Iterator[None]:
 def read_ahead(engine: Any, source: Any, options: Mapping[str, Any]) -> tuple[Any, Any]:
     """Return the source and the options that ``engine`` should open instead of those given.
 
-    For a URL and the h5netcdf engine, the source is an `AheadFile`, or the file that xarray itself
-    would open if it is not HDF5. In a worker thread.
+    For a URL and the h5netcdf engine, the source is a `ReadAheadFile`, or the file that xarray
+    itself would open if it is not HDF5. In a worker thread.
     """
     remote = isinstance(source, str) and is_remote_uri(source)
     # Other drivers, and libraries other than h5py, open the file themselves.
@@ -236,7 +236,7 @@ def read_ahead(engine: Any, source: Any, options: Mapping[str, Any]) -> tuple[An
     # fsspec's whole-file caches return a plain local file, which has no ``size``.
     if not getattr(file, "size", 0):
         return file, rest
-    ahead = AheadFile(file)
+    ahead = ReadAheadFile(file)
     try:
         ahead.read_ahead()
     except BaseException:

@@ -15,7 +15,7 @@ from aioxarray._runtime.loops import run_blocking
 from aioxarray._runtime.threads.cancel_scope import be_awaited, run_in_scope
 from aioxarray._xarray.arrays.known_array import KnownArray
 from aioxarray._xarray.arrays.read import in_hdf5, lane_of_hdf5
-from aioxarray._xarray.arrays.remote_files import AheadFile, read_ahead
+from aioxarray._xarray.arrays.remote_files import ReadAheadFile, read_ahead
 from aioxarray._xarray.compat import (
     BackendArray,
     BackendEntrypoint,
@@ -188,16 +188,16 @@ def _opening(
     if type(inner) is not H5netcdfBackendEntrypoint:
         return call
     # Imported here: h5netcdf is an optional dependency.
-    from aioxarray._xarray.hdf5.engine import open_once, opens_once
+    from aioxarray._xarray.hdf5.engine import can_cache_metadata, open_caching_metadata
 
-    if not opens_once(source, options):
+    if not can_cache_metadata(source, options):
         return call
 
-    def call_once() -> Any:
-        opened: Any = open_once(source, options, deep=method != "open_dataset")
+    def call_caching() -> Any:
+        opened: Any = open_caching_metadata(source, options, deep=method != "open_dataset")
         return datatree_from_dict_with_io_cleanup(opened) if method == "open_datatree" else opened
 
-    return call_once
+    return call_caching
 
 
 def open_in_lane(opening: Callable[[], Any], source: Any, *, indexes: bool) -> Any:
@@ -207,7 +207,7 @@ def open_in_lane(opening: Callable[[], Any], source: Any, *, indexes: bool) -> A
     in the same turn.
     """
     by_python = hasattr(source, "read")
-    if not by_python or isinstance(source, AheadFile):
+    if not by_python or isinstance(source, ReadAheadFile):
         # A cancelled worker thread drops what it has opened, which closes the file: wait for it.
         be_awaited()
 

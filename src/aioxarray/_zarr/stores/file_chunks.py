@@ -220,7 +220,7 @@ class FileChunks(Store):
 
 
 class ObjectFile:
-    """An object in an obstore store, as a file for `AheadFile`, which counts the requests.
+    """An object in an obstore store, as a file for `ReadAheadFile`, which counts the requests.
 
     Parameters
     ----------
