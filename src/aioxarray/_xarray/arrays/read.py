@@ -13,8 +13,8 @@ from aioxarray._runtime.collector import collector
 from aioxarray._runtime.lanes import Lane
 from aioxarray._runtime.threads.pool import BLOCKING_THREADS, Pool
 from aioxarray._xarray.arrays.joined import JoinedArray
-from aioxarray._xarray.arrays.known_array import KnownArray
 from aioxarray._xarray.arrays.plan import Opaque, Read
+from aioxarray._xarray.arrays.prefetched_array import PrefetchedArray
 from aioxarray._xarray.arrays.remote_files import cancellable
 from aioxarray._xarray.compat import (
     HDF5_LOCK,
@@ -91,7 +91,7 @@ def _is_slice(part: object) -> bool:
 
 def is_zarr(array: BackendArray) -> bool:
     """Return whether ``array`` reads a Zarr array, its attribute ``_array``."""
-    return type(array) in (ZarrArrayWrapper, KnownArray)
+    return type(array) in (ZarrArrayWrapper, PrefetchedArray)
 
 
 def _sound(key: ExplicitIndexer, shape: tuple[int, ...]) -> ExplicitIndexer:

@@ -12,7 +12,7 @@ from aioxarray._runtime.loops import io_loop, run_blocking, run_on
 from aioxarray._xarray.arrays.read import in_hdf5, lane_of_hdf5, reads_hdf5
 from aioxarray._xarray.compat import BackendArray, ExplicitlyIndexed, ExplicitlyIndexedNDArrayMixin
 from aioxarray._xarray.lazy.loader import Options, read_all
-from aioxarray._xarray.lazy.variables import Lazy, known_data
+from aioxarray._xarray.lazy.variables import Lazy, prefetched_data
 
 
 class AioArray(ExplicitlyIndexedNDArrayMixin):
@@ -171,7 +171,7 @@ class ReadTogether:
         if self._file is not None:
             # All arrays are in the same lane: read them in one call there.
             return run_blocking(lambda: in_hdf5(lambda: [each.get_duck_array() for each in chains]))
-        values = [known_data(each) for each in chains]
+        values = [prefetched_data(each) for each in chains]
         unknown = [index for index, value in enumerate(values) if value is None]
         if unknown:
             arrays = [AioArray(chains[index]) for index in unknown]

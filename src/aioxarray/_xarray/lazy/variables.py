@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, overload
 import xarray as xr
 
 from aioxarray._runtime.threads.pool import Pool
-from aioxarray._xarray.arrays.known_array import KnownArray
 from aioxarray._xarray.arrays.plan import Read, plan
+from aioxarray._xarray.arrays.prefetched_array import PrefetchedArray
 from aioxarray._xarray.arrays.read import read
 from aioxarray._xarray.compat import (
     ExplicitlyIndexed,
@@ -162,14 +162,14 @@ def _unheard(done: int, total: int) -> None:
     """Ignore the progress of a part: only whole variables are reported."""
 
 
-def known_data(array: Any) -> Any:
+def prefetched_data(array: Any) -> Any:
     """Return the values of a small lazy array whose chunks are already fetched; otherwise None."""
     parts = plan(array)
     source = parts.source
-    if isinstance(source, Read) and type(source.array) is KnownArray and source.array.is_small:
-        known = source.array.known(source.key)
-        if known is not None:
-            return parts.finish(known)
+    if isinstance(source, Read) and type(source.array) is PrefetchedArray and source.array.is_small:
+        value = source.array.prefetched(source.key)
+        if value is not None:
+            return parts.finish(value)
     return None
 
 

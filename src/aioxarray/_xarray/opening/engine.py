@@ -13,7 +13,7 @@ import xarray as xr
 
 from aioxarray._runtime.loops import run_blocking
 from aioxarray._runtime.threads.cancel_scope import be_awaited, run_in_scope
-from aioxarray._xarray.arrays.known_array import KnownArray
+from aioxarray._xarray.arrays.prefetched_array import PrefetchedArray
 from aioxarray._xarray.arrays.read import in_hdf5, lane_of_hdf5
 from aioxarray._xarray.arrays.remote_files import ReadAheadFile, read_ahead
 from aioxarray._xarray.compat import (
@@ -33,8 +33,8 @@ from aioxarray._xarray.dask.group_names import name_after_groups
 from aioxarray._xarray.lazy.aio_array import AioArray, OpenFile, ReadTogether
 from aioxarray._xarray.opening.error_notes import Attempt, check_names, guess_engine_with_notes
 from aioxarray._xarray.opening.indexes import with_default_indexes
-from aioxarray._xarray.opening.known import open_known_dataset, open_known_groups
-from aioxarray._zarr.metadata.groups import known_group
+from aioxarray._xarray.opening.prefetched import open_prefetched_dataset, open_prefetched_groups
+from aioxarray._zarr.metadata.groups import prefetched_group
 from aioxarray._zarr.metadata.opening import Opened, open_store, places, replace_store
 from aioxarray._zarr.stores.limited import Places
 
@@ -141,9 +141,9 @@ class AioBackendEntrypoint(BackendEntrypoint):
     ) -> Any:
         opened = _open_store(source, options, given, deep=deep, indexes=self.reads_indexes)
         with opened.error_notes():
-            return self._open_known(inner, method, opened, options, deep=deep)
+            return self._open_prefetched(inner, method, opened, options, deep=deep)
 
-    def _open_known(
+    def _open_prefetched(
         self,
         inner: ZarrBackendEntrypoint,
         method: str,
@@ -154,10 +154,12 @@ class AioBackendEntrypoint(BackendEntrypoint):
     ) -> Any:
         group = None
         if opened.hierarchy is not None and options.get("mode", "r") == "r":
-            group = known_group(opened.stand_in, opened.hierarchy)
-        known = {**options, "storage_options": None, "consolidated": opened.consolidated}
-        open_known: Callable[..., Any] = open_known_groups if deep else open_known_dataset
-        result = open_known(inner, opened.stand_in, known, group)
+            group = prefetched_group(opened.stand_in, opened.hierarchy)
+        arguments = {**options, "storage_options": None, "consolidated": opened.consolidated}
+        open_prefetched: Callable[..., Any] = (
+            open_prefetched_groups if deep else open_prefetched_dataset
+        )
+        result = open_prefetched(inner, opened.stand_in, arguments, group)
         if method == "open_datatree":
             result = datatree_from_dict_with_io_cleanup(result)
         _wrap(_datasets(result), store=opened.store, ahead=self.reads_indexes)
@@ -368,5 +370,5 @@ def _replace_store(data: Any, store: Store) -> None:
         owner, data = data, inside
     if isinstance(data, ZarrArrayWrapper):
         replace_store(data._array, store)
-        if isinstance(data, KnownArray) and owner is not None:
+        if isinstance(data, PrefetchedArray) and owner is not None:
             owner.array = data.plain

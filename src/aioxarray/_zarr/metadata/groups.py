@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from aioxarray._zarr.metadata.hierarchy import Hierarchy, StoredNode
 
 
-def known_group(place: StorePath, hierarchy: Hierarchy) -> zarr.Group | None:
+def prefetched_group(place: StorePath, hierarchy: Hierarchy) -> zarr.Group | None:
     """Return the group at ``place``, described by ``hierarchy``, as if it were consolidated.
 
     None if zarr cannot parse all of it: opening it node by node, zarr reports what is wrong, or

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import zarr
 
-from aioxarray._xarray.arrays.known_array import KnownArray
+from aioxarray._xarray.arrays.prefetched_array import PrefetchedArray
 from aioxarray._xarray.compat import NodePath, ZarrBackendEntrypoint, ZarrStore
 from aioxarray._zarr.metadata.prefetched import PrefetchedStore
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
-class KnownStore(ZarrStore):
+class PrefetchedZarrStore(ZarrStore):
     """xarray's Zarr store for a group that was opened through a `PrefetchedStore`."""
 
     __slots__ = ()
@@ -31,7 +31,7 @@ class KnownStore(ZarrStore):
         if isinstance(store, PrefetchedStore) and isinstance(array, zarr.Array):
             lazy: Any = variable._data
             # A `LazilyIndexedArray` around the backend's array: decoding adds more wrappers later.
-            lazy.array = KnownArray(lazy.array, store.values)
+            lazy.array = PrefetchedArray(lazy.array, store.values)
         return variable
 
     def _fetch_members(self) -> dict[str, Any]:
@@ -42,7 +42,7 @@ class KnownStore(ZarrStore):
         members: dict[str, Any] = _at_once(_members(group))
         return members
 
-    def subtree(self, path: NodePath) -> Iterator[tuple[str, KnownStore]]:
+    def subtree(self, path: NodePath) -> Iterator[tuple[str, PrefetchedZarrStore]]:
         """Yield this group and all groups below it, with their paths, in xarray's order."""
         yield str(path), self
         for name, member in self.members.items():
@@ -76,20 +76,20 @@ def _at_once(coroutine: Coroutine[Any, Any, Any]) -> Any:
 _OF_STORE = ("mode", "consolidated", "storage_options", "zarr_format")
 
 
-def open_known_groups(
+def open_prefetched_groups(
     engine: ZarrBackendEntrypoint,
     place: Any,
     options: Mapping[str, Any],
-    known: zarr.Group | None,
+    prefetched: zarr.Group | None,
 ) -> dict[str, xr.Dataset]:
     """Open all groups at ``place``, as ``engine`` itself would.
 
-    ``known`` is the group at ``place``, if its metadata is known already.
+    ``prefetched`` is the group at ``place``, if its metadata was prefetched.
     """
     group = options.get("group")
     parent = NodePath("/") / NodePath(group) if group else NodePath("/")
     decoding = {k: v for k, v in options.items() if k not in (*_OF_STORE, "group")}
-    root = _known_store(place, {**options, "group": str(parent)}, known)
+    root = _prefetched_store(place, {**options, "group": str(parent)}, prefetched)
     return {
         str(NodePath(path).relative_to(parent)) if group else path: engine.open_dataset(
             place, store=store, **decoding
@@ -98,27 +98,31 @@ def open_known_groups(
     }
 
 
-def open_known_dataset(
+def open_prefetched_dataset(
     engine: ZarrBackendEntrypoint,
     place: Any,
     options: Mapping[str, Any],
-    known: zarr.Group | None,
+    prefetched: zarr.Group | None,
 ) -> xr.Dataset:
-    """Open the dataset at ``place``, with the arguments of `open_known_groups`."""
+    """Open the dataset at ``place``, with the arguments of `open_prefetched_groups`."""
     of_store = (*_OF_STORE, "group", "cache_members")
     decoding = {name: value for name, value in options.items() if name not in of_store}
-    return engine.open_dataset(place, store=_known_store(place, options, known), **decoding)
+    return engine.open_dataset(
+        place, store=_prefetched_store(place, options, prefetched), **decoding
+    )
 
 
-def _known_store(place: Any, options: Mapping[str, Any], known: zarr.Group | None) -> KnownStore:
+def _prefetched_store(
+    place: Any, options: Mapping[str, Any], prefetched: zarr.Group | None
+) -> PrefetchedZarrStore:
     of_store = (*_OF_STORE, "group", "cache_members")
     opening = {name: options[name] for name in of_store if name in options}
-    if known is None:
-        opened: KnownStore = KnownStore.open_group(place, **opening)
+    if prefetched is None:
+        opened: PrefetchedZarrStore = PrefetchedZarrStore.open_group(place, **opening)
         return opened
     # The choices of ``open_group`` for Zarr format 3 and a store that is not the caller's own.
-    return KnownStore(
-        known,
+    return PrefetchedZarrStore(
+        prefetched,
         opening.get("mode", "r"),
         close_store_on_close=True,
         use_zarr_fill_value_as_mask=False,
