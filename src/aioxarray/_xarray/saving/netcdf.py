@@ -17,7 +17,8 @@ from aioxarray._runtime.threads.cancel_scope import be_awaited
 from aioxarray._runtime.workers import in_worker
 from aioxarray._xarray.arrays.read import in_hdf5
 from aioxarray._xarray.compat import is_remote_uri
-from aioxarray._xarray.dask.chunked import apart, is_chunked_array, tasks_end_with_the_call
+from aioxarray._xarray.dask.chunked import is_chunked_array, tasks_end_with_the_call
+from aioxarray._xarray.dask.names import with_distinct_names
 from aioxarray._xarray.lazy.find import find_variables, shallow_copy
 from aioxarray._xarray.lazy.loader import Options, read_all
 from aioxarray._xarray.lazy.variables import assign, lazy_data
@@ -64,7 +65,9 @@ async def _write(
     # Computing chunked data may need HDF5's lane, so it must not be written from within that lane.
     chunked = [each.variable for each in found if is_chunked_array(each.variable._data)]
     # xarray computes them together, so the same name must mean the same data.
-    distinct = await in_worker(lambda: apart([each._data for each in chunked]), lambda _: None)
+    distinct = await in_worker(
+        lambda: with_distinct_names([each._data for each in chunked]), lambda _: None
+    )
     for variable, data in zip(chunked, distinct, strict=True):
         variable._data = data
     if final is not None and is_remote_uri(final):
