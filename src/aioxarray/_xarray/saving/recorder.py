@@ -62,12 +62,16 @@ class ZarrOptions:
 
 
 @dataclass(frozen=True)
-class Job:
-    """A write of the values ``source`` to ``region`` of ``target``."""
+class Write:
+    """A write of the values ``source`` to ``region`` of ``target``.
+
+    With ``fresh``, the store has no chunks of ``target`` yet.
+    """
 
     source: Any
     target: zarr.Array[Any]
     region: tuple[slice, ...]
+    fresh: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -75,16 +79,16 @@ class Job:
 
 
 @dataclass
-class Jobs:
-    """A replacement for xarray's writer that records jobs and writes nothing."""
+class RecordingWriter:
+    """A replacement for xarray's writer that records what is to be written, and writes nothing."""
 
-    jobs: list[Job] = field(default_factory=list)
+    writes: list[Write] = field(default_factory=list)
 
     def add(self, source: Any, target: zarr.Array[Any], region: Any = None) -> None:
         """Record values that xarray would write, or have dask write, now."""
         given = tuple(region or ()) or (slice(None),) * target.ndim
         bounds = [each.indices(size) for each, size in zip(given, target.shape, strict=True)]
-        self.jobs.append(Job(source, target, tuple(slice(*each) for each in bounds)))
+        self.writes.append(Write(source, target, tuple(slice(*each) for each in bounds)))
 
 
 class RecordingZarrStore(ZarrStore):
@@ -185,12 +189,12 @@ class Recorded:
     ----------
     store
         The store that ``to_zarr`` returns.
-    jobs
+    writes
         The values to write.
     """
 
     store: RecordingZarrStore
-    jobs: Sequence[Job]
+    writes: Sequence[Write]
 
     def replace_store(self, store: Store) -> None:
         """Make ``self.store`` use ``store`` itself instead of the stand-in."""
@@ -224,7 +228,7 @@ def record(nodes: Sequence[SavedNode], place: Any, options: ZarrOptions) -> Reco
     )
     # Consolidate once at the end rather than for each group.
     consolidates, root._consolidate_on_close = root._consolidate_on_close, False
-    writer = Jobs()
+    writer = RecordingWriter()
     for node in nodes:
         store = root if node.path == "." else root.get_child_store(node.path)
         dataset = store._validate_and_autodetect_region(node.dataset)
@@ -234,4 +238,4 @@ def record(nodes: Sequence[SavedNode], place: Any, options: ZarrOptions) -> Reco
         zarr.consolidate_metadata(
             root.zarr_group.store, zarr_format=root.zarr_group.metadata.zarr_format
         )
-    return Recorded(root, writer.jobs)
+    return Recorded(root, writer.writes)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import itertools
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +26,9 @@ from aioxarray._xarray.opening.error_notes import error_note
 from aioxarray._xarray.saving.deferred import Deferred, defers
 from aioxarray._xarray.saving.origins import read_from_targets
 from aioxarray._xarray.saving.recorder import (
-    Job,
     Recorded,
     SavedNode,
+    Write,
     ZarrOptions,
     as_nodes,
     closed_after,
@@ -131,21 +131,21 @@ class _Saving:
             lambda _: None,
         )
         await flushing.delete_emptied(self._limited, changes, answers)
-        jobs = [
-            _FreshJob(job, changes.has_emptied(path) or answers.lacks(path))
-            for job in recorded.jobs
-            for path in [job.target.path]
+        writes = [
+            replace(each, fresh=changes.has_emptied(path) or answers.lacks(path))
+            for each in recorded.writes
+            for path in [each.target.path]
         ]
         waves = flushing.waves(changes, answers)
         if is_transaction(self._store):
             # Readers see all of it or nothing, but the store needs groups before arrays, and
             # arrays before chunks.
             await flushing.write_all(self._limited, reversed(waves))
-            await self._write_values(jobs)
+            await self._write_values(writes)
         else:
-            await self._write_values(jobs)
+            await self._write_values(writes)
             await flushing.write_or_restore(self._limited, waves, changes, answers)
-        return await self._result(recorded, jobs)
+        return await self._result(recorded, writes)
 
     async def _load_first(self, nodes: Sequence[SavedNode]) -> None:
         """Load the data that xarray must see as a whole, and the data that this save overwrites."""
@@ -183,22 +183,22 @@ class _Saving:
 
     # --- values ----------------------------------------------------------------------------
 
-    async def _write_values(self, jobs: Sequence[_FreshJob]) -> None:
-        here = [each for each in jobs if not is_chunked_array(each.job.source)]
-        chunked = [each for each in jobs if is_chunked_array(each.job.source)]
+    async def _write_values(self, writes: Sequence[Write]) -> None:
+        here = [each for each in writes if not is_chunked_array(each.source)]
+        chunked = [each for each in writes if is_chunked_array(each.source)]
         if not self._options.compute:
             chunked = []
-        total = sum(each.job.nbytes for each in (*here, *chunked))
+        total = sum(each.nbytes for each in (*here, *chunked))
         with meter(self._how.progress, total, "save") as counter:
             self._call.progress = lambda: f"{counter.done} of {total} bytes had been written"
-            steps = [self._write_here(here, counter)] if here else []
+            steps = [partial(self._write_here, here, counter)] if here else []
             if chunked:
-                steps.append(self._write_chunked(chunked, counter))
-            await gather([partial(_awaited, step) for step in steps])
+                steps.append(partial(self._write_chunked, chunked, counter))
+            await gather(steps)
 
-    async def _write_here(self, jobs: Sequence[_FreshJob], counter: Meter) -> None:
+    async def _write_here(self, writes: Sequence[Write], counter: Meter) -> None:
         """Write data that is in memory or lazy."""
-        pieces = itertools.chain.from_iterable(self._pieces(each, counter) for each in jobs)
+        pieces = itertools.chain.from_iterable(self._pieces(each, counter) for each in writes)
 
         async def work() -> None:
             for piece in pieces:
@@ -206,30 +206,30 @@ class _Saving:
 
         await gather([work] * int(min(self._grants.requests.bound, _MOST_PIECES)))
 
-    def _pieces(self, each: _FreshJob, counter: Meter) -> Iterator[Callable[[], Awaitable[None]]]:
-        """Yield coroutine functions that write the values of a job, to be called in any order."""
-        source, region = each.job.source, each.job.region
-        array = writable(each.job.target, self._store, self._grants, fresh=each.fresh)
+    def _pieces(self, each: Write, counter: Meter) -> Iterator[Callable[[], Awaitable[None]]]:
+        """Yield coroutine functions that write the values of a write, to be called in any order."""
+        source, region = each.source, each.region
+        array = writable(each.target, self._store, self._grants, fresh=each.fresh)
         if not isinstance(source, Deferred):
-            yield partial(self._write_whole, each.job, array, counter)
+            yield partial(self._write_whole, each, array, counter)
             return
-        edges = write_edges(each.job.target)
+        edges = write_edges(each.target)
         for block in blocks(region, edges, source.dtype.itemsize, _BLOCK_BYTES):
-            yield partial(self._write_block, each.job, array, block, counter)
+            yield partial(self._write_block, each, array, block, counter)
 
-    async def _write_whole(self, job: Job, array: Any, counter: Meter) -> None:
-        with _error_note(job):
-            await write_block(array, job.region, job.source)
-        counter.part(job.nbytes)(1, 1)
+    async def _write_whole(self, write: Write, array: Any, counter: Meter) -> None:
+        with _error_note(write):
+            await write_block(array, write.region, write.source)
+        counter.part(write.nbytes)(1, 1)
 
-    async def _write_block(self, job: Job, array: Any, block: Block, counter: Meter) -> None:
-        source: Deferred = job.source
-        starts = [whole.start for whole in job.region]
+    async def _write_block(self, write: Write, array: Any, block: Block, counter: Meter) -> None:
+        source: Deferred = write.source
+        starts = [whole.start for whole in write.region]
         part = source.part(
             [slice(each.start - at, each.stop - at) for each, at in zip(block, starts, strict=True)]
         )
         nbytes = int(part.nbytes)
-        with _error_note(job):
+        with _error_note(write):
             async with self._staged.hold(nbytes):
                 values = await self._encoded(source, part)
                 await write_block(array, block, values)
@@ -242,38 +242,38 @@ class _Saving:
         loaded = xr.Variable(part.dims, value, part.attrs, part.encoding)
         return await decoders.run(lambda: source.encoded(loaded), long=is_long(lazy.nbytes))
 
-    async def _write_chunked(self, jobs: Sequence[_FreshJob], counter: Meter) -> None:
+    async def _write_chunked(self, writes: Sequence[Write], counter: Meter) -> None:
         """Compute chunked arrays, and write their blocks as they are computed."""
-        sources = [each.job.source for each in jobs]
-        regions = [each.job.region for each in jobs]
+        sources = [each.source for each in writes]
+        regions = [each.region for each in writes]
         try:
             async with asyncio.TaskGroup() as tasks:
                 intake = Intake(tasks, self._staged, counter)
                 targets = [
-                    ThreadTarget(self._array(each.job), each.fresh, self._grants, intake)
-                    for each in jobs
+                    ThreadTarget(self._array(each), each.fresh, self._grants, intake)
+                    for each in writes
                 ]
                 options = self._options.chunkmanager_store_kwargs or {}
                 await store_chunked(sources, targets, regions, options)
         except BaseExceptionGroup as errors:
             raise first_error(errors) from None
 
-    def _array(self, job: Job) -> zarr.Array[Any]:
-        """Return the target of a job, which from now on uses the store itself."""
-        replace_store(job.target, self._store)
-        return job.target
+    def _array(self, write: Write) -> zarr.Array[Any]:
+        """Return the target of a write, which from now on uses the store itself."""
+        replace_store(write.target, self._store)
+        return write.target
 
-    async def _result(self, recorded: Recorded, jobs: Sequence[_FreshJob]) -> Any:
+    async def _result(self, recorded: Recorded, writes: Sequence[Write]) -> Any:
         """Return the result of xarray's ``to_zarr``."""
         recorded.replace_store(self._place.store)
         if self._options.compute:
             return recorded.store
-        chunked = [each for each in jobs if is_chunked_array(each.job.source)]
+        chunked = [each for each in writes if is_chunked_array(each.source)]
         if not chunked:
             return closed_after(None, recorded.store)
-        sources = [each.job.source for each in chunked]
-        targets = [Target(self._array(each.job), each.fresh) for each in chunked]
-        regions = [each.job.region for each in chunked]
+        sources = [each.source for each in chunked]
+        targets = [Target(self._array(each), each.fresh) for each in chunked]
+        regions = [each.region for each in chunked]
         options = self._options.chunkmanager_store_kwargs or {}
         later = await in_worker(
             lambda: store_later(sources, targets, regions, options), lambda _: None
@@ -281,23 +281,11 @@ class _Saving:
         return closed_after(later, recorded.store)
 
 
-async def _awaited(awaitable: Awaitable[None]) -> None:
-    await awaitable
-
-
 @contextlib.contextmanager
-def _error_note(job: Job) -> Iterator[None]:
+def _error_note(write: Write) -> Iterator[None]:
     try:
-        with for_variable(repr(job.target.path)):
+        with for_variable(repr(write.target.path)):
             yield
     except Exception as error:
-        error.add_note(f"while saving variable {job.target.path!r}")
+        error.add_note(f"while saving variable {write.target.path!r}")
         raise
-
-
-@dataclass(frozen=True)
-class _FreshJob:
-    """A job, and whether the store has no chunks of its array yet."""
-
-    job: Job
-    fresh: bool
