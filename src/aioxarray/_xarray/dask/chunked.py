@@ -20,20 +20,12 @@ from aioxarray._runtime.threads.pool import Pool, usable_cores
 from aioxarray._runtime.workers import in_worker
 from aioxarray._xarray.arrays.blocks import aligned
 from aioxarray._xarray.arrays.read import blocking_pool
-from aioxarray._xarray.compat import get_chunked_array_type, is_chunked_array
+from aioxarray._xarray.compat import get_chunked_array_type
 from aioxarray._xarray.dask.gathered import Gathered
 from aioxarray._xarray.dask.names import with_distinct_names
 
 if TYPE_CHECKING:
     from aioxarray._xarray.dask.targets import Target
-
-__all__ = [
-    "compute_chunked",
-    "is_chunked_array",
-    "store_chunked",
-    "store_later",
-    "tasks_end_with_the_call",
-]
 
 
 async def compute_chunked(arrays: Sequence[Any], options: Mapping[str, Any]) -> list[Any]:

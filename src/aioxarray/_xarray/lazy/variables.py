@@ -19,8 +19,8 @@ from aioxarray._xarray.compat import (
     MemoryCachedArray,
     as_compatible_data,
     as_indexable,
+    is_chunked_array,
 )
-from aioxarray._xarray.dask.chunked import is_chunked_array
 from aioxarray._xarray.lazy.find import Found
 from aioxarray._zarr.stores.grants import Grants, is_long
 

@@ -16,8 +16,8 @@ import xarray as xr
 from aioxarray._runtime.threads.cancel_scope import be_awaited
 from aioxarray._runtime.workers import in_worker
 from aioxarray._xarray.arrays.read import in_hdf5
-from aioxarray._xarray.compat import is_remote_uri
-from aioxarray._xarray.dask.chunked import is_chunked_array, tasks_end_with_the_call
+from aioxarray._xarray.compat import is_chunked_array, is_remote_uri
+from aioxarray._xarray.dask.chunked import tasks_end_with_the_call
 from aioxarray._xarray.dask.names import with_distinct_names
 from aioxarray._xarray.lazy.find import find_variables, shallow_copy
 from aioxarray._xarray.lazy.loader import Options, read_all

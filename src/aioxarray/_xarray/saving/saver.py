@@ -17,7 +17,8 @@ from aioxarray._runtime.budget import Budget, Share
 from aioxarray._runtime.tasks import first_error, gather
 from aioxarray._runtime.workers import in_worker
 from aioxarray._xarray.arrays.blocks import Block, blocks
-from aioxarray._xarray.dask.chunked import is_chunked_array, store_chunked, store_later
+from aioxarray._xarray.compat import is_chunked_array
+from aioxarray._xarray.dask.chunked import store_chunked, store_later
 from aioxarray._xarray.dask.targets import Intake, Target, ThreadTarget
 from aioxarray._xarray.lazy.find import find_variables
 from aioxarray._xarray.lazy.loader import Options, read_all
