@@ -238,7 +238,7 @@ async def _loaded(
         closes = partial(close, opened)
         async with closing_on_error(closes):
             loaded = await load_async(opened, progress=how.progress)
-        await in_worker(closes, discard=lambda _: None)
+        await in_worker(closes)
         return loaded
 
     return await as_call("loaded", load, how)

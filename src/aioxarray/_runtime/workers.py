@@ -27,7 +27,11 @@ _depth: contextvars.ContextVar[int] = contextvars.ContextVar("aioxarray_depth", 
 _pools: dict[int, Pool] = {}
 
 
-async def in_worker(function: Callable[[], T], discard: Callable[[T], object]) -> T:
+def _drop(result: object) -> None:
+    """Discard a result that has nothing to close."""
+
+
+async def in_worker(function: Callable[[], T], discard: Callable[[T], object] = _drop) -> T:
     """Await ``function()`` in a worker thread, from any event loop.
 
     Cancelling cancels the requests that ``function`` waits for, and returns when they and

@@ -168,7 +168,7 @@ async def _run_with_dask(arrays: Sequence[Any], options: Mapping[str, Any]) -> l
         with tasks_end_with_the_call():
             return list(dask.base.compute(*arrays, **with_threads))
 
-    return await in_worker(compute, lambda _: None)
+    return await in_worker(compute)
 
 
 class _TaskThreads(Executor):

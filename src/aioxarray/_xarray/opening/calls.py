@@ -102,7 +102,7 @@ async def closing_on_error(function: Callable[[], None]) -> AsyncIterator[None]:
     try:
         yield
     except BaseException:
-        closed = asyncio.ensure_future(in_worker(function, discard=lambda _: None))
+        closed = asyncio.ensure_future(in_worker(function))
         await asyncio.wait([closed], timeout=_CLOSING_S)
         raise
 

@@ -37,7 +37,7 @@ async def open_and_combine(
     """
     what = printable(paths) if isinstance(paths, str | os.PathLike) else "the files"
     with error_note(f"while looking for {what}"):
-        nested = await in_worker(partial(_find_paths, paths, options), lambda _: None)
+        nested = await in_worker(partial(_find_paths, paths, options))
     files = [_File(path) for path in _flat(nested)]
     async with closing_on_error(partial(_close_all, files)):
         with called_by("open_mfdataset"):
@@ -94,7 +94,7 @@ async def preprocessed(
     if inspect.iscoroutinefunction(preprocess):
         result = await preprocess(dataset)
     else:
-        result = await in_worker(partial(preprocess, dataset), lambda _: None)
+        result = await in_worker(partial(preprocess, dataset))
     if not isinstance(result, xr.Dataset):
         raise TypeError(f"preprocess must return a Dataset, got {type(result).__name__}")
     return result

@@ -65,9 +65,7 @@ async def _write(
     # Computing chunked data may need HDF5's lane, so it must not be written from within that lane.
     chunked = [each.variable for each in found if is_chunked_array(each.variable._data)]
     # xarray computes them together, so the same name must mean the same data.
-    distinct = await in_worker(
-        lambda: with_distinct_names([each._data for each in chunked]), lambda _: None
-    )
+    distinct = await in_worker(lambda: with_distinct_names([each._data for each in chunked]))
     for variable, data in zip(chunked, distinct, strict=True):
         variable._data = data
     if final is not None and is_remote_uri(final):
@@ -115,7 +113,7 @@ async def _call(function: Callable[[], Any], *, alone: bool) -> Any:
         with tasks_end_with_the_call():
             return function()
 
-    return await in_worker(call, lambda _: None)
+    return await in_worker(call)
 
 
 class _Replaced:

@@ -118,7 +118,7 @@ class _Saving:
 
     async def run(self) -> Any:
         options = self._options
-        nodes = await in_worker(lambda: as_nodes(self._obj, options), lambda _: None)
+        nodes = await in_worker(lambda: as_nodes(self._obj, options))
         await self._load_first(nodes)
         answers = await self._survey()
         changes = Changes()
@@ -127,10 +127,7 @@ class _Saving:
         path = self._place.path
         # A bare store if there is no path: zarr applies the mode to a store, not to a `StorePath`.
         place = StorePath(stand_in, path) if path else stand_in
-        recorded = await in_worker(
-            lambda: record(nodes, place, options),
-            lambda _: None,
-        )
+        recorded = await in_worker(lambda: record(nodes, place, options))
         await flushing.delete_emptied(self._limited, changes, answers)
         writes = [
             replace(each, fresh=changes.has_emptied(path) or answers.lacks(path))
@@ -276,9 +273,7 @@ class _Saving:
         targets = [Target(self._array(each), each.fresh) for each in chunked]
         regions = [each.region for each in chunked]
         options = self._options.chunkmanager_store_kwargs or {}
-        later = await in_worker(
-            lambda: store_later(sources, targets, regions, options), lambda _: None
-        )
+        later = await in_worker(lambda: store_later(sources, targets, regions, options))
         return closed_after(later, recorded.store)
 
 
