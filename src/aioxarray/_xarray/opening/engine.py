@@ -33,7 +33,7 @@ from aioxarray._xarray.dask.group_names import name_after_groups
 from aioxarray._xarray.lazy.aio_array import AioArray, OpenFile, ReadTogether
 from aioxarray._xarray.opening.error_notes import Attempt, check_names, guess_engine_with_notes
 from aioxarray._xarray.opening.indexes import with_default_indexes
-from aioxarray._xarray.opening.prefetched import open_prefetched_dataset, open_prefetched_groups
+from aioxarray._xarray.opening.prefetched import open_prefetched
 from aioxarray._zarr.metadata.groups import prefetched_group
 from aioxarray._zarr.metadata.opening import Opened, open_store, places, replace_store
 from aioxarray._zarr.stores.limited import Places
@@ -71,27 +71,25 @@ class AioBackendEntrypoint(BackendEntrypoint):
 
     def open_dataset(self, filename_or_obj: Any, **options: Any) -> xr.Dataset:
         """Open a dataset; the arguments are those of the inner engine."""
-        opened: xr.Dataset = self._open("open_dataset", filename_or_obj, options, deep=False)
+        opened: xr.Dataset = self._open("open_dataset", filename_or_obj, options)
         return opened
 
     def open_datatree(self, filename_or_obj: Any, **options: Any) -> xr.DataTree:
         """Open a tree of groups; the arguments are those of the inner engine."""
-        opened: xr.DataTree = self._open("open_datatree", filename_or_obj, options, deep=True)
+        opened: xr.DataTree = self._open("open_datatree", filename_or_obj, options)
         return opened
 
     def open_groups_as_dict(self, filename_or_obj: Any, **options: Any) -> dict[str, xr.Dataset]:
         """Open all groups; the arguments are those of the inner engine."""
-        opened: dict[str, xr.Dataset] = self._open(
-            "open_groups_as_dict", filename_or_obj, options, deep=True
-        )
+        opened: dict[str, xr.Dataset] = self._open("open_groups_as_dict", filename_or_obj, options)
         name_after_groups(opened)
         return opened
 
-    def _open(self, method: str, source: Any, options: dict[str, Any], *, deep: bool) -> Any:
+    def _open(self, method: str, source: Any, options: dict[str, Any]) -> Any:
         attempt, inner = self._attempt(source, options)
         with attempt.error_notes():
             check_names(_CALLERS[method], attempt.options, inner, method, attempt.engine)
-            return self._open_with(inner, method, source, dict(attempt.options), deep=deep)
+            return self._open_with(inner, method, source, dict(attempt.options))
 
     def _attempt(self, source: Any, options: dict[str, Any]) -> tuple[Attempt, BackendEntrypoint]:
         """Return the attempt with the named or guessed engine, and that engine."""
@@ -107,27 +105,18 @@ class AioBackendEntrypoint(BackendEntrypoint):
         return Attempt(source, engine, options, said_by), inner
 
     def _open_with(
-        self,
-        inner: BackendEntrypoint,
-        method: str,
-        source: Any,
-        options: dict[str, Any],
-        *,
-        deep: bool,
+        self, inner: BackendEntrypoint, method: str, source: Any, options: dict[str, Any]
     ) -> Any:
-        call: Callable[..., Any] = getattr(inner, method)
         if isinstance(inner, _SERIAL):
             source, options = read_ahead(inner, source, options)
             opening = _opening(inner, method, source, options)
             return open_in_lane(opening, source, indexes=self.reads_indexes)
         if type(inner) is not ZarrBackendEntrypoint or options.get("store") is not None:
-            result = call(source, **options)
+            result = getattr(inner, method)(source, **options)
             _wrap(_datasets(result))
             return result
         with places() as given:
-            return run_in_scope(
-                lambda: self._open_zarr(inner, method, source, options, given, deep=deep)
-            )
+            return run_in_scope(lambda: self._open_zarr(inner, method, source, options, given))
 
     def _open_zarr(
         self,
@@ -136,34 +125,19 @@ class AioBackendEntrypoint(BackendEntrypoint):
         source: Any,
         options: dict[str, Any],
         given: Places,
-        *,
-        deep: bool,
     ) -> Any:
+        deep = method != "open_dataset"
         opened = _open_store(source, options, given, deep=deep, indexes=self.reads_indexes)
         with opened.error_notes():
-            return self._open_prefetched(inner, method, opened, options, deep=deep)
-
-    def _open_prefetched(
-        self,
-        inner: ZarrBackendEntrypoint,
-        method: str,
-        opened: Opened,
-        options: dict[str, Any],
-        *,
-        deep: bool,
-    ) -> Any:
-        group = None
-        if opened.hierarchy is not None and options.get("mode", "r") == "r":
-            group = prefetched_group(opened.stand_in, opened.hierarchy)
-        arguments = {**options, "storage_options": None, "consolidated": opened.consolidated}
-        open_prefetched: Callable[..., Any] = (
-            open_prefetched_groups if deep else open_prefetched_dataset
-        )
-        result = open_prefetched(inner, opened.stand_in, arguments, group)
-        if method == "open_datatree":
-            result = datatree_from_dict_with_io_cleanup(result)
-        _wrap(_datasets(result), store=opened.store, ahead=self.reads_indexes)
-        return result
+            group = None
+            if opened.hierarchy is not None and options.get("mode", "r") == "r":
+                group = prefetched_group(opened.stand_in, opened.hierarchy)
+            known = {**options, "storage_options": None, "consolidated": opened.consolidated}
+            result = open_prefetched(inner, opened.stand_in, known, group, deep=deep)
+            if method == "open_datatree":
+                result = datatree_from_dict_with_io_cleanup(result)
+            _wrap(_datasets(result), store=opened.store, ahead=self.reads_indexes)
+            return result
 
 
 _NO_INNER_ENGINE = "inner_engine names the engine that 'aio' opens with: another than itself"

@@ -8,16 +8,13 @@ longer than all requests.
 from __future__ import annotations
 
 from collections.abc import Coroutine, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import zarr
 
 from aioxarray._xarray.arrays.prefetched_array import PrefetchedArray
 from aioxarray._xarray.compat import NodePath, ZarrBackendEntrypoint, ZarrStore
 from aioxarray._zarr.metadata.prefetched import PrefetchedStore
-
-if TYPE_CHECKING:
-    import xarray as xr
 
 
 class PrefetchedZarrStore(ZarrStore):
@@ -73,22 +70,27 @@ def _at_once(coroutine: Coroutine[Any, Any, Any]) -> Any:
     raise RuntimeError("zarr waits for something to list members that it knows")
 
 
-_OF_STORE = ("mode", "consolidated", "storage_options", "zarr_format")
+_OF_STORE = ("mode", "consolidated", "storage_options", "zarr_format", "group", "cache_members")
 
 
-def open_prefetched_groups(
+def open_prefetched(
     engine: ZarrBackendEntrypoint,
     place: Any,
     options: Mapping[str, Any],
     prefetched: zarr.Group | None,
-) -> dict[str, xr.Dataset]:
-    """Open all groups at ``place``, as ``engine`` itself would.
+    *,
+    deep: bool,
+) -> Any:
+    """Open the dataset at ``place``, or all groups as a dict with ``deep``, as ``engine`` would.
 
     ``prefetched`` is the group at ``place``, if its metadata was prefetched.
     """
+    decoding = {name: value for name, value in options.items() if name not in _OF_STORE}
+    if not deep:
+        store = _prefetched_store(place, options, prefetched)
+        return engine.open_dataset(place, store=store, **decoding)
     group = options.get("group")
     parent = NodePath("/") / NodePath(group) if group else NodePath("/")
-    decoding = {k: v for k, v in options.items() if k not in (*_OF_STORE, "group")}
     root = _prefetched_store(place, {**options, "group": str(parent)}, prefetched)
     return {
         str(NodePath(path).relative_to(parent)) if group else path: engine.open_dataset(
@@ -98,25 +100,10 @@ def open_prefetched_groups(
     }
 
 
-def open_prefetched_dataset(
-    engine: ZarrBackendEntrypoint,
-    place: Any,
-    options: Mapping[str, Any],
-    prefetched: zarr.Group | None,
-) -> xr.Dataset:
-    """Open the dataset at ``place``, with the arguments of `open_prefetched_groups`."""
-    of_store = (*_OF_STORE, "group", "cache_members")
-    decoding = {name: value for name, value in options.items() if name not in of_store}
-    return engine.open_dataset(
-        place, store=_prefetched_store(place, options, prefetched), **decoding
-    )
-
-
 def _prefetched_store(
     place: Any, options: Mapping[str, Any], prefetched: zarr.Group | None
 ) -> PrefetchedZarrStore:
-    of_store = (*_OF_STORE, "group", "cache_members")
-    opening = {name: options[name] for name in of_store if name in options}
+    opening = {name: options[name] for name in _OF_STORE if name in options}
     if prefetched is None:
         opened: PrefetchedZarrStore = PrefetchedZarrStore.open_group(place, **opening)
         return opened
