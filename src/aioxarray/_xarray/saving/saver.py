@@ -80,17 +80,17 @@ async def save(obj: Any, store: Any, options: ZarrOptions, how: Options) -> Any:
 async def _save(obj: Any, store: Any, options: ZarrOptions, how: Options) -> Any:
     store = normalized_store(store, options.storage_options)
     async with calling("saved", how.timeout, how.concurrency) as call:
-        place = await store_path(store, mode=None, storage_options=options.storage_options)
+        root = await store_path(store, mode=None, storage_options=options.storage_options)
         try:
             with (
                 open_grants(how.concurrency) as grants,
                 staging.share(memory_limit() / _STAGED_PART) as staged,
             ):
-                saving = _Saving(obj, place, options, how, grants, staged, call)
+                saving = _Saving(obj, root, options, how, grants, staged, call)
                 return await saving.run()
         finally:
-            if place.store is not store and options.compute:
-                place.store.close()
+            if root.store is not store and options.compute:
+                root.store.close()
 
 
 class _Saving:
@@ -99,7 +99,7 @@ class _Saving:
     def __init__(
         self,
         obj: Any,
-        place: StorePath,
+        root: StorePath,
         options: ZarrOptions,
         how: Options,
         grants: Grants,
@@ -112,8 +112,8 @@ class _Saving:
         self._grants = grants
         self._staged = staged
         self._call = call
-        self._place = place
-        self._store: Store = usable_here(place.store)
+        self._root = root
+        self._store: Store = usable_here(root.store)
         self._limited = LimitedStore(self._store, grants.requests)
 
     async def run(self) -> Any:
@@ -124,7 +124,7 @@ class _Saving:
         changes = Changes()
         foreign = ForeignStore(self._store, Places(self._grants.requests))
         stand_in = WriteBehindStore(foreign, answers, changes)
-        path = self._place.path
+        path = self._root.path
         # A bare store if there is no path: zarr applies the mode to a store, not to a `StorePath`.
         place = StorePath(stand_in, path) if path else stand_in
         recorded = await in_worker(lambda: record(nodes, place, options))
@@ -147,7 +147,7 @@ class _Saving:
 
     async def _load_first(self, nodes: Sequence[SavedNode]) -> None:
         """Load the data that xarray must see as a whole, and the data that this save overwrites."""
-        group = Place.of(self._place.store, self._place.path).below(self._options.group or "")
+        group = Place.of(self._root.store, self._root.path).below(self._options.group or "")
         replaces = self._options.chosen_mode == "w"
         changed = {id(each) for each in read_from_targets(nodes, group, replaces=replaces)}
         lazies = lazy_data(find_variables([node.dataset for node in nodes]))
@@ -164,7 +164,7 @@ class _Saving:
 
     async def _survey(self) -> Answers:
         options = self._options
-        path = f"{self._place.path}/{(options.group or '').strip('/')}".strip("/")
+        path = f"{self._root.path}/{(options.group or '').strip('/')}".strip("/")
         consolidated: bool | None = options.consolidates
         if options.chosen_mode == "r+":
             consolidated = options.consolidated
@@ -263,7 +263,7 @@ class _Saving:
 
     async def _result(self, recorded: Recorded, writes: Sequence[Write]) -> Any:
         """Return the result of xarray's ``to_zarr``."""
-        recorded.replace_store(self._place.store)
+        recorded.replace_store(self._root.store)
         if self._options.compute:
             return recorded.store
         chunked = [each for each in writes if is_chunked_array(each.source)]

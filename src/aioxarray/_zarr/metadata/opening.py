@@ -105,16 +105,16 @@ async def open_store(
     All requests, including those of xarray's own code, take ``places`` until these are closed. If
     ``source`` is not a store or does not exist, zarr's error is raised.
     """
-    converted = _store_of_library(source, read_only=mode == "r")
-    place = await _place(source if converted is None else converted, mode, storage_options)
-    store = usable_here(place.store)
+    given = _as_store(source, read_only=mode == "r")
+    root = await store_path(given, mode=mode, storage_options=storage_options)
+    store = usable_here(root.store)
     if not store.supports_consolidated_metadata:
         consolidated = False
-    path = f"{place.path}/{(group or '').strip('/')}".strip("/")
+    path = f"{root.path}/{(group or '').strip('/')}".strip("/")
     limited = ForeignStore(store, places)
     answers = await prefetch(
         limited,
-        place.path,
+        root.path,
         path,
         consolidated=consolidated,
         zarr_format=zarr_format,
@@ -124,8 +124,8 @@ async def open_store(
         drop=drop,
     )
     # xarray closes a store with the dataset unless the store is the caller's own.
-    closes = store is not source and converted is None
-    stand_in = NamedPath(PrefetchedStore(limited, answers, closes=closes), place.path)
+    closes = store is not source and given is source
+    stand_in = NamedPath(PrefetchedStore(limited, answers, closes=closes), root.path)
     # With ``consolidated=None``, xarray's own code has to warn if there is none.
     hierarchy = answers.hierarchy if consolidated is False else None
     return Opened(store, stand_in, consolidated, answers, hierarchy)
@@ -134,13 +134,12 @@ async def open_store(
 async def store_path(
     source: Any, *, mode: Any, storage_options: dict[str, Any] | None
 ) -> StorePath:
-    """Return the store path for ``source``; with mode "r" it is read-only."""
-    converted = _store_of_library(source, read_only=mode == "r")
-    return await _place(source if converted is None else converted, mode, storage_options)
+    """Return the store path for ``source``; with mode "r" it is read-only.
 
-
-async def _place(source: Any, mode: Any, storage_options: dict[str, Any] | None) -> StorePath:
-    """Return the store path for anything that zarr accepts, or for a URL that obstore supports."""
+    Besides what zarr accepts, ``source`` may be an obstore store, an icechunk session, or a URL for
+    which fsspec lacks a package and obstore does not.
+    """
+    source = _as_store(source, read_only=mode == "r")
     try:
         return await make_store_path(source, mode=mode, storage_options=storage_options)
     except ImportError:
@@ -167,14 +166,14 @@ async def holds_zarr(
     It makes three requests, or six with a ``group``. Returns False if one of them fails, too.
     """
     try:
-        place = await store_path(source, mode="r", storage_options=storage_options)
+        root = await store_path(source, mode="r", storage_options=storage_options)
         try:
-            paths = {place.path, f"{place.path}/{(group or '').strip('/')}".strip("/")}
+            paths = {root.path, f"{root.path}/{(group or '').strip('/')}".strip("/")}
             with places() as given:
-                store = ForeignStore(usable_here(place.store), given)
+                store = ForeignStore(usable_here(root.store), given)
                 found = await fetch(store, (join(path, name) for path in paths for name in _ROOT))
         finally:
-            place.store.close()
+            root.store.close()
     except Exception as error:  # noqa: BLE001 - opening it by other means raises an error again
         _logger.debug(
             "asking %s for Zarr's metadata failed: %s: %s",
@@ -187,18 +186,18 @@ async def holds_zarr(
     return any(value is not None and parse(value.to_bytes()) for value in found.values())
 
 
-def _store_of_library(source: Any, *, read_only: bool) -> Store | None:
+def _as_store(source: Any, *, read_only: bool) -> Any:
     """Return a Zarr store for an obstore store or an icechunk session, which zarr does not accept.
 
-    None for anything else. Module names identify them: neither library needs to be installed.
+    Anything else is returned unchanged. Module names identify them: neither library needs to be
+    installed.
     """
     libraries = _libraries(source)
     if "obstore" in libraries:
         return ObjectStore(source, read_only=read_only)
     if "icechunk" in libraries and not isinstance(source, Store) and hasattr(source, "store"):
-        store: Store = source.store
-        return store
-    return None
+        return source.store
+    return source
 
 
 def _libraries(source: Any) -> set[str]:
