@@ -44,7 +44,7 @@ from aioxarray._zarr.metadata.prefetched import Answers
 from aioxarray._zarr.metadata.surveying import survey
 from aioxarray._zarr.metadata.write_behind import Changes, WriteBehindStore
 from aioxarray._zarr.stores.calls import Call, calling
-from aioxarray._zarr.stores.fork import is_transaction, usable_here
+from aioxarray._zarr.stores.fork import is_transaction, usable_after_fork
 from aioxarray._zarr.stores.grants import Grants, decoders, is_long, open_grants
 from aioxarray._zarr.stores.identity import Place
 from aioxarray._zarr.stores.limited import ForeignStore, LimitedStore, Places
@@ -113,7 +113,7 @@ class _Saving:
         self._staged = staged
         self._call = call
         self._root = root
-        self._store: Store = usable_here(root.store)
+        self._store: Store = usable_after_fork(root.store)
         self._limited = LimitedStore(self._store, grants.requests)
 
     async def run(self) -> Any:

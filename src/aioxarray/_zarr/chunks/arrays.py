@@ -27,7 +27,7 @@ from aioxarray._zarr.compat import (
 )
 from aioxarray._zarr.points import Points
 from aioxarray._zarr.selection import Block, byte_count
-from aioxarray._zarr.stores.fork import usable_here
+from aioxarray._zarr.stores.fork import usable_after_fork
 from aioxarray._zarr.stores.grants import Grants
 from aioxarray._zarr.stores.request import chunk_noted
 from aioxarray._zarr.stores.sources import source_of
@@ -50,7 +50,7 @@ def readable(
     ``report`` is called with the number of chunks of a selection that are done, and their total.
     Makes no request, and does not change ``array``.
     """
-    store = usable_here(array.store)
+    store = usable_after_fork(array.store)
     return zarr.Array(with_pipeline(array, store, CodecPipeline, grants=grants, report=report))
 
 
@@ -142,7 +142,7 @@ def plan_block(array: zarr.Array[Any], selection: Sequence[int | slice]) -> Read
         return None
     return plan_read(
         form.pipeline,
-        usable_here(array.store),
+        usable_after_fork(array.store),
         job.chunks,
         job.count,
         form.spec,
@@ -160,7 +160,7 @@ async def _read_job(
 ) -> NDArray[Any]:
     if job.count:
         pipeline = replace(form.pipeline, grants=grants, report=report)
-        store = usable_here(array.store)
+        store = usable_after_fork(array.store)
         await pipeline.read_chunks(store, job.chunks, job.count, form.spec, job.placer)
     return job.out.as_numpy_array()
 

@@ -19,7 +19,7 @@ from aioxarray._zarr.metadata.prefetch import fetch, prefetch
 from aioxarray._zarr.metadata.prefetched import PrefetchedStore
 from aioxarray._zarr.stores import grants
 from aioxarray._zarr.stores.calls import current_concurrency
-from aioxarray._zarr.stores.fork import usable_here
+from aioxarray._zarr.stores.fork import usable_after_fork
 from aioxarray._zarr.stores.limited import ForeignStore, Places
 from aioxarray._zarr.stores.printable import NamedPath, printable, without_secrets
 from aioxarray._zarr.stores.request import DOCUMENTS
@@ -107,7 +107,7 @@ async def open_store(
     """
     given = _as_store(source, read_only=mode == "r")
     root = await store_path(given, mode=mode, storage_options=storage_options)
-    store = usable_here(root.store)
+    store = usable_after_fork(root.store)
     if not store.supports_consolidated_metadata:
         consolidated = False
     path = f"{root.path}/{(group or '').strip('/')}".strip("/")
@@ -170,7 +170,7 @@ async def holds_zarr(
         try:
             paths = {root.path, f"{root.path}/{(group or '').strip('/')}".strip("/")}
             with places() as given:
-                store = ForeignStore(usable_here(root.store), given)
+                store = ForeignStore(usable_after_fork(root.store), given)
                 found = await fetch(store, (join(path, name) for path in paths for name in _ROOT))
         finally:
             root.store.close()

@@ -56,7 +56,7 @@ def _lose_runtimes() -> None:
     _lost |= _at_fork
 
 
-def usable_here(store: Store) -> Store:
+def usable_after_fork(store: Store) -> Store:
     """Return ``store``, or a store of the same data that works in this process.
 
     Raises
@@ -65,7 +65,7 @@ def usable_here(store: Store) -> Store:
         If the store's client hangs in this process because of a fork.
     """
     if isinstance(store, WrapperStore):
-        inner = usable_here(store._store)
+        inner = usable_after_fork(store._store)
         return store if inner is store._store else store._with_store(inner)
     library = _library(store)
     if library in _lost:
