@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aioxarray._xarray.compat import ExplicitIndexer, VectorizedIndexer, ZarrArrayWrapper
-from aioxarray._zarr.chunks.arrays import known_block
+from aioxarray._zarr.chunks.arrays import prefetched_block
 from aioxarray._zarr.selection import is_basic
 
 if TYPE_CHECKING:
@@ -53,10 +53,10 @@ class PrefetchedArray(ZarrArrayWrapper):
             return None
         if self._whole is None and self.is_small:
             everything = (slice(None),) * len(self.shape)
-            self._whole = known_block(self._array, everything, self._values)
+            self._whole = prefetched_block(self._array, everything, self._values)
         if self._whole is not None:
             return np.array(self._whole[key.tuple])
-        return known_block(self._array, key.tuple, self._values)
+        return prefetched_block(self._array, key.tuple, self._values)
 
     def __getitem__(self, key: ExplicitIndexer) -> Any:
         values = self.prefetched(key)

@@ -165,7 +165,7 @@ async def _read_job(
     return job.out.as_numpy_array()
 
 
-def known_block(
+def prefetched_block(
     array: zarr.Array[Any], selection: Sequence[int | slice], values: Mapping[str, Buffer | None]
 ) -> NDArray[Any] | None:
     """Return a block of ``array`` whose encoded chunks are in ``values``, decoded in this thread.
