@@ -114,7 +114,7 @@ class FileChunks(Store):
 
     def __init__(self, client: Any, path: str) -> None:
         super().__init__(read_only=True)
-        # The attribute name of zarr's ``ObjectStore``, which `usable_after_fork` looks for after a fork.
+        # The attribute name of zarr's ``ObjectStore``, which `usable_after_fork` looks for.
         self.store = client
         self._path = path
         self._arrays: dict[str, tuple[tuple[int, ...], Index]] = {}
