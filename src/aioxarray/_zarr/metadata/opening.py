@@ -20,6 +20,7 @@ from aioxarray._zarr.metadata.prefetched import PrefetchedStore
 from aioxarray._zarr.stores import grants
 from aioxarray._zarr.stores.calls import current_concurrency
 from aioxarray._zarr.stores.fork import usable_after_fork
+from aioxarray._zarr.stores.identity import libraries
 from aioxarray._zarr.stores.limited import ForeignStore, Places
 from aioxarray._zarr.stores.printable import NamedPath, printable, without_secrets
 from aioxarray._zarr.stores.request import DOCUMENTS
@@ -154,8 +155,8 @@ def is_store(source: Any) -> bool:
     """Return whether ``source`` is an object that can only be read as Zarr."""
     if isinstance(source, Store | StorePath | MutableMapping):
         return True
-    libraries = _libraries(source)
-    return "obstore" in libraries or ("icechunk" in libraries and hasattr(source, "store"))
+    of = libraries(source)
+    return "obstore" in of or ("icechunk" in of and hasattr(source, "store"))
 
 
 async def holds_zarr(
@@ -189,19 +190,14 @@ async def holds_zarr(
 def _as_store(source: Any, *, read_only: bool) -> Any:
     """Return a Zarr store for an obstore store or an icechunk session, which zarr does not accept.
 
-    Anything else is returned unchanged. Module names identify them: neither library needs to be
-    installed.
+    Anything else is returned unchanged.
     """
-    libraries = _libraries(source)
-    if "obstore" in libraries:
+    of = libraries(source)
+    if "obstore" in of:
         return ObjectStore(source, read_only=read_only)
-    if "icechunk" in libraries and not isinstance(source, Store) and hasattr(source, "store"):
+    if "icechunk" in of and not isinstance(source, Store) and hasattr(source, "store"):
         return source.store
     return source
-
-
-def _libraries(source: Any) -> set[str]:
-    return {kind.__module__.partition(".")[0].lstrip("_") for kind in type(source).__mro__}
 
 
 # The schemes of URLs for which obstore has a store.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from zarr.storage import FsspecStore, WrapperStore
 
 from aioxarray._runtime.threads.forks import after_fork, before_fork
-from aioxarray._zarr.stores.identity import unwrapped
+from aioxarray._zarr.stores.identity import libraries, unwrapped
 from aioxarray._zarr.stores.printable import printable
 from aioxarray.errors import ForkError
 
@@ -67,8 +67,7 @@ def usable_after_fork(store: Store) -> Store:
     if isinstance(store, WrapperStore):
         inner = usable_after_fork(store._store)
         return store if inner is store._store else store._with_store(inner)
-    library = _library(store)
-    if library in _lost:
+    for library in _clients(store) & _lost if _lost else ():
         raise ForkError(
             f"{printable(store)!r} cannot be read in this process: it was forked after {library} "
             f"had started its threads, and {library} hangs in such a process. Start workers with "
@@ -88,11 +87,9 @@ def usable_after_fork(store: Store) -> Store:
 
 def is_transaction(store: Any) -> bool:
     """Return whether changes to ``store`` are invisible to readers until they are committed."""
-    return _library(unwrapped(store)) == "icechunk"
+    return "icechunk" in _clients(unwrapped(store))
 
 
-def _library(store: Any) -> str:
+def _clients(store: Any) -> set[str]:
     # zarr's ObjectStore wraps an obstore store; icechunk has its own store class.
-    client = getattr(store, "store", store)
-    name: str = type(client).__module__.partition(".")[0]
-    return name.removeprefix("_")
+    return libraries(getattr(store, "store", store))

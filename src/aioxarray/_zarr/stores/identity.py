@@ -51,6 +51,14 @@ def unwrapped(store: Any) -> Any:
     return innermost
 
 
+def libraries(obj: Any) -> set[str]:
+    """Return the names of the packages that define the type of ``obj`` and its base classes.
+
+    They identify objects of optional dependencies. ``_obstore`` counts as ``obstore``.
+    """
+    return {kind.__module__.partition(".")[0].lstrip("_") for kind in type(obj).__mro__}
+
+
 def below(key: str, prefix: str) -> bool:
     """Return whether ``key`` is below the path ``prefix``."""
     return prefix == "" or key.startswith(f"{prefix}/")
