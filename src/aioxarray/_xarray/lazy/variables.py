@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, overload
 
 import xarray as xr
 
-from aioxarray._runtime.threads.pool import Pool
 from aioxarray._xarray.arrays.plan import Read, plan
 from aioxarray._xarray.arrays.prefetched_array import PrefetchedArray
 from aioxarray._xarray.arrays.read import read
@@ -135,31 +134,29 @@ def lazy_data(found: Iterable[Found]) -> Lazies:
     return lazies
 
 
+def _unheard(done: int, total: int) -> None:
+    """Ignore the progress of a part: only whole variables are reported."""
+
+
 async def load_data(
-    lazy: Lazy, grants: Grants, decoders: Pool, report: Callable[[int, int], None]
+    lazy: Lazy, grants: Grants, report: Callable[[int, int], None] = _unheard
 ) -> Any:
     """Return the values of ``lazy``, which is not chunked; on the I/O loop."""
     parts = plan(lazy.data)
     value = None
     if parts.source is not None:
-        value = await read(
-            parts.source, grants, report, partial(_load_part, lazy.label, grants, decoders)
-        )
+        value = await read(parts.source, grants, report, partial(_load_part, lazy.label, grants))
     if lazy.nbytes <= _INLINE_BYTES:
         value = parts.finish(value)
     else:
-        value = await decoders.run(partial(parts.finish, value), long=is_long(lazy.nbytes))
+        finish = partial(parts.finish, value)
+        value = await grants.decoders.run(finish, long=is_long(lazy.nbytes))
     report(1, 1)
     return value
 
 
-async def _load_part(label: str, grants: Grants, decoders: Pool, array: Any) -> Any:
-    part = Lazy(array, label, array.size * array.dtype.itemsize)
-    return await load_data(part, grants, decoders, _unheard)
-
-
-def _unheard(done: int, total: int) -> None:
-    """Ignore the progress of a part: only whole variables are reported."""
+async def _load_part(label: str, grants: Grants, array: Any) -> Any:
+    return await load_data(Lazy(array, label, array.size * array.dtype.itemsize), grants)
 
 
 def prefetched_data(array: Any) -> Any:

@@ -45,7 +45,7 @@ from aioxarray._zarr.metadata.surveying import survey
 from aioxarray._zarr.metadata.write_behind import Changes, WriteBehindStore
 from aioxarray._zarr.stores.calls import Call, calling
 from aioxarray._zarr.stores.fork import is_transaction, usable_after_fork
-from aioxarray._zarr.stores.grants import Grants, decoders, is_long, open_grants
+from aioxarray._zarr.stores.grants import Grants, is_long, open_grants
 from aioxarray._zarr.stores.identity import Place
 from aioxarray._zarr.stores.limited import ForeignStore, LimitedStore, Places
 from aioxarray._zarr.stores.printable import printable
@@ -236,9 +236,10 @@ class _Saving:
     async def _encoded(self, source: Deferred, part: xr.Variable) -> Any:
         """Load ``part`` of the variable behind ``source``, and return its encoded values."""
         lazy = Lazy(part._data, "", int(part.nbytes))
-        value = await load_data(lazy, self._grants, decoders, lambda done, total: None)
+        value = await load_data(lazy, self._grants)
         loaded = xr.Variable(part.dims, value, part.attrs, part.encoding)
-        return await decoders.run(lambda: source.encoded(loaded), long=is_long(lazy.nbytes))
+        encode = partial(source.encoded, loaded)
+        return await self._grants.decoders.run(encode, long=is_long(lazy.nbytes))
 
     async def _write_chunked(self, writes: Sequence[Write], counter: Meter) -> None:
         """Compute chunked arrays, and write their blocks as they are computed."""
