@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextvars import ContextVar
 from functools import partial
@@ -56,7 +57,8 @@ async def open_with(function: Callable[..., Any], source: Any, options: dict[str
     def call() -> Any:
         attempt = attempt_of(source, options)
         with attempt.error_notes():
-            attempt.check_names(caller, function)
+            method = _METHODS.get(function.__name__, "open_dataset")
+            attempt.check_names(caller, method, inspect.signature(function).parameters)
             indexes = bool(options.get("create_default_indexes", True))
             named: Any = attempt.engine
             engine = engine_of(named, reads_indexes=indexes, said_by=attempt.said_by)
@@ -64,6 +66,9 @@ async def open_with(function: Callable[..., Any], source: Any, options: dict[str
 
     with awaiting(f"a worker thread to open {printable(source)}"):
         return await in_worker(call, discard=close)
+
+
+_METHODS = {"open_datatree": "open_datatree", "open_groups": "open_groups_as_dict"}
 
 
 def close(opened: Any) -> None:

@@ -31,7 +31,7 @@ from aioxarray._xarray.compat import (
 )
 from aioxarray._xarray.dask.group_names import name_after_groups
 from aioxarray._xarray.lazy.aio_array import AioArray, OpenFile, ReadTogether
-from aioxarray._xarray.opening.error_notes import Attempt, check_names, guess_engine_with_notes
+from aioxarray._xarray.opening.error_notes import Attempt, guess_engine_with_notes
 from aioxarray._xarray.opening.indexes import with_default_indexes
 from aioxarray._xarray.opening.prefetched import open_prefetched
 from aioxarray._zarr.metadata.groups import prefetched_group
@@ -88,7 +88,7 @@ class AioBackendEntrypoint(BackendEntrypoint):
     def _open(self, method: str, source: Any, options: dict[str, Any]) -> Any:
         attempt, inner = self._attempt(source, options)
         with attempt.error_notes():
-            check_names(_CALLERS[method], attempt.options, inner, method, attempt.engine)
+            attempt.check_names(method.removesuffix("_as_dict"), method)
             return self._open_with(inner, method, source, dict(attempt.options))
 
     def _attempt(self, source: Any, options: dict[str, Any]) -> tuple[Attempt, BackendEntrypoint]:
@@ -141,13 +141,6 @@ class AioBackendEntrypoint(BackendEntrypoint):
 
 
 _NO_INNER_ENGINE = "inner_engine names the engine that 'aio' opens with: another than itself"
-
-# Engine method -> the xarray function that calls it, for error messages.
-_CALLERS = {
-    "open_dataset": "open_dataset",
-    "open_datatree": "open_datatree",
-    "open_groups_as_dict": "open_groups",
-}
 
 # Engines of libraries that allow only one thread at a time, even for opening.
 _SERIAL = (NetCDF4BackendEntrypoint, H5netcdfBackendEntrypoint)

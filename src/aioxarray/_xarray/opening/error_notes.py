@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,18 +57,35 @@ class Attempt:
             _note_missing(error, by_obstore=name == "zarr" and not with_options)
             raise
 
-    def check_names(self, caller: str, function: Any) -> None:
-        """Raise TypeError for an option that neither xarray's ``function`` nor the engine takes.
+    def check_names(self, caller: str, method: str, own: Collection[str] = ()) -> None:
+        """Raise TypeError for the first option that is no argument of the engine.
 
-        ``caller`` is the function that the user called, for the message.
+        Parameters
+        ----------
+        caller
+            The function that the user called, for the message.
+        method
+            The method of the engine that will be called.
+        own
+            The names of arguments of the caller, which the engine need not have.
         """
-        own = inspect.signature(function).parameters
-        given = [name for name in self.options if name not in own]
-        method = _METHODS.get(function.__name__, "open_dataset")
-        check_names(caller, given, plugins.get_backend(self.engine), method, self.engine, own)
+        engine = plugins.get_backend(self.engine)
+        parameters: dict[str, Any] = dict(inspect.signature(getattr(engine, method)).parameters)
+        if any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+            if not type(engine).__module__.startswith("xarray."):
+                return
+            # xarray's own engines pass these on to ``open_dataset``.
+            parameters |= inspect.signature(engine.open_dataset).parameters
+        for name in self.options:
+            if name not in {*own, *parameters, *_TAKEN_BY_XARRAY}:
+                raise TypeError(
+                    f"{caller}() got an unexpected keyword argument {name!r} for engine "
+                    f"{_name(self.engine)!r}{did_you_mean(name, [*parameters, *own])}"
+                )
 
 
-_METHODS = {"open_datatree": "open_datatree", "open_groups": "open_groups_as_dict"}
+# Options that xarray's functions consume themselves, although no signature lists them.
+_TAKEN_BY_XARRAY = frozenset({"overwrite_encoded_chunks"})
 
 
 def _name(engine: str | type[BackendEntrypoint]) -> str:
@@ -112,44 +129,3 @@ def _add_note(error: BaseException, note: str) -> None:
     """Add ``note`` to ``error`` once, even if the error is raised again or passes here twice."""
     if note and note not in getattr(error, "__notes__", ()):
         error.add_note(note)
-
-
-# Options that xarray's functions consume themselves, although no signature lists them.
-_TAKEN_BY_XARRAY = frozenset({"overwrite_encoded_chunks"})
-
-
-def check_names(
-    caller: str,
-    given: Iterable[str],
-    entrypoint: BackendEntrypoint,
-    method: str,
-    engine: str | type[BackendEntrypoint],
-    others: Iterable[str] = (),
-) -> None:
-    """Raise TypeError for the first name in ``given`` that is no argument of the engine.
-
-    Parameters
-    ----------
-    caller
-        The function that the user called.
-    given
-        Names of the arguments meant for the engine.
-    entrypoint, method
-        The engine, and the method of it that will be called.
-    engine
-        The engine as it was named, for the message.
-    others
-        The caller's own argument names, which may be suggested instead.
-    """
-    parameters: dict[str, Any] = dict(inspect.signature(getattr(entrypoint, method)).parameters)
-    if any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
-        if not type(entrypoint).__module__.startswith("xarray."):
-            return
-        # xarray's own engines pass these on to ``open_dataset``.
-        parameters |= inspect.signature(entrypoint.open_dataset).parameters
-    for name in given:
-        if name not in parameters and name not in _TAKEN_BY_XARRAY:
-            raise TypeError(
-                f"{caller}() got an unexpected keyword argument {name!r} for engine "
-                f"{_name(engine)!r}{did_you_mean(name, [*parameters, *others])}"
-            )
