@@ -9,8 +9,9 @@ from typing import Any
 
 from aioxarray._runtime.lanes import Lane
 from aioxarray._runtime.loops import io_loop, run_blocking, run_on
+from aioxarray._xarray.arrays.plan import base_of
 from aioxarray._xarray.arrays.read import in_hdf5, lane_of_hdf5, reads_hdf5
-from aioxarray._xarray.compat import BackendArray, ExplicitlyIndexed, ExplicitlyIndexedNDArrayMixin
+from aioxarray._xarray.compat import ExplicitlyIndexedNDArrayMixin
 from aioxarray._xarray.lazy.loader import Options, read_all
 from aioxarray._xarray.lazy.variables import Lazy, prefetched_data
 
@@ -108,9 +109,8 @@ class OpenFile:
 
 def keep_open(array: Any) -> OpenFile | None:
     """Return an `OpenFile` if HDF5 or netCDF-C reads the chain of adapters; otherwise None."""
-    while isinstance(array, ExplicitlyIndexed) and not isinstance(array, BackendArray):
-        array = getattr(array, "array", None)
-    return OpenFile(array.datastore, lane_of_hdf5()) if reads_hdf5(array) else None
+    base: Any = base_of(array)
+    return OpenFile(base.datastore, lane_of_hdf5()) if reads_hdf5(base) else None
 
 
 def _rebuilt(array: Any, has_file: bool) -> AioArray:
