@@ -35,8 +35,7 @@ from aioxarray._xarray.compat import (
 )
 
 _DECODING = (_ElementwiseFunctionArray, NativeEndiannessArray, BoolTypeArray, StackedBytesArray)
-
-
+# Everything that a chain may consist of.
 _LAZY = (ExplicitlyIndexed, ImplicitToExplicitIndexingAdapter)
 
 

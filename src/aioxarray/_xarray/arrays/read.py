@@ -65,7 +65,7 @@ async def read(
         key = source.key.tuple
         part = None
         if isinstance(source.key, VectorizedIndexer):
-            if not any(map(_is_slice, key)):
+            if not any(isinstance(part, slice) for part in key):
                 part = await read_points(array._array, key, grants, report)
         elif is_basic(key):
             part = await read_block(array._array, key, grants, report)
@@ -83,10 +83,6 @@ async def read(
             # The backend does not support it for this key or in its present state.
             pass
     return await _read_in_thread(partial(operator.getitem, array, source.key), array)
-
-
-def _is_slice(part: object) -> bool:
-    return isinstance(part, slice)
 
 
 def is_zarr(array: BackendArray) -> bool:
@@ -231,8 +227,5 @@ def _lock_key(lock: Any) -> Hashable | None:
     if isinstance(lock, SerializableLock):
         return lock.token
     # A lock of another kind (``threading.Lock``) has ``acquire``; xarray's dummy needs no lane.
-    return id(lock) if hasattr(lock, "acquire") and not _is_dummy(lock) else None
-
-
-def _is_dummy(lock: Any) -> bool:
-    return type(lock).__name__ == "DummyLock"
+    is_real = hasattr(lock, "acquire") and type(lock).__name__ != "DummyLock"
+    return id(lock) if is_real else None

@@ -147,7 +147,8 @@ def _fetching(file: Any) -> _Fetching | None:
         return _Fetching(file, io_loop(), file.fetch_async)
     fs: Any = getattr(file, "fs", None)
     # If the user asked for another cache, keep that.
-    if not _is_awaitable(fs) or not _caches_blocks(file):
+    cache = getattr(getattr(file, "cache", None), "name", None)
+    if not _is_awaitable(fs) or cache != "blockcache":
         return None
     # fsspec's HTTP files check that the server sent the range.
     fetch = getattr(file, "async_fetch_range", None)
@@ -158,10 +159,6 @@ def _fetching(file: Any) -> _Fetching | None:
 
 def _is_awaitable(fs: Any) -> bool:
     return getattr(fs, "async_impl", False) and not fs.asynchronous
-
-
-def _caches_blocks(file: Any) -> bool:
-    return getattr(getattr(file, "cache", None), "name", None) == "blockcache"
 
 
 async def _cat(fs: Any, path: str, start: int, end: int) -> bytes:

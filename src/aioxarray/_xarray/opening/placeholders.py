@@ -145,16 +145,12 @@ def _broadcast_to(array: Placeholder, shape: Sequence[int]) -> Placeholder:
     return Placeholder(Repeated(array.node, tuple(shape[:new])), array.name) if new else array
 
 
-def _result_type(*arrays: Any) -> Any:
-    return np.result_type(*(_model(each) for each in arrays))
-
-
 _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     np.concatenate: _concatenate,
     np.stack: _stack,
     np.transpose: lambda array, axes=None: array.transpose(axes),
     np.broadcast_to: _broadcast_to,
-    np.result_type: _result_type,
+    np.result_type: lambda *arrays: np.result_type(*map(_model, arrays)),
     np.ndim: lambda array: array.ndim,
     np.shape: lambda array: array.shape,
 }
