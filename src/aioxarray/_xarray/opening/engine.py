@@ -305,8 +305,8 @@ def _wrap(
     ``store`` is the store behind the stand-in that the data was opened through; with
     ``ahead``, index coordinates use the stand-in until they are read. ``file`` holds the data.
     """
-    is_late = ahead and store is not None
-    together = ReadTogether(partial(_replace_store, store=store) if is_late else None)
+    after = partial(_replace_store, store=store) if ahead and store is not None else None
+    together = ReadTogether(after)
     for dataset in datasets:
         for name, variable in dataset.variables.items():
             data = variable._data
