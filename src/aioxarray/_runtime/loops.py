@@ -15,13 +15,11 @@ import functools
 import inspect
 import queue
 import sys
-import threading
 from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 from aioxarray._runtime.threads.cancel_scope import call_scope
-from aioxarray._runtime.threads.forks import after_fork
 from aioxarray._runtime.threads.outcomes import Outcome
 from aioxarray._runtime.threads.package_threads import mark_package_thread
 from aioxarray.errors import did_you_mean
@@ -48,29 +46,8 @@ if "trio" in sys.modules:
     import anyio._backends._trio  # noqa: F401
 
 
-class _OwnLoop:
-    """An asyncio loop in a daemon thread, created on first use and again after a fork."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        after_fork(self._forget)
-
-    def _forget(self) -> None:
-        self._lock = threading.Lock()
-        self._loop = None
-
-    def __call__(self) -> asyncio.AbstractEventLoop:
-        with self._lock:
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                threading.Thread(
-                    target=self._loop.run_forever, name="aioxarray-io", daemon=True
-                ).start()
-            return self._loop
-
-
-_source: Callable[[], asyncio.AbstractEventLoop] = _OwnLoop()
+# Returns the I/O loop. Set when `aioxarray._zarr` is imported, and so with this package.
+_source: Callable[[], asyncio.AbstractEventLoop]
 # Whether the I/O loop runs in its own thread, and not in one of the user's.
 _has_own_thread = True
 
