@@ -38,7 +38,7 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-class Call(Generic[T]):
+class _Abandonable(Generic[T]):
     """A function for a pool to call once, which can be given up while it is running."""
 
     def __init__(self, function: Callable[[], T]) -> None:
@@ -159,7 +159,7 @@ class Pool(Executor):
         discarded; its thread is replaced.
         """
         context = contextvars.copy_context()
-        call = Call(lambda: context.run(function))
+        call = _Abandonable(lambda: context.run(function))
         try:
             return await self.start(call, long=long)
         except asyncio.CancelledError:
@@ -179,7 +179,7 @@ class Pool(Executor):
         Cancelling calls ``stop``, which should make ``function`` return soon, and waits until it
         has. Without ``wait``, cancelling returns at once, and the thread is replaced.
         """
-        call = Call(function)
+        call = _Abandonable(function)
         future = self.start(call, long=long)
         try:
             return await asyncio.shield(future)

@@ -16,7 +16,7 @@ from zarr.storage import StorePath
 from aioxarray._runtime.budget import Budget, Share
 from aioxarray._runtime.tasks import first_error, gather
 from aioxarray._runtime.workers import in_worker
-from aioxarray._xarray.arrays.blocks import Block, blocks
+from aioxarray._xarray.arrays.blocks import blocks
 from aioxarray._xarray.compat import is_chunked_array
 from aioxarray._xarray.dask.chunked import store_chunked, store_later
 from aioxarray._xarray.dask.targets import Intake, Target, ThreadTarget
@@ -220,7 +220,9 @@ class _Saving:
             await write_block(array, write.region, write.source)
         counter.part(write.nbytes)(1, 1)
 
-    async def _write_block(self, write: Write, array: Any, block: Block, counter: Meter) -> None:
+    async def _write_block(
+        self, write: Write, array: Any, block: tuple[slice, ...], counter: Meter
+    ) -> None:
         source: Deferred = write.source
         starts = [whole.start for whole in write.region]
         part = source.part(
