@@ -33,20 +33,14 @@ async def save_netcdf(
     obj: Any, path: Any, mode: str, options: Mapping[str, Any], how: Options
 ) -> Any:
     """Call xarray's ``to_netcdf``; on the I/O loop."""
-    async with calling("saved", how.timeout, how.concurrency) as call:
-        return await _save(obj, path, mode, options, how, call)
-
-
-async def _save(
-    obj: Any, path: Any, mode: str, options: Mapping[str, Any], how: Options, call: Call
-) -> Any:
     if not isinstance(obj, xr.Dataset | xr.DataArray | xr.DataTree):
         raise TypeError(
             f"only a Dataset, DataArray or DataTree can be saved, not {type(obj).__name__}"
         )
-    place = "memory" if path is None else repr(printable(path))
-    with error_note(f"while saving to {place}"):
-        return await _write(obj, path, mode, options, how, call)
+    target = "memory" if path is None else repr(printable(path))
+    async with calling("saved", how.timeout, how.concurrency) as call:
+        with error_note(f"while saving to {target}"):
+            return await _write(obj, path, mode, options, how, call)
 
 
 async def _write(

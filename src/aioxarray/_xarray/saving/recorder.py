@@ -19,9 +19,7 @@ from aioxarray._xarray.compat import (
     DATAARRAY_VARIABLE,
     ZarrStore,
     _choose_default_mode,
-    _get_mappers,
     _validate_dataset_names,
-    delayed_close_after_writes,
     dump_to_store,
 )
 from aioxarray._xarray.saving.deferred import encoded_or_deferred
@@ -100,12 +98,6 @@ class RecordingZarrStore(ZarrStore):
         # xarray's method is untyped.
         encode: Any = super().encode_variable
         return encoded_or_deferred(variable, lambda part: encode(part, name=name))
-
-
-def normalized_store(store: Any, storage_options: Any) -> Any:
-    """Return ``store`` as xarray passes it on; raises if ``storage_options`` do not apply to it."""
-    _, normalized = _get_mappers(storage_options=storage_options, store=store)
-    return normalized
 
 
 @dataclass(frozen=True)
@@ -200,11 +192,6 @@ class Recorded:
         """Make ``self.store`` use ``store`` itself instead of the stand-in."""
         for node in (self.store.zarr_group, *self.store._members.values()):
             replace_store(node, store)
-
-
-def closed_after(later: Any, store: ZarrStore) -> Any:
-    """Return a ``Delayed`` that closes ``store`` once ``later`` has been computed."""
-    return delayed_close_after_writes(later, store)
 
 
 def record(nodes: Sequence[SavedNode], place: Any, options: ZarrOptions) -> Recorded:

@@ -17,7 +17,11 @@ from aioxarray._runtime.budget import Budget, Share
 from aioxarray._runtime.tasks import first_error, gather
 from aioxarray._runtime.workers import in_worker
 from aioxarray._xarray.arrays.blocks import blocks
-from aioxarray._xarray.compat import is_chunked_array
+from aioxarray._xarray.compat import (
+    _get_mappers,
+    delayed_close_after_writes,
+    is_chunked_array,
+)
 from aioxarray._xarray.dask.chunked import store_chunked, store_later
 from aioxarray._xarray.dask.targets import Intake, Target, ThreadTarget
 from aioxarray._xarray.lazy.find import find_variables
@@ -32,8 +36,6 @@ from aioxarray._xarray.saving.recorder import (
     Write,
     ZarrOptions,
     as_nodes,
-    closed_after,
-    normalized_store,
     record,
 )
 from aioxarray._zarr.chunks.writing import writable, write_block
@@ -74,23 +76,20 @@ async def save(obj: Any, store: Any, options: ZarrOptions, how: Options) -> Any:
     """Save ``obj`` as xarray's ``to_zarr`` does; on the I/O loop."""
     note = f"while saving to {printable(store)!r}"
     with error_note(note, by_obstore=not options.storage_options):
-        return await _save(obj, store, options, how)
-
-
-async def _save(obj: Any, store: Any, options: ZarrOptions, how: Options) -> Any:
-    store = normalized_store(store, options.storage_options)
-    async with calling("saved", how.timeout, how.concurrency) as call:
-        root = await store_path(store, mode=None, storage_options=options.storage_options)
-        try:
-            with (
-                open_grants(how.concurrency) as grants,
-                staging.share(memory_limit() / _STAGED_PART) as staged,
-            ):
-                saving = _Saving(obj, root, options, how, grants, staged, call)
-                return await saving.run()
-        finally:
-            if root.store is not store and options.compute:
-                root.store.close()
+        # As xarray; raises an error if ``storage_options`` do not apply to the store.
+        _, store = _get_mappers(storage_options=options.storage_options, store=store)
+        async with calling("saved", how.timeout, how.concurrency) as call:
+            root = await store_path(store, mode=None, storage_options=options.storage_options)
+            try:
+                with (
+                    open_grants(how.concurrency) as grants,
+                    staging.share(memory_limit() / _STAGED_PART) as staged,
+                ):
+                    saving = _Saving(obj, root, options, how, grants, staged, call)
+                    return await saving.run()
+            finally:
+                if root.store is not store and options.compute:
+                    root.store.close()
 
 
 class _Saving:
@@ -271,13 +270,13 @@ class _Saving:
             return recorded.store
         chunked = [each for each in writes if is_chunked_array(each.source)]
         if not chunked:
-            return closed_after(None, recorded.store)
+            return delayed_close_after_writes(None, recorded.store)
         sources = [each.source for each in chunked]
         targets = [Target(self._array(each), each.fresh) for each in chunked]
         regions = [each.region for each in chunked]
         options = self._options.chunkmanager_store_kwargs or {}
         later = await in_worker(lambda: store_later(sources, targets, regions, options))
-        return closed_after(later, recorded.store)
+        return delayed_close_after_writes(later, recorded.store)
 
 
 @contextlib.contextmanager
