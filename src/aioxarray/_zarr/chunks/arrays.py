@@ -28,7 +28,7 @@ from aioxarray._zarr.compat import (
 )
 from aioxarray._zarr.points import Points
 from aioxarray._zarr.selection import Block, byte_count
-from aioxarray._zarr.stores.fork import usable_here
+from aioxarray._zarr.stores.fork import usable_after_fork
 from aioxarray._zarr.stores.grants import Grants
 from aioxarray._zarr.stores.request import chunk_noted
 from aioxarray._zarr.stores.sources import source_of
@@ -51,7 +51,7 @@ def readable(
     ``report`` is called with the number of chunks of a selection that are done, and their total.
     Makes no request, and does not change ``array``.
     """
-    store = usable_here(array.store)
+    store = usable_after_fork(array.store)
     return zarr.Array(with_pipeline(array, store, CodecPipeline, grants=grants, report=report))
 
 
@@ -141,7 +141,7 @@ def plan_block(array: zarr.Array[Any], selection: Sequence[int | slice]) -> Read
         return None
     return plan_read(
         form.pipeline,
-        usable_here(array.store),
+        usable_after_fork(array.store),
         selected.chunks,
         selected.count,
         form.spec,
@@ -159,14 +159,14 @@ async def _read_selected(
 ) -> NDArray[Any]:
     if selected.count:
         pipeline = replace(form.pipeline, grants=grants, report=report)
-        store = usable_here(array.store)
+        store = usable_after_fork(array.store)
         await pipeline.read_chunks(
             store, selected.chunks, selected.count, form.spec, selected.result
         )
     return selected.values()
 
 
-def known_block(
+def prefetched_block(
     array: zarr.Array[Any], selection: Sequence[int | slice], values: Mapping[str, Buffer | None]
 ) -> NDArray[Any] | None:
     """Return a block of ``array`` whose encoded chunks are in ``values``, decoded in this thread.

@@ -25,7 +25,7 @@ from aioxarray._zarr.codecs.encoders import Encoder, prepare_encoder
 from aioxarray._zarr.codecs.inline import run_inline
 from aioxarray._zarr.compat import BatchedCodecPipeline
 from aioxarray._zarr.selection import byte_count, in_runs
-from aioxarray._zarr.stores.fork import usable_here
+from aioxarray._zarr.stores.fork import usable_after_fork
 from aioxarray._zarr.stores.grants import Grants, is_long
 from aioxarray._zarr.stores.limited import LimitedStore
 from aioxarray._zarr.stores.local_writes import LocalFiles
@@ -65,7 +65,7 @@ def writable(
     fresh
         Whether the store has no chunk of the array: then none is read, and none deleted.
     """
-    limited = LimitedStore(usable_here(store), grants.requests)
+    limited = LimitedStore(usable_after_fork(store), grants.requests)
     return with_pipeline(array, limited, WritePipeline, grants=grants, fresh=fresh)
 
 

@@ -182,7 +182,11 @@ def prepare(pipeline: CodecPipeline, spec: ArraySpec) -> Prepared | None:
         return None
     serializer = codecs.array_bytes_codec
     if type(serializer) is _v2.V2Codec:
-        return _prepare_v2(serializer, dtype, spec.order)
+        steps = steps_of(_chain(pipeline)[0])
+        if steps is None:
+            return None
+        name = ", ".join(step.name for step in steps[::-1]) or "none"
+        return Prepared(f"v2: {name}", steps, dtype, fortran=spec.order == "F")
     # The fields of structured dtypes have their own byte orders, and zarr releases differ there.
     if type(serializer) is not BytesCodec or dtype.fields is not None:
         return None
@@ -210,15 +214,8 @@ def decoding(pipeline: CodecPipeline, prepared: Prepared | None, spec: ArraySpec
     """
     if prepared is not None:
         return prepared
-    codecs: Any = pipeline
-    serializer = codecs.array_bytes_codec
-    chain: tuple[Any, ...]
-    if type(serializer) is _v2.V2Codec:
-        chain = (*(serializer.filters or ()), *filter(None, [serializer.compressor]))
-        settings = [codec.get_config() for codec in chain]
-    else:
-        chain = tuple(codecs)
-        settings = [codec.to_dict() for codec in chain]
+    chain, is_v2 = _chain(pipeline)
+    settings = [codec.get_config() if is_v2 else codec.to_dict() for codec in chain]
     # As text, because codecs need not be hashable. These are their settings in the metadata.
     text = json.dumps(settings, sort_keys=True, default=repr)
     return tuple(map(type, chain)), text, repr((spec.dtype, spec.fill_value, spec.order))
@@ -227,27 +224,22 @@ def decoding(pipeline: CodecPipeline, prepared: Prepared | None, spec: ArraySpec
 def describe(pipeline: CodecPipeline) -> str:
     """Describe, for the user, the codecs of a pipeline, and whether plain functions decode them."""
     codecs: Any = pipeline
-    serializer = codecs.array_bytes_codec
-    if type(serializer) is _v2.V2Codec:
-        chain = (*(serializer.filters or ()), *filter(None, [serializer.compressor]))
-        plain = steps_of(chain) is not None
-    else:
-        chain = tuple(codecs)
+    chain, is_v2 = _chain(pipeline)
+    plain = steps_of(chain if is_v2 else codecs.bytes_bytes_codecs) is not None
+    if not is_v2:
         plain = (
-            type(serializer) in (BytesCodec, ShardingCodec)
+            plain
+            and type(codecs.array_bytes_codec) in (BytesCodec, ShardingCodec)
             and all(type(codec) is TransposeCodec for codec in codecs.array_array_codecs)
-            and steps_of(codecs.bytes_bytes_codecs) is not None
         )
     names = ", ".join(type(codec).__name__ for codec in chain) or "no codecs"
     how = "plain functions, where the type allows" if plain else "zarr's own codecs"
     return f"{names}; decoded by {how}"
 
 
-def _prepare_v2(codec: Any, dtype: np.dtype[Any], order: str) -> Prepared | None:
-    filters = tuple(codec.filters or ())
-    compressors = () if codec.compressor is None else (codec.compressor,)
-    steps = steps_of((*filters, *compressors))
-    if steps is None:
-        return None
-    name = ", ".join(step.name for step in steps[::-1]) or "none"
-    return Prepared(f"v2: {name}", steps, dtype, fortran=order == "F")
+def _chain(pipeline: Any) -> tuple[tuple[Any, ...], bool]:
+    """Return the codecs of a pipeline, and whether they are numcodecs' own, of format 2."""
+    serializer = pipeline.array_bytes_codec
+    if type(serializer) is _v2.V2Codec:
+        return (*(serializer.filters or ()), *filter(None, [serializer.compressor])), True
+    return tuple(pipeline), False

@@ -39,7 +39,7 @@ class Client:
 
     def __init__(self, store: Any) -> None:
         self.store = store
-        self.turns = Budget("fetchers", beside=lambda bound: 1)
+        self.turns = Budget("fetchers", extra=lambda bound: 1)
         self._lock = threading.Lock()
         self._lost = 0
         self._heard_at = perf_counter()
@@ -101,7 +101,7 @@ class Held:
             self._places = [place for place in self._places if place[0] is not memory]
         self._release(gone)
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Release all places once the call has ended; thread-safe."""
         with self._lock:
             places, self._places = self._places, []

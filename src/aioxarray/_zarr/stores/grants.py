@@ -26,27 +26,27 @@ def is_long(size: int) -> bool:
     return size > tuning.LONG_BYTES
 
 
-def _requests_apart(bound: float) -> float:
-    # With very few places, none is set apart: that would slow large chunks by a third or more.
+def _reserved_requests(bound: float) -> float:
+    # With very few places, none is reserved: that would slow large chunks by a third or more.
     return 0 if math.isinf(bound) or bound < 4 else max(1, bound // 8)
 
 
-def _bytes_beside(bound: float) -> float:
+def _extra_bytes(bound: float) -> float:
     # On top of the bound: a part of it would mean one chunk less in flight if they just fit.
     return 0 if math.isinf(bound) else bound / 8
 
 
-def _one_beside(bound: float) -> float:
+def _one_extra(bound: float) -> float:
     return 1
 
 
 # One of each per process, since a limit only works if everything counts towards it. In each of
 # them, small chunks need not wait until large ones have arrived and are decoded.
-requests = Budget("requests", apart=_requests_apart)
-memory = Budget("bytes", beside=_bytes_beside)
-threads = Budget("threads", beside=_one_beside)
+requests = Budget("requests", reserved=_reserved_requests)
+memory = Budget("bytes", extra=_extra_bytes)
+threads = Budget("threads", extra=_one_extra)
 # Threads in blocking calls to servers; `Client.turns` also limits the threads of each client.
-fetching = Budget("fetchers", beside=_one_beside)
+fetching = Budget("fetchers", extra=_one_extra)
 decoders = Pool("aioxarray-decode", usable_cores())
 # Decoded chunks; see `aioxarray._zarr.stores.sharing`.
 cache = Cache()
@@ -145,7 +145,7 @@ class Grants:
         # Each place is popped, so that it is released once: by the thread or, failing that, here.
         held: deque[tuple[Share, int]] = deque()
 
-        def let_go() -> None:
+        def release() -> None:
             while held:
                 share, amount = held.pop()
                 share.release(amount, long=long)
@@ -154,7 +154,7 @@ class Grants:
             try:
                 return function()
             finally:
-                let_go()
+                release()
 
         try:
             # The thread first: other places would be held in vain while waiting for one.
@@ -166,12 +166,12 @@ class Grants:
                 await share.acquire(amount, long=long)
                 held.append((share, amount))
         except BaseException:
-            let_go()
+            release()
             raise
         try:
             return await decoders.run_to_end(work, stop, long=long)
         finally:
-            let_go()
+            release()
 
     def can_fetch(self, client: Client) -> bool:
         """Return whether threads may wait for ``client``; see `fetch`."""
@@ -200,21 +200,21 @@ class Grants:
                 async with asyncio.timeout(tuning.FETCHER_PATIENCE_S):
                     await self.fetching.acquire(long=long)
             except TimeoutError:
-                held.let_go()
+                held.release()
                 return None
             held.add(self.fetching, 1)
             for share, amount in ((self.memory, size), (self.requests, 1)):
                 await share.acquire(amount, long=long)
                 held.add(share, amount)
         except BaseException:
-            held.let_go()
+            held.release()
             raise
 
         def work() -> T:
             try:
                 return function()
             finally:
-                held.let_go()
+                held.release()
 
         try:
             return await fetchers.run_to_end(work, stop, wait=False)
@@ -223,7 +223,7 @@ class Grants:
             raise
         except BaseException:
             # Perhaps no thread could be started; otherwise the function has released everything.
-            held.let_go()
+            held.release()
             raise
 
     def _turns_of(self, client: Client) -> Share:

@@ -113,7 +113,7 @@ def forget(store: Store) -> None:
             return
     place = Place.of(store)
     with _lock:
-        gone = [(key, table) for key, table in _tables.items() if table.place.meets(place)]
+        gone = [(key, table) for key, table in _tables.items() if table.place.overlaps(place)]
         for key, _ in gone:
             del _tables[key]
     for _, table in gone:
