@@ -22,6 +22,7 @@ from zarr.storage import LocalStore, MemoryStore
 
 import aioxarray
 from aioxarray._runtime.threads.pool import Pool
+from aioxarray._zarr import tuning
 from aioxarray.testing import GatedStore, RecordingStore
 from tests import samples
 from tests.concurrency.helpers import PATIENCE_S, lazily, plain, tasks_on_io_loop, written
@@ -184,7 +185,7 @@ def test_small_variables_share_the_hops_to_a_thread(
         plain(count, 1).to_zarr(store, zarr_format=3, consolidated=False)
         ds = lazily(store)
     # A longer time limit for runs, because the machine may be busy.
-    monkeypatch.setattr("aioxarray._xarray.lazy.together._RUN_S", PATIENCE_S)
+    monkeypatch.setattr(tuning, "TURN_S", PATIENCE_S)
     hops = 0
     submit = Pool.submit
 
