@@ -19,6 +19,7 @@ from aioxarray._runtime.flights import Flight, Flights, FlightStatistics, Follow
 from aioxarray._runtime.threads.forks import after_fork
 from aioxarray._zarr.stores.grants import cache
 from aioxarray._zarr.stores.identity import Place, same
+from aioxarray._zarr.stores.request import tell_shared
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -187,6 +188,7 @@ class Sharing(Generic[W, R]):
                         await self.breathe()
                     else:
                         followed.append((index, joined))
+                        tell_shared(self._parts.name(part))
                 if led:
                     found.update(zip(mine, await lead(led), strict=True))
                 todo = []
