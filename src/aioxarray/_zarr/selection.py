@@ -104,15 +104,19 @@ def merged(spans: Iterable[Span], max_gap: int, max_bytes: int) -> list[ByteRang
     the largest length of a merged range.
     """
     ranges: list[ByteRange] = []
+    first = last = 0
+    members: list[Span] = []
     for span in sorted(spans, key=lambda span: span[:2]):
-        if ranges:
-            last = ranges[-1]
-            stop = max(span.stop, last.stop)
-            if span.start - last.stop <= max_gap and stop - last.start <= max_bytes:
-                last.spans.append(span)
-                ranges[-1] = last._replace(stop=stop)
-                continue
-        ranges.append(ByteRange(span.start, span.stop, [span]))
+        start, stop, _ = span
+        if members and start - last <= max_gap and max(stop, last) - first <= max_bytes:
+            members.append(span)
+            last = max(stop, last)
+            continue
+        if members:
+            ranges.append(ByteRange(first, last, members))
+        first, last, members = start, stop, [span]
+    if members:
+        ranges.append(ByteRange(first, last, members))
     return ranges
 
 
