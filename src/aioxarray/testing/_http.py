@@ -1,4 +1,4 @@
-"""HTTP/1.1 for `server`: answers to requests, and the connection.
+"""HTTP/1.1 for `server`: the connection, which parses requests and sends answers and faults.
 
 It uses asyncio protocols, without a task or a stream per connection, so that tests and
 benchmarks do not measure the server.
@@ -7,227 +7,20 @@ benchmarks do not measure the server.
 from __future__ import annotations
 
 import asyncio
-import html
-import json
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
+from dataclasses import replace
 from functools import lru_cache, partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
-from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteRequest
+from aioxarray.testing._faults import Effect, reset
+from aioxarray.testing._log import Outcome, Request
+from aioxarray.testing._site import CONTROL, Answer, Site, parse_range
 
-from aioxarray.testing._gate import Gate
-from aioxarray.testing._log import LogSnapshot, Outcome, Request, RequestLog
-from aioxarray.testing._webdav import multistatus
+__all__ = ["Connection"]
 
-if TYPE_CHECKING:
-    from zarr.abc.store import ByteRequest
-
-    from aioxarray.testing._objects import Objects
-
-__all__ = ["Connection", "Site", "parse_range", "span", "to_json"]
-
-# Prefix of the private control requests (to read and reset the counters), which are not counted.
-CONTROL = "-/"
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """Status, headers and body of an answer."""
-
-    status: HTTPStatus
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes | memoryview = b""
-    # For HEAD: the length of the body that is not sent.
-    length: int | None = None
-
-
-def parse_range(header: str) -> ByteRequest | None:
-    """Parse a Range header; None if the standard says to ignore it."""
-    unit, _, spec = header.partition("=")
-    first, dash, last = (part.strip() for part in spec.partition("-"))
-    if unit.strip() != "bytes" or not dash or not (first + last).isdecimal():
-        return None  # several ranges in one header may be ignored too
-    if not first:
-        return SuffixByteRequest(int(last))
-    if not last:
-        return OffsetByteRequest(int(first))
-    if int(last) < int(first):
-        return None
-    return RangeByteRequest(int(first), int(last) + 1)
-
-
-def span(part: ByteRequest, size: int) -> tuple[int, int] | None:
-    """Return start and end of a part in an object of ``size`` bytes; None if it is empty there."""
-    match part:
-        case RangeByteRequest(start, end):
-            start, end = start, min(end, size)
-        case OffsetByteRequest(offset):
-            start, end = offset, size
-        case SuffixByteRequest(suffix):
-            start, end = max(0, size - suffix), size
-    return (start, end) if start < end else None
-
-
-def _range_header(part: ByteRequest | None) -> str | None:
-    match part:
-        case RangeByteRequest(start, end):
-            return f"bytes={start}-{end - 1}"
-        case OffsetByteRequest(offset):
-            return f"bytes={offset}-"
-        case SuffixByteRequest(suffix):
-            return f"bytes=-{suffix}"
-    return None
-
-
-def to_json(log: LogSnapshot) -> bytes:
-    """Serialize a snapshot of a log for `from_json`."""
-    requests = [(r.method, r.key, _range_header(r.byte_range)) for r in log.requests]
-    counters = {name: getattr(log, name) for name in LogSnapshot.__slots__ if name != "requests"}
-    return json.dumps({"requests": requests, **counters}).encode()
-
-
-def from_json(data: bytes) -> LogSnapshot:
-    """Parse the output of `to_json`."""
-    values = json.loads(data)
-    requests = tuple(
-        Request(method, key, parse_range(part) if part else None)
-        for method, key, part in values.pop("requests")
-    )
-    return LogSnapshot(requests=requests, **values)
-
-
-class Site:
-    """The server's state: it answers requests for objects, and counts them.
-
-    Parameters
-    ----------
-    objects : Objects
-        The objects to serve.
-    latency_s : float
-        Delay of each answer in seconds.
-    bytes_per_s : float
-        Bandwidth for bodies, shared by all connections, which use it one after the other; 0 for
-        no limit.
-    off_loop : bool
-        Make answers in worker threads, because they read files, and tests may forbid blocking any
-        event loop. Unnecessary when the server has its own process.
-    """
-
-    def __init__(
-        self, objects: Objects, latency_s: float, bytes_per_s: float, off_loop: bool
-    ) -> None:
-        self.objects = objects
-        self.latency_s = latency_s
-        self._bytes_per_s = bytes_per_s
-        # When everything sent so far has been transferred.
-        self._line_free_at = 0.0
-        self.off_loop = off_loop
-        self.log = RequestLog()
-        self.connections: set[Connection] = set()
-        # Holds requests by key; None holds none.
-        self.gate: Gate | None = None
-        # Globs of keys and the statuses to fail with; the last match decides.
-        self.faults: list[tuple[str, HTTPStatus | None]] = []
-
-    def fault(self, key: str) -> HTTPStatus | None:
-        """Return the status that a request for ``key`` has to fail with, or None."""
-        faults = (status for glob, status in reversed(self.faults) if fnmatchcase(key, glob))
-        return next(faults, None)
-
-    def carried_at(self, byte_count: int, now: float) -> float:
-        """Return when ``byte_count`` more bytes will have been transferred, from ``now`` on."""
-        if self._bytes_per_s <= 0:
-            return now
-        self._line_free_at = max(now, self._line_free_at) + byte_count / self._bytes_per_s
-        return self._line_free_at
-
-    def answer(self, request: Request, body: bytes, deep: bool = True) -> Answer:
-        """Return the answer to a request; ``deep`` makes a listing recursive."""
-        if (status := self.fault(request.key)) is not None:
-            return Answer(status)
-        try:
-            return self._do(request, body, deep)
-        except OSError:  # a file that cannot be read, or was deleted meanwhile
-            return Answer(HTTPStatus.INTERNAL_SERVER_ERROR)
-
-    def _do(self, request: Request, body: bytes, deep: bool) -> Answer:
-        match request.method:
-            case "GET" | "HEAD":
-                return self._read(request)
-            case "PUT":
-                try:
-                    self.objects[request.key] = body
-                except (KeyError, OSError):
-                    return Answer(HTTPStatus.BAD_REQUEST)
-                return Answer(HTTPStatus.CREATED)
-            case "DELETE":
-                if self.objects.pop(request.key, None) is None:
-                    return Answer(HTTPStatus.NOT_FOUND)
-                return Answer(HTTPStatus.NO_CONTENT)
-            case "PROPFIND":
-                listed = multistatus(self.objects, request.key, deep)
-                if listed is None:
-                    return Answer(HTTPStatus.NOT_FOUND)
-                headers = {"Content-Type": "application/xml; charset=utf-8"}
-                return Answer(HTTPStatus.MULTI_STATUS, headers, listed)
-        allowed = "GET, HEAD, PUT, DELETE, PROPFIND"
-        return Answer(HTTPStatus.METHOD_NOT_ALLOWED, {"Allow": allowed})
-
-    def _read(self, request: Request) -> Answer:
-        found = self.objects.find(request.key)
-        if found is None:
-            return self._index(request)
-        headers = {
-            "Content-Type": "application/octet-stream",
-            "Accept-Ranges": "bytes",
-            "ETag": found.etag,
-        }
-        if request.method == "HEAD":
-            return Answer(HTTPStatus.OK, headers, length=found.size)
-        if request.byte_range is None:
-            return Answer(HTTPStatus.OK, headers, found.read(0, found.size))
-        where = span(request.byte_range, found.size)
-        if where is None:
-            headers["Content-Range"] = f"bytes */{found.size}"
-            return Answer(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, headers)
-        start, end = where
-        headers["Content-Range"] = f"bytes {start}-{end - 1}/{found.size}"
-        return Answer(HTTPStatus.PARTIAL_CONTENT, headers, found.read(start, end))
-
-    def _index(self, request: Request) -> Answer:
-        """List a directory, with or without a trailing slash, as a page of links."""
-        prefix = request.key and request.key.removesuffix("/") + "/"
-        names = self.objects.children(prefix)
-        if not names and prefix:
-            return Answer(HTTPStatus.NOT_FOUND)
-        links = [f'<a href="/{quote(prefix + name)}">{html.escape(name)}</a>' for name in names]
-        page = "<!DOCTYPE html>\n" + "<br>\n".join(links)
-        headers = {"Content-Type": "text/html; charset=utf-8"}
-        body = page.encode()
-        if request.method == "HEAD":
-            return Answer(HTTPStatus.OK, headers, length=len(body))
-        return Answer(HTTPStatus.OK, headers, body)
-
-    def control(self, request: Request, body: bytes) -> Answer:
-        """Answer a control request of the parent process; neither counted nor delayed."""
-        match request.key.removeprefix(CONTROL).partition("/"):
-            case ("stats", _, _):
-                return Answer(HTTPStatus.OK, body=to_json(self.log.snapshot()))
-            case ("reset", _, _):
-                self.log.clear()
-                return Answer(HTTPStatus.OK)
-            case ("latency", _, _):
-                self.latency_s = float(body)
-                return Answer(HTTPStatus.OK)
-            case ("keys", _, _):
-                return Answer(HTTPStatus.OK, body=json.dumps(list(self.objects)).encode())
-            case ("objects", _, key):
-                return self.answer(Request(request.method, key, request.byte_range), body)
-        return Answer(HTTPStatus.NOT_FOUND)
+# What follows a body that is too long.
+EXCESS = b"\0" * 16
 
 
 @lru_cache(maxsize=256)
@@ -335,9 +128,19 @@ class Connection(asyncio.Protocol):
             self._send(method, self._site.control(request, body), keep_alive)
             return
         self._counted = self._site.log.begin(request)
+        fault = self._site.faults.of(request)
+        effect = None if fault is None else fault.effect
+        if effect == "stall":
+            # Never done: the request ends when the client disconnects.
+            self._pending = asyncio.get_running_loop().create_future()
+            return
         deep = headers.get("depth", "infinity") == "infinity"
-        finish = partial(self._finish, method, len(body), keep_alive)
+        finish = partial(self._finish, method, len(body), keep_alive, effect)
         answer = partial(self._site.answer, request, body, deep)
+        if fault is not None and isinstance(effect, int):
+            answer = partial(Answer, HTTPStatus(effect), fault.headers)
+        elif effect == "reset":
+            answer = partial(Answer, HTTPStatus.OK)
         step = partial(self._later, self._site.latency_s, partial(self._answer, answer, finish))
         if self._site.gate is None:
             step()
@@ -384,15 +187,41 @@ class Connection(asyncio.Protocol):
         self._pending = asyncio.get_running_loop().run_in_executor(None, answer)
         self._pending.add_done_callback(finish_with)
 
-    def _finish(self, method: str, received: int, keep_alive: bool, answer: Answer) -> None:
+    def _finish(
+        self,
+        method: str,
+        received: int,
+        keep_alive: bool,
+        effect: int | Effect | None,
+        answer: Answer,
+    ) -> None:
         now = asyncio.get_running_loop().time()
         at = self._site.carried_at(received + len(answer.body), now)
-        self._later(at - now, partial(self._send_counted, method, answer, keep_alive))
+        send = partial(self._send_counted, method, answer, keep_alive)
+        if isinstance(effect, str):
+            send = partial(self._send_faulty, method, answer, effect)
+        self._later(at - now, send)
 
     def _send_counted(self, method: str, answer: Answer, keep_alive: bool) -> None:
         # Counted before it is sent: a client that has the answer finds it counted.
         self._count_out("completed")
         self._send(method, answer, keep_alive)
+
+    def _send_faulty(self, method: str, answer: Answer, effect: Effect) -> None:
+        self._count_out("failed")
+        if effect in ("reset", "lose"):
+            reset(self._transport)
+            return
+        body = bytes(answer.body)
+        if effect == "extend":
+            self._send(method, replace(answer, body=body + EXCESS), keep_alive=True)
+            return
+        length = len(body) if answer.length is None else answer.length
+        sent = body[: len(body) // 2] if effect == "truncate" else body + EXCESS
+        head = self._head(answer, length, keep_alive=True)
+        self._transport.write(head if method == "HEAD" else head + sent)
+        if effect == "truncate":
+            self._transport.close()
 
     def _count_out(self, outcome: Outcome) -> None:
         if self._counted is not None:
@@ -401,13 +230,7 @@ class Connection(asyncio.Protocol):
 
     def _send(self, method: str, answer: Answer, keep_alive: bool) -> None:
         length = len(answer.body) if answer.length is None else answer.length
-        lines = [_STATUS_LINES[answer.status]]
-        lines += [f"{name}: {value}" for name, value in answer.headers.items()]
-        if answer.status is not HTTPStatus.NO_CONTENT:
-            lines.append(f"Content-Length: {length}")
-        if not keep_alive:
-            lines.append("Connection: close")
-        head = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+        head = self._head(answer, length, keep_alive)
         if method == "HEAD":
             self._transport.write(head)
         elif len(answer.body) < 1 << 16:
@@ -417,3 +240,12 @@ class Connection(asyncio.Protocol):
             self._transport.write(answer.body)
         if not keep_alive:
             self._transport.close()
+
+    def _head(self, answer: Answer, length: int, keep_alive: bool) -> bytes:
+        lines = [_STATUS_LINES[answer.status]]
+        lines += [f"{name}: {value}" for name, value in answer.headers.items()]
+        if answer.status is not HTTPStatus.NO_CONTENT:
+            lines.append(f"Content-Length: {length}")
+        if not keep_alive:
+            lines.append("Connection: close")
+        return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
