@@ -14,7 +14,14 @@ from typing import Self, TypeVar
 from aioxarray._runtime.budget import Budget, Share
 from aioxarray._runtime.cache import Cache
 from aioxarray._runtime.threads.pool import Pool, usable_cores
-from aioxarray._zarr.stores.clients import FETCHERS, Client, Held, Nearness, fetchers
+from aioxarray._zarr.stores.clients import (
+    FETCHERS,
+    Client,
+    Held,
+    Nearness,
+    fetchers,
+    held_here,
+)
 from aioxarray.config import cache_limit, memory_limit, request_limit, thread_count
 
 T = TypeVar("T")
@@ -193,7 +200,7 @@ class Grants:
         places, except those for bytes, until the server answers.
         """
         long = is_long(size)
-        held = Held(client, long=long)
+        held = Held(client, self.requests, long=long)
         try:
             # The thread first: other places would be held in vain while waiting for one.
             turns = self._turns_of(client)
@@ -215,9 +222,11 @@ class Grants:
             raise
 
         def work() -> T:
+            token = held_here.set(held)
             try:
                 return function()
             finally:
+                held_here.reset(token)
                 held.let_go()
 
         try:

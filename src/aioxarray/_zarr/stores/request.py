@@ -1,7 +1,8 @@
 """Requests: this package makes every request to a store through this module.
 
 A request takes a place in the limit. It belongs to a call, which names it in a timeout error. It
-notifies observers when it starts and ends, and adds its key and store to an error.
+notifies observers when it starts and ends, and adds its key and store to an error. If it fails in
+a way that may pass, it is made again: each attempt takes a place and is observed.
 """
 
 from __future__ import annotations
@@ -10,14 +11,17 @@ import contextlib
 import contextvars
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeVar
 
 from aioxarray._runtime.threads.forks import after_fork
 from aioxarray._runtime.threads.leash import leashed
+from aioxarray._zarr.stores import retry
 from aioxarray._zarr.stores.calls import current_call, current_concurrency
 from aioxarray._zarr.stores.grants import requests
 from aioxarray._zarr.stores.printable import printable
+from aioxarray._zarr.stores.retry import Attempts
 from aioxarray.config import request_limit
 
 if TYPE_CHECKING:
@@ -49,6 +53,8 @@ class Request:
     ----------
     attempt
         The number of attempts so far, including this one.
+    repeatable
+        Whether it may be made again if it is unknown what the last attempt has done.
     nbytes
         The bytes that were read or written; None while that is unknown.
     variable
@@ -63,6 +69,7 @@ class Request:
         "key",
         "kind",
         "nbytes",
+        "repeatable",
         "store",
         "variable",
     )
@@ -74,6 +81,8 @@ class Request:
         key: str,
         byte_range: ByteRequest | None = None,
         nbytes: int | None = None,
+        *,
+        repeatable: bool = True,
     ) -> None:
         self.kind = kind
         self.store = store
@@ -81,6 +90,7 @@ class Request:
         self.byte_range = byte_range
         self.nbytes = nbytes
         self.attempt = 1
+        self.repeatable = repeatable
         self.variable = _variable.get()
         self._call = current_call()
         self._observers: tuple[Observer, ...] = ()
@@ -94,6 +104,14 @@ class Request:
     def _is_for_chunk(self) -> bool:
         is_value = self.kind in ("get", "set")
         return is_value and self.key.rpartition("/")[2] not in DOCUMENTS
+
+    def waiting(self, attempts: Attempts) -> AbstractContextManager[None]:
+        """Return a context in which the call waits for the next attempt."""
+        if self._call is None:
+            return nullcontext()
+        store = printable(self.store)
+        place = f"{self.key!r} of {store}" if self.key else store
+        return self._call.awaiting(f"{attempts} for {place}")
 
     def __enter__(self) -> Self:
         if self._call is not None:
@@ -167,12 +185,43 @@ async def send(
     the work of that thread; see `aioxarray._runtime.threads.leash`.
     """
     with leashed():
-        if places is None:
-            with request:
-                return await ask()
-        async with places.hold(long=long):
-            with request:
-                return await ask()
+        try:
+            if places is None:
+                with request:
+                    return await ask()
+            async with places.hold(long=long):
+                with request:
+                    return await ask()
+        except Exception as error:
+            attempts = Attempts(request)
+            if not attempts.goes_on(error):
+                raise
+        return await send_again(request, places, ask, attempts, long=long)
+
+
+async def send_again(
+    request: Request,
+    places: Share | None,
+    ask: Callable[[], Awaitable[T]],
+    attempts: Attempts,
+    *,
+    long: bool = False,
+) -> T:
+    """Await ``ask()``, as `send` does, after the ``attempts`` that failed, until one succeeds.
+
+    No place is held while it waits for the next attempt; cancelling ends the wait at once.
+    """
+    while True:
+        with request.waiting(attempts):
+            await retry.sleep(attempts.wait_s)
+        request.attempt += 1
+        try:
+            async with nullcontext() if places is None else places.hold(long=long):
+                with request:
+                    return await ask()
+        except Exception as error:
+            if not attempts.goes_on(error):
+                raise
 
 
 async def send_alone(request: Request, ask: Callable[[], Awaitable[T]]) -> T:
