@@ -23,8 +23,8 @@ from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteReques
 from zarr.storage import MemoryStore, ObjectStore
 
 from aioxarray.testing import ObjectServer, Request
-from aioxarray.testing._objects import MemoryObjects
-from aioxarray.testing._site import Site
+from aioxarray.testing._serving.objects import MemoryObjects
+from aioxarray.testing._serving.site import Site
 
 if TYPE_CHECKING:
     from zarr.core.buffer import Buffer

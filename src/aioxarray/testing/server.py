@@ -14,10 +14,10 @@ from collections.abc import MutableMapping, Sequence
 from concurrent.futures import Future
 from typing import Self
 
-from aioxarray.testing._faults import Effect, Fault
 from aioxarray.testing._gate import Gate
-from aioxarray.testing._hosts import HOST, Host, ProcessHost, ThreadHost, make_site, serve
 from aioxarray.testing._log import RequestLog
+from aioxarray.testing._serving.faults import Effect, Fault
+from aioxarray.testing._serving.hosts import HOST, Host, ProcessHost, ThreadHost, make_site, serve
 
 __all__ = ["ObjectServer"]
 
@@ -155,7 +155,8 @@ class ObjectServer:
         method : str, optional
             Glob of the HTTP verbs.
         after : int, optional
-            The number of matching requests that are answered first.
+            The number of matching requests that are answered first; those that fail by a later
+            rule do not count.
         times : int, optional
             The number of requests that fail; by default, all.
         probability : float, optional

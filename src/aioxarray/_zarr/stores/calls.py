@@ -77,7 +77,8 @@ class Call:
             more = f" and {len(requests) - 1} more" if len(requests) > 1 else ""
             store = printable(first.store)
             place = f"{first.key!r}{more} of {store}" if first.key else f"{store}{more}"
-            parts.append(f"waiting for {place}")
+            tried = "" if first.attempts is None else f", {first.attempts}"
+            parts.append(f"waiting for {place}{tried}")
         elif labels:
             more = f" and {len(labels) - 1} more" if len(labels) > 1 else ""
             parts.append(f"waiting for {labels[0]}{more}")

@@ -15,7 +15,7 @@ from aioxarray._runtime.tasks import first_error, gather
 from aioxarray._zarr.stores.grants import is_long
 from aioxarray._zarr.stores.printable import NamedAsWrapped
 from aioxarray._zarr.stores.request import Kind, Request, send
-from aioxarray._zarr.stores.transient import BodyTooLongError
+from aioxarray._zarr.stores.retries.errors import BodyTooLongError
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest

@@ -11,17 +11,17 @@ import contextlib
 import contextvars
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeVar
 
 from aioxarray._runtime.threads.forks import after_fork
 from aioxarray._runtime.threads.leash import leashed
-from aioxarray._zarr.stores import retry
 from aioxarray._zarr.stores.calls import current_call, current_concurrency
 from aioxarray._zarr.stores.grants import requests
 from aioxarray._zarr.stores.printable import printable
-from aioxarray._zarr.stores.retry import Attempts
+from aioxarray._zarr.stores.retries import attempts as retrying
+from aioxarray._zarr.stores.retries.attempts import Attempts
 from aioxarray.config import request_limit
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ class Request:
     ----------
     attempt
         The number of attempts so far, including this one.
+    attempts
+        The attempts that failed; None if none did.
     repeatable
         Whether it may be made again if it is unknown what the last attempt has done.
     nbytes
@@ -65,6 +67,7 @@ class Request:
         "_call",
         "_observers",
         "attempt",
+        "attempts",
         "byte_range",
         "key",
         "kind",
@@ -90,6 +93,7 @@ class Request:
         self.byte_range = byte_range
         self.nbytes = nbytes
         self.attempt = 1
+        self.attempts: Attempts | None = None
         self.repeatable = repeatable
         self.variable = _variable.get()
         self._call = current_call()
@@ -105,13 +109,17 @@ class Request:
         is_value = self.kind in ("get", "set")
         return is_value and self.key.rpartition("/")[2] not in DOCUMENTS
 
-    def waiting(self, attempts: Attempts) -> AbstractContextManager[None]:
-        """Return a context in which the call waits for the next attempt."""
-        if self._call is None:
-            return nullcontext()
-        store = printable(self.store)
-        place = f"{self.key!r} of {store}" if self.key else store
-        return self._call.awaiting(f"{attempts} for {place}")
+    @contextlib.contextmanager
+    def waiting(self, attempts: Attempts) -> Iterator[None]:
+        """Open a context in which the request waits for its next attempt."""
+        self.attempts = attempts
+        if self._call is not None:
+            self._call.began(self)
+        try:
+            yield
+        finally:
+            if self._call is not None:
+                self._call.ended(self, answered=False)
 
     def __enter__(self) -> Self:
         if self._call is not None:
@@ -213,7 +221,7 @@ async def send_again(
     """
     while True:
         with request.waiting(attempts):
-            await retry.sleep(attempts.wait_s)
+            await retrying.sleep(attempts.wait_s)
         request.attempt += 1
         try:
             async with nullcontext() if places is None else places.hold(long=long):

@@ -17,7 +17,7 @@ from zarr.storage import LocalStore, MemoryStore, ObjectStore
 from aioxarray._runtime.scratch import scratch
 from aioxarray._zarr.stores.clients import client_of, held_here
 from aioxarray._zarr.stores.request import Request, is_observed, send_again
-from aioxarray._zarr.stores.retry import Attempts
+from aioxarray._zarr.stores.retries.attempts import Attempts
 
 if TYPE_CHECKING:
     import numpy as np

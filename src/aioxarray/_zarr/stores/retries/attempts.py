@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 from zarr.abc.store import Store
 from zarr.storage import FsspecStore, ObjectStore, WrapperStore
 
-from aioxarray._zarr.stores.transient import BodyTooLongError, transient
+from aioxarray._zarr.stores.retries.errors import BodyTooLongError, transient
 from aioxarray.config import retry_policy
 
 if TYPE_CHECKING:
     from aioxarray._zarr.stores.request import Request
-    from aioxarray._zarr.stores.transient import Transient
+    from aioxarray._zarr.stores.retries.errors import Transient
 
 # The filesystems that retry by themselves; fsspec's HTTP, for example, does not.
 _RETRYING = frozenset({"abfs", "abfss", "adl", "az", "gcs", "gs", "oci", "oss", "s3", "s3a", "tos"})

@@ -1,4 +1,4 @@
-"""Hosts of `server`: a thread of this process, or a process of its own."""
+"""Hosts of the server: a thread of this process, or a process of its own."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import quote
 
-from aioxarray.testing._faults import Fault
-from aioxarray.testing._http import Connection
 from aioxarray.testing._log import LogSnapshot, RequestLog
-from aioxarray.testing._objects import DirectoryObjects, MemoryObjects
-from aioxarray.testing._site import CONTROL, Site, from_json
+from aioxarray.testing._serving.connection import Connection
+from aioxarray.testing._serving.faults import Fault
+from aioxarray.testing._serving.objects import DirectoryObjects, MemoryObjects
+from aioxarray.testing._serving.site import CONTROL, Site, from_json
 
 __all__ = ["HOST", "Host", "ProcessHost", "ThreadHost", "make_site", "serve"]
 
@@ -116,7 +116,7 @@ class ProcessHost:
         self, latency_s: float, bytes_per_s: float, root: str | os.PathLike[str] | None
     ) -> None:
         # The child must import the same package as this process.
-        path = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+        path = [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")]
         command = [sys.executable, "-m", "aioxarray.testing"]
         command += ["--latency-s", str(latency_s), "--bytes-per-s", str(bytes_per_s)]
         if root is not None:

@@ -1,4 +1,4 @@
-"""What `server` answers: objects, listings and faults, counted; independent of the connection."""
+"""What the server answers: objects, listings and faults, counted."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from urllib.parse import quote
 
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteRequest
 
-from aioxarray.testing._faults import Fault, Faults
 from aioxarray.testing._gate import Gate
 from aioxarray.testing._log import LogSnapshot, Request, RequestLog
-from aioxarray.testing._webdav import multistatus
+from aioxarray.testing._serving.faults import Fault, Faults
+from aioxarray.testing._serving.webdav import multistatus
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
 
-    from aioxarray.testing._http import Connection
-    from aioxarray.testing._objects import Objects
+    from aioxarray.testing._serving.connection import Connection
+    from aioxarray.testing._serving.objects import Objects
 
 __all__ = ["CONTROL", "Answer", "Site", "from_json", "parse_range", "span", "to_json"]
 
@@ -150,7 +150,10 @@ class Site:
                     self.objects[request.key] = body
                 except (KeyError, OSError):
                     return Answer(HTTPStatus.BAD_REQUEST)
-                return Answer(HTTPStatus.CREATED)
+                # Clients of S3 expect the new tag.
+                written = self.objects.find(request.key)
+                tag = {} if written is None else {"ETag": written.etag}
+                return Answer(HTTPStatus.CREATED, tag)
             case "DELETE":
                 if self.objects.pop(request.key, None) is None:
                     return Answer(HTTPStatus.NOT_FOUND)

@@ -1,4 +1,4 @@
-"""HTTP/1.1 for `server`: the connection, which parses requests and sends answers and faults.
+"""HTTP/1.1: the connection, which parses requests and sends answers and faults.
 
 It uses asyncio protocols, without a task or a stream per connection, so that tests and
 benchmarks do not measure the server.
@@ -13,9 +13,9 @@ from functools import lru_cache, partial
 from http import HTTPStatus
 from urllib.parse import unquote
 
-from aioxarray.testing._faults import Effect, reset
 from aioxarray.testing._log import Outcome, Request
-from aioxarray.testing._site import CONTROL, Answer, Site, parse_range
+from aioxarray.testing._serving.faults import Effect, reset
+from aioxarray.testing._serving.site import CONTROL, Answer, Site, parse_range
 
 __all__ = ["Connection"]
 
