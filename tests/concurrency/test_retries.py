@@ -71,8 +71,27 @@ def server() -> Iterator[ObjectServer]:
         yield server
 
 
+_OPEN: list[Any] = []
+
+
 def fsspec_http(url: str) -> Store:
-    return clients.fsspec_http(f"{url}/bucket/data")
+    store: Any = clients.fsspec_http(f"{url}/bucket/data")
+    _OPEN.append(store.fs)
+    return store  # type: ignore[no-any-return]
+
+
+@pytest.fixture(autouse=True)
+def no_session_stays() -> Iterator[None]:
+    """Close the sessions of aiohttp, which fsspec leaves to the garbage collector."""
+
+    async def close() -> None:
+        while _OPEN:
+            session = _OPEN.pop()._session
+            if session is not None:
+                await session.close()
+
+    yield
+    run_blocking(close)
 
 
 def obstore_http(url: str) -> Store:
@@ -595,6 +614,7 @@ def test_the_error_shows_no_secret(server: ObjectServer) -> None:
     store = kind.from_url(
         f"http://user:hunter2@{host}/bucket/data", storage_options={"skip_instance_cache": True}
     )
+    _OPEN.append(store.fs)
     server.fail("*a", 503)
     with config.set({"retry.attempts": 2}), pytest.raises(Exception, match="503") as caught:
         get(store)
