@@ -190,7 +190,8 @@ async def send(
     """Await ``ask()``, which makes ``request``, in a place of ``places``.
 
     If ``places`` is None, the caller already has a place. A request for a thread is cancelled with
-    the work of that thread; see `aioxarray._runtime.threads.leash`.
+    the work of that thread; see `aioxarray._runtime.threads.leash`. If it fails in a way that may
+    pass, ``ask()`` is awaited again; see `send_again`.
     """
     with leashed():
         try:
