@@ -266,12 +266,16 @@ def test_parts_of_layers() -> None:
 @pytest.mark.parametrize(
     ("path", "source", "climbs"),
     [
-        ("_zarr/stores/request.py", "from aioxarray._zarr.chunks.jobs import Job", True),
-        ("_zarr/stores/request.py", "from aioxarray._zarr.chunks import jobs", True),
+        ("_zarr/stores/request.py", "from aioxarray._zarr.chunks.plan import ReadPlan", True),
+        ("_zarr/stores/request.py", "from aioxarray._zarr.chunks import plan", True),
         ("_zarr/selection.py", "from aioxarray._zarr.stores.limited import LimitedStore", True),
-        ("_zarr/chunks/jobs.py", "from aioxarray._zarr.stores.limited import LimitedStore", False),
-        ("_zarr/chunks/jobs.py", "from aioxarray._zarr.chunks.shards import Index", False),
-        ("_zarr/chunks/jobs.py", "from aioxarray._zarr.selection import Chunk", False),
+        (
+            "_zarr/chunks/chunk_reads.py",
+            "from aioxarray._zarr.stores.limited import LimitedStore",
+            False,
+        ),
+        ("_zarr/chunks/chunk_reads.py", "from aioxarray._zarr.chunks.shards import Index", False),
+        ("_zarr/chunks/chunk_reads.py", "from aioxarray._zarr.selection import Chunk", False),
         ("_xarray/lazy/find.py", "import aioxarray._xarray.opening.engine", True),
         ("loading.py", "from aioxarray._xarray.lazy.find import find", False),
     ],
@@ -353,10 +357,10 @@ def test_requests_are_made_in_one_place() -> None:
 @pytest.mark.parametrize(
     ("path", "source", "message"),
     [
-        ("_zarr/chunks/jobs.py", "async def f(): await store.get(key)", "store.get"),
-        ("_zarr/chunks/jobs.py", "async def f(): await self.limited.get(key)", None),
-        ("_zarr/chunks/jobs.py", "values.get(key)", None),
-        ("_zarr/chunks/jobs.py", "partial(store.get, key)", "store.get"),
+        ("_zarr/chunks/chunk_reads.py", "async def f(): await store.get(key)", "store.get"),
+        ("_zarr/chunks/chunk_reads.py", "async def f(): await self.limited.get(key)", None),
+        ("_zarr/chunks/chunk_reads.py", "values.get(key)", None),
+        ("_zarr/chunks/chunk_reads.py", "partial(store.get, key)", "store.get"),
         ("_xarray/saving/saver.py", "async def f():\n async for k in s.list(): pass", "s.list"),
         (
             "_xarray/saving/saver.py",

@@ -34,10 +34,11 @@ from aioxarray.opening import (
     open_datatree_async,
     open_groups,
     open_groups_async,
+    open_mfdataset,
+    open_mfdataset_async,
     open_zarr,
     open_zarr_async,
 )
-from aioxarray.opening_many import open_mfdataset, open_mfdataset_async
 from aioxarray.saving import to_netcdf, to_netcdf_async, to_zarr, to_zarr_async
 
 __version__ = "0.1.0"

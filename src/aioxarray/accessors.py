@@ -27,7 +27,7 @@ from aioxarray.saving import to_netcdf, to_netcdf_async, to_zarr, to_zarr_async
 M = TypeVar("M", bound=Callable[..., Any])
 
 
-def _as(function: Callable[..., Any]) -> Callable[[M], M]:
+def _with_signature_of(function: Callable[..., Any]) -> Callable[[M], M]:
     """Give a method the signature of ``function``, to which it passes its arguments."""
 
     def decorate(method: M) -> M:
@@ -93,22 +93,22 @@ class AioAccessor:
             self._obj, concurrency=concurrency, timeout=timeout, progress=progress
         )
 
-    @_as(to_zarr)
+    @_with_signature_of(to_zarr)
     def to_zarr(self, store: Any = None, mode: Any = None, **options: Any) -> Any:
         """See `aioxarray.to_zarr`."""
         return to_zarr(self._obj, store, mode, **options)
 
-    @_as(to_zarr_async)
+    @_with_signature_of(to_zarr_async)
     async def to_zarr_async(self, store: Any = None, mode: Any = None, **options: Any) -> Any:
         """See `aioxarray.to_zarr_async`."""
         return await to_zarr_async(self._obj, store, mode, **options)
 
-    @_as(to_netcdf)
+    @_with_signature_of(to_netcdf)
     def to_netcdf(self, path: Any = None, mode: str = "w", **options: Any) -> Any:
         """See `aioxarray.to_netcdf`."""
         return to_netcdf(self._obj, path, mode, **options)
 
-    @_as(to_netcdf_async)
+    @_with_signature_of(to_netcdf_async)
     async def to_netcdf_async(self, path: Any = None, mode: str = "w", **options: Any) -> Any:
         """See `aioxarray.to_netcdf_async`."""
         return await to_netcdf_async(self._obj, path, mode, **options)

@@ -135,4 +135,4 @@ async def _load(obj: Any, options: Options, *, share: bool) -> None:
         assignment = Assignment(lazies, values, share=share)
         await in_steps(assignment.preparing())
         assignment.make()
-        after_return(assignment.letting_go())
+        after_return(assignment.releasing())

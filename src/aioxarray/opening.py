@@ -2,164 +2,34 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from contextvars import ContextVar
+import os
+from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import xarray as xr
 
-from aioxarray._runtime.loops import blocking, io_loop, run_on
+from aioxarray._runtime.loops import blocking
 from aioxarray._runtime.workers import in_worker
 from aioxarray._xarray.lazy.loader import Options
-from aioxarray._xarray.opening.engine import attempt_of, engine_of
-from aioxarray._xarray.opening.explained import noting
-from aioxarray._zarr.stores.calls import awaiting, calling
-from aioxarray._zarr.stores.printable import printable
+from aioxarray._xarray.opening.calls import (
+    as_call,
+    called_by,
+    close,
+    closing_on_error,
+    open_virtual,
+    open_with,
+)
+from aioxarray._xarray.opening.many import Combining, open_and_combine, preprocessed
+from aioxarray._xarray.opening.signatures import like
 from aioxarray.loading import load_async
 from aioxarray.progress import Progress
 
-P = ParamSpec("P")
-R = TypeVar("R")
 T = TypeVar("T", xr.Dataset, xr.DataArray, xr.DataTree)
 
-_COMMON = """
 
-    The arguments, errors and result are those of `xarray.{name}`.
-    {ours}
-
-    Notes
-    -----
-    *Requests:* the metadata of all variables and groups; then, together, the first and last
-    chunk of each time coordinate, which decoding needs, and the coordinates that become indexes
-    (none with ``create_default_indexes=False``; those of more than 64 chunks one round trip
-    later). All count towards the setting ``concurrency``. Consolidated metadata takes one round
-    trip, other metadata two for each level of groups.
-
-    *Order:* variables and groups are in the order that xarray gives, whichever answer comes first.
-
-    *Memory:* {memory}
-
-    *Cancelling:* on an error, a timeout or a cancellation the requests in flight are cancelled
-    and awaited, including zarr's own, and nothing stays open. A read by HDF5 or netCDF-C in a
-    worker thread is awaited and the file closed; a file of another format that is read in a
-    worker thread (GRIB) is closed as soon as the read ends.
-
-    *Event loops:* asyncio or Trio; opening happens in a worker thread.
-"""
-
-_TIMEOUT = """\
-``timeout`` (not in xarray, keyword only) is the number of seconds after which the call raises
-    TimeoutError, including the wait for its turn. The error says what the call was waiting for."""
-_OF_LOAD = """\
-``concurrency``, ``timeout`` and ``progress`` (not in xarray, keyword only) are those of
-    `load_async`; the first two apply to opening and loading together."""
-_LAZY = """\
-the metadata and the index coordinates. Data stays lazy and reads itself asynchronously:
-    xarray's own ``load`` and ``load_async`` on it go through aioxarray."""
-_IN_MEMORY = """\
-all data, plus what `load_async` holds while it loads."""
-
-
-def _as(
-    function: Callable[P, R],
-) -> Callable[
-    [Callable[..., Coroutine[Any, Any, R]]],
-    Callable[P, Coroutine[Any, Any, R]],
-]:
-    """Give a coroutine function the signature of xarray's function and the common notes."""
-
-    def decorate(
-        coroutine: Callable[..., Coroutine[Any, Any, R]],
-    ) -> Callable[P, Coroutine[Any, Any, R]]:
-        coroutine.__signature__ = _with_ours(function, coroutine)  # type: ignore[attr-defined]
-        loads = function.__name__.startswith("load_")
-        coroutine.__doc__ = f"{coroutine.__doc__}" + _COMMON.format(
-            name=function.__name__,
-            ours=_OF_LOAD if loads else _TIMEOUT,
-            memory=_IN_MEMORY if loads else _LAZY,
-        )
-        return cast("Callable[P, Coroutine[Any, Any, R]]", coroutine)
-
-    return decorate
-
-
-def _with_ours(theirs: Callable[..., Any], ours: Callable[..., Any]) -> inspect.Signature:
-    """Return the signature of xarray's function with our keyword arguments added."""
-    signature = inspect.signature(theirs)
-    listed = list(signature.parameters.values())
-    added = [
-        parameter
-        for name, parameter in inspect.signature(ours).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY and name not in signature.parameters
-    ]
-    rest = [each for each in listed if each.kind is each.VAR_KEYWORD]
-    return signature.replace(parameters=[*listed[: len(listed) - len(rest)], *added, *rest])
-
-
-# The public function that the user called, named in errors about arguments.
-_caller: ContextVar[str | None] = ContextVar("aioxarray_caller", default=None)
-
-
-@contextlib.contextmanager
-def called_by(name: str) -> Iterator[None]:
-    """Make errors about arguments, raised in the body, name the public function ``name``."""
-    token = _caller.set(name)
-    try:
-        yield
-    finally:
-        _caller.reset(token)
-
-
-async def as_call(what: str, function: Callable[[], Awaitable[R]], how: Options) -> R:
-    """Await ``function()`` on the I/O loop as one call, within the limits of ``how``.
-
-    ``what`` is the participle for the timeout error: "not opened within the timeout".
-    """
-    how.check()
-
-    async def run() -> R:
-        async with calling(what, how.timeout, how.concurrency):
-            return await function()
-
-    return await run_on(io_loop(), run)
-
-
-async def _open(
-    function: Callable[..., Any], source: Any, options: dict[str, Any], timeout: float | None
-) -> Any:
-    """Open ``source`` with one of xarray's functions, as one call."""
-    how = Options(timeout=timeout)
-    return await as_call("opened", lambda: _opened(function, source, options), how)
-
-
-async def _opened(function: Callable[..., Any], source: Any, options: dict[str, Any]) -> Any:
-    """Call one of xarray's functions with aioxarray's version of the engine it would use."""
-    caller = _caller.get() or function.__name__
-
-    def call() -> Any:
-        attempt = attempt_of(source, options)
-        with attempt.explained():
-            attempt.check_names(caller, function)
-            indexes = bool(options.get("create_default_indexes", True))
-            named: Any = attempt.engine
-            engine = engine_of(named, reads_indexes=indexes, said_by=attempt.said_by)
-            return function(source, engine=engine, **options)
-
-    with awaiting(f"a worker thread to open {printable(source)}"):
-        return await in_worker(call, discard=close)
-
-
-def close(opened: Any) -> None:
-    """Close an xarray object, or a dict of them."""
-    for each in opened.values() if isinstance(opened, dict) else [opened]:
-        each.close()
-
-
-@_as(xr.open_dataset)
+@like(xr.open_dataset)
 async def open_dataset_async(
     filename_or_obj: Any,
     *,
@@ -178,29 +48,21 @@ async def open_dataset_async(
 
     async def opened() -> xr.Dataset:
         if virtual:
-            call = partial(_open_virtual, filename_or_obj, options)
-            with noting(f"while opening {printable(filename_or_obj)!r} with virtual=True"):
-                return await in_worker(call, discard=close)
-        return cast("xr.Dataset", await _opened(xr.open_dataset, filename_or_obj, options))
+            return await open_virtual(filename_or_obj, options)
+        return cast("xr.Dataset", await open_with(xr.open_dataset, filename_or_obj, options))
 
     return await as_call("opened", opened, Options(timeout=timeout))
 
 
-def _open_virtual(source: Any, options: dict[str, Any]) -> xr.Dataset:
-    engine = options.pop("engine", None) or "h5netcdf"
-    if engine not in ("h5netcdf", "netcdf4"):
-        raise ValueError(f"virtual=True reads netCDF4 and HDF5 files; got engine={engine!r}")
-    try:
-        from aioxarray._xarray.opening.virtual import VirtualEntrypoint
-    except ImportError as error:
-        raise ImportError(
-            f"virtual=True needs h5netcdf, h5py and obstore, one of which is missing ({error}): "
-            "pip install 'aioxarray[virtual]'"
-        ) from error
-    return xr.open_dataset(source, engine=VirtualEntrypoint, **options)
+async def _open(
+    function: Callable[..., Any], source: Any, options: dict[str, Any], timeout: float | None
+) -> Any:
+    """Open ``source`` with one of xarray's functions, as one call."""
+    opened = partial(open_with, function, source, options)
+    return await as_call("opened", opened, Options(timeout=timeout))
 
 
-@_as(xr.open_dataarray)
+@like(xr.open_dataarray)
 async def open_dataarray_async(
     filename_or_obj: Any, *, timeout: float | None = None, **options: Any
 ) -> xr.DataArray:
@@ -208,7 +70,7 @@ async def open_dataarray_async(
     return cast("xr.DataArray", await _open(xr.open_dataarray, filename_or_obj, options, timeout))
 
 
-@_as(xr.open_datatree)
+@like(xr.open_datatree)
 async def open_datatree_async(
     filename_or_obj: Any, *, timeout: float | None = None, **options: Any
 ) -> xr.DataTree:
@@ -216,7 +78,7 @@ async def open_datatree_async(
     return cast("xr.DataTree", await _open(xr.open_datatree, filename_or_obj, options, timeout))
 
 
-@_as(xr.open_groups)
+@like(xr.open_groups)
 async def open_groups_async(
     filename_or_obj: Any, *, timeout: float | None = None, **options: Any
 ) -> dict[str, xr.Dataset]:
@@ -225,7 +87,7 @@ async def open_groups_async(
     return cast("dict[str, xr.Dataset]", groups)
 
 
-@_as(xr.open_zarr)
+@like(xr.open_zarr)
 async def open_zarr_async(*args: Any, timeout: float | None = None, **options: Any) -> xr.Dataset:
     """Open a dataset from a Zarr store; lazily and without dask, unless ``chunks`` is given."""
     bound = _ZARR.bind(*args, **options)
@@ -254,6 +116,111 @@ _ZARR_BACKEND_OPTIONS = (
 )
 
 
+# xarray's own default objects: by them it detects missing arguments, and warns of future changes.
+_DEFAULT = {
+    name: each.default for name, each in inspect.signature(xr.open_mfdataset).parameters.items()
+}
+
+
+async def open_mfdataset_async(
+    paths: Any,
+    chunks: Any = "engine",
+    concat_dim: Any = None,
+    compat: Any = _DEFAULT["compat"],
+    preprocess: Callable[[xr.Dataset], Any] | None = None,
+    engine: Any = None,
+    data_vars: Any = _DEFAULT["data_vars"],
+    coords: Any = _DEFAULT["coords"],
+    combine: str = "by_coords",
+    parallel: bool = False,
+    join: Any = _DEFAULT["join"],
+    attrs_file: str | os.PathLike[str] | None = None,
+    combine_attrs: Any = "override",
+    errors: str = "raise",
+    *,
+    timeout: float | None = None,
+    **options: Any,
+) -> xr.Dataset:
+    """Open many files or stores concurrently as a single dataset.
+
+    Parameters
+    ----------
+    paths, concat_dim, compat, engine, data_vars, coords, combine, join, attrs_file, \
+    combine_attrs, errors
+        As in `xarray.open_mfdataset`. ``paths`` may also be a (nested) list of Zarr stores.
+    chunks
+        As in xarray: by default, dask arrays with the chunks of the files. None: lazy arrays
+        without dask. Variables joined along a dimension become one lazy array, and loading reads
+        only the selected parts, concurrently. Differing indexes are aligned lazily too.
+    preprocess
+        Called with each dataset before they are combined, for many files at once: a plain
+        function, called in a worker thread, or a coroutine function, awaited on the I/O loop.
+    parallel
+        Ignored: files are opened concurrently anyway, and not by dask.
+    timeout
+        Seconds after which the call gives up, including the wait for its turn.
+    **options
+        Passed to `open_dataset_async`.
+
+    Returns
+    -------
+    xarray.Dataset
+        What `xarray.open_mfdataset` would return. Closing it closes all files.
+
+    Raises
+    ------
+    OSError
+        If there is nothing to open.
+    ValueError
+        If the datasets do not combine; with ``chunks=None`` also if combining them needs values
+        that are not loaded. The message says what to do.
+    TimeoutError
+        If ``timeout`` has passed. The message says what the call was waiting for.
+    Exception
+        The error from opening a file, with a note that names the file, if ``errors="raise"``.
+
+    Notes
+    -----
+    *Requests:* those of `open_dataset_async` for each file, for up to 32 files at once.
+
+    *Order:* files are combined in the order of ``paths``, whichever is opened first.
+
+    *Memory:* the metadata and the index coordinates of all files; with ``chunks=None`` also the
+    scalar variables that become an index along ``concat_dim``.
+
+    *Cancelling:* requests in flight are cancelled, and all files that were opened are closed.
+    """
+    if errors not in ("raise", "warn", "ignore"):
+        raise ValueError(f"'errors' must be 'raise', 'warn' or 'ignore', got {errors!r}")
+    if combine not in ("by_coords", "nested"):
+        raise ValueError(f"{combine} is an invalid option for the keyword argument ``combine``")
+    if combine == "by_coords" and concat_dim is not None:
+        raise ValueError(
+            "When combine='by_coords', passing a value for `concat_dim` has no effect. To "
+            "manually combine along a specific dimension you should instead specify "
+            "combine='nested' along with a value for `concat_dim`."
+        )
+    combining = {
+        "compat": compat,
+        "data_vars": data_vars,
+        "coords": coords,
+        "join": join,
+        "combine_attrs": combine_attrs,
+    }
+    options |= {"engine": engine, "chunks": {} if chunks == "engine" else chunks}
+    how = Combining(combine, concat_dim, combining, lazy=chunks is None)
+
+    async def prepare(dataset: xr.Dataset) -> xr.Dataset:
+        prepared = await preprocessed(dataset, preprocess)
+        await load_async(how.needed(prepared))
+        return prepared
+
+    opened = partial(
+        open_and_combine, paths, options, open_dataset_async, prepare, how, errors, attrs_file
+    )
+    return await as_call("opened", opened, Options(timeout=timeout))
+
+
 async def _loaded(
     name: str,
     opening: Callable[..., Coroutine[Any, Any, T]],
@@ -271,31 +238,13 @@ async def _loaded(
         closes = partial(close, opened)
         async with closing_on_error(closes):
             loaded = await load_async(opened, progress=how.progress)
-        await in_worker(closes, discard=lambda _: None)
+        await in_worker(closes)
         return loaded
 
     return await as_call("loaded", load, how)
 
 
-@contextlib.asynccontextmanager
-async def closing_on_error(function: Callable[[], None]) -> AsyncIterator[None]:
-    """Call ``function``, which closes something, in a worker thread if the body fails.
-
-    The wait for it is short: a library cannot close a file while it reads, and an abandoned read
-    may be waiting for a server that does not answer.
-    """
-    try:
-        yield
-    except BaseException:
-        closed = asyncio.ensure_future(in_worker(function, discard=lambda _: None))
-        await asyncio.wait([closed], timeout=_CLOSING_S)
-        raise
-
-
-_CLOSING_S = 1.0
-
-
-@_as(xr.load_dataset)
+@like(xr.load_dataset)
 async def load_dataset_async(
     filename_or_obj: Any,
     *,
@@ -309,7 +258,7 @@ async def load_dataset_async(
     return await _loaded("load_dataset", open_dataset_async, filename_or_obj, options, how)
 
 
-@_as(xr.load_dataarray)
+@like(xr.load_dataarray)
 async def load_dataarray_async(
     filename_or_obj: Any,
     *,
@@ -323,7 +272,7 @@ async def load_dataarray_async(
     return await _loaded("load_dataarray", open_dataarray_async, filename_or_obj, options, how)
 
 
-@_as(xr.load_datatree)
+@like(xr.load_datatree)
 async def load_datatree_async(
     filename_or_obj: Any,
     *,
@@ -342,6 +291,7 @@ open_dataarray = blocking(open_dataarray_async)
 open_datatree = blocking(open_datatree_async)
 open_groups = blocking(open_groups_async)
 open_zarr = blocking(open_zarr_async)
+open_mfdataset = blocking(open_mfdataset_async)
 load_dataset = blocking(load_dataset_async)
 load_dataarray = blocking(load_dataarray_async)
 load_datatree = blocking(load_datatree_async)

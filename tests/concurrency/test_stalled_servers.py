@@ -14,9 +14,8 @@ import xarray as xr
 import zarr
 
 import aioxarray
-from aioxarray._zarr.chunks import jobs
+from aioxarray._zarr import tuning
 from aioxarray._zarr.stores import grants
-from aioxarray._zarr.stores.clients import FETCHERS
 from aioxarray.testing import ObjectServer
 from tests import budgets
 from tests.concurrency.helpers import PATIENCE_S, plain, written
@@ -92,7 +91,7 @@ async def loads(ds: xr.Dataset, **options: Any) -> None:
 @pytest.fixture
 def always_near(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have every server taken for one close by, however busy the machine is."""
-    monkeypatch.setattr(jobs, "_AT_ONCE_S", PATIENCE_S)
+    monkeypatch.setattr(tuning, "NEARBY_S", PATIENCE_S)
 
 
 def test_many_loads_given_up_leave_other_servers_alone() -> None:
@@ -104,7 +103,7 @@ def test_many_loads_given_up_leave_other_servers_alone() -> None:
                 pass
         await loads(good.ds)
         # They are still waited for, by no more than one client's threads.
-        assert 1 <= grants.requests.in_use <= FETCHERS
+        assert 1 <= grants.requests.in_use <= tuning.FETCHERS
         assert bad.proxy.in_vain >= grants.requests.in_use
         assert grants.memory.in_use == 0
         # New requests of the same client, once the server is well.
@@ -122,7 +121,7 @@ def test_all_threads_of_a_server_that_stalls_in_a_load(concurrency: int) -> None
     async def main() -> None:
         bad, good = both
         # At most half of the requests are made by calls that cannot be cancelled.
-        waiting = min(FETCHERS, concurrency // 2)
+        waiting = min(tuning.FETCHERS, concurrency // 2)
         bad.proxy.stall(after=1)
         async with bad.stalled(max(1, waiting)):
             pass
@@ -143,7 +142,7 @@ def test_a_load_that_waits_for_a_stalled_server_keeps_nobody_waiting() -> None:
         bad, good = both
         other = await asyncio.to_thread(lambda: bad.other)
         bad.proxy.stall(after=1)
-        async with bad.stalled(FETCHERS) as task:
+        async with bad.stalled(tuning.FETCHERS) as task:
             await loads(good.ds)
             bad.proxy.resume()
             # The same client too, whose threads all wait.
@@ -177,14 +176,14 @@ def test_a_client_is_read_by_threads_again_when_none_waits_in_vain() -> None:
     async def main() -> None:
         bad, _ = both
         bad.proxy.stall(after=1)
-        async with bad.stalled(FETCHERS):
+        async with bad.stalled(tuning.FETCHERS):
             pass
         bad.proxy.drop()
         await budgets.until_free()
         bad.proxy.stall(after=1)
         # As many as there are threads, and no more.
-        async with bad.stalled(FETCHERS):
-            assert grants.fetching.in_use == FETCHERS
+        async with bad.stalled(tuning.FETCHERS):
+            assert grants.fetching.in_use == tuning.FETCHERS
 
     with remotes() as both:
         asyncio.run(main())

@@ -21,7 +21,7 @@ from zarr.storage import MemoryStore
 
 import aioxarray
 from aioxarray._runtime.workers import in_worker
-from aioxarray.opening import closing_on_error
+from aioxarray._xarray.opening.calls import closing_on_error
 from aioxarray.testing import (
     FaultyStore,
     GatedStore,
@@ -444,7 +444,7 @@ def test_a_cancelled_open_has_ended_in_its_thread() -> None:
             ended.set()
 
     async def main() -> None:
-        task = asyncio.create_task(in_worker(open_it, lambda _: None))
+        task = asyncio.create_task(in_worker(open_it))
         await asked.gate.requested("zarr.json")
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

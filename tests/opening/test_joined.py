@@ -14,8 +14,8 @@ from aioxarray._xarray.arrays.joined import (
     Cast,
     Joined,
     JoinedArray,
+    JoinedNode,
     Leaf,
-    Node,
     Permuted,
     Reindexed,
     Repeated,
@@ -23,7 +23,7 @@ from aioxarray._xarray.arrays.joined import (
     pieces,
 )
 
-Built = tuple[Node, np.ndarray[Any, Any]]
+Built = tuple[JoinedNode, np.ndarray[Any, Any]]
 
 
 @st.composite
@@ -51,7 +51,7 @@ def nodes(draw: st.DrawFn) -> Built:
             arrays = [array for _, array in parts]
             # Parts of other types are cast first, as xarray does.
             kind_of_all = np.result_type(*arrays)
-            joined: tuple[Node, ...] = tuple(Cast(node, kind_of_all) for node, _ in parts)
+            joined: tuple[JoinedNode, ...] = tuple(Cast(node, kind_of_all) for node, _ in parts)
             return Joined(joined, axis), np.concatenate(arrays, axis)
         if kind == "permuted":
             order = draw(st.permutations(range(len(shape))))

@@ -21,7 +21,7 @@ from zarr.storage import MemoryStore
 
 import aioxarray
 from aioxarray._xarray.opening.combining import combine_by_coords, combine_nested
-from aioxarray._xarray.opening.pending import CannotCombineLazily
+from aioxarray._xarray.opening.placeholders import CannotCombineLazily
 from aioxarray.testing import RecordingStore
 from tests.opening.helpers import Way, own_ways
 from tests.oracle import assert_same, lazy

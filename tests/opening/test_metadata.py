@@ -16,7 +16,7 @@ from zarr.abc.codec import ArrayArrayCodec
 from zarr.registry import register_codec
 from zarr.storage import MemoryStore
 
-from aioxarray._zarr.metadata.hierarchy import Node
+from aioxarray._zarr.metadata.hierarchy import StoredNode
 from aioxarray.testing import RecordingStore
 from tests import samples
 from tests.opening.helpers import Way, assert_loaded, assert_opened, every_way
@@ -155,4 +155,4 @@ def test_the_keys_of_the_end_chunks_are_those_zarr_reads(name: str, shape: Any) 
     array[(0,) * len(shape)]
     array[(-1,) * len(shape)]
     read = dict.fromkeys(request.key for request in store.log.requests)
-    assert list(Node("group/a", document).end_chunk_keys()) == list(read)
+    assert list(StoredNode("group/a", document).end_chunk_keys()) == list(read)

@@ -19,8 +19,8 @@ import pytest
 import xarray as xr
 
 import aioxarray
-from aioxarray._xarray.arrays.remote_files import AheadFile
-from aioxarray._xarray.hdf5.files import OnceFile
+from aioxarray._xarray.arrays.remote_files import ReadAheadFile
+from aioxarray._xarray.hdf5.files import MetadataCachingFile
 from aioxarray.testing import ObjectServer
 from tests.opening.helpers import Way, assert_loaded, assert_opened, climate, own_ways
 
@@ -179,7 +179,7 @@ def test_garbage_is_not_collected_while_hdf5_waits(folder: Path, opened_by: str)
     reads = ReadElsewhere.reads
     file: Any = ReadElsewhere((folder / "large.nc").read_bytes())
     if opened_by == "us":
-        file = AheadFile(file)
+        file = ReadAheadFile(file)
     ds = with_garbage(lambda: aioxarray.open_dataset(file, engine="h5netcdf"), folder)
     opened = ReadElsewhere.reads
     assert opened > reads
@@ -192,7 +192,7 @@ def test_garbage_is_not_collected_while_hdf5_waits(folder: Path, opened_by: str)
 
 
 def test_garbage_is_not_collected_while_a_file_is_unpickled(folder: Path) -> None:
-    file = AheadFile(ReadElsewhere((folder / "large.nc").read_bytes()))
+    file = ReadAheadFile(ReadElsewhere((folder / "large.nc").read_bytes()))
     with aioxarray.open_dataset(file, engine="h5netcdf") as ds:
         pickled = pickle.dumps(ds)
     reads = ReadElsewhere.reads
@@ -220,7 +220,7 @@ class File(io.BytesIO):
 
 def test_bytes_are_those_of_the_file() -> None:
     data = np.random.default_rng(0).bytes(10 << 20)
-    ahead = AheadFile(File(data))
+    ahead = ReadAheadFile(File(data))
     ahead.read_ahead()
     # In the first block, across its end, between the blocks, in the last, across the end.
     for start, count in ((0, 10), (4 << 20, 7), ((4 << 20) - 3, 9), (5 << 20, 1), (9 << 20, 5)):
@@ -237,9 +237,9 @@ def test_bytes_are_those_of_the_file() -> None:
 
 def test_metadata_is_read_from_memory(folder: Path) -> None:
     file = File((folder / "climate.nc").read_bytes())
-    ahead = AheadFile(file)
+    ahead = ReadAheadFile(file)
     ahead.read_ahead()
-    once = OnceFile(ahead)
+    once = MetadataCachingFile(ahead)
     with xr.open_dataset(once, engine="h5netcdf") as ds:
         xr.testing.assert_identical(ds.load(), xr.load_dataset(folder / "climate.nc"))
     once.close()
@@ -247,7 +247,7 @@ def test_metadata_is_read_from_memory(folder: Path) -> None:
 
 
 def test_an_object_is_opened_once(folder: Path) -> None:
-    with OnceFile(io.BytesIO((folder / "tree.nc").read_bytes())) as file:
+    with MetadataCachingFile(io.BytesIO((folder / "tree.nc").read_bytes())) as file:
         assert file["/b/v"] is file["/b/v"]
         assert file["/b/v"].name == "/b/v"
         assert file[file["/b/v"].ref] == file["/b/v"]

@@ -11,7 +11,8 @@ import xarray as xr
 from zarr.storage import MemoryStore, ObjectStore
 
 import aioxarray
-from aioxarray._zarr.stores.clients import FETCHERS, Nearness
+from aioxarray._zarr import tuning
+from aioxarray._zarr.stores.clients import Nearness
 from aioxarray.testing import ObjectServer, VirtualClock
 
 
@@ -54,6 +55,6 @@ def test_from_a_distant_server_more_is_fetched_at_once_than_threads_could() -> N
         lazy = xr.open_zarr(ObjectStore(client), chunks=None)
         server.log.clear()
         aioxarray.load(lazy)
-        assert server.log.most_in_flight > 2 * FETCHERS
+        assert server.log.most_in_flight > 2 * tuning.FETCHERS
         assert server.log.count("GET", "data/a/c/*") == 64
     np.testing.assert_array_equal(lazy.a, values)

@@ -35,7 +35,7 @@ STORES: dict[str, Callable[[Path], Any]] = {
     "wrapped": lambda path: RecordingStore(MemoryStore()),
 }
 WAYS = {
-    "memory": Way.HERE,
+    "memory": Way.INLINE,
     "local": Way.THREADS,
     "obstore": Way.FIRST_ANSWER,
     "wrapped": Way.COROUTINES,
@@ -102,11 +102,11 @@ def test_shards(stored: tuple[str, Any]) -> None:
 
 def test_few_bytes_in_memory_are_decoded_at_once() -> None:
     array = array_in(MemoryStore())
-    assert plan_of(array, (slice(0, 16), slice(0, 16))).way is Way.HERE
+    assert plan_of(array, (slice(0, 16), slice(0, 16))).way is Way.INLINE
     with aioxarray.config.set(cache="1MiB"):
         plan = plan_of(array, (slice(0, 16), slice(0, 16)))
     assert plan.way is Way.THREADS
-    assert plan.alike is not None
+    assert plan.shared_as is not None
 
 
 class OwnChecksum(zarr.codecs.Crc32cCodec):

@@ -15,7 +15,7 @@ import zarr
 from zarr.storage import MemoryStore, ObjectStore
 
 import aioxarray
-from aioxarray._zarr.chunks import jobs
+from aioxarray._zarr import tuning
 from aioxarray._zarr.codecs.decoders import Decoder
 from aioxarray._zarr.stores.sources import ObjectSource
 from aioxarray.testing import ObjectServer
@@ -30,7 +30,7 @@ MISSING, FAILING = 5, 7
 def near(monkeypatch: pytest.MonkeyPatch) -> None:
     """However long the server takes to answer, it is close by."""
     pytest.importorskip("zstandard")
-    monkeypatch.setattr(jobs, "_AT_ONCE_S", PATIENCE_S)
+    monkeypatch.setattr(tuning, "NEARBY_S", PATIENCE_S)
 
 
 @pytest.fixture

@@ -360,13 +360,13 @@ def test_a_loop_that_was_closed_while_it_waited_loses_its_turn() -> None:
     asyncio.run(main())
 
 
-def apart(bound: float) -> float:
+def quarter(bound: float) -> float:
     return 0 if math.isinf(bound) else bound // 4
 
 
 @with_holders
 async def test_a_short_hold_does_not_wait_for_the_end_of_long_ones(holders: Holders) -> None:
-    budget = Budget("things", apart=apart)
+    budget = Budget("things", reserved=quarter)
     with budget.share(8) as large, budget.share(8) as small:
         for index in range(10):
             await holders.add(f"large {index}", large, 2, long=True)
@@ -386,7 +386,7 @@ async def test_a_short_hold_does_not_wait_for_the_end_of_long_ones(holders: Hold
 
 @with_holders
 async def test_short_holds_go_beside_one_that_is_larger_than_the_bound(holders: Holders) -> None:
-    budget = Budget("things", apart=apart)
+    budget = Budget("things", reserved=quarter)
     with budget.share(8) as large, budget.share(8) as small:
         await holders.add("small 0", small, 2)
         await holders.add("large 0", large, 50, long=True)
@@ -403,7 +403,7 @@ async def test_short_holds_go_beside_one_that_is_larger_than_the_bound(holders: 
 
 @with_holders
 async def test_a_long_hold_is_not_starved_by_short_ones(holders: Holders) -> None:
-    budget = Budget("things", apart=apart)
+    budget = Budget("things", reserved=quarter)
     with budget.share(8) as large, budget.share(8) as small:
         for index in range(60):
             await holders.add(f"small {index}", small)
@@ -418,7 +418,7 @@ async def test_a_long_hold_is_not_starved_by_short_ones(holders: Holders) -> Non
 async def test_what_is_beside_the_bound_is_for_short_holds_beside_long_ones(
     holders: Holders,
 ) -> None:
-    budget = Budget("things", beside=lambda bound: 1)
+    budget = Budget("things", extra=lambda bound: 1)
     with budget.share(2) as large, budget.share(2) as small:
         for index in range(4):
             await holders.add(f"small {index}", small)
@@ -435,9 +435,9 @@ async def test_what_is_beside_the_bound_is_for_short_holds_beside_long_ones(
 class Checked:
     """A budget, and what its rules say of those who are in it and who wait, worked out simply."""
 
-    def __init__(self, budget: Budget, lane: Callable[[float], float]) -> None:
+    def __init__(self, budget: Budget, reserve: Callable[[float], float]) -> None:
         self.budget = budget
-        self.lane = lane
+        self.reserve = reserve
         # Whether more may be in use than a bound that was lowered meanwhile.
         self.has_shrunk = False
         self.shares: dict[int, tuple[Share, float, contextlib.ExitStack]] = {}
@@ -486,15 +486,15 @@ class Checked:
         assert self.budget.statistics() == BudgetStatistics(
             used, len(self.waiting), bound, len(self.shares)
         )
-        lane = self.lane(bound)
+        reserve = self.reserve(bound)
         short = used - sum(longs)
         if used > bound and not self.has_shrunk:
-            # One that is larger than the bound, or than the lane leaves, beside the lane; or one
-            # that is larger than the lane in it.
+            # One that is larger than the bound, or than the reserve leaves, beside the reserve; or
+            # one that is larger than the reserve in it.
             shorts = len(self.inside) - len(longs)
-            assert len(self.inside) == 1 or lane
-            assert len(longs) <= 1 or sum(longs) <= bound - lane
-            assert shorts <= 1 or short <= lane
+            assert len(self.inside) == 1 or reserve
+            assert len(longs) <= 1 or sum(longs) <= bound - reserve
+            assert shorts <= 1 or short <= reserve
         waiting: dict[int, tuple[int, bool]] = {}
         for number, amount, long in self.waiting.values():
             waiting.setdefault(number, (amount, long))
@@ -505,16 +505,16 @@ class Checked:
                 able.append((amount, long))
         if not able:
             return
-        # Nobody waits without need: one that has a turn does not fit, and all but the lane is
-        # kept for it; and those that could use the lane have no room there.
+        # Nobody waits without need: one that has a turn does not fit, and all but the reserve is
+        # kept for it; and those that could use the reserve have no room there.
         assert used > 0
         assert any(
-            amount + used > bound or (long and amount + sum(longs) > bound - lane)
+            amount + used > bound or (long and amount + sum(longs) > bound - reserve)
             for amount, long in able
         )
-        if lane:
+        if reserve:
             able_short = [amount for amount, long in able if not long]
-            assert not able_short or any(short and each + short > lane for each in able_short)
+            assert not able_short or any(short and each + short > reserve for each in able_short)
 
 
 amounts = st.integers(1, 12)
@@ -529,13 +529,13 @@ steps = st.lists(
 )
 
 
-@pytest.mark.parametrize("with_lane", [False, True])
+@pytest.mark.parametrize("with_reserve", [False, True])
 @settings(max_examples=60, deadline=None)
 @given(steps=steps)
-def test_any_sequence_of_calls_keeps_the_rules(with_lane: bool, steps: list[Any]) -> None:
+def test_any_sequence_of_calls_keeps_the_rules(with_reserve: bool, steps: list[Any]) -> None:
     async def main() -> None:
-        lane: Callable[[float], float] = apart if with_lane else lambda bound: 0
-        model = Checked(Budget("things", apart=lane), lane)
+        reserve: Callable[[float], float] = quarter if with_reserve else lambda bound: 0
+        model = Checked(Budget("things", reserved=reserve), reserve)
         for number in range(4):
             model.open(number, 8)
         for name, (kind, *arguments) in enumerate(steps):

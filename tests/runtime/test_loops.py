@@ -25,7 +25,7 @@ from aioxarray._runtime.loops import (
     running_loop,
     use_io_loop,
 )
-from tests.runtime.helpers import PATIENCE_S, run_script, settle, until
+from tests.runtime.helpers import PATIENCE_S, settle, until
 
 Loop = asyncio.AbstractEventLoop
 Run = Callable[[Callable[[], Coroutine[Any, Any, Any]]], Any]
@@ -402,30 +402,3 @@ def test_the_io_loop_of_a_context_ends_with_it() -> None:
         assert io_loop() is loop
     assert io_loop() is before
     loop.close()
-
-
-OWN_LOOP = """
-import asyncio, os, threading
-from aioxarray._runtime.loops import io_loop, run_blocking
-
-async def where():
-    return threading.current_thread().name, asyncio.get_running_loop()
-
-name, loop = run_blocking(where)
-assert name == "aioxarray-io", name
-assert io_loop() is loop
-child = os.fork()
-if child == 0:
-    name, new = run_blocking(where)
-    os._exit(0 if name == "aioxarray-io" and new is not loop else 1)
-assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-assert run_blocking(where)[1] is loop
-print("fine")
-"""
-
-
-def test_the_runtime_alone_has_a_loop_of_its_own_and_another_after_a_fork() -> None:
-    # Without zarr, whose loop takes its place.
-    code = "import sys; sys.modules['aioxarray'] = type(sys)('aioxarray')\n"
-    code += "sys.modules['aioxarray'].__path__ = ['src/aioxarray']\n"
-    assert run_script(code + OWN_LOOP).splitlines()[-1] == "fine"

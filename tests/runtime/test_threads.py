@@ -216,7 +216,7 @@ def test_no_more_than_a_bounded_number_of_threads_is_replaced() -> None:
 
 EXIT = """
 import asyncio, threading
-from aioxarray._runtime.threads.crew import uncut
+from aioxarray._runtime.threads.pool_threads import exit_blocked
 from aioxarray._runtime.threads.pool import Pool
 
 pool, never, begun = Pool("own", 2), threading.Event(), threading.Event()
@@ -226,7 +226,7 @@ def hang():
     never.wait()
 
 def finish():
-    with uncut():
+    with exit_blocked():
         begun.set()
         threading.main_thread().join()
         print("to its end", flush=True)

@@ -89,3 +89,20 @@ class Batches(Generic[T]):
             else:
                 ended.set_exception(error)
         self._start()
+
+
+def one_by_one(handle: Callable[[T], object]) -> Callable[[Sequence[T]], list[Exception | None]]:
+    """Return a function that calls ``handle`` for each item of a batch, and returns the errors."""
+
+    def handle_all(items: Sequence[T]) -> list[Exception | None]:
+        errors: list[Exception | None] = []
+        for item in items:
+            try:
+                handle(item)
+            except Exception as error:  # noqa: BLE001 - raised where the item was added
+                errors.append(error)
+            else:
+                errors.append(None)
+        return errors
+
+    return handle_all

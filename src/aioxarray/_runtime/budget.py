@@ -45,7 +45,7 @@ class Budget:
 
     Each load opens a `Share` with its own bound. The amount in use in one share never exceeds its
     bound, and that in all shares together never exceeds the largest bound among the open shares
-    (but see ``beside``): loads that all use the configured bound keep to it together. An amount
+    (but see ``extra``): loads that all use the configured bound keep to it together. An amount
     larger than its share's bound is admitted alone in the share, and one larger than all bounds
     alone in the budget.
 
@@ -54,32 +54,33 @@ class Budget:
     enough. Tasks of any asyncio loop can wait.
 
     Some tasks hold their amount for long, for example while a chunk of hundreds of megabytes
-    arrives. A budget can have a *lane* that is closed to them. Other tasks, which hold it for about
-    a round trip, then never wait for the end of a long hold: they are admitted to the budget or to
-    the lane, whichever is first. The cost of a call does not depend on the number of shares.
+    arrives. A budget can have a *reserve* that is closed to them. Other tasks, which hold it for
+    about a round trip, then never wait for the end of a long hold: they are admitted to the budget
+    or to the reserve, whichever is first. The cost of a call does not depend on how many shares
+    there are.
 
     Parameters
     ----------
     unit
         The unit of the amounts, for the ``repr``.
-    apart
-        Returns the part of a bound that is reserved for the lane. An amount larger than the rest is
-        admitted alone among the long holds, beside those in the lane.
-    beside
-        Returns the size of the lane beyond a bound. An amount larger than the lane is admitted to
-        it alone.
+    reserved
+        Returns the part of a bound that is the reserve. An amount larger than the rest is admitted
+        alone among the long holds, beside those in the reserve.
+    extra
+        Returns the size of the reserve beyond a bound. An amount larger than the reserve is
+        admitted to it alone.
     """
 
     def __init__(
         self,
         unit: str,
         *,
-        apart: Callable[[float], float] = _nothing,
-        beside: Callable[[float], float] = _nothing,
+        reserved: Callable[[float], float] = _nothing,
+        extra: Callable[[float], float] = _nothing,
     ) -> None:
         self.unit = unit
-        self._apart = apart
-        self._beside = beside
+        self._reserved = reserved
+        self._extra = extra
         self._generation = 0
         self._reset()
         _budgets.add(self)
@@ -91,9 +92,9 @@ class Budget:
         self._open: set[Share] = set()
         self._bounds = _Largest()
         # Queues of the shares with a task to admit next, each share once: for the budget, and for
-        # the lane. A share that has no such task any more is dropped when it comes up.
+        # the reserve. A share that has no such task any more is dropped when it comes up.
         self._turns: deque[Share] = deque()
-        self._lane_turns: deque[Share] = deque()
+        self._reserve_turns: deque[Share] = deque()
         # Whether the first share waits for more than is free, so that no other is admitted.
         self._kept = False
         self.in_use = 0
@@ -101,11 +102,11 @@ class Budget:
         self._resize()
 
     def _resize(self) -> None:
-        """Update the bound, and the parts of it for long holds and for the lane."""
+        """Update the bound, and the parts of it for long holds and for the reserve."""
         self._bound = self._bounds.largest
-        apart = self._apart(self._bound)
-        self._for_long = self._bound - apart
-        self._lane = apart + self._beside(self._bound)
+        reserved = self._reserved(self._bound)
+        self._for_long = self._bound - reserved
+        self._reserve = reserved + self._extra(self._bound)
 
     def __repr__(self) -> str:
         now = self.statistics()
@@ -140,26 +141,26 @@ class Budget:
     def _fits(self, amount: int, long: bool) -> bool:
         """Return whether there is room for ``amount``."""
         if self.in_use == 0 or amount > self._bound - self.in_use:
-            # More than the bound is admitted alone, or with nothing but holds in the lane.
+            # More than the bound is admitted alone, or with nothing but holds in the reserve.
             return self.in_use == 0 or (
                 long
                 and amount > self._for_long
                 and self._long_in_use == 0
-                and self.in_use <= self._lane
+                and self.in_use <= self._reserve
             )
         return not long or self._long_in_use == 0 or amount <= self._for_long - self._long_in_use
 
-    def _fits_lane(self, amount: int) -> bool:
-        """Return whether there is room in the lane for ``amount``, which is not held for long."""
+    def _fits_reserve(self, amount: int) -> bool:
+        """Return whether there is room in the reserve for ``amount``, a short hold."""
         in_use = self.in_use - self._long_in_use
-        return in_use == 0 or amount <= self._lane - in_use
+        return in_use == 0 or amount <= self._reserve - in_use
 
     def _let_in(self) -> None:
         """Admit waiting tasks to free places; the lock is held."""
         self._let_in_by_turns()
-        while self._kept and (share := self._first_for_lane()) is not None:
-            self._lane_turns.popleft()
-            share._in_lane = False
+        while self._kept and (share := self._first_for_reserve()) is not None:
+            self._reserve_turns.popleft()
+            share._in_reserve_turns = False
             share._let_in_next()
             if self._turns[0] is share:
                 # The next amount, for which places are kept, may have changed.
@@ -182,15 +183,15 @@ class Budget:
                 turns.popleft()
                 share._in_turns = False
 
-    def _first_for_lane(self) -> Share | None:
-        """Return the share that is next in the lane, if the lane has room for it."""
-        turns = self._lane_turns
+    def _first_for_reserve(self) -> Share | None:
+        """Return the share that is next in the reserve, if the reserve has room for it."""
+        turns = self._reserve_turns
         while turns:
             share = turns[0]
             if share._has_turn() and not share.waiting[0][1]:
-                return share if self._fits_lane(share.waiting[0][0]) else None
+                return share if self._fits_reserve(share.waiting[0][0]) else None
             turns.popleft()
-            share._in_lane = False
+            share._in_reserve_turns = False
         return None
 
 
@@ -249,7 +250,7 @@ class Share:
     __slots__ = (
         "_budget",
         "_generation",
-        "_in_lane",
+        "_in_reserve_turns",
         "_in_turns",
         "_is_open",
         "bound",
@@ -264,9 +265,9 @@ class Share:
         self._budget = budget
         self._generation = budget._generation
         self._is_open = False
-        # Whether the share is in the queue of the budget, and in that of the lane.
+        # Whether the share is in the queue of the budget, and in that of the reserve.
         self._in_turns = False
-        self._in_lane = False
+        self._in_reserve_turns = False
 
     def __enter__(self) -> Share:
         self._is_open = True
@@ -296,15 +297,15 @@ class Share:
         return sum(not place.cancelled() for _, _, place in self.waiting)
 
     def _line_up(self) -> None:
-        """Join the queues of the budget and the lane, if a task waits."""
+        """Join the queues of the budget and the reserve, if a task waits."""
         if not self.waiting or not self._has_turn():
             return
         if not self._in_turns:
             self._in_turns = True
             self._budget._turns.append(self)
-        if not self._in_lane and not self.waiting[0][1] and self._budget._lane > 0:
-            self._in_lane = True
-            self._budget._lane_turns.append(self)
+        if not self._in_reserve_turns and not self.waiting[0][1] and self._budget._reserve > 0:
+            self._in_reserve_turns = True
+            self._budget._reserve_turns.append(self)
 
     def _let_in_next(self) -> None:
         amount, long, place = self.waiting.popleft()

@@ -14,12 +14,17 @@ from concurrent.futures import Future
 from typing import Protocol, TypeVar, cast
 
 from aioxarray._runtime.loops import deliver_if_sent
-from aioxarray._runtime.threads.crew import called_at_exit, cancelled_at_exit, is_ending, uncut
+from aioxarray._runtime.threads.cancel_scope import CancelScope
 from aioxarray._runtime.threads.forks import after_fork
-from aioxarray._runtime.threads.leash import Leash
 from aioxarray._runtime.threads.outcomes import Outcome, until_done
-from aioxarray._runtime.threads.own import in_own_thread
+from aioxarray._runtime.threads.package_threads import in_package_thread
 from aioxarray._runtime.threads.pool import Pool, finish
+from aioxarray._runtime.threads.pool_threads import (
+    called_at_exit,
+    cancelled_at_exit,
+    exit_blocked,
+    is_ending,
+)
 
 T = TypeVar("T")
 _logger = logging.getLogger(__name__)
@@ -49,13 +54,13 @@ class Lane:
     ----------
     pool
         The threads that make the calls.
-    is_uncut
-        Whether the end of the interpreter waits for the call in progress: see `uncut`.
+    blocks_exit
+        Whether the end of the interpreter waits for the call in progress: see `exit_blocked`.
     """
 
-    def __init__(self, pool: Pool, is_uncut: bool = False) -> None:
+    def __init__(self, pool: Pool, blocks_exit: bool = False) -> None:
         self._pool = pool
-        self._is_uncut = is_uncut
+        self._blocks_exit = blocks_exit
         self._kept: dict[int, list[object]] = {}
         self._reset()
 
@@ -68,9 +73,9 @@ class Lane:
         self._dropped: deque[list[object]] = deque()
 
     @classmethod
-    def of(cls, key: Hashable, pool: Pool, *, is_uncut: bool = False) -> Lane:
+    def of(cls, key: Hashable, pool: Pool, *, blocks_exit: bool = False) -> Lane:
         """Return the lane for ``key``, which identifies the lock. A lane lives while it is used."""
-        return _lanes.setdefault(key, cls(pool, is_uncut))
+        return _lanes.setdefault(key, cls(pool, blocks_exit))
 
     async def run(self, function: Callable[[], T]) -> T:
         """Await ``function()``, after earlier calls, in the context of the caller.
@@ -87,20 +92,20 @@ class Lane:
         Cancelling cancels the blocking calls that ``function`` makes, and waits for its end, at
         most ``patience_s`` seconds if given. If it still returns a result, it is freed in the lane.
         """
-        leash = Leash()
+        scope = CancelScope()
         outcome: Outcome[T] = Outcome()
 
-        def leashed() -> T:
-            with cancelled_at_exit(leash.pull):
-                return leash.run(function)
+        def run() -> T:
+            with cancelled_at_exit(scope.cancel):
+                return scope.run(function)
 
-        call = self._queue(leashed, outcome)
+        call = self._queue(run, outcome)
         ended = asyncio.wrap_future(call)
         try:
             await asyncio.shield(ended)
         except asyncio.CancelledError:
             if not call.cancel():
-                leash.pull()
+                scope.cancel()
                 if patience_s is None:
                     await until_done(ended)
                 else:
@@ -165,7 +170,7 @@ class Lane:
         self._tidy_for_the_user()
 
     def _tidy_for_the_user(self) -> None:
-        if not in_own_thread():
+        if not in_package_thread():
             self._tidy()
         elif self._dropped and not self._turn.locked():
             deliver_if_sent(self._tidy_for_the_user)
@@ -174,9 +179,9 @@ class Lane:
         # A thread that has the turn checks this again after releasing it.
         while self._dropped and not self._turn.locked():
             with self._turn:
-                self._let_go()
+                self._release_dropped()
 
-    def _let_go(self) -> None:
+    def _release_dropped(self) -> None:
         while self._dropped:
             self._dropped.popleft().clear()
 
@@ -189,7 +194,7 @@ class Lane:
         def take_turn() -> None:
             with self._turn:
                 outcome.of(lambda: context.run(functions.pop()))
-                self._let_go()
+                self._release_dropped()
             self._tidy()
 
         with self._lock:
@@ -206,7 +211,7 @@ class Lane:
                     self._busy = False
                     return
                 call, function = self._calls.popleft()
-            with uncut() if self._is_uncut else contextlib.nullcontext():
+            with exit_blocked() if self._blocks_exit else contextlib.nullcontext():
                 finish(call, function)
             # Do not keep objects of this call alive until the next one.
             del call, function

@@ -15,15 +15,13 @@ import functools
 import inspect
 import queue
 import sys
-import threading
 from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
-from aioxarray._runtime.threads.forks import after_fork
-from aioxarray._runtime.threads.leash import holding
+from aioxarray._runtime.threads.cancel_scope import call_scope
 from aioxarray._runtime.threads.outcomes import Outcome
-from aioxarray._runtime.threads.own import mark_own_thread
+from aioxarray._runtime.threads.package_threads import mark_package_thread
 from aioxarray.errors import did_you_mean
 
 T = TypeVar("T")
@@ -48,29 +46,8 @@ if "trio" in sys.modules:
     import anyio._backends._trio  # noqa: F401
 
 
-class _OwnLoop:
-    """An asyncio loop in a daemon thread, created on first use and again after a fork."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        after_fork(self._forget)
-
-    def _forget(self) -> None:
-        self._lock = threading.Lock()
-        self._loop = None
-
-    def __call__(self) -> asyncio.AbstractEventLoop:
-        with self._lock:
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                threading.Thread(
-                    target=self._loop.run_forever, name="aioxarray-io", daemon=True
-                ).start()
-            return self._loop
-
-
-_source: Callable[[], asyncio.AbstractEventLoop] = _OwnLoop()
+# Returns the I/O loop. Set when `aioxarray._zarr` is imported, and so with this package.
+_source: Callable[[], asyncio.AbstractEventLoop]
 # Whether the I/O loop runs in its own thread, and not in one of the user's.
 _has_own_thread = True
 
@@ -168,9 +145,9 @@ class _Remote:
 
     def _start(self) -> None:
         if _has_own_thread and self._loop is io_loop():
-            mark_own_thread()
+            mark_package_thread()
         if self._has_ended:
-            # Cancelled by a leash just before the start was scheduled.
+            # Cancelled by a scope just before the start was scheduled.
             return
         # Called inside the task, so that wrong arguments are an error of the task. Raised here, the
         # error would be lost, and the caller would wait forever.
@@ -200,7 +177,7 @@ class _Remote:
 
 
 class _BlockingRemote(_Remote):
-    """A task on another loop that a thread waits for, and that a leash can hold."""
+    """A task on another loop that a thread waits for, and that a cancel scope can have."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -349,7 +326,7 @@ def run_blocking(function: Callable[[], Coroutine[Any, Any, T]]) -> T:
     if here is not None:
         context.run(_blocked_loops.set, (*_blocked_loops.get(), here))
     remote = _BlockingRemote(loop, function, context, lambda: inbox.put(None))
-    with holding(remote, context):
+    with call_scope(remote, context):
         try:
             remote.start()
             _serve(inbox)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from time import perf_counter
 from typing import TypeVar
 
@@ -28,10 +28,6 @@ async def gather(functions: Iterable[Callable[[], Awaitable[T]]]) -> list[T]:
     listed = list(functions)
     if len(listed) == 1:
         return [await listed[0]()]
-    return await _side_by_side(listed)
-
-
-async def _side_by_side(listed: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
     results: dict[int, T] = {}
 
     async def run(index: int, function: Callable[[], Awaitable[T]]) -> None:

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 from aioxarray._runtime.loops import io_loop, run_on
-from aioxarray._runtime.threads.leash import Leash
+from aioxarray._runtime.threads.cancel_scope import CancelScope
 from aioxarray._runtime.threads.outcomes import Outcome, until_done
 from aioxarray._runtime.threads.pool import Pool
 
@@ -27,14 +27,18 @@ _depth: contextvars.ContextVar[int] = contextvars.ContextVar("aioxarray_depth", 
 _pools: dict[int, Pool] = {}
 
 
-async def in_worker(function: Callable[[], T], discard: Callable[[T], object]) -> T:
+def _drop(result: object) -> None:
+    """Discard a result that has nothing to close."""
+
+
+async def in_worker(function: Callable[[], T], discard: Callable[[T], object] = _drop) -> T:
     """Await ``function()`` in a worker thread, from any event loop.
 
     Cancelling cancels the requests that ``function`` waits for, and returns when they and
     ``function`` have ended. Unless it has called `be_awaited`, the wait for ``function`` itself is
     limited to half a second. A result that it still returns is passed to ``discard``.
     """
-    leash = Leash()
+    scope = CancelScope()
     # One future, done when the thread is; empty before it starts.
     ends: list[Future[None]] = []
     depth = _depth.get()
@@ -48,8 +52,8 @@ async def in_worker(function: Callable[[], T], discard: Callable[[T], object]) -
         ended: Future[None] = Future()
         ends.append(ended)
         try:
-            outcome.of(lambda: leash.run(functions.pop()))
-            if leash.pulled:
+            outcome.of(lambda: scope.run(functions.pop()))
+            if scope.cancelled:
                 throw_away()
         finally:
             ended.set_result(None)
@@ -62,11 +66,11 @@ async def in_worker(function: Callable[[], T], discard: Callable[[T], object]) -
         try:
             await pool.run(work)
         except asyncio.CancelledError:
-            for call in leash.pull():
+            for call in scope.cancel():
                 await _end_of(call)
             # Without its requests it usually ends soon, unless it waits for something else.
             for ended in ends:
-                await _end_of(ended, None if leash.awaited else _UNWINDING_S)
+                await _end_of(ended, None if scope.awaited else _UNWINDING_S)
             if outcome.has_result:
                 # Cancelled at the moment when the result arrived.
                 await until_done(pool.start(throw_away))

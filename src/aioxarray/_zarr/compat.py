@@ -52,32 +52,6 @@ from zarr.storage._local import _put
 # (zarr-developers/zarr-python#3487). Can go when zarr makes it public, as #3997 proposes.
 from zarr.core.sync import _get_loop
 
-__all__ = [
-    "ArrayConfig",
-    "ArraySpec",
-    "ArrayV2Metadata",
-    "ArrayV3Metadata",
-    "AsyncArray",
-    "AsyncVIndex",
-    "BatchedCodecPipeline",
-    "Buffer",
-    "BufferPrototype",
-    "ConsolidatedMetadata",
-    "GroupMetadata",
-    "NDBuffer",
-    "SelectorTuple",
-    "UInt64",
-    "_get_loop",
-    "_put",
-    "_v2",
-    "cpu",
-    "default_buffer_prototype",
-    "fill_value_or_default",
-    "get_indexer",
-    "make_store_path",
-    "regular_grid",
-]
-
 # The fill value of chunks, also for old arrays without one. zarr 3.4 only re-exports it there.
 _codec_pipeline: Any = codec_pipeline
 fill_value_or_default = _codec_pipeline.fill_value_or_default

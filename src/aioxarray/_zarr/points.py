@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from aioxarray._zarr.selection import Chunk
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from aioxarray._zarr.compat import ArraySpec
-    from aioxarray._zarr.selection import Chunk
 
 # numpy radix-sorts integers of up to two bytes, which takes half the time for a million points.
 _BY_DIGITS = 1 << 16
@@ -170,4 +171,4 @@ class Points:
             # Coordinates are computed later, because this runs on the event loop.
             inside = Inside(self._offset[start:stop], self.chunk_shape)
             places = slice(start, stop) if self._order is None else self._order[start:stop]
-            yield key(at), spec, inside, (places,)
+            yield Chunk(key(at), spec, inside, (places,))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from aioxarray._zarr import tuning
 
 if TYPE_CHECKING:
     import numpy as np
@@ -13,28 +15,60 @@ if TYPE_CHECKING:
     from aioxarray._zarr.compat import ArraySpec
     from aioxarray._zarr.points import Inside
 
-    # A chunk's key and specification, the selection inside it, and its selection in the result.
-    # Tuples, because for thousands of chunks objects cost more than decoding.
-    Chunk = tuple[str, ArraySpec, tuple[Any, ...] | Inside, tuple[Any, ...]]
-
     # For one axis: the chunk's index, the selection inside it, and its selection in the result.
     _AxisPart = tuple[int, int | slice, slice]
 
-    # Start and end (exclusive) of a byte range, and the parts that are in it.
-    Range = tuple[int, int, list[tuple[int, int, Any]]]
-
 T = TypeVar("T")
 
-# A hop to a thread and back costs as much as reading some MB of uncompressed data.
-_RUN_BYTES = 16 << 20
-_LEAST_BYTES = 2 << 20
-# Progress reports, and other work for the thread, wait for at most this many chunks.
-_RUN_CHUNKS = 128
+# The number of chunks along an axis that are combined with those of the other axes at a time.
+_SLAB = 256
+
+
+class Chunk(NamedTuple):
+    """A chunk that a selection touches.
+
+    Attributes
+    ----------
+    key
+        Its key in the store; for an inner chunk of a shard, its indices in the grid of the shard.
+    spec
+        Its specification, which zarr passes to codecs.
+    inside
+        The selection in the chunk.
+    outside
+        The place of the selected values in the result.
+    """
+
+    key: Any
+    spec: ArraySpec
+    inside: tuple[Any, ...] | Inside
+    outside: tuple[Any, ...]
+
+
+class Span(NamedTuple):
+    """A byte range with one wanted part of a value, which ends before ``stop``."""
+
+    start: int
+    stop: int
+    part: Any
+
+
+class ByteRange(NamedTuple):
+    """A byte range to be read, and the wanted parts in it."""
+
+    start: int
+    stop: int
+    spans: list[Span]
 
 
 def byte_count(shape: Iterable[int], dtype: np.dtype[Any]) -> int:
     """Return the bytes of an array."""
     return math.prod(shape) * dtype.itemsize
+
+
+def as_tuple(selection: Any) -> tuple[Any, ...]:
+    """Return a selection of zarr's indexers as a tuple with an index for each axis."""
+    return selection if type(selection) is tuple else (selection,)
 
 
 def is_basic(selection: Iterable[Any]) -> bool:
@@ -43,7 +77,11 @@ def is_basic(selection: Iterable[Any]) -> bool:
 
 
 def in_runs(
-    chunks: Iterable[T], total: int, chunk_bytes: int, threads: int, run_bytes: int = _RUN_BYTES
+    chunks: Iterable[T],
+    total: int,
+    chunk_bytes: int,
+    threads: int,
+    run_bytes: int = tuning.RUN_BYTES,
 ) -> Iterator[list[T]]:
     """Split ``chunks`` into runs, each of which one thread reads, or writes, sequentially.
 
@@ -51,30 +89,30 @@ def in_runs(
     last runs are short, so that the threads finish together.
     """
     size = max(1, chunk_bytes)
-    most = max(1, min(_RUN_CHUNKS, run_bytes // size))
-    least = max(1, min(most, _LEAST_BYTES // size, -(-total // threads)))
+    most = max(1, min(tuning.RUN_CHUNKS, run_bytes // size))
+    least = max(1, min(most, tuning.LEAST_RUN_BYTES // size, -(-total // threads)))
     remaining = iter(chunks)
     while run := list(itertools.islice(remaining, max(least, min(most, total // (2 * threads))))):
         total -= len(run)
         yield run
 
 
-def merged(parts: Iterable[tuple[int, int, Any]], max_gap: int, max_bytes: int) -> list[Range]:
-    """Return byte ranges that cover ``parts``, merging those that are close together.
+def merged(spans: Iterable[Span], max_gap: int, max_bytes: int) -> list[ByteRange]:
+    """Return byte ranges that cover ``spans``, merging those that are close together.
 
-    ``max_gap`` is the largest number of unwanted bytes between two merged parts, and ``max_bytes``
+    ``max_gap`` is the largest number of unwanted bytes between two merged spans, and ``max_bytes``
     the largest length of a merged range.
     """
-    ranges: list[Range] = []
-    for part in sorted(parts, key=lambda part: part[:2]):
-        start, stop, _ = part
+    ranges: list[ByteRange] = []
+    for span in sorted(spans, key=lambda span: span[:2]):
         if ranges:
-            first, last, members = ranges[-1]
-            if start - last <= max_gap and max(stop, last) - first <= max_bytes:
-                members.append(part)
-                ranges[-1] = (first, max(stop, last), members)
+            last = ranges[-1]
+            stop = max(span.stop, last.stop)
+            if span.start - last.stop <= max_gap and stop - last.start <= max_bytes:
+                last.spans.append(span)
+                ranges[-1] = last._replace(stop=stop)
                 continue
-        ranges.append((start, stop, [part]))
+        ranges.append(ByteRange(span.start, span.stop, [span]))
     return ranges
 
 
@@ -117,33 +155,29 @@ class Block:
     def chunks(self, key: Callable[[tuple[int, ...]], Any], spec: ArraySpec) -> Iterator[Chunk]:
         """Yield the chunks in C order."""
         for at, inside, outside in self.parts():
-            yield key(at), spec, inside, outside
+            yield Chunk(key(at), spec, inside, outside)
 
     def parts(self) -> Iterator[tuple[tuple[int, ...], tuple[Any, ...], tuple[Any, ...]]]:
         """Yield each chunk's indices in the grid, and the selections in it and in the result."""
-        kept = self._kept
-        if all(kept):
-            for parts in self._combined():
-                at, inside, outside = zip(*parts, strict=True) if parts else ((), (), ())
-                yield at, inside, outside
-        else:
-            for parts in self._combined():
-                at, inside, outside = zip(*parts, strict=True)
-                yield at, inside, tuple(itertools.compress(outside, kept))
-
-    def _combined(self) -> Iterator[tuple[_AxisPart, ...]]:
+        if not self._parts:
+            yield (), (), ()
+            return
         # The first axis with several chunks is generated lazily: with hundreds of thousands of
         # objects, the garbage collector would stop all threads for a tenth of a second.
         several = (axis for axis, part in enumerate(self._parts) if _count(*part) != 1)
-        index = next(several, len(self._parts))
-        head = [part for each in self._parts[:index] for part in _axis(*each)]
-        if index == len(self._parts):
-            yield tuple(head)
-            return
-        rest = [list(_axis(*each)) for each in self._parts[index + 1 :]]
-        for part in _axis(*self._parts[index]):
-            for others in itertools.product(*rest):
-                yield (*head, part, *others)
+        lazy = next(several, 0)
+        remaining = _axis(*self._parts[lazy])
+        axes = [[] if axis == lazy else list(_axis(*part)) for axis, part in enumerate(self._parts)]
+        while slab := list(itertools.islice(remaining, _SLAB)):
+            axes[lazy] = slab
+            at, inside, outside = ([[part[k] for part in axis] for axis in axes] for k in range(3))
+            yield from zip(
+                itertools.product(*at),
+                itertools.product(*inside),
+                # Axes that the result drops have one chunk.
+                itertools.product(*itertools.compress(outside, self._kept)),
+                strict=True,
+            )
 
 
 def _count(part: int | slice, size: int, length: int) -> int:

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from aioxarray._runtime.threads.crew import (
-    Crew,
-    Member,
-    current,
-)
 from aioxarray._runtime.threads.forks import after_fork
 from aioxarray._runtime.threads.outcomes import until_done
+from aioxarray._runtime.threads.pool_threads import (
+    PoolThread,
+    PoolThreads,
+    current,
+)
 
 T = TypeVar("T")
 _logger = logging.getLogger(__name__)
@@ -38,13 +38,13 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-class Call(Generic[T]):
+class _Abandonable(Generic[T]):
     """A function for a pool to call once, which can be given up while it is running."""
 
     def __init__(self, function: Callable[[], T]) -> None:
         self._function = function
         self._lock = threading.Lock()
-        self._thread: Member | None = None
+        self._thread: PoolThread | None = None
 
     def __call__(self) -> T:
         with self._lock:
@@ -112,7 +112,7 @@ class Pool(Executor):
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
-        self._crew: Crew | None = None
+        self._threads: PoolThreads | None = None
         self._spare: Pool | None = None
         self._queue: set[object] = set()
         # The number of long functions that were started and have not ended.
@@ -128,9 +128,9 @@ class Pool(Executor):
         with self._lock:
             if size != self._size:
                 self._size = size
-                crew, self._crew = self._crew, None
-                if crew is not None:
-                    crew.dismiss()
+                threads, self._threads = self._threads, None
+                if threads is not None:
+                    threads.dismiss()
 
     def _for(self, long: bool) -> Pool:
         """Return the pool for a function; the lock is held."""
@@ -147,9 +147,9 @@ class Pool(Executor):
         future: Future[T] = Future()
         work = partial(finish, future, partial(function, *args) if args else function)
         with self._lock:
-            if self._crew is None:
-                self._crew = Crew(self._name, self._size, self._most_lost)
-            self._crew.submit(work)
+            if self._threads is None:
+                self._threads = PoolThreads(self._name, self._size, self._most_lost)
+            self._threads.submit(work)
         return future
 
     async def run(self, function: Callable[[], T], *, long: bool = False) -> T:
@@ -159,7 +159,7 @@ class Pool(Executor):
         discarded; its thread is replaced.
         """
         context = contextvars.copy_context()
-        call = Call(lambda: context.run(function))
+        call = _Abandonable(lambda: context.run(function))
         try:
             return await self.start(call, long=long)
         except asyncio.CancelledError:
@@ -179,7 +179,7 @@ class Pool(Executor):
         Cancelling calls ``stop``, which should make ``function`` return soon, and waits until it
         has. Without ``wait``, cancelling returns at once, and the thread is replaced.
         """
-        call = Call(function)
+        call = _Abandonable(function)
         future = self.start(call, long=long)
         try:
             return await asyncio.shield(future)

@@ -7,15 +7,13 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 
-Block = tuple[slice, ...]
-
 
 def blocks(
     region: Sequence[slice],
     edges: Sequence[Sequence[int]],
     itemsize: int,
     wanted_bytes: int,
-) -> Iterator[Block]:
+) -> Iterator[tuple[slice, ...]]:
     """Yield the blocks of ``region``, which have whole chunks except at the ends of ``region``.
 
     Parameters

@@ -51,7 +51,7 @@ class Leaf:
 class Joined:
     """Nodes joined along an existing dimension."""
 
-    parts: tuple[Node, ...]
+    parts: tuple[JoinedNode, ...]
     axis: int
 
     @cached_property
@@ -73,7 +73,7 @@ class Joined:
 class Permuted:
     """A node with its dimensions permuted, as by `numpy.transpose`."""
 
-    part: Node
+    part: JoinedNode
     order: tuple[int, ...]
 
     @property
@@ -89,7 +89,7 @@ class Permuted:
 class Repeated:
     """A node repeated along new leading dimensions."""
 
-    part: Node
+    part: JoinedNode
     sizes: tuple[int, ...]
 
     @property
@@ -105,7 +105,7 @@ class Repeated:
 class Cast:
     """A node cast to another dtype."""
 
-    part: Node
+    part: JoinedNode
     dtype: np.dtype[Any]
 
     @property
@@ -125,7 +125,7 @@ class Reindexed:
         The fill value: a 0-d array of the dtype of ``part``.
     """
 
-    part: Node
+    part: JoinedNode
     axis: int
     index: Selector
     fill: Values
@@ -139,7 +139,7 @@ class Reindexed:
         return self.part.dtype
 
 
-Node = Leaf | Joined | Permuted | Repeated | Cast | Reindexed
+JoinedNode = Leaf | Joined | Permuted | Repeated | Cast | Reindexed
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class Piece:
     fit: Callable[[Values], Values]
 
 
-def pieces(node: Node, selection: Sequence[Selector]) -> Iterator[Piece]:
+def pieces(node: JoinedNode, selection: Sequence[Selector]) -> Iterator[Piece]:
     """Return the parts of leaves that make up ``selection`` of ``node``."""
     if not all(len(selector) for selector in selection):
         return iter(())
@@ -171,7 +171,7 @@ def pieces(node: Node, selection: Sequence[Selector]) -> Iterator[Piece]:
 
 
 def _pieces(
-    node: Node,
+    node: JoinedNode,
     selection: tuple[Selector, ...],
     place: tuple[Selector, ...],
     axes: tuple[int, ...],
@@ -291,7 +291,7 @@ def _as_slice(selector: Selector) -> slice:
 class JoinedArray(BackendArray):
     """A backend array for xarray over a node, which reads only the parts that are selected."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: JoinedNode) -> None:
         self.node = node
         self.shape = node.shape
         self.dtype = node.dtype

@@ -35,16 +35,8 @@ from aioxarray._xarray.compat import (
 )
 
 _DECODING = (_ElementwiseFunctionArray, NativeEndiannessArray, BoolTypeArray, StackedBytesArray)
-_AROUND = frozenset(
-    (
-        *_DECODING,
-        LazilyIndexedArray,
-        LazilyVectorizedIndexedArray,
-        CopyOnWriteArray,
-        MemoryCachedArray,
-        ImplicitToExplicitIndexingAdapter,
-    )
-)
+# Everything that a chain may consist of.
+_LAZY = (ExplicitlyIndexed, ImplicitToExplicitIndexingAdapter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,15 +95,12 @@ def plan(array: Any) -> Plan:
 
 
 def base_of(array: Any) -> BackendArray | None:
-    """Return the backend's array at the bottom of ``array``; None if it cannot be found."""
-    while not isinstance(array, BackendArray):
-        if type(array) in _AROUND:
-            array = array.array
-        else:
-            array = getattr(array, "aioxarray_chain", None)
-            if array is None:
-                return None
-    return array
+    """Return the backend's array at the bottom of ``array``; None if there is none."""
+    while isinstance(array, _LAZY):
+        if isinstance(array, BackendArray):
+            return array
+        array = getattr(array, "array", None)
+    return None
 
 
 def _wrapped(data: Any) -> Any:

@@ -13,8 +13,8 @@ from aioxarray._runtime.collector import collector
 from aioxarray._runtime.lanes import Lane
 from aioxarray._runtime.threads.pool import BLOCKING_THREADS, Pool
 from aioxarray._xarray.arrays.joined import JoinedArray
-from aioxarray._xarray.arrays.known_array import KnownArray
 from aioxarray._xarray.arrays.plan import Opaque, Read
+from aioxarray._xarray.arrays.prefetched_array import PrefetchedArray
 from aioxarray._xarray.arrays.remote_files import cancellable
 from aioxarray._xarray.compat import (
     HDF5_LOCK,
@@ -65,7 +65,7 @@ async def read(
         key = source.key.tuple
         part = None
         if isinstance(source.key, VectorizedIndexer):
-            if not any(map(_is_slice, key)):
+            if not any(isinstance(part, slice) for part in key):
                 part = await read_points(array._array, key, grants, report)
         elif is_basic(key):
             part = await read_block(array._array, key, grants, report)
@@ -85,13 +85,9 @@ async def read(
     return await _read_in_thread(partial(operator.getitem, array, source.key), array)
 
 
-def _is_slice(part: object) -> bool:
-    return isinstance(part, slice)
-
-
 def is_zarr(array: BackendArray) -> bool:
     """Return whether ``array`` reads a Zarr array, its attribute ``_array``."""
-    return type(array) in (ZarrArrayWrapper, KnownArray)
+    return type(array) in (ZarrArrayWrapper, PrefetchedArray)
 
 
 def _sound(key: ExplicitIndexer, shape: tuple[int, ...]) -> ExplicitIndexer:
@@ -175,8 +171,9 @@ def read_by_plain_call(source: Read) -> Any:
 _PATIENCE_S = 0.5
 
 # Kept forever: if the user's thread dropped a lane, its finalizer would run Python code there.
-# Uncut: on exit, HDF5 is torn down even if a thread is inside, and h5py waits for its own lock.
-_lane_of_hdf5 = Lane.of(HDF5_LOCK.token, blocking_pool, is_uncut=True)
+# It blocks the exit, at which HDF5 is torn down even if a thread is inside, and h5py waits for its
+# own lock.
+_lane_of_hdf5 = Lane.of(HDF5_LOCK.token, blocking_pool, blocks_exit=True)
 
 
 def lane_of_hdf5() -> Lane:
@@ -230,8 +227,5 @@ def _lock_key(lock: Any) -> Hashable | None:
     if isinstance(lock, SerializableLock):
         return lock.token
     # A lock of another kind (``threading.Lock``) has ``acquire``; xarray's dummy needs no lane.
-    return id(lock) if hasattr(lock, "acquire") and not _is_dummy(lock) else None
-
-
-def _is_dummy(lock: Any) -> bool:
-    return type(lock).__name__ == "DummyLock"
+    is_real = hasattr(lock, "acquire") and type(lock).__name__ != "DummyLock"
+    return id(lock) if is_real else None

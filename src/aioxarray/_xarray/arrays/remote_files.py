@@ -26,7 +26,7 @@ _DEFAULTS: dict[str, Any] = {"cache_type": "blockcache", "block_size": _BLOCK_BY
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
-class AheadFile(io.RawIOBase):
+class ReadAheadFile(io.RawIOBase):
     """A file object with its first and last blocks in memory: most HDF5 metadata is there.
 
     HDF5 reads metadata a few bytes at a time. In ``file``, a cached fsspec file, the overhead of
@@ -147,7 +147,8 @@ def _fetching(file: Any) -> _Fetching | None:
         return _Fetching(file, io_loop(), file.fetch_async)
     fs: Any = getattr(file, "fs", None)
     # If the user asked for another cache, keep that.
-    if not _is_awaitable(fs) or not _caches_blocks(file):
+    cache = getattr(getattr(file, "cache", None), "name", None)
+    if not _is_awaitable(fs) or cache != "blockcache":
         return None
     # fsspec's HTTP files check that the server sent the range.
     fetch = getattr(file, "async_fetch_range", None)
@@ -158,10 +159,6 @@ def _fetching(file: Any) -> _Fetching | None:
 
 def _is_awaitable(fs: Any) -> bool:
     return getattr(fs, "async_impl", False) and not fs.asynchronous
-
-
-def _caches_blocks(file: Any) -> bool:
-    return getattr(getattr(file, "cache", None), "name", None) == "blockcache"
 
 
 async def _cat(fs: Any, path: str, start: int, end: int) -> bytes:
@@ -214,8 +211,8 @@ def cancellable(file: Any) -> Iterator[None]:
 def read_ahead(engine: Any, source: Any, options: Mapping[str, Any]) -> tuple[Any, Any]:
     """Return the source and the options that ``engine`` should open instead of those given.
 
-    For a URL and the h5netcdf engine, the source is an `AheadFile`, or the file that xarray itself
-    would open if it is not HDF5. In a worker thread.
+    For a URL and the h5netcdf engine, the source is a `ReadAheadFile`, or the file that xarray
+    itself would open if it is not HDF5. In a worker thread.
     """
     remote = isinstance(source, str) and is_remote_uri(source)
     # Other drivers, and libraries other than h5py, open the file themselves.
@@ -236,7 +233,7 @@ def read_ahead(engine: Any, source: Any, options: Mapping[str, Any]) -> tuple[An
     # fsspec's whole-file caches return a plain local file, which has no ``size``.
     if not getattr(file, "size", 0):
         return file, rest
-    ahead = AheadFile(file)
+    ahead = ReadAheadFile(file)
     try:
         ahead.read_ahead()
     except BaseException:

@@ -15,26 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 from aioxarray._runtime.loops import run_on
 from aioxarray._runtime.tasks import gather
-from aioxarray._runtime.threads.leash import is_cancelled
+from aioxarray._runtime.threads.cancel_scope import is_cancelled
 from aioxarray._runtime.threads.pool import Pool, usable_cores
 from aioxarray._runtime.workers import in_worker
 from aioxarray._xarray.arrays.blocks import aligned
 from aioxarray._xarray.arrays.read import blocking_pool
-from aioxarray._xarray.compat import get_chunked_array_type, is_chunked_array
+from aioxarray._xarray.compat import get_chunked_array_type
 from aioxarray._xarray.dask.gathered import Gathered
-from aioxarray._xarray.dask.names import told_apart
+from aioxarray._xarray.dask.names import with_distinct_names
 
 if TYPE_CHECKING:
     from aioxarray._xarray.dask.targets import Target
-
-__all__ = [
-    "apart",
-    "compute_chunked",
-    "is_chunked_array",
-    "store_chunked",
-    "store_later",
-    "tasks_end_with_the_call",
-]
 
 
 async def compute_chunked(arrays: Sequence[Any], options: Mapping[str, Any]) -> list[Any]:
@@ -45,7 +36,7 @@ async def compute_chunked(arrays: Sequence[Any], options: Mapping[str, Any]) -> 
     the tasks of dask's threaded scheduler make through this package, starts no further tasks, and
     waits a moment for tasks that do something else.
     """
-    distinct = await blocking_pool.run(lambda: apart(arrays))
+    distinct = await blocking_pool.run(lambda: with_distinct_names(arrays))
     values: dict[int, Any] = {}
 
     async def compute(manager: Any, indices: Sequence[int]) -> None:
@@ -106,7 +97,7 @@ def _stores(
     The arrays are rechunked so that no two blocks share a chunk of a target: each would read it,
     change it, and write it back.
     """
-    distinct = apart(sources)
+    distinct = with_distinct_names(sources)
     stores: list[tuple[Any, Callable[..., Any]]] = []
     for manager, indices in _kinds(distinct):
         blocks = []
@@ -125,19 +116,6 @@ def _stores(
         )
         stores.append((manager, store))
     return stores
-
-
-def apart(arrays: Sequence[Any]) -> list[Any]:
-    """Return chunked arrays like ``arrays`` that can be computed together: see `told_apart`."""
-    if "dask" not in sys.modules:
-        return list(arrays)
-    from dask.base import is_dask_collection
-
-    named = [index for index, array in enumerate(arrays) if is_dask_collection(array)]
-    result = list(arrays)
-    for index, array in zip(named, told_apart([arrays[at] for at in named]), strict=True):
-        result[index] = array
-    return result
 
 
 def _kinds(arrays: Sequence[Any]) -> list[tuple[Any, list[int]]]:
@@ -190,14 +168,14 @@ async def _run_with_dask(arrays: Sequence[Any], options: Mapping[str, Any]) -> l
         with tasks_end_with_the_call():
             return list(dask.base.compute(*arrays, **with_threads))
 
-    return await in_worker(compute, lambda _: None)
+    return await in_worker(compute)
 
 
 class _TaskThreads(Executor):
     """Threads for the tasks of one computation, whose reads and writes end with that computation.
 
-    They are on the leash of the thread that computes. When the interpreter exits, it joins dask's
-    own threads, even if they wait for a stalled server; it does not join these.
+    They are in the cancel scope of the thread that computes. At its exit, the interpreter joins
+    dask's own threads, even if they wait for a stalled server; it does not join these.
     """
 
     def __init__(self, count: int) -> None:

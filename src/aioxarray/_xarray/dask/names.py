@@ -8,6 +8,7 @@ from the file, the arguments and the variable only.
 from __future__ import annotations
 
 import re
+import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from graphlib import TopologicalSorter
@@ -34,13 +35,25 @@ def named_after(array: Any, path: str) -> Any:
     return clone(array, seed=path)
 
 
-def told_apart(arrays: Sequence[Any]) -> list[Any]:
-    """Return dask arrays with the values of ``arrays``, renamed where a name stands for two things.
+def with_distinct_names(arrays: Sequence[Any]) -> list[Any]:
+    """Return arrays with the values of ``arrays``, dask's renamed where a name means two things.
 
     Names clash if an explicit name was given to different objects (data, or functions) in two
     arrays: opened from two groups, for example, or twice. Results derived from them are renamed,
     too, since their names derive from that name. Everything else is computed once, as before.
     """
+    if "dask" not in sys.modules:
+        return list(arrays)
+    from dask.base import is_dask_collection
+
+    named = [index for index, array in enumerate(arrays) if is_dask_collection(array)]
+    result = list(arrays)
+    for index, array in zip(named, _distinct([arrays[at] for at in named]), strict=True):
+        result[index] = array
+    return result
+
+
+def _distinct(arrays: Sequence[Any]) -> list[Any]:
     # Layers that hold data, or that dask did not name.
     doubtful = {
         name
@@ -56,7 +69,7 @@ def told_apart(arrays: Sequence[Any]) -> list[Any]:
     if all(len(known) == 1 for known in versions.values()):
         return list(arrays)
     call = uuid.uuid4().hex
-    return [_told_apart(array, versions, call) for array in arrays]
+    return [_renamed_array(array, versions, call) for array in arrays]
 
 
 def _layers(array: Any) -> Iterator[tuple[str, Any, Any]]:
@@ -70,7 +83,7 @@ def _layers(array: Any) -> Iterator[tuple[str, Any, Any]]:
         yield name, graph.dependencies[name], layer
 
 
-def _told_apart(array: Any, versions: Mapping[str, Mapping[int, int]], call: str) -> Any:
+def _renamed_array(array: Any, versions: Mapping[str, Mapping[int, int]], call: str) -> Any:
     """Return ``array``, renamed if it depends on a layer that is not the first of its name."""
     from dask.array import Array
     from dask.core import flatten

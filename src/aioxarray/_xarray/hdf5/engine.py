@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import h5netcdf
 
 from aioxarray._runtime.loops import run_blocking
-from aioxarray._runtime.threads.own import in_own_thread
+from aioxarray._runtime.threads.package_threads import in_package_thread
 from aioxarray._xarray.arrays.read import in_hdf5
-from aioxarray._xarray.arrays.remote_files import AheadFile
+from aioxarray._xarray.arrays.remote_files import ReadAheadFile
 from aioxarray._xarray.compat import (
     CachingFileManager,
     H5netcdfBackendEntrypoint,
@@ -30,7 +30,7 @@ from aioxarray._xarray.compat import (
     close_on_error,
     is_remote_uri,
 )
-from aioxarray._xarray.hdf5.files import OnceFile
+from aioxarray._xarray.hdf5.files import MetadataCachingFile
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -75,35 +75,38 @@ class _File(_Group, h5netcdf.File):  # type: ignore[misc]
 
 def _open_file(source: Any, mode: str, **options: Any) -> Any:
     """Open a file with h5netcdf; at module level because file managers pickle this function."""
-    if not in_own_thread():
+    if not in_package_thread():
         # Unpickling a manager may open its file in any thread.
         return run_blocking(lambda: in_hdf5(lambda: _open_file(source, mode, **options)))
-    once = OnceFile(source)
+    cached = MetadataCachingFile(source)
     try:
-        file = _File(once, mode, **options)
+        file = _File(cached, mode, **options)
     except BaseException:
-        once.close()
+        cached.close()
         raise
     # Private: h5netcdf would not close the HDF5 file otherwise, since it did not open it.
     file._close_h5file = True
     return file
 
 
-def opens_once(source: Any, options: Mapping[str, Any]) -> bool:
-    """Return whether `open_once` can open ``source``: a local file or an `AheadFile`, by h5py."""
+def can_cache_metadata(source: Any, options: Mapping[str, Any]) -> bool:
+    """Return whether `open_caching_metadata` can open ``source``.
+
+    It opens local files and those of `ReadAheadFile`, by h5py.
+    """
     local = isinstance(source, str | os.PathLike) and not is_remote_uri(os.fspath(source))
     usual = all(options.get(name, value) == value for name, value in _OTHERWISE.items())
     by_h5py = "H5NETCDF_READ_BACKEND" not in os.environ
     # xarray's engine itself rejects options that it does not know.
     return (
-        (local or isinstance(source, AheadFile))
+        (local or isinstance(source, ReadAheadFile))
         and usual
         and by_h5py
         and options.keys() <= {*_KNOWN}
     )
 
 
-def open_once(
+def open_caching_metadata(
     source: Any,
     options: Mapping[str, Any],
     *,
@@ -121,7 +124,7 @@ def open_once(
     of_file["phony_dims"] = "access" if phony_dims is None else phony_dims
     kwargs: Any = {"mode": "r", "kwargs": of_file}
     manager: FileManager[Any]
-    if isinstance(source, AheadFile):
+    if isinstance(source, ReadAheadFile):
         manager = PickleableFileManager(_open_file, source, **kwargs)
     else:
         manager = CachingFileManager(_open_file, _normalize_path(source), **kwargs)

@@ -17,7 +17,7 @@ import h5py
 from h5py import h5d, h5g, h5i, h5o, h5r
 
 
-class OnceFile(h5py.File):  # type: ignore[misc]
+class MetadataCachingFile(h5py.File):  # type: ignore[misc]
     """A read-only HDF5 file that caches its objects; made, used and closed in HDF5's lane.
 
     Parameters
@@ -116,7 +116,7 @@ class _Group(h5py.Group):  # type: ignore[misc]
     attrs = cached_property(_Attributes)
     name = cached_property(h5py.Group.name.fget)
 
-    def __init__(self, identifier: Any, file: OnceFile, path: str) -> None:
+    def __init__(self, identifier: Any, file: MetadataCachingFile, path: str) -> None:
         super().__init__(identifier)
         # Weak, since the file holds its groups: in a cycle, a dropped file would stay open until
         # the garbage collector runs, in an arbitrary thread.

@@ -9,10 +9,11 @@ from typing import Any
 
 from aioxarray._runtime.lanes import Lane
 from aioxarray._runtime.loops import io_loop, run_blocking, run_on
+from aioxarray._xarray.arrays.plan import base_of
 from aioxarray._xarray.arrays.read import in_hdf5, lane_of_hdf5, reads_hdf5
-from aioxarray._xarray.compat import BackendArray, ExplicitlyIndexed, ExplicitlyIndexedNDArrayMixin
+from aioxarray._xarray.compat import ExplicitlyIndexedNDArrayMixin
 from aioxarray._xarray.lazy.loader import Options, read_all
-from aioxarray._xarray.lazy.variables import Lazy, known_data
+from aioxarray._xarray.lazy.variables import Lazy, prefetched_data
 
 
 class AioArray(ExplicitlyIndexedNDArrayMixin):
@@ -108,9 +109,8 @@ class OpenFile:
 
 def keep_open(array: Any) -> OpenFile | None:
     """Return an `OpenFile` if HDF5 or netCDF-C reads the chain of adapters; otherwise None."""
-    while isinstance(array, ExplicitlyIndexed) and not isinstance(array, BackendArray):
-        array = getattr(array, "array", None)
-    return OpenFile(array.datastore, lane_of_hdf5()) if reads_hdf5(array) else None
+    base: Any = base_of(array)
+    return OpenFile(base.datastore, lane_of_hdf5()) if reads_hdf5(base) else None
 
 
 def _rebuilt(array: Any, has_file: bool) -> AioArray:
@@ -171,7 +171,7 @@ class ReadTogether:
         if self._file is not None:
             # All arrays are in the same lane: read them in one call there.
             return run_blocking(lambda: in_hdf5(lambda: [each.get_duck_array() for each in chains]))
-        values = [known_data(each) for each in chains]
+        values = [prefetched_data(each) for each in chains]
         unknown = [index for index, value in enumerate(values) if value is None]
         if unknown:
             arrays = [AioArray(chains[index]) for index in unknown]

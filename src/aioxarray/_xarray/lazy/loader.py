@@ -14,7 +14,7 @@ from aioxarray._xarray.dask.chunked import compute_chunked
 from aioxarray._xarray.lazy.together import LEAST, RUN, UNREAD, Sorting, read_run
 from aioxarray._xarray.lazy.variables import Lazy, load_data
 from aioxarray._zarr.stores.calls import Call, calling
-from aioxarray._zarr.stores.grants import Grants, decoders, open_grants
+from aioxarray._zarr.stores.grants import Grants, open_grants
 from aioxarray._zarr.stores.request import for_variable
 from aioxarray.config import cache_limit, memory_limit, request_limit, thread_count
 from aioxarray.progress import Meter, Progress, check_progress, meter
@@ -106,7 +106,7 @@ class _Load:
         report = self._counter.part(lazy.nbytes)
         try:
             with self._call.awaiting(f"variable {lazy.label}"), for_variable(lazy.label):
-                self.values[index] = await load_data(lazy, self._grants, decoders, report)
+                self.values[index] = await load_data(lazy, self._grants, report)
         except Exception as error:
             error.add_note(f"while loading {lazy.label}")
             raise

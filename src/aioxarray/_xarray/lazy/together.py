@@ -86,7 +86,7 @@ async def read_run(
     work = partial(_read_run, read, lazies, run, stop)
     if place is _ZARR:
         # This work holds the GIL; several threads would only pass it back and forth.
-        return await grants.in_thread(work, _SMALL_BYTES, stop.set, alone=True)
+        return await grants.in_thread(work, _SMALL_BYTES, stop.set, exclusive=True)
     try:
         return await in_lane(place, work)
     except asyncio.CancelledError:

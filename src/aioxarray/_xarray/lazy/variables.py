@@ -9,9 +9,8 @@ from typing import Any, NamedTuple, overload
 
 import xarray as xr
 
-from aioxarray._runtime.threads.pool import Pool
-from aioxarray._xarray.arrays.known_array import KnownArray
 from aioxarray._xarray.arrays.plan import Read, plan
+from aioxarray._xarray.arrays.prefetched_array import PrefetchedArray
 from aioxarray._xarray.arrays.read import read
 from aioxarray._xarray.compat import (
     ExplicitlyIndexed,
@@ -19,8 +18,8 @@ from aioxarray._xarray.compat import (
     MemoryCachedArray,
     as_compatible_data,
     as_indexable,
+    is_chunked_array,
 )
-from aioxarray._xarray.dask.chunked import is_chunked_array
 from aioxarray._xarray.lazy.find import Found
 from aioxarray._zarr.stores.grants import Grants, is_long
 
@@ -119,7 +118,7 @@ class Lazies(Sequence[Lazy]):
                 new._held.append(data)
         return new
 
-    def letting_go(self) -> Iterator[None]:
+    def releasing(self) -> Iterator[None]:
         """Drop all lazy arrays, one per iteration: dropping each may free many objects."""
         for column in (self._data, self._held):
             while column:
@@ -135,41 +134,39 @@ def lazy_data(found: Iterable[Found]) -> Lazies:
     return lazies
 
 
+def _unheard(done: int, total: int) -> None:
+    """Ignore the progress of a part: only whole variables are reported."""
+
+
 async def load_data(
-    lazy: Lazy, grants: Grants, decoders: Pool, report: Callable[[int, int], None]
+    lazy: Lazy, grants: Grants, report: Callable[[int, int], None] = _unheard
 ) -> Any:
     """Return the values of ``lazy``, which is not chunked; on the I/O loop."""
     parts = plan(lazy.data)
     value = None
     if parts.source is not None:
-        value = await read(
-            parts.source, grants, report, partial(_load_part, lazy.label, grants, decoders)
-        )
+        value = await read(parts.source, grants, report, partial(_load_part, lazy.label, grants))
     if lazy.nbytes <= _INLINE_BYTES:
         value = parts.finish(value)
     else:
-        value = await decoders.run(partial(parts.finish, value), long=is_long(lazy.nbytes))
+        finish = partial(parts.finish, value)
+        value = await grants.decoders.run(finish, long=is_long(lazy.nbytes))
     report(1, 1)
     return value
 
 
-async def _load_part(label: str, grants: Grants, decoders: Pool, array: Any) -> Any:
-    part = Lazy(array, label, array.size * array.dtype.itemsize)
-    return await load_data(part, grants, decoders, _unheard)
+async def _load_part(label: str, grants: Grants, array: Any) -> Any:
+    return await load_data(Lazy(array, label, array.size * array.dtype.itemsize), grants)
 
 
-def _unheard(done: int, total: int) -> None:
-    """Ignore the progress of a part: only whole variables are reported."""
-
-
-def known_data(array: Any) -> Any:
+def prefetched_data(array: Any) -> Any:
     """Return the values of a small lazy array whose chunks are already fetched; otherwise None."""
     parts = plan(array)
     source = parts.source
-    if isinstance(source, Read) and type(source.array) is KnownArray and source.array.is_small:
-        known = source.array.known(source.key)
-        if known is not None:
-            return parts.finish(known)
+    if isinstance(source, Read) and type(source.array) is PrefetchedArray and source.array.is_small:
+        value = source.array.prefetched(source.key)
+        if value is not None:
+            return parts.finish(value)
     return None
 
 
@@ -226,7 +223,7 @@ class Assignment:
             self._own.append(own)
 
     def make(self) -> None:
-        """Assign the values. Frees nothing; see `letting_go`."""
+        """Assign the values. Frees nothing; see `releasing`."""
         for cache, cached in zip(self._caches, self._cached, strict=True):
             cache.array = cached
         for (_, variable, data), own in zip(self._lazies.holders(), self._own, strict=True):
@@ -234,9 +231,9 @@ class Assignment:
             if variable._data is data:
                 variable._data = own
 
-    def letting_go(self) -> Iterator[None]:
+    def releasing(self) -> Iterator[None]:
         """Drop the lazy data that was replaced, a little per iteration."""
-        yield from self._lazies.letting_go()
+        yield from self._lazies.releasing()
         for column in (self._before, self._cached, self._caches):
             while column:
                 del column[-1]

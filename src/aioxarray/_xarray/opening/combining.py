@@ -1,6 +1,6 @@
 """Combining lazy datasets with xarray's own functions, without loading them.
 
-`Pending` stand-ins take the place of lazy arrays. Two steps of xarray would apply a mask as large
+A `Placeholder` takes the place of each lazy array. Two steps of xarray would apply a mask as large
 as the data: aligning datasets with different indexes, and filling in variables that some datasets
 lack. Here these become `Reindexed` nodes and broadcast fill values.
 """
@@ -24,7 +24,7 @@ from aioxarray._xarray.compat import (
     MemoryCachedArray,
 )
 from aioxarray._xarray.lazy.aio_array import AioArray
-from aioxarray._xarray.opening.pending import Pending
+from aioxarray._xarray.opening.placeholders import Placeholder
 
 
 def combine_by_coords(datasets: Iterable[xr.Dataset], options: Mapping[str, Any]) -> xr.Dataset:
@@ -35,7 +35,7 @@ def combine_by_coords(datasets: Iterable[xr.Dataset], options: Mapping[str, Any]
     CannotCombineLazily
         If combining needs values that are not loaded.
     """
-    combined: Any = xr.combine_by_coords([_as_pending(each) for each in datasets], **options)
+    combined: Any = xr.combine_by_coords([_with_placeholders(each) for each in datasets], **options)
     return _as_lazy(combined)
 
 
@@ -63,7 +63,7 @@ def _combine_along(dim: Any, nested: list[Any], options: Mapping[str, Any]) -> A
     if isinstance(nested[0], list):
         columns = zip(*nested, strict=True)
         return [_combine_along(dim, list(column), options) for column in columns]
-    datasets = [_as_pending(each) for each in nested]
+    datasets = [_with_placeholders(each) for each in nested]
     if dim is not None:
         datasets = _with_absent(datasets, dim, options)
     return xr.combine_nested(datasets, concat_dim=[dim], **options)
@@ -122,7 +122,7 @@ def _is_filled(name: Hashable, datasets: list[xr.Dataset], label: Hashable, data
     if any(name in each.coords for each in having):
         # xarray raises an error.
         return False
-    if not any(isinstance(each.variables[name]._data, Pending) for each in having):
+    if not any(isinstance(each.variables[name]._data, Placeholder) for each in having):
         return False
     if not any(each.sizes.get(label, 1) for each in datasets if name not in each.variables):
         # The datasets without it have length 0 along the dimension.
@@ -180,7 +180,7 @@ def _fill_value(*models: tuple[np.dtype[Any], int]) -> Any:
 
 
 class _Aligning(xr.Dataset):
-    """A dataset that reindexes its stand-ins itself when xarray aligns it with others.
+    """A dataset that reindexes its placeholders itself when xarray aligns it with others.
 
     Concatenating keeps the class of the datasets. Merging does not.
     """
@@ -198,24 +198,24 @@ class _Aligning(xr.Dataset):
         exclude_dims: Any,
         exclude_vars: Any,
     ) -> Any:
-        pending = {
+        lazy = {
             name: variable
             for name, variable in self._variables.items()
-            if isinstance(variable._data, Pending)
+            if isinstance(variable._data, Placeholder)
             and name not in variables
             and name not in exclude_vars
         }
         rest = (fill_value, exclude_dims, exclude_vars)
-        if not dim_pos_indexers or not pending:
+        if not dim_pos_indexers or not lazy:
             return super()._reindex_callback(aligner, dim_pos_indexers, variables, indexes, *rest)
-        # Placeholders keep the order of the variables.
-        places = dict.fromkeys(pending, xr.Variable("\0aioxarray", np.zeros(1)))
+        # Small variables keep the order.
+        places = dict.fromkeys(lazy, xr.Variable("\0aioxarray", np.zeros(1)))
         without = self._replace(variables={**self._variables, **places})
         aligned: Any = xr.Dataset._reindex_callback(
             without, aligner, dim_pos_indexers, variables, indexes, *rest
         )
         reindexed = {
-            name: _reindexed(name, variable, dim_pos_indexers) for name, variable in pending.items()
+            name: _reindexed(name, variable, dim_pos_indexers) for name, variable in lazy.items()
         }
         return aligned._replace_with_new_dims({**aligned._variables, **reindexed})
 
@@ -241,19 +241,19 @@ def _reindexed(name: Hashable, variable: xr.Variable, indexers: Mapping[Any, Any
         if not np.array_equal(index, np.arange(node.shape[axis])):
             selector = index if (index < 0).any() else as_selector(index)
             node = Reindexed(node, axis, selector, fill)
-    return xr.Variable(variable.dims, Pending(node, name), variable.attrs, variable.encoding)
+    return xr.Variable(variable.dims, Placeholder(node, name), variable.attrs, variable.encoding)
 
 
-# --- stand-ins ----------------------------------------------------------------------------------
+# --- placeholders --------------------------------------------------------------------------------
 
 
-def _as_pending(dataset: xr.Dataset) -> xr.Dataset:
-    """Return ``dataset`` with its lazy arrays replaced by stand-ins."""
-    return _exchange(dataset, _stand_in, _Aligning)
+def _with_placeholders(dataset: xr.Dataset) -> xr.Dataset:
+    """Return ``dataset`` with its lazy arrays replaced by placeholders."""
+    return _exchange(dataset, _placeholder, _Aligning)
 
 
 def _as_lazy(dataset: xr.Dataset) -> xr.Dataset:
-    """Return ``dataset`` with its stand-ins turned back into lazy arrays."""
+    """Return ``dataset`` with its placeholders turned back into lazy arrays."""
     return _exchange(dataset, _lazy, xr.Dataset)
 
 
@@ -277,18 +277,18 @@ def _exchange(
     )
 
 
-def _stand_in(name: Hashable, data: Any) -> Any:
+def _placeholder(name: Hashable, data: Any) -> Any:
     lazy = data
     while isinstance(lazy, MemoryCachedArray | CopyOnWriteArray):
         lazy = lazy.array
     if not isinstance(lazy, ExplicitlyIndexed) or isinstance(lazy, IndexingAdapter):
         # Already in memory.
         return data
-    return Pending(Leaf(lazy), name)
+    return Placeholder(Leaf(lazy), name)
 
 
 def _lazy(_: Hashable, data: Any) -> Any:
-    if not isinstance(data, Pending):
+    if not isinstance(data, Placeholder):
         return data
     array = (
         data.node.array

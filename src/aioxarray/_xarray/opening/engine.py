@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from aioxarray._runtime.loops import run_blocking
-from aioxarray._runtime.threads.leash import be_awaited, run_leashed
-from aioxarray._xarray.arrays.known_array import KnownArray
+from aioxarray._runtime.threads.cancel_scope import be_awaited, run_in_scope
+from aioxarray._xarray.arrays.prefetched_array import PrefetchedArray
 from aioxarray._xarray.arrays.read import in_hdf5, lane_of_hdf5
-from aioxarray._xarray.arrays.remote_files import AheadFile, read_ahead
+from aioxarray._xarray.arrays.remote_files import ReadAheadFile, read_ahead
 from aioxarray._xarray.compat import (
     BackendArray,
     BackendEntrypoint,
@@ -29,13 +29,13 @@ from aioxarray._xarray.compat import (
     is_remote_uri,
     plugins,
 )
+from aioxarray._xarray.dask.group_names import name_after_groups
 from aioxarray._xarray.lazy.aio_array import AioArray, OpenFile, ReadTogether
-from aioxarray._xarray.opening.explained import Attempt, check_names, guess_explained
-from aioxarray._xarray.opening.groups import name_after_groups
+from aioxarray._xarray.opening.error_notes import Attempt, guess_engine_with_notes
 from aioxarray._xarray.opening.indexes import with_default_indexes
-from aioxarray._xarray.opening.known import open_known_dataset, open_known_groups
-from aioxarray._zarr.metadata.groups import known_group
-from aioxarray._zarr.metadata.opening import Opened, give_back, open_store, places
+from aioxarray._xarray.opening.prefetched import open_prefetched
+from aioxarray._zarr.metadata.groups import prefetched_group
+from aioxarray._zarr.metadata.opening import Opened, open_store, places, replace_store
 from aioxarray._zarr.stores.limited import Places
 
 if TYPE_CHECKING:
@@ -71,27 +71,25 @@ class AioBackendEntrypoint(BackendEntrypoint):
 
     def open_dataset(self, filename_or_obj: Any, **options: Any) -> xr.Dataset:
         """Open a dataset; the arguments are those of the inner engine."""
-        opened: xr.Dataset = self._open("open_dataset", filename_or_obj, options, deep=False)
+        opened: xr.Dataset = self._open("open_dataset", filename_or_obj, options)
         return opened
 
     def open_datatree(self, filename_or_obj: Any, **options: Any) -> xr.DataTree:
         """Open a tree of groups; the arguments are those of the inner engine."""
-        opened: xr.DataTree = self._open("open_datatree", filename_or_obj, options, deep=True)
+        opened: xr.DataTree = self._open("open_datatree", filename_or_obj, options)
         return opened
 
     def open_groups_as_dict(self, filename_or_obj: Any, **options: Any) -> dict[str, xr.Dataset]:
         """Open all groups; the arguments are those of the inner engine."""
-        opened: dict[str, xr.Dataset] = self._open(
-            "open_groups_as_dict", filename_or_obj, options, deep=True
-        )
+        opened: dict[str, xr.Dataset] = self._open("open_groups_as_dict", filename_or_obj, options)
         name_after_groups(opened)
         return opened
 
-    def _open(self, method: str, source: Any, options: dict[str, Any], *, deep: bool) -> Any:
+    def _open(self, method: str, source: Any, options: dict[str, Any]) -> Any:
         attempt, inner = self._attempt(source, options)
-        with attempt.explained():
-            check_names(_CALLERS[method], attempt.options, inner, method, attempt.engine)
-            return self._open_with(inner, method, source, dict(attempt.options), deep=deep)
+        with attempt.error_notes():
+            attempt.check_names(method.removesuffix("_as_dict"), method)
+            return self._open_with(inner, method, source, dict(attempt.options))
 
     def _attempt(self, source: Any, options: dict[str, Any]) -> tuple[Attempt, BackendEntrypoint]:
         """Return the attempt with the named or guessed engine, and that engine."""
@@ -99,7 +97,7 @@ class AioBackendEntrypoint(BackendEntrypoint):
             return Attempt(source, self.inner_name, options, self.said_by), self.inner
         options = dict(options)
         named = options.pop("inner_engine", None)
-        engine = guess_explained(source, options) if named is None else named
+        engine = guess_engine_with_notes(source, options) if named is None else named
         inner = plugins.get_backend(engine)
         if isinstance(inner, AioBackendEntrypoint):
             raise ValueError(_NO_INNER_ENGINE)
@@ -107,27 +105,18 @@ class AioBackendEntrypoint(BackendEntrypoint):
         return Attempt(source, engine, options, said_by), inner
 
     def _open_with(
-        self,
-        inner: BackendEntrypoint,
-        method: str,
-        source: Any,
-        options: dict[str, Any],
-        *,
-        deep: bool,
+        self, inner: BackendEntrypoint, method: str, source: Any, options: dict[str, Any]
     ) -> Any:
-        call: Callable[..., Any] = getattr(inner, method)
         if isinstance(inner, _SERIAL):
             source, options = read_ahead(inner, source, options)
             opening = _opening(inner, method, source, options)
             return open_in_lane(opening, source, indexes=self.reads_indexes)
         if type(inner) is not ZarrBackendEntrypoint or options.get("store") is not None:
-            result = call(source, **options)
-            _equip(_datasets(result))
+            result = getattr(inner, method)(source, **options)
+            _wrap(_datasets(result))
             return result
         with places() as given:
-            return run_leashed(
-                lambda: self._open_zarr(inner, method, source, options, given, deep=deep)
-            )
+            return run_in_scope(lambda: self._open_zarr(inner, method, source, options, given))
 
     def _open_zarr(
         self,
@@ -136,42 +125,22 @@ class AioBackendEntrypoint(BackendEntrypoint):
         source: Any,
         options: dict[str, Any],
         given: Places,
-        *,
-        deep: bool,
     ) -> Any:
+        deep = method != "open_dataset"
         opened = _open_store(source, options, given, deep=deep, indexes=self.reads_indexes)
-        with opened.noting_broken_documents():
-            return self._open_known(inner, method, opened, options, deep=deep)
-
-    def _open_known(
-        self,
-        inner: ZarrBackendEntrypoint,
-        method: str,
-        opened: Opened,
-        options: dict[str, Any],
-        *,
-        deep: bool,
-    ) -> Any:
-        group = None
-        if opened.hierarchy is not None and options.get("mode", "r") == "r":
-            group = known_group(opened.stand_in, opened.hierarchy)
-        known = {**options, "storage_options": None, "consolidated": opened.consolidated}
-        open_known: Callable[..., Any] = open_known_groups if deep else open_known_dataset
-        result = open_known(inner, opened.stand_in, known, group)
-        if method == "open_datatree":
-            result = datatree_from_dict_with_io_cleanup(result)
-        _equip(_datasets(result), give_back_to=opened.store, ahead=self.reads_indexes)
-        return result
+        with opened.error_notes():
+            group = None
+            if opened.hierarchy is not None and options.get("mode", "r") == "r":
+                group = prefetched_group(opened.stand_in, opened.hierarchy)
+            known = {**options, "storage_options": None, "consolidated": opened.consolidated}
+            result = open_prefetched(inner, opened.stand_in, known, group, deep=deep)
+            if method == "open_datatree":
+                result = datatree_from_dict_with_io_cleanup(result)
+            _wrap(_datasets(result), store=opened.store, ahead=self.reads_indexes)
+            return result
 
 
 _NO_INNER_ENGINE = "inner_engine names the engine that 'aio' opens with: another than itself"
-
-# Engine method -> the xarray function that calls it, for error messages.
-_CALLERS = {
-    "open_dataset": "open_dataset",
-    "open_datatree": "open_datatree",
-    "open_groups_as_dict": "open_groups",
-}
 
 # Engines of libraries that allow only one thread at a time, even for opening.
 _SERIAL = (NetCDF4BackendEntrypoint, H5netcdfBackendEntrypoint)
@@ -188,16 +157,16 @@ def _opening(
     if type(inner) is not H5netcdfBackendEntrypoint:
         return call
     # Imported here: h5netcdf is an optional dependency.
-    from aioxarray._xarray.hdf5.engine import open_once, opens_once
+    from aioxarray._xarray.hdf5.engine import can_cache_metadata, open_caching_metadata
 
-    if not opens_once(source, options):
+    if not can_cache_metadata(source, options):
         return call
 
-    def call_once() -> Any:
-        opened: Any = open_once(source, options, deep=method != "open_dataset")
+    def call_caching() -> Any:
+        opened: Any = open_caching_metadata(source, options, deep=method != "open_dataset")
         return datatree_from_dict_with_io_cleanup(opened) if method == "open_datatree" else opened
 
-    return call_once
+    return call_caching
 
 
 def open_in_lane(opening: Callable[[], Any], source: Any, *, indexes: bool) -> Any:
@@ -207,11 +176,11 @@ def open_in_lane(opening: Callable[[], Any], source: Any, *, indexes: bool) -> A
     in the same turn.
     """
     by_python = hasattr(source, "read")
-    if not by_python or isinstance(source, AheadFile):
+    if not by_python or isinstance(source, ReadAheadFile):
         # A cancelled worker thread drops what it has opened, which closes the file: wait for it.
         be_awaited()
 
-    def open_and_equip() -> Any:
+    def open_and_wrap() -> Any:
         result = opening()
         if indexes and isinstance(result, xr.Dataset):
             with close_on_error(result):
@@ -223,10 +192,10 @@ def open_in_lane(opening: Callable[[], Any], source: Any, *, indexes: bool) -> A
             if closer is not None:
                 file = OpenFile(getattr(closer, "__self__", None), lane_of_hdf5())
                 dataset.set_close(partial(_close_in_turn, closer))
-            _equip([dataset], file=file)
+            _wrap([dataset], file=file)
         return result
 
-    return run_blocking(lambda: in_hdf5(open_and_equip, by_python=by_python))
+    return run_blocking(lambda: in_hdf5(open_and_wrap, by_python=by_python))
 
 
 def _close_in_turn(closer: Callable[[], None]) -> None:
@@ -285,7 +254,7 @@ def attempt_of(source: Any, options: dict[str, Any]) -> Attempt:
     given = {**options, **(options.get("backend_kwargs") or {})}
     given.pop("backend_kwargs", None)
     if engine is None:
-        return Attempt(source, guess_explained(source, given), given, said_by)
+        return Attempt(source, guess_engine_with_notes(source, given), given, said_by)
     return Attempt(source, engine, given, None)
 
 
@@ -312,34 +281,32 @@ def engine_of(
     ):
         return type(inner)
 
-    class Equipped(AioBackendEntrypoint):
+    class Wrapped(AioBackendEntrypoint):
         supports_groups = inner.supports_groups
         open_dataset_parameters = inner.open_dataset_parameters
 
-    Equipped.inner, Equipped.inner_name = inner, engine
+    Wrapped.inner, Wrapped.inner_name = inner, engine
     if isinstance(inner, AioBackendEntrypoint):
-        Equipped.inner, Equipped.inner_name = inner.inner, inner.inner_name
-    Equipped.reads_indexes, Equipped.said_by = reads_indexes, said_by
-    Equipped.__name__ = Equipped.__qualname__ = f"Aio[{type(inner).__name__}]"
-    return Equipped
+        Wrapped.inner, Wrapped.inner_name = inner.inner, inner.inner_name
+    Wrapped.reads_indexes, Wrapped.said_by = reads_indexes, said_by
+    Wrapped.__name__ = Wrapped.__qualname__ = f"Aio[{type(inner).__name__}]"
+    return Wrapped
 
 
-def _equip(
+def _wrap(
     datasets: list[Any],
     *,
-    give_back_to: Store | None = None,
+    store: Store | None = None,
     ahead: bool = False,
     file: OpenFile | None = None,
 ) -> None:
     """Wrap the lazy data of datasets or tree nodes in `AioArray`, in place.
 
-    ``give_back_to`` is the store behind the stand-in that the data was opened through; with
+    ``store`` is the store behind the stand-in that the data was opened through; with
     ``ahead``, index coordinates use the stand-in until they are read. ``file`` holds the data.
     """
-    give_back_read = None
-    if ahead and give_back_to is not None:
-        give_back_read = partial(_give_back, store=give_back_to)
-    together = ReadTogether(give_back_read)
+    after = partial(_replace_store, store=store) if ahead and store is not None else None
+    together = ReadTogether(after)
     for dataset in datasets:
         for name, variable in dataset.variables.items():
             data = variable._data
@@ -347,8 +314,8 @@ def _equip(
                 continue
             # xarray builds an index from it, and so reads all of its values.
             is_index = variable.dims == (name,)
-            if give_back_to is not None and not (is_index and ahead):
-                _give_back(data, give_back_to)
+            if store is not None and not (is_index and ahead):
+                _replace_store(data, store)
             variable._data = together.add(data, file) if is_index else AioArray(data, file)
 
 
@@ -360,7 +327,8 @@ def _datasets(result: Any) -> list[Any]:
     return list(result.values())
 
 
-def _give_back(data: Any, store: Store) -> None:
+def _replace_store(data: Any, store: Store) -> None:
+    """Make the Zarr array at the bottom of a chain of adapters use ``store`` itself."""
     owner = None
     while not isinstance(data, BackendArray):
         inside = getattr(data, "array", None)
@@ -368,6 +336,6 @@ def _give_back(data: Any, store: Store) -> None:
             return
         owner, data = data, inside
     if isinstance(data, ZarrArrayWrapper):
-        give_back(data._array, store)
-        if isinstance(data, KnownArray) and owner is not None:
+        replace_store(data._array, store)
+        if isinstance(data, PrefetchedArray) and owner is not None:
             owner.array = data.plain

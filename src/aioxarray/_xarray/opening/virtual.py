@@ -23,7 +23,7 @@ from numcodecs.fletcher32 import Fletcher32
 from numcodecs.shuffle import Shuffle
 from obstore import store as object_stores
 
-from aioxarray._xarray.arrays.remote_files import AheadFile
+from aioxarray._xarray.arrays.remote_files import ReadAheadFile
 from aioxarray._xarray.compat import (
     H5netcdfBackendEntrypoint,
     H5NetCDFStore,
@@ -31,7 +31,7 @@ from aioxarray._xarray.compat import (
     ZarrArrayWrapper,
     plugins,
 )
-from aioxarray._xarray.hdf5.engine import open_once, opens_once
+from aioxarray._xarray.hdf5.engine import can_cache_metadata, open_caching_metadata
 from aioxarray._xarray.opening.engine import AioBackendEntrypoint, open_in_lane
 from aioxarray._zarr.stores.file_chunks import (
     ChunkIndex,
@@ -97,16 +97,16 @@ class VirtualFile:
             self._client, self._key = object_stores.LocalStore(), local.lstrip("/")
         self.chunks = FileChunks(self._client, self._key)
 
-    def read_ahead(self) -> str | AheadFile:
+    def read_ahead(self) -> str | ReadAheadFile:
         """Return the input for HDF5: a path, or a file object whose ends are in memory."""
         if not self.is_remote:
             return self.path
-        file = AheadFile(ObjectFile(self._client, self._key, self.path))
+        file = ReadAheadFile(ObjectFile(self._client, self._key, self.path))
         file.read_ahead()
         return file
 
 
-def _open(file: VirtualFile, source: str | AheadFile, options: Mapping[str, Any]) -> Any:
+def _open(file: VirtualFile, source: str | ReadAheadFile, options: Mapping[str, Any]) -> Any:
     """Open ``source``, the result of `VirtualFile.read_ahead`; in HDF5's lane.
 
     Raises
@@ -114,7 +114,7 @@ def _open(file: VirtualFile, source: str | AheadFile, options: Mapping[str, Any]
     TypeError
         If an option asks to open the file in another way than with h5py's defaults.
     """
-    if not opens_once(source, options):
+    if not can_cache_metadata(source, options):
         raise TypeError(
             "virtual=True takes the arguments of the h5netcdf engine but for driver, driver_kwds, "
             f"format, lock and open_kwargs; got {', '.join(options)}"
@@ -127,7 +127,7 @@ def _open(file: VirtualFile, source: str | AheadFile, options: Mapping[str, Any]
         drop=[drop] if isinstance(drop, str) else drop,
         read_by_hdf5=read_by_hdf5,
     )
-    dataset = open_once(source, options, deep=False, store_of=store_of)
+    dataset = open_caching_metadata(source, options, deep=False, store_of=store_of)
     assert isinstance(dataset, xr.Dataset)
     if not read_by_hdf5:
         dataset.close()

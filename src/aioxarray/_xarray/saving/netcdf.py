@@ -13,15 +13,16 @@ from typing import Any
 
 import xarray as xr
 
-from aioxarray._runtime.threads.leash import be_awaited
+from aioxarray._runtime.threads.cancel_scope import be_awaited
 from aioxarray._runtime.workers import in_worker
 from aioxarray._xarray.arrays.read import in_hdf5
-from aioxarray._xarray.compat import is_remote_uri
-from aioxarray._xarray.dask.chunked import apart, is_chunked_array, tasks_end_with_the_call
+from aioxarray._xarray.compat import is_chunked_array, is_remote_uri
+from aioxarray._xarray.dask.chunked import tasks_end_with_the_call
+from aioxarray._xarray.dask.names import with_distinct_names
 from aioxarray._xarray.lazy.find import find_variables, shallow_copy
 from aioxarray._xarray.lazy.loader import Options, read_all
 from aioxarray._xarray.lazy.variables import assign, lazy_data
-from aioxarray._xarray.opening.explained import noting
+from aioxarray._xarray.opening.error_notes import error_note
 from aioxarray._xarray.opening.packages import how_to_install, missing_for_netcdf
 from aioxarray._zarr.stores.calls import Call, calling
 from aioxarray._zarr.stores.printable import printable
@@ -32,20 +33,14 @@ async def save_netcdf(
     obj: Any, path: Any, mode: str, options: Mapping[str, Any], how: Options
 ) -> Any:
     """Call xarray's ``to_netcdf``; on the I/O loop."""
-    async with calling("saved", how.timeout, how.concurrency) as call:
-        return await _save(obj, path, mode, options, how, call)
-
-
-async def _save(
-    obj: Any, path: Any, mode: str, options: Mapping[str, Any], how: Options, call: Call
-) -> Any:
     if not isinstance(obj, xr.Dataset | xr.DataArray | xr.DataTree):
         raise TypeError(
             f"only a Dataset, DataArray or DataTree can be saved, not {type(obj).__name__}"
         )
-    place = "memory" if path is None else repr(printable(path))
-    with noting(f"while saving to {place}"):
-        return await _write(obj, path, mode, options, how, call)
+    target = "memory" if path is None else repr(printable(path))
+    async with calling("saved", how.timeout, how.concurrency) as call:
+        with error_note(f"while saving to {target}"):
+            return await _write(obj, path, mode, options, how, call)
 
 
 async def _write(
@@ -64,11 +59,11 @@ async def _write(
     # Computing chunked data may need HDF5's lane, so it must not be written from within that lane.
     chunked = [each.variable for each in found if is_chunked_array(each.variable._data)]
     # xarray computes them together, so the same name must mean the same data.
-    distinct = await in_worker(lambda: apart([each._data for each in chunked]), lambda _: None)
+    distinct = await in_worker(lambda: with_distinct_names([each._data for each in chunked]))
     for variable, data in zip(chunked, distinct, strict=True):
         variable._data = data
     if final is not None and is_remote_uri(final):
-        with noting(_LOCAL_ONLY):
+        with error_note(_LOCAL_ONLY):
             return await _call(lambda: loaded.to_netcdf(path, mode, **options), alone=not chunked)
     if final is None or mode != "w" or options.get("compute") is False:
         return await _call(lambda: loaded.to_netcdf(path, mode, **options), alone=not chunked)
@@ -112,7 +107,7 @@ async def _call(function: Callable[[], Any], *, alone: bool) -> Any:
         with tasks_end_with_the_call():
             return function()
 
-    return await in_worker(call, lambda _: None)
+    return await in_worker(call)
 
 
 class _Replaced:

@@ -13,17 +13,17 @@ from aioxarray._xarray.compat import ZarrArrayWrapper
 from aioxarray._xarray.lazy.find import find_variables
 from aioxarray._xarray.lazy.variables import lazy_data
 from aioxarray._zarr.metadata.hierarchy import join
-from aioxarray._zarr.stores.identity import Position
+from aioxarray._zarr.stores.identity import Place
 
 if TYPE_CHECKING:
     import xarray as xr
     import zarr
 
-    from aioxarray._xarray.saving.recorder import Node
+    from aioxarray._xarray.saving.recorder import SavedNode
 
 
 def read_from_targets(
-    nodes: Sequence[Node], group: Position, *, replaces: bool
+    nodes: Sequence[SavedNode], group: Place, *, replaces: bool
 ) -> list[xr.Variable]:
     """Return the variables whose lazy data is read from arrays that a save of ``nodes`` writes.
 
@@ -51,7 +51,7 @@ def read_from_targets(
     for index, lazy in enumerate(lazies):
         origins = [] if lazy.chunked else list(_origins(lazy.data))
         for array in origins:
-            origin = Position.of(array.store_path)
+            origin = Place.of(array.store, array.path)
             if replaces and origin.is_in(group):
                 raise ValueError(
                     f"{lazy.label} is read lazily from the store that mode='w' empties first: "

@@ -19,13 +19,11 @@ from aioxarray._xarray.compat import (
     DATAARRAY_VARIABLE,
     ZarrStore,
     _choose_default_mode,
-    _get_mappers,
     _validate_dataset_names,
-    delayed_close_after_writes,
     dump_to_store,
 )
 from aioxarray._xarray.saving.deferred import encoded_or_deferred
-from aioxarray._zarr.metadata.opening import give_back, give_back_group
+from aioxarray._zarr.metadata.opening import replace_store
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
@@ -62,12 +60,16 @@ class ZarrOptions:
 
 
 @dataclass(frozen=True)
-class Job:
-    """A write of the values ``source`` to ``region`` of ``target``."""
+class Write:
+    """A write of the values ``source`` to ``region`` of ``target``.
+
+    With ``fresh``, the store has no chunks of ``target`` yet.
+    """
 
     source: Any
     target: zarr.Array[Any]
     region: tuple[slice, ...]
+    fresh: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -75,16 +77,16 @@ class Job:
 
 
 @dataclass
-class Jobs:
-    """A replacement for xarray's writer that records jobs and writes nothing."""
+class RecordingWriter:
+    """A replacement for xarray's writer that records what is to be written, and writes nothing."""
 
-    jobs: list[Job] = field(default_factory=list)
+    writes: list[Write] = field(default_factory=list)
 
     def add(self, source: Any, target: zarr.Array[Any], region: Any = None) -> None:
         """Record values that xarray would write, or have dask write, now."""
         given = tuple(region or ()) or (slice(None),) * target.ndim
         bounds = [each.indices(size) for each, size in zip(given, target.shape, strict=True)]
-        self.jobs.append(Job(source, target, tuple(slice(*each) for each in bounds)))
+        self.writes.append(Write(source, target, tuple(slice(*each) for each in bounds)))
 
 
 class RecordingZarrStore(ZarrStore):
@@ -98,14 +100,8 @@ class RecordingZarrStore(ZarrStore):
         return encoded_or_deferred(variable, lambda part: encode(part, name=name))
 
 
-def normalized_store(store: Any, storage_options: Any) -> Any:
-    """Return ``store`` as xarray passes it on; raises if ``storage_options`` do not apply to it."""
-    _, normalized = _get_mappers(storage_options=storage_options, store=store)
-    return normalized
-
-
 @dataclass(frozen=True)
-class Node:
+class SavedNode:
     """A dataset to write to the group at ``path``, relative to the group of the save (".")."""
 
     path: str
@@ -113,7 +109,7 @@ class Node:
     encoding: Mapping[Any, Any]
 
 
-def as_nodes(obj: Any, options: ZarrOptions) -> list[Node]:
+def as_nodes(obj: Any, options: ZarrOptions) -> list[SavedNode]:
     """Return the datasets to write, as shallow copies whose variables can be given other data.
 
     Raises
@@ -127,7 +123,7 @@ def as_nodes(obj: Any, options: ZarrOptions) -> list[Node]:
     elif options.write_inherited_coords:
         raise TypeError("write_inherited_coords is an argument for a DataTree only")
     else:
-        nodes = [Node(".", _as_dataset(obj).copy(deep=False), options.encoding or {})]
+        nodes = [SavedNode(".", _as_dataset(obj).copy(deep=False), options.encoding or {})]
     for node in nodes:
         _validate_dataset_names(node.dataset)
         for name in node.dataset.variables:
@@ -144,7 +140,7 @@ def as_nodes(obj: Any, options: ZarrOptions) -> list[Node]:
     return nodes
 
 
-def _tree_nodes(tree: xr.DataTree, options: ZarrOptions) -> list[Node]:
+def _tree_nodes(tree: xr.DataTree, options: ZarrOptions) -> list[SavedNode]:
     if options.group is not None:
         raise NotImplementedError("specifying a root group for the tree has not been implemented")
     if options.append_dim is not None:
@@ -157,7 +153,7 @@ def _tree_nodes(tree: xr.DataTree, options: ZarrOptions) -> list[Node]:
     nodes = []
     for path, node in tree.subtree_with_keys:
         dataset = node.to_dataset(inherit=options.write_inherited_coords or node is tree)
-        nodes.append(Node(path, dataset.copy(deep=False), encoding.get(node.path) or {}))
+        nodes.append(SavedNode(path, dataset.copy(deep=False), encoding.get(node.path) or {}))
     return nodes
 
 
@@ -185,30 +181,20 @@ class Recorded:
     ----------
     store
         The store that ``to_zarr`` returns.
-    jobs
+    writes
         The values to write.
     """
 
     store: RecordingZarrStore
-    jobs: Sequence[Job]
+    writes: Sequence[Write]
 
-    def give_back_to(self, store: Store) -> None:
+    def replace_store(self, store: Store) -> None:
         """Make ``self.store`` use ``store`` itself instead of the stand-in."""
-        group = self.store.zarr_group
-        give_back_group(group, store)
-        for member in self.store._members.values():
-            if isinstance(member, zarr.Group):
-                give_back_group(member, store)
-            else:
-                give_back(member, store)
+        for node in (self.store.zarr_group, *self.store._members.values()):
+            replace_store(node, store)
 
 
-def closed_after(later: Any, store: ZarrStore) -> Any:
-    """Return a ``Delayed`` that closes ``store`` once ``later`` has been computed."""
-    return delayed_close_after_writes(later, store)
-
-
-def record(nodes: Sequence[Node], place: Any, options: ZarrOptions) -> Recorded:
+def record(nodes: Sequence[SavedNode], place: Any, options: ZarrOptions) -> Recorded:
     """Have xarray write ``nodes`` to ``place``, a stand-in for a store, and record the values.
 
     xarray raises its own exceptions here for anything that it cannot write.
@@ -229,7 +215,7 @@ def record(nodes: Sequence[Node], place: Any, options: ZarrOptions) -> Recorded:
     )
     # Consolidate once at the end rather than for each group.
     consolidates, root._consolidate_on_close = root._consolidate_on_close, False
-    writer = Jobs()
+    writer = RecordingWriter()
     for node in nodes:
         store = root if node.path == "." else root.get_child_store(node.path)
         dataset = store._validate_and_autodetect_region(node.dataset)
@@ -239,4 +225,4 @@ def record(nodes: Sequence[Node], place: Any, options: ZarrOptions) -> Recorded:
         zarr.consolidate_metadata(
             root.zarr_group.store, zarr_format=root.zarr_group.metadata.zarr_format
         )
-    return Recorded(root, writer.jobs)
+    return Recorded(root, writer.writes)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import itertools
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,36 +16,39 @@ from zarr.storage import StorePath
 from aioxarray._runtime.budget import Budget, Share
 from aioxarray._runtime.tasks import first_error, gather
 from aioxarray._runtime.workers import in_worker
-from aioxarray._xarray.arrays.blocks import Block, blocks
-from aioxarray._xarray.dask.chunked import is_chunked_array, store_chunked, store_later
+from aioxarray._xarray.arrays.blocks import blocks
+from aioxarray._xarray.compat import (
+    _get_mappers,
+    delayed_close_after_writes,
+    is_chunked_array,
+)
+from aioxarray._xarray.dask.chunked import store_chunked, store_later
 from aioxarray._xarray.dask.targets import Intake, Target, ThreadTarget
 from aioxarray._xarray.lazy.find import find_variables
 from aioxarray._xarray.lazy.loader import Options, read_all
 from aioxarray._xarray.lazy.variables import Lazy, assign, lazy_data, load_data
-from aioxarray._xarray.opening.explained import noting
+from aioxarray._xarray.opening.error_notes import error_note
 from aioxarray._xarray.saving.deferred import Deferred, defers
 from aioxarray._xarray.saving.origins import read_from_targets
 from aioxarray._xarray.saving.recorder import (
-    Job,
-    Node,
     Recorded,
+    SavedNode,
+    Write,
     ZarrOptions,
     as_nodes,
-    closed_after,
-    normalized_store,
     record,
 )
 from aioxarray._zarr.chunks.writing import writable, write_block
 from aioxarray._zarr.grid import write_edges
 from aioxarray._zarr.metadata import flushing
-from aioxarray._zarr.metadata.opening import give_back, store_path
+from aioxarray._zarr.metadata.opening import replace_store, store_path
 from aioxarray._zarr.metadata.prefetched import Answers
 from aioxarray._zarr.metadata.surveying import survey
 from aioxarray._zarr.metadata.write_behind import Changes, WriteBehindStore
 from aioxarray._zarr.stores.calls import Call, calling
-from aioxarray._zarr.stores.fork import is_transaction, usable_here
-from aioxarray._zarr.stores.grants import Grants, decoders, is_long, open_grants
-from aioxarray._zarr.stores.identity import Position
+from aioxarray._zarr.stores.fork import is_transaction, usable_after_fork
+from aioxarray._zarr.stores.grants import Grants, is_long, open_grants
+from aioxarray._zarr.stores.identity import Place
 from aioxarray._zarr.stores.limited import ForeignStore, LimitedStore, Places
 from aioxarray._zarr.stores.printable import printable
 from aioxarray._zarr.stores.request import for_variable
@@ -72,24 +75,21 @@ _MOST_PIECES = 256
 async def save(obj: Any, store: Any, options: ZarrOptions, how: Options) -> Any:
     """Save ``obj`` as xarray's ``to_zarr`` does; on the I/O loop."""
     note = f"while saving to {printable(store)!r}"
-    with noting(note, by_obstore=not options.storage_options):
-        return await _save(obj, store, options, how)
-
-
-async def _save(obj: Any, store: Any, options: ZarrOptions, how: Options) -> Any:
-    store = normalized_store(store, options.storage_options)
-    async with calling("saved", how.timeout, how.concurrency) as call:
-        place = await store_path(store, mode=None, storage_options=options.storage_options)
-        try:
-            with (
-                open_grants(how.concurrency) as grants,
-                staging.share(memory_limit() / _STAGED_PART) as staged,
-            ):
-                saving = _Saving(obj, place, options, how, grants, staged, call)
-                return await saving.run()
-        finally:
-            if place.store is not store and options.compute:
-                place.store.close()
+    with error_note(note, by_obstore=not options.storage_options):
+        # As xarray; raises an error if ``storage_options`` do not apply to the store.
+        _, store = _get_mappers(storage_options=options.storage_options, store=store)
+        async with calling("saved", how.timeout, how.concurrency) as call:
+            root = await store_path(store, mode=None, storage_options=options.storage_options)
+            try:
+                with (
+                    open_grants(how.concurrency) as grants,
+                    staging.share(memory_limit() / _STAGED_PART) as staged,
+                ):
+                    saving = _Saving(obj, root, options, how, grants, staged, call)
+                    return await saving.run()
+            finally:
+                if root.store is not store and options.compute:
+                    root.store.close()
 
 
 class _Saving:
@@ -98,7 +98,7 @@ class _Saving:
     def __init__(
         self,
         obj: Any,
-        place: StorePath,
+        root: StorePath,
         options: ZarrOptions,
         how: Options,
         grants: Grants,
@@ -111,45 +111,42 @@ class _Saving:
         self._grants = grants
         self._staged = staged
         self._call = call
-        self._place = place
-        self._store: Store = usable_here(place.store)
+        self._root = root
+        self._store: Store = usable_after_fork(root.store)
         self._limited = LimitedStore(self._store, grants.requests)
 
     async def run(self) -> Any:
         options = self._options
-        nodes = await in_worker(lambda: as_nodes(self._obj, options), lambda _: None)
+        nodes = await in_worker(lambda: as_nodes(self._obj, options))
         await self._load_first(nodes)
         answers = await self._survey()
         changes = Changes()
-        theirs = ForeignStore(self._store, Places(self._grants.requests))
-        stand_in = WriteBehindStore(theirs, answers, changes)
-        path = self._place.path
+        foreign = ForeignStore(self._store, Places(self._grants.requests))
+        stand_in = WriteBehindStore(foreign, answers, changes)
+        path = self._root.path
         # A bare store if there is no path: zarr applies the mode to a store, not to a `StorePath`.
         place = StorePath(stand_in, path) if path else stand_in
-        recorded = await in_worker(
-            lambda: record(nodes, place, options),
-            lambda _: None,
-        )
+        recorded = await in_worker(lambda: record(nodes, place, options))
         await flushing.delete_emptied(self._limited, changes, answers)
-        jobs = [
-            _FreshJob(job, changes.has_emptied(path) or answers.lacks(path))
-            for job in recorded.jobs
-            for path in [job.target.path]
+        writes = [
+            replace(each, fresh=changes.has_emptied(path) or answers.lacks(path))
+            for each in recorded.writes
+            for path in [each.target.path]
         ]
         waves = flushing.waves(changes, answers)
         if is_transaction(self._store):
             # Readers see all of it or nothing, but the store needs groups before arrays, and
             # arrays before chunks.
             await flushing.write_all(self._limited, reversed(waves))
-            await self._write_values(jobs)
+            await self._write_values(writes)
         else:
-            await self._write_values(jobs)
+            await self._write_values(writes)
             await flushing.write_or_restore(self._limited, waves, changes, answers)
-        return await self._result(recorded, jobs)
+        return await self._result(recorded, writes)
 
-    async def _load_first(self, nodes: Sequence[Node]) -> None:
+    async def _load_first(self, nodes: Sequence[SavedNode]) -> None:
         """Load the data that xarray must see as a whole, and the data that this save overwrites."""
-        group = Position.of(self._place).below(self._options.group or "")
+        group = Place.of(self._root.store, self._root.path).below(self._options.group or "")
         replaces = self._options.chosen_mode == "w"
         changed = {id(each) for each in read_from_targets(nodes, group, replaces=replaces)}
         lazies = lazy_data(find_variables([node.dataset for node in nodes]))
@@ -166,7 +163,7 @@ class _Saving:
 
     async def _survey(self) -> Answers:
         options = self._options
-        path = f"{self._place.path}/{(options.group or '').strip('/')}".strip("/")
+        path = f"{self._root.path}/{(options.group or '').strip('/')}".strip("/")
         consolidated: bool | None = options.consolidates
         if options.chosen_mode == "r+":
             consolidated = options.consolidated
@@ -183,22 +180,22 @@ class _Saving:
 
     # --- values ----------------------------------------------------------------------------
 
-    async def _write_values(self, jobs: Sequence[_FreshJob]) -> None:
-        here = [each for each in jobs if not is_chunked_array(each.job.source)]
-        chunked = [each for each in jobs if is_chunked_array(each.job.source)]
+    async def _write_values(self, writes: Sequence[Write]) -> None:
+        here = [each for each in writes if not is_chunked_array(each.source)]
+        chunked = [each for each in writes if is_chunked_array(each.source)]
         if not self._options.compute:
             chunked = []
-        total = sum(each.job.nbytes for each in (*here, *chunked))
+        total = sum(each.nbytes for each in (*here, *chunked))
         with meter(self._how.progress, total, "save") as counter:
             self._call.progress = lambda: f"{counter.done} of {total} bytes had been written"
-            steps = [self._write_here(here, counter)] if here else []
+            steps = [partial(self._write_here, here, counter)] if here else []
             if chunked:
-                steps.append(self._write_chunked(chunked, counter))
-            await gather([partial(_awaited, step) for step in steps])
+                steps.append(partial(self._write_chunked, chunked, counter))
+            await gather(steps)
 
-    async def _write_here(self, jobs: Sequence[_FreshJob], counter: Meter) -> None:
+    async def _write_here(self, writes: Sequence[Write], counter: Meter) -> None:
         """Write data that is in memory or lazy."""
-        pieces = itertools.chain.from_iterable(self._pieces(each, counter) for each in jobs)
+        pieces = itertools.chain.from_iterable(self._pieces(each, counter) for each in writes)
 
         async def work() -> None:
             for piece in pieces:
@@ -206,30 +203,32 @@ class _Saving:
 
         await gather([work] * int(min(self._grants.requests.bound, _MOST_PIECES)))
 
-    def _pieces(self, each: _FreshJob, counter: Meter) -> Iterator[Callable[[], Awaitable[None]]]:
-        """Yield coroutine functions that write the values of a job, to be called in any order."""
-        source, region = each.job.source, each.job.region
-        array = writable(each.job.target, self._store, self._grants, fresh=each.fresh)
+    def _pieces(self, each: Write, counter: Meter) -> Iterator[Callable[[], Awaitable[None]]]:
+        """Yield coroutine functions that write the values of a write, to be called in any order."""
+        source, region = each.source, each.region
+        array = writable(each.target, self._store, self._grants, fresh=each.fresh)
         if not isinstance(source, Deferred):
-            yield partial(self._write_whole, each.job, array, counter)
+            yield partial(self._write_whole, each, array, counter)
             return
-        edges = write_edges(each.job.target)
+        edges = write_edges(each.target)
         for block in blocks(region, edges, source.dtype.itemsize, _BLOCK_BYTES):
-            yield partial(self._write_block, each.job, array, block, counter)
+            yield partial(self._write_block, each, array, block, counter)
 
-    async def _write_whole(self, job: Job, array: Any, counter: Meter) -> None:
-        with _noting(job):
-            await write_block(array, job.region, job.source)
-        counter.part(job.nbytes)(1, 1)
+    async def _write_whole(self, write: Write, array: Any, counter: Meter) -> None:
+        with _error_note(write):
+            await write_block(array, write.region, write.source)
+        counter.part(write.nbytes)(1, 1)
 
-    async def _write_block(self, job: Job, array: Any, block: Block, counter: Meter) -> None:
-        source: Deferred = job.source
-        starts = [whole.start for whole in job.region]
+    async def _write_block(
+        self, write: Write, array: Any, block: tuple[slice, ...], counter: Meter
+    ) -> None:
+        source: Deferred = write.source
+        starts = [whole.start for whole in write.region]
         part = source.part(
             [slice(each.start - at, each.stop - at) for each, at in zip(block, starts, strict=True)]
         )
         nbytes = int(part.nbytes)
-        with _noting(job):
+        with _error_note(write):
             async with self._staged.hold(nbytes):
                 values = await self._encoded(source, part)
                 await write_block(array, block, values)
@@ -238,66 +237,53 @@ class _Saving:
     async def _encoded(self, source: Deferred, part: xr.Variable) -> Any:
         """Load ``part`` of the variable behind ``source``, and return its encoded values."""
         lazy = Lazy(part._data, "", int(part.nbytes))
-        value = await load_data(lazy, self._grants, decoders, lambda done, total: None)
+        value = await load_data(lazy, self._grants)
         loaded = xr.Variable(part.dims, value, part.attrs, part.encoding)
-        return await decoders.run(lambda: source.encoded(loaded), long=is_long(lazy.nbytes))
+        encode = partial(source.encoded, loaded)
+        return await self._grants.decoders.run(encode, long=is_long(lazy.nbytes))
 
-    async def _write_chunked(self, jobs: Sequence[_FreshJob], counter: Meter) -> None:
+    async def _write_chunked(self, writes: Sequence[Write], counter: Meter) -> None:
         """Compute chunked arrays, and write their blocks as they are computed."""
-        sources = [each.job.source for each in jobs]
-        regions = [each.job.region for each in jobs]
+        sources = [each.source for each in writes]
+        regions = [each.region for each in writes]
         try:
             async with asyncio.TaskGroup() as tasks:
                 intake = Intake(tasks, self._staged, counter)
                 targets = [
-                    ThreadTarget(self._array(each.job), each.fresh, self._grants, intake)
-                    for each in jobs
+                    ThreadTarget(self._array(each), each.fresh, self._grants, intake)
+                    for each in writes
                 ]
                 options = self._options.chunkmanager_store_kwargs or {}
                 await store_chunked(sources, targets, regions, options)
         except BaseExceptionGroup as errors:
             raise first_error(errors) from None
 
-    def _array(self, job: Job) -> zarr.Array[Any]:
-        """Return the target of a job, which from now on uses the store itself."""
-        give_back(job.target, self._store)
-        return job.target
+    def _array(self, write: Write) -> zarr.Array[Any]:
+        """Return the target of a write, which from now on uses the store itself."""
+        replace_store(write.target, self._store)
+        return write.target
 
-    async def _result(self, recorded: Recorded, jobs: Sequence[_FreshJob]) -> Any:
+    async def _result(self, recorded: Recorded, writes: Sequence[Write]) -> Any:
         """Return the result of xarray's ``to_zarr``."""
-        recorded.give_back_to(self._place.store)
+        recorded.replace_store(self._root.store)
         if self._options.compute:
             return recorded.store
-        chunked = [each for each in jobs if is_chunked_array(each.job.source)]
+        chunked = [each for each in writes if is_chunked_array(each.source)]
         if not chunked:
-            return closed_after(None, recorded.store)
-        sources = [each.job.source for each in chunked]
-        targets = [Target(self._array(each.job), each.fresh) for each in chunked]
-        regions = [each.job.region for each in chunked]
+            return delayed_close_after_writes(None, recorded.store)
+        sources = [each.source for each in chunked]
+        targets = [Target(self._array(each), each.fresh) for each in chunked]
+        regions = [each.region for each in chunked]
         options = self._options.chunkmanager_store_kwargs or {}
-        later = await in_worker(
-            lambda: store_later(sources, targets, regions, options), lambda _: None
-        )
-        return closed_after(later, recorded.store)
-
-
-async def _awaited(awaitable: Awaitable[None]) -> None:
-    await awaitable
+        later = await in_worker(lambda: store_later(sources, targets, regions, options))
+        return delayed_close_after_writes(later, recorded.store)
 
 
 @contextlib.contextmanager
-def _noting(job: Job) -> Iterator[None]:
+def _error_note(write: Write) -> Iterator[None]:
     try:
-        with for_variable(repr(job.target.path)):
+        with for_variable(repr(write.target.path)):
             yield
     except Exception as error:
-        error.add_note(f"while saving variable {job.target.path!r}")
+        error.add_note(f"while saving variable {write.target.path!r}")
         raise
-
-
-@dataclass(frozen=True)
-class _FreshJob:
-    """A job, and whether the store has no chunks of its array yet."""
-
-    job: Job
-    fresh: bool

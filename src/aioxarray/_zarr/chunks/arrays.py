@@ -13,9 +13,10 @@ import numpy as np
 import zarr
 from zarr.storage import StorePath
 
+from aioxarray._zarr import tuning
 from aioxarray._zarr.chunks.pipeline import CodecPipeline
-from aioxarray._zarr.chunks.placing import Placer
 from aioxarray._zarr.chunks.plan import ReadPlan, plan_read
+from aioxarray._zarr.chunks.result import Result, read_chunk
 from aioxarray._zarr.codecs.decoders import Prepared, prepare
 from aioxarray._zarr.compat import (
     ArrayConfig,
@@ -27,7 +28,7 @@ from aioxarray._zarr.compat import (
 )
 from aioxarray._zarr.points import Points
 from aioxarray._zarr.selection import Block, byte_count
-from aioxarray._zarr.stores.fork import usable_here
+from aioxarray._zarr.stores.fork import usable_after_fork
 from aioxarray._zarr.stores.grants import Grants
 from aioxarray._zarr.stores.request import chunk_noted
 from aioxarray._zarr.stores.sources import source_of
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from zarr.abc.codec import Codec
     from zarr.abc.store import Store
 
-    from aioxarray._zarr.compat import BatchedCodecPipeline, Buffer, NDBuffer
+    from aioxarray._zarr.compat import BatchedCodecPipeline, Buffer
     from aioxarray._zarr.selection import Chunk
 
 
@@ -50,7 +51,7 @@ def readable(
     ``report`` is called with the number of chunks of a selection that are done, and their total.
     Makes no request, and does not change ``array``.
     """
-    store = usable_here(array.store)
+    store = usable_after_fork(array.store)
     return zarr.Array(with_pipeline(array, store, CodecPipeline, grants=grants, report=report))
 
 
@@ -78,8 +79,6 @@ def with_pipeline(
 _GETITEM = zarr.AsyncArray.getitem
 _VINDEX = zarr.AsyncArray.vindex
 _VINDEX_GETITEM = AsyncVIndex.getitem
-# Sorting this many takes less time than a hop to a thread and back.
-_FEW_POINTS = 1000
 
 
 async def read_block(
@@ -99,8 +98,8 @@ async def read_block(
     if type(inner).getitem is not _GETITEM:
         return None
     form = _form_of(inner)
-    job = _block_job(inner, form, selection)
-    return None if job is None else await _read_job(array, form, job, grants, report)
+    selected = _select_block(inner, form, selection)
+    return None if selected is None else await _read_selected(array, form, selected, grants, report)
 
 
 async def read_points(
@@ -125,47 +124,49 @@ async def read_points(
     def find() -> Points | None:
         return Points.of(coordinates, inner.metadata.shape, chunk_shape)
 
-    few = math.prod(np.broadcast_shapes(*(each.shape for each in coordinates))) <= _FEW_POINTS
+    few = math.prod(np.broadcast_shapes(*(each.shape for each in coordinates))) <= tuning.FEW_POINTS
     points = find() if few else await grants.decoders.run(find)
     if points is None:
         return None
-    job = _job(inner, form, points, (math.prod(points.shape),), basic=False)
-    return (await _read_job(array, form, job, grants, report)).reshape(points.shape)
+    selected = _select(inner, form, points, (math.prod(points.shape),), basic=False)
+    return (await _read_selected(array, form, selected, grants, report)).reshape(points.shape)
 
 
 def plan_block(array: zarr.Array[Any], selection: Sequence[int | slice]) -> ReadPlan | None:
     """Return the plan for reading a block of ``array``; None if zarr's indexing has to read it."""
     inner = array._async_array
     form = _form_of(inner)
-    job = _block_job(inner, form, selection)
-    if job is None:
+    selected = _select_block(inner, form, selection)
+    if selected is None:
         return None
     return plan_read(
         form.pipeline,
-        usable_here(array.store),
-        job.chunks,
-        job.count,
+        usable_after_fork(array.store),
+        selected.chunks,
+        selected.count,
         form.spec,
-        job.placer,
+        selected.result,
         keeps=cache_limit() > 0,
     )
 
 
-async def _read_job(
+async def _read_selected(
     array: zarr.Array[Any],
     form: _Form,
-    job: _Job,
+    selected: _Selected,
     grants: Grants,
     report: Callable[[int, int], None],
 ) -> NDArray[Any]:
-    if job.count:
+    if selected.count:
         pipeline = replace(form.pipeline, grants=grants, report=report)
-        store = usable_here(array.store)
-        await pipeline.read_chunks(store, job.chunks, job.count, form.spec, job.placer)
-    return job.out.as_numpy_array()
+        store = usable_after_fork(array.store)
+        await pipeline.read_chunks(
+            store, selected.chunks, selected.count, form.spec, selected.result
+        )
+    return selected.values()
 
 
-def known_block(
+def prefetched_block(
     array: zarr.Array[Any], selection: Sequence[int | slice], values: Mapping[str, Buffer | None]
 ) -> NDArray[Any] | None:
     """Return a block of ``array`` whose encoded chunks are in ``values``, decoded in this thread.
@@ -173,21 +174,17 @@ def known_block(
     Returns None if a chunk is not in ``values``, or if zarr's own code is needed.
     """
     inner = array._async_array
-    job = _block_job(inner, _form_of(inner), selection)
-    if job is None or job.placer.by_zarr:
+    selected = _select_block(inner, _form_of(inner), selection)
+    if selected is None or selected.result.by_zarr:
         return None
-    chunks = list(job.chunks)
-    if any(chunk[0] not in values for chunk in chunks):
+    chunks = list(selected.chunks)
+    if any(chunk.key not in values for chunk in chunks):
         return None
     for chunk in chunks:
-        data = values[chunk[0]]
-        with chunk_noted(chunk[0], array.store):
-            job.placer.put(None if data is None else data.as_numpy_array(), chunk)
-    return job.out.as_numpy_array()
-
-
-# Decoding more than this costs more than everything that `read_small_block` saves.
-_SMALL_BLOCK_BYTES = 64 << 10
+        data = values[chunk.key]
+        with chunk_noted(chunk.key, array.store):
+            selected.result.put(None if data is None else data.as_numpy_array(), chunk)
+    return selected.values()
 
 
 def reads_by_plain_calls(array: zarr.Array[Any]) -> bool:
@@ -205,17 +202,17 @@ def read_small_block(
     """
     inner = array._async_array
     form = _form_of(inner)
-    job = _block_job(inner, form, selection)
-    if job is None or job.placer.by_zarr:
+    selected = _select_block(inner, form, selection)
+    if selected is None or selected.result.by_zarr:
         return None
-    size = byte_count(form.spec.shape, job.out.dtype)
-    if job.count * size > _SMALL_BLOCK_BYTES:
+    size = byte_count(form.spec.shape, selected.result.out.dtype)
+    if selected.count * size > tuning.SMALL_BLOCK_BYTES:
         return None
     source: Any = source_of(array.store)
-    for chunk in job.chunks:
-        with chunk_noted(chunk[0], array.store):
-            job.placer.read(source, chunk)
-    return job.out.as_numpy_array()
+    for chunk in selected.chunks:
+        with chunk_noted(chunk.key, array.store):
+            read_chunk(source, chunk, selected.result)
+    return selected.values()
 
 
 @dataclass(frozen=True)
@@ -272,33 +269,36 @@ def _form(metadata: _Itself, config: Any, prototype: Any) -> _Form:
 
 
 @dataclass(frozen=True)
-class _Job:
-    """The chunks of a selection, and the result that they are read into."""
+class _Selected:
+    """The chunks that a selection touches, and the result that they are read into."""
 
     chunks: Iterator[Chunk]
     count: int
-    placer: Placer
-    out: NDBuffer
+    result: Result
+
+    def values(self) -> NDArray[Any]:
+        """Return the result, once the chunks are in it."""
+        return self.result.out.as_numpy_array()
 
 
-def _block_job(inner: Any, form: _Form, selection: Sequence[int | slice]) -> _Job | None:
-    """Return the job of reading a block; None if zarr has to read it."""
+def _select_block(inner: Any, form: _Form, selection: Sequence[int | slice]) -> _Selected | None:
+    """Return the chunks of a block; None if zarr has to read it."""
     if form.chunk_shape is None or _missing_are_errors(inner):
         return None
     block = _block(inner, form.chunk_shape, selection)
-    return None if block is None else _job(inner, form, block, block.shape, basic=True)
+    return None if block is None else _select(inner, form, block, block.shape, basic=True)
 
 
-def _job(
-    inner: Any, form: _Form, selected: Block | Points, shape: tuple[int, ...], *, basic: bool
-) -> _Job:
-    """Return the job of reading ``selected`` into an array of ``shape``."""
+def _select(
+    inner: Any, form: _Form, touched: Block | Points, shape: tuple[int, ...], *, basic: bool
+) -> _Selected:
+    """Return the chunks of ``touched``, to be read into an array of ``shape``."""
     spec = form.spec
     out = spec.prototype.nd_buffer.empty(
         shape=shape, dtype=spec.dtype.to_native_dtype(), order=spec.config.order
     )
-    placer = Placer(form.pipeline, form.prepared, out, (), basic)
-    return _Job(selected.chunks(chunk_keys(inner), spec), selected.count, placer, out)
+    result = Result(form.pipeline, form.prepared, out, (), basic)
+    return _Selected(touched.chunks(chunk_keys(inner), spec), touched.count, result)
 
 
 def _missing_are_errors(inner: Any) -> bool:

@@ -2,29 +2,30 @@
 
 zarr's own pipeline creates a task, buffers and specifications for every chunk, and its event loop
 schedules the decoding. This pipeline makes a `ReadPlan` of the selection and executes it: see
-`aioxarray._zarr.chunks.jobs`, and `aioxarray._zarr.chunks.shard_jobs` for shards.
+`aioxarray._zarr.chunks.chunk_reads`, and `aioxarray._zarr.chunks.shard_reads` for shards.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from zarr.registry import register_pipeline
 from zarr.storage import StorePath
 
-from aioxarray._zarr.chunks.jobs import Advance, Job
-from aioxarray._zarr.chunks.placing import Placer
+from aioxarray._zarr.chunks.chunk_reads import Advance, ChunkReads
 from aioxarray._zarr.chunks.plan import Way, plan_read
-from aioxarray._zarr.chunks.shard_jobs import ByCoroutines, ByPlainCalls
+from aioxarray._zarr.chunks.result import Result
+from aioxarray._zarr.chunks.shard_reads import ByCoroutines, ByPlainCalls
 from aioxarray._zarr.codecs.decoders import describe, prepare
 from aioxarray._zarr.compat import BatchedCodecPipeline
 from aioxarray._zarr.metadata.prefetched import PrefetchedStore
 from aioxarray._zarr.points import selection_of
-from aioxarray._zarr.selection import is_basic
+from aioxarray._zarr.selection import Chunk, as_tuple, is_basic
 from aioxarray._zarr.stores.grants import Grants, is_long, open_grants
 from aioxarray._zarr.stores.limited import LimitedStore
 from aioxarray._zarr.stores.sharing import forget, table_of
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from zarr.abc.store import ByteGetter, Store
 
     from aioxarray._zarr.compat import ArraySpec, NDBuffer, SelectorTuple
-    from aioxarray._zarr.selection import Chunk
 
     ChunkRequest = tuple[ByteGetter, ArraySpec, SelectorTuple, SelectorTuple, bool]
     Status = dict[str, Literal["present", "missing"]]
@@ -92,9 +92,9 @@ class CodecPipeline(BatchedCodecPipeline):
             return await self._read_parts(requests, out, drop_axes)
         keys = (each.path for each, *_ in requests)  # type: ignore[attr-defined]
         chunks = _chunks(keys, requests)
-        placer = self._placer(chunks, out, drop_axes)
+        result = self._result(chunks, out, drop_axes)
         spec = requests[0][1]
-        return _statuses(await self.read_chunks(getter.store, chunks, len(chunks), spec, placer))
+        return _statuses(await self.read_chunks(getter.store, chunks, len(chunks), spec, result))
 
     async def write(
         self,
@@ -119,66 +119,61 @@ class CodecPipeline(BatchedCodecPipeline):
             finally:
                 forget(place.store)
 
-    def _placer(self, chunks: Sequence[Chunk], out: NDBuffer, drop_axes: tuple[int, ...]) -> Placer:
+    def _result(self, chunks: Sequence[Chunk], out: NDBuffer, drop_axes: tuple[int, ...]) -> Result:
         basic = all(
-            is_basic(selection_of(inside)) and is_basic(outside) for _, _, inside, outside in chunks
+            is_basic(selection_of(chunk.inside)) and is_basic(chunk.outside) for chunk in chunks
         )
-        return Placer(self, prepare(self, chunks[0][1]), out, drop_axes, basic)
+        return Result(self, prepare(self, chunks[0].spec), out, drop_axes, basic)
 
     async def read_chunks(
-        self, store: Store, chunks: Iterable[Chunk], count: int, spec: ArraySpec, placer: Placer
+        self, store: Store, chunks: Iterable[Chunk], count: int, spec: ArraySpec, result: Result
     ) -> list[bool]:
-        """Read ``count`` chunks of ``store`` with ``placer``; return which of them exist.
+        """Read ``count`` chunks of ``store`` into ``result``; return which of them exist.
 
         ``spec`` is the specification of one of them.
         """
         if self.grants is None:
             with open_grants() as grants:
                 granting = replace(self, grants=grants)
-                return await granting.read_chunks(store, chunks, count, spec, placer)
+                return await granting.read_chunks(store, chunks, count, spec, result)
         if isinstance(store, PrefetchedStore):
             # It counts requests itself; a read that holds a place must not wait for a second one.
             store = store.counted_elsewhere()
         grants = self.grants
-        plan = plan_read(self, store, chunks, count, spec, placer, keeps=grants.keeps)
-        table = None if plan.alike is None else table_of(store, plan.alike)
+        plan = plan_read(self, store, chunks, count, spec, result, keeps=grants.keeps)
+        table = None if plan.shared_as is None else table_of(store, plan.shared_as)
         limited = LimitedStore(store, grants.requests)
-        job = Job(plan, limited, placer, grants, table, Advance(self.report, count))
-        return await self._execute(job)
+        return await self._execute(
+            ChunkReads(plan, limited, result, grants, table, Advance(self.report, count))
+        )
 
-    async def _execute(self, job: Job) -> list[bool]:
-        plan = job.plan
+    async def _execute(self, reads: ChunkReads) -> list[bool]:
+        plan = reads.plan
         source: Any = plan.source
-        if plan.way is Way.ZARR:
-            return await job.side_by_side(self._by_zarr(job))
-        if plan.shards is not None:
-            if plan.way is Way.COROUTINES:
-                return await ByCoroutines(job, plan.shards).read_all()
-            return await ByPlainCalls(job, plan.shards, source).read_all()
         match plan.way:
-            case Way.HERE:
-                return job.at_once(source)
+            case Way.ZARR:
+                return await reads.each(partial(self._read_by_zarr, reads))
+            case Way.COROUTINES if plan.shards is not None:
+                return await ByCoroutines(reads, plan.shards).read_all()
+            case Way.COROUTINES:
+                return await reads.by_coroutines()
+            case Way.THREADS if plan.shards is not None:
+                return await ByPlainCalls(reads, plan.shards, source).read_all()
             case Way.THREADS:
-                return await job.by_plain_calls(source)
+                return await reads.by_plain_calls(source)
             case Way.FIRST_ANSWER:
-                return await job.by_what_answers(source)
-            case _:
-                return await job.by_coroutines()
+                return await reads.by_first_answer(source)
+            case Way.INLINE:
+                return reads.inline(source)
 
-    def _by_zarr(self, job: Job) -> Callable[[Chunk], Awaitable[bool]]:
-        """Return a coroutine function that reads a shard with zarr's own code."""
-
-        async def read(chunk: Chunk) -> bool:
-            key, spec, inside, _ = chunk
-            async with job.grants.memory.hold(job.size, long=is_long(job.size)):
-                getter = StorePath(job.limited, key)
-                selection = selection_of(inside)
-                (part,) = await self.decode_partial_batch([(getter, selection, spec)])
-            job.placer.put_part(part, chunk)
-            job.advance(1)
-            return part is not None
-
-        return read
+    async def _read_by_zarr(self, reads: ChunkReads, chunk: Chunk) -> bool:
+        """Read a shard with zarr's own code; return whether it exists."""
+        async with reads.grants.memory.hold(reads.nbytes, long=is_long(reads.nbytes)):
+            getter = StorePath(reads.limited, chunk.key)
+            selection = selection_of(chunk.inside)
+            (part,) = await self.decode_partial_batch([(getter, selection, chunk.spec)])
+        reads.result.put_part(part, chunk)
+        return part is not None
 
     async def _read_parts(
         self, requests: Sequence[ChunkRequest], out: NDBuffer, drop_axes: tuple[int, ...]
@@ -186,12 +181,12 @@ class CodecPipeline(BatchedCodecPipeline):
         """Decode chunks already in memory: the inner chunks of a shard that zarr's code reads."""
         data: list[Any] = [await getter.get(spec.prototype) for getter, spec, *_ in requests]
         chunks = _chunks(itertools.repeat(""), requests)
-        placer = self._placer(chunks, out, drop_axes)
-        if not placer.by_zarr:
+        result = self._result(chunks, out, drop_axes)
+        if not result.by_zarr:
             data = [None if each is None else each.as_numpy_array() for each in data]
 
         def put() -> list[bool]:
-            return [placer.put(*each) for each in zip(data, chunks, strict=True)]
+            return [result.put(*each) for each in zip(data, chunks, strict=True)]
 
         # In a decoding thread, this runs in place instead: see `run_inline`.
         present = await asyncio.to_thread(put)
@@ -201,13 +196,9 @@ class CodecPipeline(BatchedCodecPipeline):
 def _chunks(keys: Iterable[str], requests: Sequence[ChunkRequest]) -> list[Chunk]:
     """Return ``requests`` as chunks with ``keys``."""
     return [
-        (key, spec, _as_tuple(inside), _as_tuple(outside))
+        Chunk(key, spec, as_tuple(inside), as_tuple(outside))
         for key, (_, spec, inside, outside, _) in zip(keys, requests, strict=False)
     ]
-
-
-def _as_tuple(selection: Any) -> tuple[Any, ...]:
-    return selection if type(selection) is tuple else (selection,)
 
 
 def _statuses(present: Iterable[bool]) -> tuple[Status, ...]:

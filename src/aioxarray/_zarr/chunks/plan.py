@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from aioxarray._zarr.chunks.placing import Placer
-from aioxarray._zarr.chunks.shards import ShardReader
+from aioxarray._zarr import tuning
+from aioxarray._zarr.chunks.result import Result
+from aioxarray._zarr.chunks.shards import ShardLayout
 from aioxarray._zarr.codecs.decoders import decoding
 from aioxarray._zarr.selection import byte_count
 from aioxarray._zarr.stores.sources import LocalSource, ObjectSource, source_of
@@ -19,14 +20,11 @@ if TYPE_CHECKING:
     from aioxarray._zarr.compat import ArraySpec
     from aioxarray._zarr.selection import Chunk
 
-# Decoding less than this costs less than a hop to a thread and back.
-INLINE_BYTES = 16 << 10
-
 
 class Way(Enum):
     """How chunks are requested, and where they are decoded."""
 
-    HERE = "looked up and decoded on the event loop"
+    INLINE = "looked up and decoded on the event loop"
     THREADS = "read by plain calls in the decoding threads"
     FIRST_ANSWER = "requested by plain calls if the first answer is quick, else by coroutines"
     COROUTINES = "requested by coroutines, decoded in threads"
@@ -66,8 +64,8 @@ class ReadPlan:
     chunk_nbytes
         The decoded bytes of a chunk, or those needed of a shard.
     shards
-        Reads shards; None if the chunks are not shards, or if zarr's own code reads them.
-    alike
+        The layout of the shards; None if the chunks are not shards, or if zarr reads them.
+    shared_as
         A key that is equal for reads that can share decoded chunks; None if nothing is shared.
     way, reason
         The way of reading, and why it was chosen.
@@ -78,8 +76,8 @@ class ReadPlan:
     chunks: Iterable[Chunk]
     count: int
     chunk_nbytes: int
-    shards: ShardReader | None
-    alike: Hashable | None
+    shards: ShardLayout | None
+    shared_as: Hashable | None
     way: Way
     reason: str
 
@@ -91,8 +89,8 @@ class ReadPlan:
     def requests(self) -> Iterator[Planned]:
         """Yield the requests; iterates over `chunks`."""
         part = "all" if self.shards is None and self.way is not Way.ZARR else "ranges"
-        for key, *_ in self.chunks:
-            yield Planned(key, part)
+        for chunk in self.chunks:
+            yield Planned(chunk.key, part)
 
 
 def plan_read(
@@ -101,7 +99,7 @@ def plan_read(
     chunks: Iterable[Chunk],
     count: int,
     spec: ArraySpec,
-    placer: Placer,
+    result: Result,
     *,
     keeps: bool,
 ) -> ReadPlan:
@@ -113,27 +111,27 @@ def plan_read(
         The codec pipeline of the array.
     spec
         The specification of one of the chunks.
-    placer
-        Puts the chunks into the result.
+    result
+        The result that the chunks are read into.
     keeps
         Whether decoded chunks are kept for later reads.
     """
     source = source_of(store)
     partial: bool = pipeline.supports_partial_decode
-    shards = ShardReader.of(pipeline, spec, placer, placer.views) if partial else None
+    shards = ShardLayout.of(pipeline, spec, result) if partial else None
     # Reading memory or a local file again is faster than sharing the chunks.
-    shared = (keeps or source is None or source.remote) and placer.in_memory
-    alike: Hashable | None = None
+    shared = (keeps or source is None or source.remote) and result.in_memory
+    shared_as: Hashable | None = None
     if shared:
-        alike = shards.decoding if shards else decoding(pipeline, placer.prepared, spec)
+        shared_as = shards.decoding if shards else decoding(pipeline, result.prepared, spec)
     nbytes = byte_count(spec.shape, spec.dtype.to_native_dtype())
     if shards is not None:
         # Only the selected inner chunks of a shard are read and held.
-        wanted = byte_count(placer.out.shape, placer.out.dtype) // count
+        wanted = byte_count(result.out.shape, result.out.dtype) // count
         nbytes = min(nbytes, max(wanted, shards.inner_bytes))
-    is_tiny = nbytes * count <= INLINE_BYTES and not placer.by_zarr and not shared
+    is_tiny = nbytes * count <= tuning.INLINE_BYTES and not result.by_zarr and not shared
     way, reason = _way(source, is_sharded=partial, is_known=shards is not None, is_tiny=is_tiny)
-    return ReadPlan(store, source, chunks, count, nbytes, shards, alike, way, reason)
+    return ReadPlan(store, source, chunks, count, nbytes, shards, shared_as, way, reason)
 
 
 def _way(
@@ -151,5 +149,5 @@ def _way(
             return Way.COROUTINES, "parts of remote shards are many small requests side by side"
         return Way.FIRST_ANSWER, "plain calls carry more requests of a server close by"
     if source.instant and is_tiny and not is_sharded:
-        return Way.HERE, "decoding so little takes less than a hop to a thread"
+        return Way.INLINE, "decoding so little takes less than a hop to a thread"
     return Way.THREADS, "the store is at hand"

@@ -1,6 +1,6 @@
 """The inner chunks of shards that a selection needs, and their byte ranges.
 
-`aioxarray._zarr.chunks.shard_jobs` reads them. Byte ranges are merged in the same way with all
+`aioxarray._zarr.chunks.shard_reads` reads them. Byte ranges are merged in the same way with all
 versions of zarr, whose own code differs.
 """
 
@@ -9,29 +9,33 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import zarr
 from zarr.codecs import ShardingCodec
 
-from aioxarray._zarr.chunks.placing import Placer
+from aioxarray._zarr.chunks.result import Result
 from aioxarray._zarr.codecs.decoders import Decoder, Prepared, decoding, prepare
 from aioxarray._zarr.compat import BatchedCodecPipeline, UInt64, get_indexer, regular_grid
-from aioxarray._zarr.points import Inside, Points, selection_of
-from aioxarray._zarr.selection import Block, byte_count, is_basic, merged
+from aioxarray._zarr.points import Points, selection_of
+from aioxarray._zarr.selection import (
+    Block,
+    ByteRange,
+    Chunk,
+    Span,
+    as_tuple,
+    byte_count,
+    is_basic,
+    merged,
+)
 from aioxarray._zarr.stores.sharing import Lead
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from aioxarray._zarr.compat import ArraySpec, NDBuffer
-    from aioxarray._zarr.selection import Chunk, Range
 
-    # An inner chunk, with its coordinates in the shard instead of a key.
-    Inner = tuple[tuple[int, ...], ArraySpec, tuple[Any, ...] | Inside, tuple[Any, ...]]
-    # An inner chunk, and the part of the selection that needs it.
-    Wanted = tuple["ShardPart", Inner]
     # The offset and length of each inner chunk.
     Index = NDArray[np.uint64]
 
@@ -49,8 +53,8 @@ class _Index:
     count: int
 
 
-class ShardReader:
-    """Splits the shards of an array into inner chunks, to be read into ``out``.
+class ShardLayout:
+    """The split of the shards of an array into inner chunks, to be read into a result.
 
     Parameters
     ----------
@@ -60,12 +64,8 @@ class ShardReader:
         Makes decoders for its indexes.
     spec
         The specification of a shard.
-    outer
-        The placer that puts parts of shards into the result.
-    out
+    result
         The result.
-    views
-        Whether each shard's part of the result is a view of it.
     """
 
     def __init__(
@@ -73,26 +73,20 @@ class ShardReader:
         codec: ShardingCodec,
         index: Prepared,
         spec: ArraySpec,
-        outer: Placer,
-        out: NDBuffer,
-        views: bool,
+        result: Result,
     ) -> None:
         self.codec = codec
-        self.outer = outer
+        self.result = result
         self.at_start = getattr(codec.index_location, "value", codec.index_location) == "start"
         self._index = index
-        self._out = out
-        self._views = views
         self.inner_spec = replace(spec, shape=tuple(codec.chunk_shape))
         self.pipeline = BatchedCodecPipeline.from_codecs(codec.codecs)
         self.prepared = prepare(self.pipeline, self.inner_spec)
-        # Decoders of inner chunks, shared by all shards.
-        self.decoders: dict[tuple[int, ...], Decoder] = {}
         self._indexes: dict[tuple[int, ...], _Index] = {}
 
     @classmethod
-    def of(cls, pipeline: Any, spec: ArraySpec, outer: Placer, views: bool) -> ShardReader | None:
-        """Return a reader for the shards, or None if zarr's own code has to read them."""
+    def of(cls, pipeline: Any, spec: ArraySpec, result: Result) -> ShardLayout | None:
+        """Return the layout of the shards, or None if zarr's own code has to read them."""
         codec = pipeline.array_bytes_codec
         if type(codec) is not ShardingCodec:
             return None
@@ -100,7 +94,7 @@ class ShardReader:
         index = prepare(BatchedCodecPipeline.from_codecs(codec.index_codecs), index_spec)
         if index is None or index.longer_by is None:
             return None
-        return cls(codec, index, spec, outer, outer.out, views)
+        return cls(codec, index, spec, result)
 
     @property
     def decoding(self) -> Hashable:
@@ -128,18 +122,18 @@ class ShardReader:
 
     def part(self, chunk: Chunk) -> ShardPart:
         """Return the selected part of the shard ``chunk``."""
-        _, spec, wanted, outside = chunk
-        inside = selection_of(wanted)
-        if self._views and is_basic(inside):
-            block = Block(inside, spec.shape, self.codec.chunk_shape)
-            array = self._out.as_ndarray_like()
-            # The ellipsis makes it a view even if a single element is selected.
-            view = array[(*outside, ...)]  # type: ignore[index]
-            out = type(self._out).from_ndarray_like(view)
-            # Coordinates stand in for keys.
-            inner: Any = list(block.chunks(lambda at: at, self.inner_spec))
-            return ShardPart(self, chunk, inner, out, basic=True)
+        spec = chunk.spec
+        inside = selection_of(chunk.inside)
         chunk_shape = self.codec.chunk_shape
+        if self.result.views and is_basic(inside):
+            block = Block(inside, spec.shape, chunk_shape)
+            whole = self.result.out
+            # The ellipsis makes it a view even if a single element is selected.
+            view = whole.as_ndarray_like()[(*chunk.outside, ...)]  # type: ignore[index]
+            out = type(whole).from_ndarray_like(view)
+            # Coordinates stand in for keys.
+            inner = list(block.chunks(lambda at: at, self.inner_spec))
+            return ShardPart(self, chunk, inner, out, basic=True)
         if all(isinstance(each, np.ndarray) for each in inside):
             points = Points.of(inside, spec.shape, chunk_shape)
             if points is not None:
@@ -155,7 +149,7 @@ class ShardReader:
             shape=indexer.shape, dtype=spec.dtype.to_native_dtype(), order=spec.order
         )
         inner = [
-            (at, self.inner_spec, _as_tuple(within), _as_tuple(outside))
+            Chunk(at, self.inner_spec, as_tuple(within), as_tuple(outside))
             for at, within, outside, *_ in indexer
         ]
         shape = getattr(indexer, "sel_shape", None)
@@ -167,8 +161,8 @@ class ShardPart:
 
     Parameters
     ----------
-    reader
-        The reader of the array's shards.
+    layout
+        The layout of the array's shards.
     chunk
         The shard.
     inner
@@ -186,55 +180,55 @@ class ShardPart:
 
     def __init__(
         self,
-        reader: ShardReader,
+        layout: ShardLayout,
         chunk: Chunk,
-        inner: Sequence[Inner],
+        inner: Sequence[Chunk],
         out: NDBuffer,
         basic: bool,
         shape: tuple[int, ...] | None = None,
     ) -> None:
         self.chunk = chunk
-        self.key = chunk[0]
+        self.key = chunk.key
         self.inner = inner
         self.exists: bool | None = None
-        self.placer = Placer(reader.pipeline, reader.prepared, out, (), basic, reader.decoders)
-        self.index = reader.index_of(chunk[1].shape)
-        self._reader = reader
+        self.result = Result(layout.pipeline, layout.prepared, out, (), basic)
+        self.index = layout.index_of(chunk.spec.shape)
+        self._layout = layout
         self._out = out
         self._basic = basic
         self._shape = shape
 
     def size(self, wanted: Sequence[object]) -> int:
         """Return the decoded bytes of the inner chunks ``wanted``."""
-        return len(wanted) * self._reader.inner_bytes
+        return len(wanted) * self._layout.inner_bytes
 
-    def is_all(self, wanted: Sequence[Lead[Wanted]]) -> bool:
+    def is_all(self, wanted: Sequence[Lead[InnerChunk]]) -> bool:
         """Return whether ``wanted`` has all inner chunks of the shard."""
         count = self.index.count
-        return len(wanted) >= count and len({inner[0] for (_, inner), _ in wanted}) == count
+        return len(wanted) >= count and len({each.part.chunk.key for each in wanted}) == count
 
     def index_range(self) -> tuple[int, int | None]:
         """Return the start and stop of the index, as in a slice of the shard."""
         size = self.index.size
-        return (0, size) if self._reader.at_start else (-size, None)
+        return (0, size) if self._layout.at_start else (-size, None)
 
     def cut_index(self, whole: Any | None) -> Any | None:
         """Return the bytes of the index in ``whole``, the shard; None if that is missing."""
         return None if whole is None else whole[slice(*self.index_range())]
 
     def ranges(
-        self, index: Index | None, wanted: Sequence[Lead[Wanted]], gaps: tuple[int, int]
-    ) -> tuple[list[Range], list[bool]]:
+        self, index: Index | None, wanted: Sequence[Lead[InnerChunk]], gaps: tuple[int, int]
+    ) -> tuple[list[ByteRange], list[bool]]:
         """Return the byte ranges to read, each with its inner chunks, and which of these exist.
 
         ``gaps`` are the limits from the function `gaps`; without an ``index`` none exists.
         """
         if index is None or not wanted:
             return [], [False] * len(wanted)
-        longest = None if self._reader.prepared is None else 2 * self._reader.inner_bytes + _SLACK
+        longest = None if self._layout.prepared is None else 2 * self._layout.inner_bytes + _SLACK
         found, there = [], []
         # One lookup for all: separate ones would each cost as much as decoding a small chunk.
-        at = tuple(zip(*(inner[0] for (_, inner), _ in wanted), strict=True))
+        at = tuple(zip(*(each.part.chunk.key for each in wanted), strict=True))
         for lead, (start, length) in zip(wanted, index[at].reshape(-1, 2).tolist(), strict=True):
             exists = start != _MISSING or length != _MISSING
             there.append(exists)
@@ -242,20 +236,28 @@ class ShardPart:
                 continue
             if longest is not None and length > longest:
                 raise ValueError(
-                    f"the shard's index is damaged: inner chunk {lead[0][1][0]} has {length} bytes"
+                    "the shard's index is damaged: "
+                    f"inner chunk {lead.part.chunk.key} has {length} bytes"
                 )
-            found.append((start, start + length, lead))
+            found.append(Span(start, start + length, lead))
         return merged(found, *gaps), there
 
     def finish(self) -> None:
         """Copy a separate buffer into the result."""
         if not self._basic:
             part = self._out if self._shape is None else self._out.reshape(self._shape)
-            self._reader.outer.put_part(part, self.chunk)
+            self._layout.result.put_part(part, self.chunk)
 
     def missing(self) -> None:
         """Set the shard's part of the result to the fill value."""
-        self._reader.outer.put_part(None, self.chunk)
+        self._layout.result.put_part(None, self.chunk)
+
+
+class InnerChunk(NamedTuple):
+    """An inner chunk, and the part of its shard that a selection needs."""
+
+    shard: ShardPart
+    chunk: Chunk
 
 
 class Indexes:
@@ -264,7 +266,7 @@ class Indexes:
     keeps_missing = True
 
     def name(self, part: ShardPart) -> Hashable:
-        return part.key, None, part.chunk[1].shape
+        return part.key, None, part.chunk.spec.shape
 
     def decoded(self, data: Any, part: ShardPart) -> NDArray[Any]:
         index = part.index
@@ -290,21 +292,17 @@ class InnerChunks:
     # The index tells which are missing.
     keeps_missing = False
 
-    def name(self, wanted: Wanted) -> Hashable:
-        part, inner = wanted
-        return part.key, inner[0]
+    def name(self, inner: InnerChunk) -> Hashable:
+        return inner.shard.key, inner.chunk.key
 
-    def decoded(self, data: Any, wanted: Wanted) -> NDArray[Any]:
-        part, inner = wanted
-        return part.placer.decoded(data, inner)
+    def decoded(self, data: Any, inner: InnerChunk) -> NDArray[Any]:
+        return inner.shard.result.decoded(data, inner.chunk)
 
-    def put(self, data: Any | None, wanted: Wanted) -> bool:
-        part, inner = wanted
-        return part.placer.put(data, inner)
+    def put(self, data: Any | None, inner: InnerChunk) -> bool:
+        return inner.shard.result.put(data, inner.chunk)
 
-    def put_decoded(self, array: NDArray[Any] | None, wanted: Wanted) -> bool:
-        part, inner = wanted
-        return part.placer.put_decoded(array, inner)
+    def put_decoded(self, array: NDArray[Any] | None, inner: InnerChunk) -> bool:
+        return inner.shard.result.put_decoded(array, inner.chunk)
 
 
 def gaps(spec: ArraySpec) -> tuple[int, int]:
@@ -321,7 +319,3 @@ def gaps(spec: ArraySpec) -> tuple[int, int]:
 def _setting(spec: ArraySpec, name: str, default: int) -> int:
     found = getattr(spec.config, name, None)
     return int(zarr.config.get(f"array.{name}", default) if found is None else found)
-
-
-def _as_tuple(selection: Any) -> tuple[Any, ...]:
-    return selection if type(selection) is tuple else (selection,)

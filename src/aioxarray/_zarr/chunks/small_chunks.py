@@ -14,7 +14,8 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from aioxarray._runtime.threads.forks import after_fork
-from aioxarray._zarr.chunks.placing import Placer
+from aioxarray._zarr import tuning
+from aioxarray._zarr.chunks.result import Result
 from aioxarray._zarr.stores.request import chunk_noted
 from aioxarray._zarr.stores.sharing import Lead, Sharing, failing
 from aioxarray._zarr.stores.sources import Source
@@ -24,10 +25,6 @@ if TYPE_CHECKING:
 
     from aioxarray._zarr.selection import Chunk
 
-# For larger chunks, decoding is most of the work.
-SMALL_BYTES = 8 << 10
-# This many decoded bytes at a time, and their encoded bytes, stay in the CPU cache.
-_TOGETHER_BYTES = 256 << 10
 # Data that does not compress becomes a little longer.
 _LONGER_BY = 64
 
@@ -37,7 +34,7 @@ _NOTHING = nullcontext()
 
 
 class SmallChunks:
-    """Reads chunks of at most `SMALL_BYTES` of an array.
+    """Reads chunks of at most `tuning.SMALL_CHUNK_BYTES` of an array.
 
     Parameters
     ----------
@@ -45,11 +42,11 @@ class SmallChunks:
         The store, named in errors.
     source
         The source that reads it.
-    placer
-        Puts the chunks into the result.
+    result
+        The result.
     sharing
         Shares the chunks with other reads.
-    size
+    nbytes
         The decoded bytes of a chunk.
     decoding
         A context for decoding, which limits it in threads that are not decoding threads.
@@ -64,28 +61,27 @@ class SmallChunks:
         self,
         store: Store,
         source: Source,
-        placer: Placer,
+        result: Result,
         sharing: Sharing[Chunk, bool],
-        size: int,
+        nbytes: int,
         decoding: AbstractContextManager[Any],
     ) -> None:
         self._store = store
         self._source = source
-        self._placer = placer
+        self._result = result
         self._sharing = sharing
         self._decoding = decoding
-        self._most = size + _LONGER_BY
-        self._count = max(1, _TOGETHER_BYTES // size)
-        self.held = 2 * self._count * size
+        self._most = nbytes + _LONGER_BY
+        self._count = max(1, tuning.TOGETHER_BYTES // nbytes)
+        self.held = 2 * self._count * nbytes
 
     @classmethod
-    def can_read(cls, placer: Placer, sharing: Sharing[Chunk, bool], size: int) -> bool:
-        """Return whether chunks of ``size`` bytes should, and can, be read together."""
-        prepared = placer.prepared
+    def can_read(cls, result: Result, sharing: Sharing[Chunk, bool], nbytes: int) -> bool:
+        """Return whether chunks of ``nbytes`` bytes should, and can, be read together."""
         # For the cache, each chunk is decoded into a separate array.
-        if prepared is None or sharing.keeps:
+        if result.prepared is None or sharing.keeps:
             return False
-        return prepared.decodes_many and 0 < size <= SMALL_BYTES
+        return result.prepared.decodes_many and 0 < nbytes <= tuning.SMALL_CHUNK_BYTES
 
     def read(self, leads: Sequence[Lead[Chunk]], stop: threading.Event) -> list[bool]:
         """Read chunks into the result, in a worker thread; return which of them exist.
@@ -105,27 +101,28 @@ class SmallChunks:
         with turn:
             fetched = [self._fetch(lead) for lead in leads]
         with self._decoding:
-            decoder = self._placer.decoder(leads[0][0][1].shape)
+            assert self._result.prepared is not None
+            decoder = self._result.prepared.decoder(leads[0].part.spec.shape)
             found = [data for data in fetched if data is not None]
-            alike = all(chunk[1].shape == decoder.shape for chunk, _ in leads)
-            decoded = decoder.many(found) if found and alike else None
+            have_one_shape = all(lead.part.spec.shape == decoder.shape for lead in leads)
+            decoded = decoder.many(found) if found and have_one_shape else None
             with turn:
-                parts = None if decoded is None else iter(decoded)
+                each = None if decoded is None else iter(decoded)
                 for data, lead in zip(fetched, leads, strict=True):
-                    part = None if parts is None or data is None else next(parts)
-                    if part is not None and self._sharing.is_alone(lead):
-                        self._placer.put_bytes(part, decoder, lead[0])
+                    values = None if each is None or data is None else next(each)
+                    if values is not None and self._sharing.is_unshared(lead):
+                        self._result.put_bytes(values, decoder, lead.part)
                     else:
-                        with chunk_noted(lead[0][0], self._store):
+                        with chunk_noted(lead.part.key, self._store):
                             self._sharing.put(data, lead)
         return [data is not None for data in fetched]
 
     def _fetch(self, lead: Lead[Chunk]) -> Any | None:
-        chunk, _ = lead
+        key = lead.part.key
         try:
-            return self._source.read_small(chunk[0], self._most)
+            return self._source.read_small(key, self._most)
         except Exception:
-            with chunk_noted(chunk[0], self._store), failing([lead]):
+            with chunk_noted(key, self._store), failing([lead]):
                 raise
 
 

@@ -8,21 +8,24 @@ are written by the thread that encodes.
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from zarr.storage import StorePath
 
-from aioxarray._runtime.batches import Batches
-from aioxarray._runtime.tasks import gather
+from aioxarray._runtime.batches import Batches, one_by_one
+from aioxarray._zarr import tuning
 from aioxarray._zarr.chunks.arrays import chunk_keys, chunk_spec, regular_block, with_pipeline
+from aioxarray._zarr.chunks.schedule import Schedule
 from aioxarray._zarr.codecs.encoders import Encoder, prepare_encoder
 from aioxarray._zarr.codecs.inline import run_inline
 from aioxarray._zarr.compat import BatchedCodecPipeline
 from aioxarray._zarr.selection import byte_count, in_runs
-from aioxarray._zarr.stores.fork import usable_here
+from aioxarray._zarr.stores.fork import usable_after_fork
 from aioxarray._zarr.stores.grants import Grants, is_long
 from aioxarray._zarr.stores.limited import LimitedStore
 from aioxarray._zarr.stores.local_writes import LocalFiles
@@ -40,9 +43,6 @@ if TYPE_CHECKING:
 
     # Returns the new value of a chunk, for a request and the value that the store has.
     Encode = Callable[[ChunkWrite, Buffer | None], Buffer | None]
-
-# A hop to a thread costs about as much as encoding this many bytes.
-_BATCH_BYTES = 1 << 20
 
 
 def writable(
@@ -65,7 +65,7 @@ def writable(
     fresh
         Whether the store has no chunk of the array: then none is read, and none deleted.
     """
-    limited = LimitedStore(usable_here(store), grants.requests)
+    limited = LimitedStore(usable_after_fork(store), grants.requests)
     return with_pipeline(array, limited, WritePipeline, grants=grants, fresh=fresh)
 
 
@@ -178,18 +178,14 @@ class WritePipeline(BatchedCodecPipeline):
     ) -> None:
         """Write runs of chunks, each in a thread that encodes and writes its chunks in turn."""
         assert self.grants is not None
-        stopped = False
+        stop = threading.Event()
 
-        def stop() -> None:
-            nonlocal stopped
-            stopped = True
-
-        def write_run(run: Sequence[ChunkWrite]) -> None:
+        def write_run(run: Sequence[ChunkWrite]) -> Sequence[None]:
             for request in run:
-                if stopped:
+                if stop.is_set():
                     break
                 setter, spec, _, _, is_complete = request
-                try:
+                with _noted(setter):
                     key: str = setter.path  # type: ignore[attr-defined]
                     old = None
                     if not (is_complete or self.fresh):
@@ -197,20 +193,11 @@ class WritePipeline(BatchedCodecPipeline):
                     new = encode(request, old)
                     if new is not None or not self.fresh:
                         files.write(key, new)
-                except Exception as error:
-                    error.add_note(f"in chunk {printable(setter)!r}")
-                    raise
+            return ()
 
-        threads = self.grants.thread_count
-        todo = in_runs(requests, count, size, threads)
-
-        async def work() -> None:
-            assert self.grants is not None
-            for run in todo:
-                function = functools.partial(write_run, run)
-                await self.grants.in_thread(function, size, stop)
-
-        await gather([work] * threads)
+        runs = in_runs(requests, count, size, self.grants.thread_count)
+        schedule: Schedule[ChunkWrite, None] = Schedule(runs)
+        await schedule.in_threads(self.grants, size, write_run, stop)
 
     async def _write_objects(
         self, requests: Iterable[ChunkWrite], count: int, encode: Encode
@@ -219,44 +206,45 @@ class WritePipeline(BatchedCodecPipeline):
         assert self.grants is not None
         grants = self.grants
 
-        def encode_all(batch: Sequence[_Chunk]) -> Sequence[Exception | None]:
-            errors: list[Exception | None] = []
-            for chunk in batch:
-                try:
-                    chunk.data = encode(chunk.request, chunk.data)
-                except Exception as error:  # noqa: BLE001 - raised by the chunk's own worker
-                    errors.append(error)
-                else:
-                    errors.append(None)
-            return errors
+        def encode_chunk(chunk: _Chunk) -> None:
+            chunk.data = encode(chunk.request, chunk.data)
 
         batches: Batches[_Chunk] = Batches(
-            grants.decoders, grants.thread_count, _BATCH_BYTES, encode_all, is_long
+            grants.decoders,
+            grants.thread_count,
+            tuning.BATCH_BYTES,
+            one_by_one(encode_chunk),
+            is_long,
         )
-        todo = iter(requests)
 
-        async def write_chunk(request: ChunkWrite, size: int) -> None:
+        async def write(run: Sequence[ChunkWrite]) -> Sequence[None]:
+            (request,) = run
             limited, spec, _, _, is_complete = request
-            chunk = _Chunk(request)
-            if not (is_complete or self.fresh):
-                chunk.data = await limited.get(spec.prototype)
-            await batches.add(chunk, size)
-            if chunk.data is not None:
-                await limited.set(chunk.data)
-            elif not self.fresh:
-                await limited.delete()
+            size = byte_count(spec.shape, spec.dtype.to_native_dtype())
+            with _noted(limited):
+                async with grants.memory.hold(size, long=is_long(size)):
+                    chunk = _Chunk(request)
+                    if not (is_complete or self.fresh):
+                        chunk.data = await limited.get(spec.prototype)
+                    await batches.add(chunk, size)
+                    if chunk.data is not None:
+                        await limited.set(chunk.data)
+                    elif not self.fresh:
+                        await limited.delete()
+            return ()
 
-        async def work() -> None:
-            for request in todo:
-                size = byte_count(request[1].shape, request[1].dtype.to_native_dtype())
-                try:
-                    async with grants.memory.hold(size, long=is_long(size)):
-                        await write_chunk(request, size)
-                except Exception as error:
-                    error.add_note(f"in chunk {printable(request[0])!r}")
-                    raise
+        schedule: Schedule[ChunkWrite, None] = Schedule(zip(requests))
+        await schedule.on_loop(int(min(count, grants.requests.bound)), write)
 
-        await gather([work] * int(min(count, grants.requests.bound)))
+
+@contextmanager
+def _noted(setter: ByteSetter) -> Iterator[None]:
+    """Add the place of a chunk to an error."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"in chunk {printable(setter)!r}")
+        raise
 
 
 class _Chunk:
@@ -271,7 +259,7 @@ class _Chunk:
         self.data: Buffer | None = None
 
 
-class _Place:
+class _InMemory:
     """A stand-in for the place of a chunk in a store: zarr's code reads and writes ``data``."""
 
     def __init__(self, data: Buffer | None) -> None:
@@ -302,7 +290,7 @@ def _encode(
     _, spec, inside, outside, _ = request
     if plain is not None and old is None and plain.takes(inside, outside):
         return plain.encode(spec, inside, outside)
-    place = _Place(old)
+    place = _InMemory(old)
     requests: Any = [(place, *request[1:])]
     run_inline(pipeline.write_batch(requests, value, drop_axes))
     return place.data

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -135,6 +135,10 @@ class Prepared:
     dtype: np.dtype[Any]
     transposed: tuple[tuple[int, ...], ...] = ()
     fortran: bool = False
+    # By chunk shape. Threads that make the same one at once do no harm.
+    _decoders: dict[tuple[int, ...], Decoder] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def longer_by(self) -> int | None:
@@ -148,10 +152,13 @@ class Prepared:
         return len(self.steps) == 1 and self.steps[0].expand_many is not None
 
     def decoder(self, shape: tuple[int, ...]) -> Decoder:
-        """Return a decoder for chunks of ``shape``."""
-        order = self.order(len(shape))
-        assert order is not None
-        return Decoder(self.steps, self.dtype, shape, order)
+        """Return the decoder for chunks of ``shape``."""
+        decoder = self._decoders.get(shape)
+        if decoder is None:
+            order = self.order(len(shape))
+            assert order is not None
+            decoder = self._decoders[shape] = Decoder(self.steps, self.dtype, shape, order)
+        return decoder
 
     def order(self, ndim: int) -> tuple[int, ...] | None:
         """Return ``ndim`` axes in the order in which they are stored.
@@ -175,7 +182,11 @@ def prepare(pipeline: CodecPipeline, spec: ArraySpec) -> Prepared | None:
         return None
     serializer = codecs.array_bytes_codec
     if type(serializer) is _v2.V2Codec:
-        return _prepare_v2(serializer, dtype, spec.order)
+        steps = steps_of(_chain(pipeline)[0])
+        if steps is None:
+            return None
+        name = ", ".join(step.name for step in steps[::-1]) or "none"
+        return Prepared(f"v2: {name}", steps, dtype, fortran=spec.order == "F")
     # The fields of structured dtypes have their own byte orders, and zarr releases differ there.
     if type(serializer) is not BytesCodec or dtype.fields is not None:
         return None
@@ -203,15 +214,8 @@ def decoding(pipeline: CodecPipeline, prepared: Prepared | None, spec: ArraySpec
     """
     if prepared is not None:
         return prepared
-    codecs: Any = pipeline
-    serializer = codecs.array_bytes_codec
-    chain: tuple[Any, ...]
-    if type(serializer) is _v2.V2Codec:
-        chain = (*(serializer.filters or ()), *filter(None, [serializer.compressor]))
-        settings = [codec.get_config() for codec in chain]
-    else:
-        chain = tuple(codecs)
-        settings = [codec.to_dict() for codec in chain]
+    chain, is_v2 = _chain(pipeline)
+    settings = [codec.get_config() if is_v2 else codec.to_dict() for codec in chain]
     # As text, because codecs need not be hashable. These are their settings in the metadata.
     text = json.dumps(settings, sort_keys=True, default=repr)
     return tuple(map(type, chain)), text, repr((spec.dtype, spec.fill_value, spec.order))
@@ -220,27 +224,22 @@ def decoding(pipeline: CodecPipeline, prepared: Prepared | None, spec: ArraySpec
 def describe(pipeline: CodecPipeline) -> str:
     """Describe, for the user, the codecs of a pipeline, and whether plain functions decode them."""
     codecs: Any = pipeline
-    serializer = codecs.array_bytes_codec
-    if type(serializer) is _v2.V2Codec:
-        chain = (*(serializer.filters or ()), *filter(None, [serializer.compressor]))
-        plain = steps_of(chain) is not None
-    else:
-        chain = tuple(codecs)
+    chain, is_v2 = _chain(pipeline)
+    plain = steps_of(chain if is_v2 else codecs.bytes_bytes_codecs) is not None
+    if not is_v2:
         plain = (
-            type(serializer) in (BytesCodec, ShardingCodec)
+            plain
+            and type(codecs.array_bytes_codec) in (BytesCodec, ShardingCodec)
             and all(type(codec) is TransposeCodec for codec in codecs.array_array_codecs)
-            and steps_of(codecs.bytes_bytes_codecs) is not None
         )
     names = ", ".join(type(codec).__name__ for codec in chain) or "no codecs"
     how = "plain functions, where the type allows" if plain else "zarr's own codecs"
     return f"{names}; decoded by {how}"
 
 
-def _prepare_v2(codec: Any, dtype: np.dtype[Any], order: str) -> Prepared | None:
-    filters = tuple(codec.filters or ())
-    compressors = () if codec.compressor is None else (codec.compressor,)
-    steps = steps_of((*filters, *compressors))
-    if steps is None:
-        return None
-    name = ", ".join(step.name for step in steps[::-1]) or "none"
-    return Prepared(f"v2: {name}", steps, dtype, fortran=order == "F")
+def _chain(pipeline: Any) -> tuple[tuple[Any, ...], bool]:
+    """Return the codecs of a pipeline, and whether they are numcodecs' own, of format 2."""
+    serializer = pipeline.array_bytes_codec
+    if type(serializer) is _v2.V2Codec:
+        return (*(serializer.filters or ()), *filter(None, [serializer.compressor])), True
+    return tuple(pipeline), False

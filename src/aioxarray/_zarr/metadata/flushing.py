@@ -22,7 +22,7 @@ from aioxarray._zarr.compat import default_buffer_prototype
 from aioxarray._zarr.metadata.hierarchy import join, parse
 from aioxarray._zarr.metadata.prefetched import Answers
 from aioxarray._zarr.metadata.write_behind import Changes
-from aioxarray._zarr.stores.identity import below
+from aioxarray._zarr.stores.identity import below, layers
 from aioxarray._zarr.stores.printable import without_secrets
 from aioxarray._zarr.stores.request import DOCUMENTS
 from aioxarray._zarr.stores.sharing import forget
@@ -202,14 +202,15 @@ def _document_waves(keys: Iterable[str]) -> list[list[str]]:
 
 def _deletes_at_once(store: Store) -> bool:
     """Return whether the store deletes a prefix by itself (a directory, an Icechunk session)."""
-    while isinstance(store, WrapperStore):
-        inner: Any = store._store
-        if type(store).delete_dir is not WrapperStore.delete_dir and not hasattr(store, "inner"):
+    *wrappers, innermost = layers(store)
+    for wrapper in wrappers:
+        if type(wrapper).delete_dir is not WrapperStore.delete_dir and not hasattr(
+            wrapper, "inner"
+        ):
             # A wrapper with its own method, which must not be bypassed.
             return False
-        store = inner
     # zarr's ObjectStore lists the keys again, and deletes ten at a time.
-    return type(store).delete_dir not in (Store.delete_dir, ObjectStore.delete_dir)
+    return type(innermost).delete_dir not in (Store.delete_dir, ObjectStore.delete_dir)
 
 
 def _without(

@@ -14,10 +14,10 @@ from aioxarray._zarr.compat import ArrayV3Metadata, ConsolidatedMetadata, GroupM
 if TYPE_CHECKING:
     from zarr.storage import StorePath
 
-    from aioxarray._zarr.metadata.hierarchy import Hierarchy, Node
+    from aioxarray._zarr.metadata.hierarchy import Hierarchy, StoredNode
 
 
-def known_group(place: StorePath, hierarchy: Hierarchy) -> zarr.Group | None:
+def prefetched_group(place: StorePath, hierarchy: Hierarchy) -> zarr.Group | None:
     """Return the group at ``place``, described by ``hierarchy``, as if it were consolidated.
 
     None if zarr cannot parse all of it: opening it node by node, zarr reports what is wrong, or
@@ -52,7 +52,7 @@ class _Parser:
     def __init__(self) -> None:
         self._parsed: dict[str, ArrayV3Metadata] = {}
 
-    def parsed(self, node: Node) -> ArrayV3Metadata | GroupMetadata:
+    def parsed(self, node: StoredNode) -> ArrayV3Metadata | GroupMetadata:
         document = dict(node.document)
         return self._array(document) if node.is_array else GroupMetadata.from_dict(document)
 

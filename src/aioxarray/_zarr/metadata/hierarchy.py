@@ -17,7 +17,7 @@ V2_KEYS = (".zarray", ".zgroup", ".zattrs")
 
 
 @dataclass(frozen=True)
-class Node:
+class StoredNode:
     """An array or group: its path from the root of the store, and its parsed documents."""
 
     path: str
@@ -113,20 +113,22 @@ def is_json(data: bytes) -> bool:
     return True
 
 
-def node_v3(path: str, document: Mapping[str, Any]) -> Node:
+def node_v3(path: str, document: Mapping[str, Any]) -> StoredNode:
     """Return the node that a ``zarr.json`` describes."""
-    return Node(path, document, document.get("attributes") or {})
+    return StoredNode(path, document, document.get("attributes") or {})
 
 
-def node_v2(path: str, documents: Mapping[str, Mapping[str, Any] | None]) -> Node | None:
+def node_v2(path: str, documents: Mapping[str, Mapping[str, Any] | None]) -> StoredNode | None:
     """Return the node that documents of format 2 at ``path`` describe; None if there is none."""
     document = documents.get(".zarray") or documents.get(".zgroup")
     if document is None:
         return None
-    return Node(path, document, documents.get(".zattrs") or {})
+    return StoredNode(path, document, documents.get(".zattrs") or {})
 
 
-def consolidated_nodes(root: str, documents: Mapping[str, Mapping[str, Any]]) -> list[Node] | None:
+def consolidated_nodes(
+    root: str, documents: Mapping[str, Mapping[str, Any]]
+) -> list[StoredNode] | None:
     """Return all nodes below ``root`` from its consolidated metadata; None if it has none.
 
     ``documents`` are the documents of the group at ``root``, by name (`ROOT_KEYS`).
@@ -160,10 +162,10 @@ class Hierarchy:
     """
 
     document: Mapping[str, Any]
-    nodes: Sequence[Node]
+    nodes: Sequence[StoredNode]
 
 
-def hierarchy(group: Mapping[str, Any], nodes: Sequence[Node]) -> Hierarchy | None:
+def hierarchy(group: Mapping[str, Any], nodes: Sequence[StoredNode]) -> Hierarchy | None:
     """Return the hierarchy of a group, given its ``zarr.json``, and of all ``nodes`` below it.
 
     None if zarr would interpret any of these nodes differently when opening them one by one.
@@ -180,7 +182,7 @@ def hierarchy(group: Mapping[str, Any], nodes: Sequence[Node]) -> Hierarchy | No
     return Hierarchy(own, nodes)
 
 
-def time_nodes(nodes: Iterable[Node]) -> list[Node]:
+def time_nodes(nodes: Iterable[StoredNode]) -> list[StoredNode]:
     """Return the arrays of which xarray reads the first and last value to decode times."""
     arrays = [node for node in nodes if node.is_array]
     times = [node for node in arrays if " since " in str(node.attributes.get("units", ""))]

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import zarr
 from zarr.abc.store import Store
 from zarr.storage import ObjectStore, StorePath
 
@@ -18,15 +19,14 @@ from aioxarray._zarr.metadata.prefetch import fetch, prefetch
 from aioxarray._zarr.metadata.prefetched import PrefetchedStore
 from aioxarray._zarr.stores import grants
 from aioxarray._zarr.stores.calls import current_concurrency
-from aioxarray._zarr.stores.fork import usable_here
+from aioxarray._zarr.stores.fork import usable_after_fork
+from aioxarray._zarr.stores.identity import libraries
 from aioxarray._zarr.stores.limited import ForeignStore, Places
 from aioxarray._zarr.stores.printable import NamedPath, printable, without_secrets
 from aioxarray._zarr.stores.request import DOCUMENTS
 from aioxarray.config import request_limit
 
 if TYPE_CHECKING:
-    import zarr
-
     from aioxarray._zarr.metadata.hierarchy import Hierarchy
     from aioxarray._zarr.metadata.prefetched import Answers
 
@@ -62,7 +62,7 @@ class Opened:
     hierarchy: Hierarchy | None = None
 
     @contextlib.contextmanager
-    def noting_broken_documents(self) -> Iterator[None]:
+    def error_notes(self) -> Iterator[None]:
         """Add notes to an error of the body, one for each metadata document that is not JSON."""
         try:
             yield
@@ -106,16 +106,16 @@ async def open_store(
     All requests, including those of xarray's own code, take ``places`` until these are closed. If
     ``source`` is not a store or does not exist, zarr's error is raised.
     """
-    theirs = _store_of_library(source, read_only=mode == "r")
-    place = await _place(source if theirs is None else theirs, mode, storage_options)
-    store = usable_here(place.store)
+    given = _as_store(source, read_only=mode == "r")
+    root = await store_path(given, mode=mode, storage_options=storage_options)
+    store = usable_after_fork(root.store)
     if not store.supports_consolidated_metadata:
         consolidated = False
-    path = f"{place.path}/{(group or '').strip('/')}".strip("/")
+    path = f"{root.path}/{(group or '').strip('/')}".strip("/")
     limited = ForeignStore(store, places)
     answers = await prefetch(
         limited,
-        place.path,
+        root.path,
         path,
         consolidated=consolidated,
         zarr_format=zarr_format,
@@ -125,8 +125,8 @@ async def open_store(
         drop=drop,
     )
     # xarray closes a store with the dataset unless the store is the caller's own.
-    closes = store is not source and theirs is None
-    stand_in = NamedPath(PrefetchedStore(limited, answers, closes=closes), place.path)
+    closes = store is not source and given is source
+    stand_in = NamedPath(PrefetchedStore(limited, answers, closes=closes), root.path)
     # With ``consolidated=None``, xarray's own code has to warn if there is none.
     hierarchy = answers.hierarchy if consolidated is False else None
     return Opened(store, stand_in, consolidated, answers, hierarchy)
@@ -135,13 +135,12 @@ async def open_store(
 async def store_path(
     source: Any, *, mode: Any, storage_options: dict[str, Any] | None
 ) -> StorePath:
-    """Return the store path for ``source``; with mode "r" it is read-only."""
-    theirs = _store_of_library(source, read_only=mode == "r")
-    return await _place(source if theirs is None else theirs, mode, storage_options)
+    """Return the store path for ``source``; with mode "r" it is read-only.
 
-
-async def _place(source: Any, mode: Any, storage_options: dict[str, Any] | None) -> StorePath:
-    """Return the store path for anything that zarr accepts, or for a URL that obstore supports."""
+    Besides what zarr accepts, ``source`` may be an obstore store, an icechunk session, or a URL for
+    which fsspec lacks a package and obstore does not.
+    """
+    source = _as_store(source, read_only=mode == "r")
     try:
         return await make_store_path(source, mode=mode, storage_options=storage_options)
     except ImportError:
@@ -156,8 +155,8 @@ def is_store(source: Any) -> bool:
     """Return whether ``source`` is an object that can only be read as Zarr."""
     if isinstance(source, Store | StorePath | MutableMapping):
         return True
-    libraries = _libraries(source)
-    return "obstore" in libraries or ("icechunk" in libraries and hasattr(source, "store"))
+    of = libraries(source)
+    return "obstore" in of or ("icechunk" in of and hasattr(source, "store"))
 
 
 async def holds_zarr(
@@ -168,14 +167,14 @@ async def holds_zarr(
     It makes three requests, or six with a ``group``. Returns False if one of them fails, too.
     """
     try:
-        place = await store_path(source, mode="r", storage_options=storage_options)
+        root = await store_path(source, mode="r", storage_options=storage_options)
         try:
-            paths = {place.path, f"{place.path}/{(group or '').strip('/')}".strip("/")}
+            paths = {root.path, f"{root.path}/{(group or '').strip('/')}".strip("/")}
             with places() as given:
-                store = ForeignStore(usable_here(place.store), given)
+                store = ForeignStore(usable_after_fork(root.store), given)
                 found = await fetch(store, (join(path, name) for path in paths for name in _ROOT))
         finally:
-            place.store.close()
+            root.store.close()
     except Exception as error:  # noqa: BLE001 - opening it by other means raises an error again
         _logger.debug(
             "asking %s for Zarr's metadata failed: %s: %s",
@@ -188,22 +187,17 @@ async def holds_zarr(
     return any(value is not None and parse(value.to_bytes()) for value in found.values())
 
 
-def _store_of_library(source: Any, *, read_only: bool) -> Store | None:
+def _as_store(source: Any, *, read_only: bool) -> Any:
     """Return a Zarr store for an obstore store or an icechunk session, which zarr does not accept.
 
-    None for anything else. Module names identify them: neither library needs to be installed.
+    Anything else is returned unchanged.
     """
-    libraries = _libraries(source)
-    if "obstore" in libraries:
+    of = libraries(source)
+    if "obstore" in of:
         return ObjectStore(source, read_only=read_only)
-    if "icechunk" in libraries and not isinstance(source, Store) and hasattr(source, "store"):
-        store: Store = source.store
-        return store
-    return None
-
-
-def _libraries(source: Any) -> set[str]:
-    return {kind.__module__.partition(".")[0].lstrip("_") for kind in type(source).__mro__}
+    if "icechunk" in of and not isinstance(source, Store) and hasattr(source, "store"):
+        return source.store
+    return source
 
 
 # The schemes of URLs for which obstore has a store.
@@ -228,18 +222,11 @@ def _obstore(url: Any, storage_options: dict[str, Any] | None, *, read_only: boo
     return ObjectStore(from_url(url, **allowed, **once), read_only=read_only)
 
 
-def give_back(array: zarr.Array[Any], store: Store) -> None:
-    """Make ``array``, opened through a stand-in, use ``store`` itself.
+def replace_store(node: zarr.Array[Any] | zarr.Group, store: Store) -> None:
+    """Make an array or group that was opened through a stand-in use ``store`` itself.
 
     The documents in the stand-in were for opening; they would go stale.
     """
-    # Private, as in `aioxarray._zarr.chunks.arrays`: an array cannot be given another store.
-    inner = array._async_array
-    object.__setattr__(inner, "store_path", StorePath(store, inner.store_path.path))
-
-
-def give_back_group(group: zarr.Group, store: Store) -> None:
-    """Make ``group``, opened through a stand-in, use ``store`` itself."""
-    # Private, as for arrays.
-    inner = group._async_group
+    # Private, as in `aioxarray._zarr.chunks.arrays`: a node cannot be given another store.
+    inner: Any = node._async_array if isinstance(node, zarr.Array) else node._async_group
     object.__setattr__(inner, "store_path", StorePath(store, inner.store_path.path))

@@ -16,7 +16,7 @@ from aioxarray._zarr.compat import default_buffer_prototype
 from aioxarray._zarr.metadata.hierarchy import (
     ROOT_KEYS,
     V2_KEYS,
-    Node,
+    StoredNode,
     consolidated_nodes,
     hierarchy,
     join,
@@ -151,7 +151,7 @@ class _Prefetch:
         documents = {name: self._document(join(path, name)) for name in names}
         return {name: document for name, document in documents.items() if document is not None}
 
-    async def _values(self, nodes: Iterable[Node]) -> None:
+    async def _values(self, nodes: Iterable[StoredNode]) -> None:
         """Fetch the chunks of ``nodes`` that opening reads."""
         wanted = [node for node in nodes if node.name not in self._drop]
         keys: list[str] = []
@@ -164,7 +164,7 @@ class _Prefetch:
                 keys += node.end_chunk_keys()
         await self._fetch(keys)
 
-    async def _members(self, path: str, zarr_format: int) -> list[Node]:
+    async def _members(self, path: str, zarr_format: int) -> list[StoredNode]:
         """Fetch the documents of the nodes below a group: two round trips per level.
 
         The chunks that opening reads are fetched concurrently with the documents of the next level.
@@ -186,14 +186,14 @@ class _Prefetch:
         _, *below = await gather(steps)
         return nodes + [node for found in below for node in found]
 
-    async def _nodes_v3(self, paths: Sequence[str]) -> list[Node]:
+    async def _nodes_v3(self, paths: Sequence[str]) -> list[StoredNode]:
         keys = self._unknown(join(path, "zarr.json") for path in paths)
         values = await self._limited.get_documents(default_buffer_prototype(), keys)
         self.answers.values.update(zip(keys, values, strict=True))
         found = ((path, self._document(join(path, "zarr.json"))) for path in paths)
         return [node_v3(path, document) for path, document in found if document is not None]
 
-    async def _nodes_v2(self, paths: Sequence[str]) -> list[Node]:
+    async def _nodes_v2(self, paths: Sequence[str]) -> list[StoredNode]:
         if not self._deep:
             await self._arrays_v2(paths)
         await self._fetch(join(path, name) for path in paths for name in V2_KEYS)

@@ -24,8 +24,6 @@ from aioxarray._runtime.threads.pool import Pool
 
 T = TypeVar("T")
 
-# The number of threads that wait for one client. More threads do not carry more requests.
-FETCHERS = 8
 # Unbounded here: the places in `Client.turns` limit the number of threads.
 fetchers = Pool("aioxarray-fetch", math.inf, math.inf)
 # A nearby server, which usually answers in milliseconds, has stalled if it is silent this long.
@@ -47,7 +45,7 @@ class Client:
 
     def __init__(self, store: Any) -> None:
         self.store = store
-        self.turns = Budget("fetchers", beside=lambda bound: 1)
+        self.turns = Budget("fetchers", extra=lambda bound: 1)
         self._lock = threading.Lock()
         self._lost = 0
         self._heard_at = perf_counter()
@@ -147,17 +145,25 @@ class Held:
             self._retry = None
 
     async def _in_place(self, ask: Callable[[Share, bool], Coroutine[Any, Any, T]]) -> T:
-        result = await ask(self._requests, self._long)
-        # For the next request of the call.
+        try:
+            result = await ask(self._requests, self._long)
+        except Exception:
+            await self._take_back()
+            raise
+        await self._take_back()
+        return result
+
+    async def _take_back(self) -> None:
+        """Acquire the place of the call's next request again."""
         await self._requests.acquire(1, long=self._long)
         with self._lock:
             if not self._is_lost:
                 self.add(self._requests, 1)
-                return result
+                return
         self._requests.release(1, long=self._long)
         raise asyncio.CancelledError
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Release all places once the call has ended; thread-safe."""
         with self._lock:
             places, self._places = self._places, []

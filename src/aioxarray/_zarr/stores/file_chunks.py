@@ -114,7 +114,7 @@ class FileChunks(Store):
 
     def __init__(self, client: Any, path: str) -> None:
         super().__init__(read_only=True)
-        # The attribute name of zarr's ``ObjectStore``, which `usable_here` looks for after a fork.
+        # The attribute name of zarr's ``ObjectStore``, which `usable_after_fork` looks for.
         self.store = client
         self._path = path
         self._arrays: dict[str, tuple[tuple[int, ...], Index]] = {}
@@ -220,7 +220,7 @@ class FileChunks(Store):
 
 
 class ObjectFile:
-    """An object in an obstore store, as a file for `AheadFile`, which counts the requests.
+    """An object in an obstore store, as a file for `ReadAheadFile`, which counts the requests.
 
     Parameters
     ----------

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from zarr.storage import FsspecStore, WrapperStore
 
 from aioxarray._runtime.threads.forks import after_fork, before_fork
+from aioxarray._zarr.stores.identity import libraries, unwrapped
 from aioxarray._zarr.stores.printable import printable
 from aioxarray.errors import ForkError
 
@@ -55,7 +56,7 @@ def _lose_runtimes() -> None:
     _lost |= _at_fork
 
 
-def usable_here(store: Store) -> Store:
+def usable_after_fork(store: Store) -> Store:
     """Return ``store``, or a store of the same data that works in this process.
 
     Raises
@@ -64,10 +65,9 @@ def usable_here(store: Store) -> Store:
         If the store's client hangs in this process because of a fork.
     """
     if isinstance(store, WrapperStore):
-        inner = usable_here(store._store)
+        inner = usable_after_fork(store._store)
         return store if inner is store._store else store._with_store(inner)
-    library = _library(store)
-    if library in _lost:
+    for library in _clients(store) & _lost if _lost else ():
         raise ForkError(
             f"{printable(store)!r} cannot be read in this process: it was forked after {library} "
             f"had started its threads, and {library} hangs in such a process. Start workers with "
@@ -87,13 +87,9 @@ def usable_here(store: Store) -> Store:
 
 def is_transaction(store: Any) -> bool:
     """Return whether changes to ``store`` are invisible to readers until they are committed."""
-    while isinstance(store, WrapperStore):
-        store = store._store
-    return _library(store) == "icechunk"
+    return "icechunk" in _clients(unwrapped(store))
 
 
-def _library(store: Any) -> str:
+def _clients(store: Any) -> set[str]:
     # zarr's ObjectStore wraps an obstore store; icechunk has its own store class.
-    client = getattr(store, "store", store)
-    name: str = type(client).__module__.partition(".")[0]
-    return name.removeprefix("_")
+    return libraries(getattr(store, "store", store))

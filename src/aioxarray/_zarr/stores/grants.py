@@ -14,50 +14,39 @@ from typing import Self, TypeVar
 from aioxarray._runtime.budget import Budget, Share
 from aioxarray._runtime.cache import Cache
 from aioxarray._runtime.threads.pool import Pool, usable_cores
-from aioxarray._zarr.stores.clients import (
-    FETCHERS,
-    Client,
-    Held,
-    Nearness,
-    fetchers,
-    held_here,
-)
+from aioxarray._zarr import tuning
+from aioxarray._zarr.stores.clients import Client, Held, Nearness, fetchers, held_here
 from aioxarray.config import cache_limit, memory_limit, request_limit, thread_count
 
 T = TypeVar("T")
 
-# How long a read waits for a place in `fetching` before it uses a coroutine instead of a thread.
-_PATIENCE_S = 0.1
-# Fetching and decoding more bytes than this takes longer than a round trip to most stores.
-_LONG_BYTES = 4 << 20
-
 
 def is_long(size: int) -> bool:
     """Return whether a read or write of ``size`` bytes holds its places for unusually long."""
-    return size > _LONG_BYTES
+    return size > tuning.LONG_BYTES
 
 
-def _requests_apart(bound: float) -> float:
-    # With very few places, none is set apart: that would slow large chunks by a third or more.
+def _reserved_requests(bound: float) -> float:
+    # With very few places, none is reserved: that would slow large chunks by a third or more.
     return 0 if math.isinf(bound) or bound < 4 else max(1, bound // 8)
 
 
-def _bytes_beside(bound: float) -> float:
+def _extra_bytes(bound: float) -> float:
     # On top of the bound: a part of it would mean one chunk less in flight if they just fit.
     return 0 if math.isinf(bound) else bound / 8
 
 
-def _one_beside(bound: float) -> float:
+def _one_extra(bound: float) -> float:
     return 1
 
 
 # One of each per process, since a limit only works if everything counts towards it. In each of
 # them, small chunks need not wait until large ones have arrived and are decoded.
-requests = Budget("requests", apart=_requests_apart)
-memory = Budget("bytes", beside=_bytes_beside)
-threads = Budget("threads", beside=_one_beside)
+requests = Budget("requests", reserved=_reserved_requests)
+memory = Budget("bytes", extra=_extra_bytes)
+threads = Budget("threads", extra=_one_extra)
 # Threads in blocking calls to servers; `Client.turns` also limits the threads of each client.
-fetching = Budget("fetchers", beside=_one_beside)
+fetching = Budget("fetchers", extra=_one_extra)
 decoders = Pool("aioxarray-decode", usable_cores())
 # Decoded chunks; see `aioxarray._zarr.stores.sharing`.
 cache = Cache()
@@ -144,19 +133,19 @@ class Grants:
         size: int,
         stop: Callable[[], object],
         *,
-        alone: bool = False,
+        exclusive: bool = False,
     ) -> T:
         """Await ``function()`` in a decoding thread, holding one request and ``size`` bytes.
 
-        With ``alone``, the call takes the places of all decoding threads, so that no other such
+        With ``exclusive``, the call takes the places of all decoding threads, so that no other such
         call runs beside it. Cancelling calls ``stop`` and waits for the end of ``function``.
         """
-        count = self.thread_count if alone else 1
+        count = self.thread_count if exclusive else 1
         long = is_long(size)
         # Each place is popped, so that it is released once: by the thread or, failing that, here.
         held: deque[tuple[Share, int]] = deque()
 
-        def let_go() -> None:
+        def release() -> None:
             while held:
                 share, amount = held.pop()
                 share.release(amount, long=long)
@@ -165,7 +154,7 @@ class Grants:
             try:
                 return function()
             finally:
-                let_go()
+                release()
 
         try:
             # The thread first: other places would be held in vain while waiting for one.
@@ -177,12 +166,12 @@ class Grants:
                 await share.acquire(amount, long=long)
                 held.append((share, amount))
         except BaseException:
-            let_go()
+            release()
             raise
         try:
             return await decoders.run_to_end(work, stop, long=long)
         finally:
-            let_go()
+            release()
 
     def can_fetch(self, client: Client) -> bool:
         """Return whether threads may wait for ``client``; see `fetch`."""
@@ -208,17 +197,17 @@ class Grants:
                 return None
             held.add(turns, 1)
             try:
-                async with asyncio.timeout(_PATIENCE_S):
+                async with asyncio.timeout(tuning.FETCHER_PATIENCE_S):
                     await self.fetching.acquire(long=long)
             except TimeoutError:
-                held.let_go()
+                held.release()
                 return None
             held.add(self.fetching, 1)
             for share, amount in ((self.memory, size), (self.requests, 1)):
                 await share.acquire(amount, long=long)
                 held.add(share, amount)
         except BaseException:
-            held.let_go()
+            held.release()
             raise
 
         def work() -> T:
@@ -227,7 +216,7 @@ class Grants:
                 return function()
             finally:
                 held_here.reset(token)
-                held.let_go()
+                held.release()
 
         try:
             return await fetchers.run_to_end(work, stop, wait=False)
@@ -236,13 +225,13 @@ class Grants:
             raise
         except BaseException:
             # Perhaps no thread could be started; otherwise the function has released everything.
-            held.let_go()
+            held.release()
             raise
 
     def _turns_of(self, client: Client) -> Share:
         turns = self.turns.get(client)
         if turns is None:
-            turns = self.turns[client] = self._open(client.turns.share(FETCHERS))
+            turns = self.turns[client] = self._open(client.turns.share(tuning.FETCHERS))
         return turns
 
 

@@ -1,14 +1,15 @@
-"""Which stores hold the same data: for sharing reads, and for invalidating the cache after writes.
+"""The identity of stores: which hold the same data, lie in each other, or may overlap.
 
-The two err on opposite sides. `same` only identifies stores that certainly return the same values;
-`Place.meets` only rules out an overlap if stores certainly have none.
+Reads are shared, and lazy data counts as overwritten, only between stores that certainly hold the
+same data (`same`, `Place.is_in`). A write invalidates the cache of all stores that may overlap
+(`Place.overlaps`).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,6 @@ from zarr.storage import FsspecStore, LocalStore, MemoryStore, ObjectStore, Wrap
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
-    from zarr.storage import StorePath
 
 
 def same(store: Store) -> tuple[Hashable, object]:
@@ -37,42 +37,26 @@ def same(store: Store) -> tuple[Hashable, object]:
     return ("other", id(store)), store
 
 
-@dataclass(frozen=True)
-class Place:
-    """The location of a store's data, precise enough to rule out most overlaps.
+def layers(store: Store) -> Iterator[Store]:
+    """Yield ``store`` and the stores that it wraps, the outermost first."""
+    yield store
+    while isinstance(store, WrapperStore):
+        store = store._store
+        yield store
 
-    Attributes
-    ----------
-    kind
-        The kind of store. Stores of different kinds never overlap.
-    path
-        The directory, for kinds in which one store may lie inside another.
+
+def unwrapped(store: Any) -> Any:
+    """Return the innermost of the stores that ``store`` wraps, or ``store`` itself."""
+    *_, innermost = layers(store)
+    return innermost
+
+
+def libraries(obj: Any) -> set[str]:
+    """Return the names of the packages that define the type of ``obj`` and its base classes.
+
+    They identify objects of optional dependencies. ``_obstore`` counts as ``obstore``.
     """
-
-    kind: Hashable
-    path: PurePosixPath | None = None
-
-    @classmethod
-    def of(cls, store: Any) -> Place:
-        """Return the place of ``store``, ignoring wrappers."""
-        while isinstance(store, WrapperStore):
-            store = store._store
-        if isinstance(store, MemoryStore):
-            return cls(("memory", id(store._store_dict)))
-        # Symbolic links and different clients may lead to the same files and objects.
-        if isinstance(store, LocalStore):
-            return cls("path", PurePosixPath(os.path.realpath(store.root)))
-        if isinstance(store, FsspecStore):
-            return cls("path", PurePosixPath("/", store.path))
-        if isinstance(store, ObjectStore):
-            return cls(("obstore", type(store.store)))
-        return cls(("other", type(store)))
-
-    def meets(self, other: Place) -> bool:
-        """Return whether a write to one place may change the data of the other."""
-        if self.kind != other.kind or self.path is None or other.path is None:
-            return self.kind == other.kind
-        return self.path.is_relative_to(other.path) or other.path.is_relative_to(self.path)
+    return {kind.__module__.partition(".")[0].lstrip("_") for kind in type(obj).__mro__}
 
 
 def below(key: str, prefix: str) -> bool:
@@ -80,40 +64,62 @@ def below(key: str, prefix: str) -> bool:
     return prefix == "" or key.startswith(f"{prefix}/")
 
 
+# The kind of storage in which a path means the same in all stores. Symbolic links are resolved.
+_PATHS = "paths"
+
+
 @dataclass(frozen=True)
-class Position:
+class Place:
     """A path in the storage behind a store, comparable between different stores of the same data.
 
     zarr's comparison of stores distinguishes read-only stores from others, and a store from one
-    that starts at a directory inside it. Stores of unknown types only have positions in common with
-    themselves.
+    that starts at a directory inside it.
+
+    Attributes
+    ----------
+    keeper
+        The storage. Equal keepers certainly are the same one.
+    kind
+        The kind of storage. Different kinds certainly have no data in common.
+    path
+        The path in the storage, without a slash at either end.
     """
 
     keeper: Any
+    kind: Hashable
     path: str
 
     @classmethod
-    def of(cls, place: StorePath) -> Position:
-        """Return the position of a path in a store."""
-        store, path = place.store, place.path
-        while isinstance(store, WrapperStore):
-            store = store._store
+    def of(cls, store: Any, path: str = "") -> Place:
+        """Return the place of ``path`` in ``store``, ignoring wrappers."""
+        store = unwrapped(store)
         if isinstance(store, LocalStore):
             real = os.path.realpath(store.root / path)
-            return cls("the file system", Path(real).as_posix().strip("/"))
+            return cls("the file system", _PATHS, Path(real).as_posix().strip("/"))
         if isinstance(store, FsspecStore):
-            return cls(store.fs, f"{store.path.strip('/')}/{path}".strip("/"))
+            return cls(store.fs, _PATHS, str(PurePosixPath("/", store.path, path)).strip("/"))
         if isinstance(store, MemoryStore):
             # Private: a read-only copy of a memory store shares the dictionary with the original.
-            return cls(id(store._store_dict), path)
-        return cls(store.store if isinstance(store, ObjectStore) else store, path)
+            keeper = ("memory", id(store._store_dict))
+            return cls(keeper, keeper, path)
+        if isinstance(store, ObjectStore):
+            return cls(store.store, ("obstore", type(store.store)), path)
+        return cls(store, ("other", type(store)), path)
 
-    def below(self, path: str) -> Position:
-        """Return a position below this one."""
-        return Position(self.keeper, f"{self.path}/{path.strip('/')}".strip("/"))
+    def below(self, path: str) -> Place:
+        """Return a place below this one."""
+        return replace(self, path=f"{self.path}/{path.strip('/')}".strip("/"))
 
-    def is_in(self, other: Position) -> bool:
-        """Return whether this position is ``other``, or below it."""
-        if self.keeper != other.keeper:
-            return False
-        return self.path == other.path or below(self.path, other.path)
+    def is_in(self, other: Place) -> bool:
+        """Return whether this place certainly is ``other``, or below it."""
+        return self.keeper == other.keeper and (
+            self.path == other.path or below(self.path, other.path)
+        )
+
+    def overlaps(self, other: Place) -> bool:
+        """Return whether a write to one place may change the data of the other."""
+        if self.kind != other.kind or self.kind != _PATHS:
+            # Different clients of one kind may lead to the same objects, under different paths.
+            return self.kind == other.kind
+        one, another = self.path, other.path
+        return one == another or below(one, another) or below(another, one)

@@ -18,9 +18,10 @@ from zarr.storage import (
     MemoryStore,
     ObjectStore,
     StorePath,
-    WrapperStore,
     ZipStore,
 )
+
+from aioxarray._zarr.stores.identity import libraries, unwrapped
 
 # A URL inside other text. White space, a quote or an angle bracket ends it.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://[^\s'\"<>|`]*")
@@ -46,8 +47,7 @@ def printable(source: Any) -> str:
         A name that the user recognizes, without userinfo, query and fragment of URLs. An object of
         an unknown type is named by its type alone: its ``repr`` may show anything.
     """
-    while isinstance(source, WrapperStore):
-        source = source._store
+    source = unwrapped(source)
     if isinstance(source, str):
         return without_secrets(source, whole=True)
     if isinstance(source, os.PathLike):
@@ -126,14 +126,11 @@ def _of_store(store: Store) -> str:
 
 
 def _of_client(client: Any) -> str | None:
-    """Return the name of an object of obstore, icechunk or fsspec; None for anything else.
-
-    Module and attribute names identify it: these libraries need not be installed.
-    """
-    library = type(client).__module__.partition(".")[0].lstrip("_")
-    if library == "obstore":
+    """Return the name of an object of obstore, icechunk or fsspec; None for anything else."""
+    of = libraries(client)
+    if "obstore" in of:
         return _of_obstore(client)
-    if library == "icechunk":
+    if "icechunk" in of:
         branch = getattr(client, "branch", None)
         return f"icechunk session on branch {branch!r}" if branch else "icechunk session"
     if isinstance(client, Mapping) and hasattr(client, "fs") and hasattr(client, "root"):

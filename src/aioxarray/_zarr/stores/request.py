@@ -15,8 +15,8 @@ from contextlib import nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeVar
 
+from aioxarray._runtime.threads.cancel_scope import request_scope
 from aioxarray._runtime.threads.forks import after_fork
-from aioxarray._runtime.threads.leash import leashed
 from aioxarray._zarr.stores.calls import current_call, current_concurrency
 from aioxarray._zarr.stores.grants import requests
 from aioxarray._zarr.stores.printable import printable
@@ -190,10 +190,10 @@ async def send(
     """Await ``ask()``, which makes ``request``, in a place of ``places``.
 
     If ``places`` is None, the caller already has a place. A request for a thread is cancelled with
-    the work of that thread; see `aioxarray._runtime.threads.leash`. If it fails in a way that may
-    pass, ``ask()`` is awaited again; see `send_again`.
+    the work of that thread; see `aioxarray._runtime.threads.cancel_scope`. If it fails in a way
+    that may pass, ``ask()`` is awaited again; see `send_again`.
     """
-    with leashed():
+    with request_scope():
         try:
             if places is None:
                 with request:

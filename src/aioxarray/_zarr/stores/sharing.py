@@ -13,10 +13,11 @@ import threading
 import weakref
 from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 from aioxarray._runtime.flights import Flight, Flights, FlightStatistics, Follower
 from aioxarray._runtime.threads.forks import after_fork
+from aioxarray._zarr import tuning
 from aioxarray._zarr.stores.grants import cache
 from aioxarray._zarr.stores.identity import Place, same
 
@@ -30,14 +31,16 @@ W_contra = TypeVar("W_contra", contravariant=True)
 R_co = TypeVar("R_co", covariant=True)
 
 PartFlight = Flight[Hashable, Any]
-# A part that this read has to fetch, and the flight that other reads may follow.
-Lead = tuple[W, PartFlight | None]
 
-# The overhead of a cache entry, besides the bytes of its array.
-_ENTRY_BYTES = 512
-# A read yields to the event loop after this many bytes from the cache; each part counts extra.
-_PACE_BYTES = 1 << 20
-_PART_BYTES = 4 << 10
+
+class Lead(NamedTuple, Generic[W]):
+    """A part that this read has to fetch, and the flight that other reads may follow.
+
+    The flight is None if the part is not shared.
+    """
+
+    part: W
+    flight: PartFlight | None
 
 
 class Parts(Protocol[W_contra, R_co]):
@@ -110,7 +113,7 @@ def forget(store: Store) -> None:
             return
     place = Place.of(store)
     with _lock:
-        gone = [(key, table) for key, table in _tables.items() if table.place.meets(place)]
+        gone = [(key, table) for key, table in _tables.items() if table.place.overlaps(place)]
         for key, _ in gone:
             del _tables[key]
     for _, table in gone:
@@ -167,7 +170,7 @@ class Sharing(Generic[W, R]):
         context ``noted(part)``; ``lead`` adds such notes itself.
         """
         if self._table is None:
-            return list(await lead([(part, None) for part in parts]))
+            return list(await lead([Lead(part, None) for part in parts]))
         found: dict[int, R] = {}
         todo: Sequence[int] = range(len(parts))
         while todo:
@@ -181,10 +184,10 @@ class Sharing(Generic[W, R]):
                     joined = self._join(part)
                     if isinstance(joined, Flight):
                         mine.append(index)
-                        led.append((part, joined))
+                        led.append(Lead(part, joined))
                     elif isinstance(joined, tuple):
                         found[index] = self._put_known(joined[0], part)
-                        await self.breathe()
+                        await self.keep_pace()
                     else:
                         followed.append((index, joined))
                 if led:
@@ -198,9 +201,9 @@ class Sharing(Generic[W, R]):
                     else:
                         (found[index],) = outcome
             finally:
-                for _, flight in led:
-                    if flight is not None:
-                        flight.give_up()
+                for each in led:
+                    if each.flight is not None:
+                        each.flight.give_up()
                 for _, follower in followed:
                     await follower.withdraw()
         return list(map(found.__getitem__, range(len(parts))))
@@ -210,29 +213,28 @@ class Sharing(Generic[W, R]):
         return self._table.join(self._parts.name(part), self._parts.put_decoded, part)
 
     def _put_known(self, decoded: NDArray[Any] | None, part: W) -> R:
-        self._pace += _PART_BYTES + (0 if decoded is None else decoded.nbytes)
+        self._pace += tuning.PACE_PART_BYTES + (0 if decoded is None else decoded.nbytes)
         return self._parts.put_decoded(decoded, part)
 
-    async def breathe(self) -> None:
+    async def keep_pace(self) -> None:
         """Yield to the event loop if copying parts from the cache has kept it busy."""
-        if self._pace > _PACE_BYTES:
+        if self._pace > tuning.PACE_BYTES:
             self._pace = 0
             await asyncio.sleep(0)
 
     def put(self, data: Any | None, lead: Lead[W]) -> R:
         """Decode ``data``, put it in the results of this read and its followers, and cache it."""
         part, flight = lead
-        if flight is None or self.is_alone(lead):
+        if flight is None or self.is_unshared(lead):
             return self._parts.put(data, part)
         with flight:
             decoded = None if data is None else self._parts.decoded(data, part)
             flight.land(decoded, self._size(decoded))
         return self._parts.put_decoded(decoded, part)
 
-    def is_alone(self, lead: Lead[W]) -> bool:
+    def is_unshared(self, lead: Lead[W]) -> bool:
         """Return whether only this read needs the part; if so, no read can follow it any more."""
-        _, flight = lead
-        return flight is None or not (self._keeps or flight.close())
+        return lead.flight is None or not (self._keeps or lead.flight.close())
 
     def keep(self, data: Any | None, part: W) -> R:
         """Decode ``data`` that was fetched with other data, put it in the result, and cache it."""
@@ -249,10 +251,10 @@ class Sharing(Generic[W, R]):
         """Return the size in bytes of a cache entry for ``array``; None if it is not cached."""
         if not self._keeps or (array is None and not self._parts.keeps_missing):
             return None
-        return _ENTRY_BYTES + (0 if array is None else _byte_count(array))
+        return tuning.CACHE_ENTRY_BYTES + (0 if array is None else _nbytes(array))
 
 
-def _byte_count(array: NDArray[Any]) -> int:
+def _nbytes(array: NDArray[Any]) -> int:
     if array.dtype.hasobject:
         return array.nbytes + sum(sys.getsizeof(each) for each in array.flat)
     if array.dtype.kind == "T":
@@ -267,9 +269,9 @@ def failing(leads: Sequence[Lead[Any]]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        for _, flight in leads:
-            if flight is not None:
-                flight.fail(error)
+        for lead in leads:
+            if lead.flight is not None:
+                lead.flight.fail(error)
         raise
 
 

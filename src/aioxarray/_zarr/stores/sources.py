@@ -15,6 +15,7 @@ from zarr.abc.store import RangeByteRequest, SuffixByteRequest
 from zarr.storage import LocalStore, MemoryStore, ObjectStore
 
 from aioxarray._runtime.scratch import scratch
+from aioxarray._zarr import tuning
 from aioxarray._zarr.stores.clients import client_of, held_here
 from aioxarray._zarr.stores.request import Request, is_observed, send_again
 from aioxarray._zarr.stores.retries.attempts import Attempts
@@ -25,15 +26,6 @@ if TYPE_CHECKING:
     from zarr.abc.store import Store
 
     from aioxarray._runtime.budget import Share
-
-# The initial size of the first read of a file; a longer file takes a second read.
-_FIRST_READ = 64 << 10
-# The first read grows with the lengths of the files, but not beyond this.
-_LONGEST_FIRST_READ = 4 << 20
-
-# A buffer of this size stays in the CPU cache. A smaller one would take more calls, each of which
-# releases the GIL and waits to get it back.
-_COPIED_AT_ONCE = 2 << 20
 
 
 class Source(Protocol):
@@ -137,7 +129,7 @@ class FileSource:
 
     def __init__(self, store: LocalStore) -> None:
         self._root = os.path.join(store.root, "")
-        self._first_read = _FIRST_READ
+        self._first_read = tuning.FIRST_READ_BYTES
 
     def read(self, key: str) -> Any | None:
         file = _open(self._root + key)
@@ -154,7 +146,7 @@ class FileSource:
                 count += _fill(file, larger[count:], count)
                 buffer = larger
                 # The chunks of an array usually have similar lengths.
-                self._first_read = min(size + size // 4, _LONGEST_FIRST_READ)
+                self._first_read = min(size + size // 4, tuning.LONGEST_FIRST_READ_BYTES)
             return buffer[:count].data
         except IsADirectoryError:
             return None
@@ -368,7 +360,7 @@ def _copy(file: int, dest: NDArray[np.uint8]) -> int:
     time. If the file does not fit, any number larger than ``dest`` is returned.
     """
     # One byte more, to detect files that do not fit.
-    buffer = scratch("copy", min(dest.size, _COPIED_AT_ONCE) + 1)
+    buffer = scratch("copy", min(dest.size, tuning.COPIED_BYTES) + 1)
     done = 0
     while done <= dest.size:
         count = _fill(file, buffer, done)

@@ -14,8 +14,8 @@ from zarr.storage import LocalStore
 
 import aioxarray
 from aioxarray._runtime.scratch import scratch
-from aioxarray._zarr.chunks import turns
-from aioxarray._zarr.chunks.turns import Turns
+from aioxarray._zarr import tuning
+from aioxarray._zarr.chunks.schedule import Schedule
 from aioxarray._zarr.selection import Block
 from aioxarray._zarr.stores.grants import decoders, memory, open_grants, requests, threads
 from aioxarray._zarr.stores.sources import FileSource
@@ -27,7 +27,7 @@ RUNS: Any = [["a"], ["b", "c"], ["d"]]
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> Any:
     """With one thread and turns of one run the order is certain."""
-    monkeypatch.setattr(turns, "_TURN_S", 0.0)
+    monkeypatch.setattr(tuning, "TURN_S", 0.0)
     with aioxarray.config.set(threads=1):
         yield
 
@@ -47,9 +47,8 @@ def test_a_thread_takes_all_runs_while_nobody_waits(monkeypatch: pytest.MonkeyPa
 
     async def main() -> list[bool]:
         with open_grants() as grants:
-            return await Turns(iter(RUNS), read, advanced.append).take_all(
-                grants, 1, threading.Event()
-            )
+            schedule: Schedule[str, bool] = Schedule(iter(RUNS), advanced.append)
+            return await schedule.in_threads(grants, 1, read, threading.Event())
 
     monkeypatch.setattr(decoders, "start", counted)
     assert asyncio.run(main()) == [True, False, True, True]
@@ -87,7 +86,7 @@ def test_another_load_gets_the_thread_after_the_turn() -> None:
         stop = threading.Event()
         with open_grants() as grants, open_grants() as others:
             ours = asyncio.create_task(
-                Turns(iter(RUNS), read, lambda count: None).take_all(grants, 1, stop)
+                Schedule[str, bool](iter(RUNS)).in_threads(grants, 1, read, stop)
             )
             await asyncio.to_thread(begun.wait, 60)
             assert not grants.is_wanted()
@@ -112,7 +111,8 @@ def test_an_error_ends_the_load_and_no_run_is_taken_after_it() -> None:
 
     async def main() -> None:
         with open_grants() as grants:
-            await Turns(iter(RUNS), read, lambda count: None).take_all(grants, 1, threading.Event())
+            schedule: Schedule[str, bool] = Schedule(iter(RUNS))
+            await schedule.in_threads(grants, 1, read, threading.Event())
 
     with pytest.raises(ValueError, match="damaged"):
         asyncio.run(main())

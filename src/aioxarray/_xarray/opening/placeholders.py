@@ -1,8 +1,8 @@
-"""A stand-in for lazy data while xarray combines datasets, which records the operations.
+"""A placeholder for lazy data while xarray combines datasets, which records the operations.
 
-xarray would load a lazy array to combine it. The stand-in is numpy-like enough for concatenating,
-stacking, transposing and casting, and refuses any operation that needs values. The dtype of each
-result is the one that numpy gives to the same operation on empty arrays.
+xarray would load a lazy array to combine it. The placeholder is numpy-like enough to be
+concatenated, stacked, transposed and cast, and refuses any operation that needs values. The dtype
+of each result is the one that numpy gives to the same operation on empty arrays.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from aioxarray._xarray.arrays.joined import Cast, Joined, Leaf, Node, Permuted, Repeated
+from aioxarray._xarray.arrays.joined import Cast, Joined, JoinedNode, Leaf, Permuted, Repeated
 
 
 class CannotCombineLazily(ValueError):
     """Raised when combining datasets needs the values of a variable that is not loaded."""
 
 
-class Pending(np.lib.mixins.NDArrayOperatorsMixin):
+class Placeholder(np.lib.mixins.NDArrayOperatorsMixin):
     """A numpy-like array that stands for lazy data.
 
     Parameters
@@ -30,7 +30,7 @@ class Pending(np.lib.mixins.NDArrayOperatorsMixin):
         The name of its variable, for error messages.
     """
 
-    def __init__(self, node: Node, name: Hashable) -> None:
+    def __init__(self, node: JoinedNode, name: Hashable) -> None:
         self.node = node
         self.name = name
 
@@ -50,28 +50,28 @@ class Pending(np.lib.mixins.NDArrayOperatorsMixin):
     def size(self) -> int:
         return int(np.prod(self.shape, dtype=np.int64))
 
-    def astype(self, dtype: Any, **_: Any) -> Pending:
+    def astype(self, dtype: Any, **_: Any) -> Placeholder:
         # xarray asks for strings of no particular length (``np.str_``). numpy derives the length
         # from the old dtype, but for objects it would have to look at the values.
         new = _model(self).astype(dtype).dtype
         if new.kind in "SU" and self.dtype.kind not in "SUbiufcmM":
             raise refusal(self, "converting to text")
-        return self if new == self.dtype else Pending(Cast(self.node, new), self.name)
+        return self if new == self.dtype else Placeholder(Cast(self.node, new), self.name)
 
-    def transpose(self, axes: Sequence[int] | None = None) -> Pending:
+    def transpose(self, axes: Sequence[int] | None = None) -> Placeholder:
         order = tuple(axes) if axes is not None else tuple(range(self.ndim))[::-1]
         if order == tuple(range(self.ndim)):
             return self
-        return Pending(Permuted(self.node, order), self.name)
+        return Placeholder(Permuted(self.node, order), self.name)
 
-    def __getitem__(self, key: Any) -> Pending:
+    def __getitem__(self, key: Any) -> Placeholder:
         keys = key if isinstance(key, tuple) else (key,)
         new = 0
         while new < len(keys) and keys[new] is None:
             new += 1
         if not all(each is Ellipsis or _is_full(each) for each in keys[new:]):
             raise refusal(self, "selecting from")
-        return Pending(Repeated(self.node, (1,) * new), self.name) if new else self
+        return Placeholder(Repeated(self.node, (1,) * new), self.name) if new else self
 
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
         raise refusal(self, "loading")
@@ -94,9 +94,9 @@ _COMPARISONS: dict[Any, str] = dict.fromkeys(
 )
 
 
-def refusal(pending: Pending, what: str) -> CannotCombineLazily:
-    """Return the error that says why ``pending`` cannot stay lazy, with workarounds."""
-    name = pending.name
+def refusal(array: Placeholder, what: str) -> CannotCombineLazily:
+    """Return the error that says why ``array`` cannot stay lazy, with workarounds."""
+    name = array.name
     return CannotCombineLazily(
         f"combining these datasets means {what} the variable {name!r}, which is not loaded, and "
         "loading is what chunks=None never does behind your back. Ways out: take variables "
@@ -112,39 +112,37 @@ def _is_full(key: Any) -> bool:
 
 
 def _model(array: Any) -> Any:
-    """Return an empty numpy array in place of a stand-in, and anything else unchanged."""
-    return np.empty(0, array.dtype) if isinstance(array, Pending) else array
+    """Return an empty numpy array in place of a placeholder, and anything else unchanged."""
+    return np.empty(0, array.dtype) if isinstance(array, Placeholder) else array
 
 
-def _node(array: Any) -> Node:
-    return array.node if isinstance(array, Pending) else Leaf(np.asarray(array))
+def _node(array: Any) -> JoinedNode:
+    return array.node if isinstance(array, Placeholder) else Leaf(np.asarray(array))
 
 
 def _name(arrays: Sequence[Any]) -> Hashable:
-    return next(each.name for each in arrays if isinstance(each, Pending))
+    return next(each.name for each in arrays if isinstance(each, Placeholder))
 
 
-def _concatenate(arrays: Sequence[Any], axis: int = 0) -> Pending:
+def _concatenate(arrays: Sequence[Any], axis: int = 0) -> Placeholder:
     nodes = tuple(_node(array) for array in arrays)
-    return Pending(Joined(nodes, axis % len(nodes[0].shape)), _name(arrays))
+    return Placeholder(Joined(nodes, axis % len(nodes[0].shape)), _name(arrays))
 
 
-def _stack(arrays: Sequence[Any], axis: int = 0) -> Pending:
+def _stack(arrays: Sequence[Any], axis: int = 0) -> Placeholder:
     name = _name(arrays)
     if axis != 0:
-        raise refusal(next(each for each in arrays if isinstance(each, Pending)), "moving axes of")
-    return _concatenate([Pending(Repeated(_node(array), (1,)), name) for array in arrays])
+        raise refusal(
+            next(each for each in arrays if isinstance(each, Placeholder)), "moving axes of"
+        )
+    return _concatenate([Placeholder(Repeated(_node(array), (1,)), name) for array in arrays])
 
 
-def _broadcast_to(array: Pending, shape: Sequence[int]) -> Pending:
+def _broadcast_to(array: Placeholder, shape: Sequence[int]) -> Placeholder:
     new = len(shape) - array.ndim
     if tuple(shape[new:]) != array.shape:
         raise refusal(array, "broadcasting")
-    return Pending(Repeated(array.node, tuple(shape[:new])), array.name) if new else array
-
-
-def _result_type(*arrays: Any) -> Any:
-    return np.result_type(*(_model(each) for each in arrays))
+    return Placeholder(Repeated(array.node, tuple(shape[:new])), array.name) if new else array
 
 
 _FUNCTIONS: dict[Any, Callable[..., Any]] = {
@@ -152,7 +150,7 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     np.stack: _stack,
     np.transpose: lambda array, axes=None: array.transpose(axes),
     np.broadcast_to: _broadcast_to,
-    np.result_type: _result_type,
+    np.result_type: lambda *arrays: np.result_type(*map(_model, arrays)),
     np.ndim: lambda array: array.ndim,
     np.shape: lambda array: array.shape,
 }

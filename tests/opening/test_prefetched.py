@@ -10,7 +10,7 @@ import zarr
 from xarray.backends.zarr import ZarrArrayWrapper
 from xarray.core.indexing import BasicIndexer, OuterIndexer, VectorizedIndexer
 
-from aioxarray._xarray.arrays.known_array import KnownArray
+from aioxarray._xarray.arrays.prefetched_array import PrefetchedArray
 
 SELECTIONS: list[tuple[Any, ...]] = [
     (slice(None), slice(None)),
@@ -32,15 +32,15 @@ def array(zarr_format: int) -> tuple[zarr.Array[Any], dict[str, Any]]:
     return made, {**store._store_dict, **dict.fromkeys(keys)}
 
 
-def known_array(plain: zarr.Array[Any], values: dict[str, Any]) -> KnownArray:
-    return KnownArray(ZarrArrayWrapper(plain), values)
+def prefetched(plain: zarr.Array[Any], values: dict[str, Any]) -> PrefetchedArray:
+    return PrefetchedArray(ZarrArrayWrapper(plain), values)
 
 
 @pytest.mark.parametrize("zarr_format", [2, 3])
 @pytest.mark.parametrize("selection", SELECTIONS)
 def test_values_are_those_of_zarr(zarr_format: int, selection: tuple[Any, ...]) -> None:
     plain, values = array(zarr_format)
-    known = known_array(plain, values).known(BasicIndexer(selection))
+    known = prefetched(plain, values).prefetched(BasicIndexer(selection))
     np.testing.assert_array_equal(known, plain[selection])
     assert known.dtype == plain.dtype
 
@@ -48,22 +48,22 @@ def test_values_are_those_of_zarr(zarr_format: int, selection: tuple[Any, ...]) 
 def test_what_is_not_known_is_read() -> None:
     plain, values = array(3)
     del values["c/0/2"]
-    lazy = known_array(plain, values)
-    assert lazy.known(BasicIndexer((slice(0, 2), slice(None)))) is None
+    lazy = prefetched(plain, values)
+    assert lazy.prefetched(BasicIndexer((slice(0, 2), slice(None)))) is None
     np.testing.assert_array_equal(lazy[BasicIndexer((slice(0, 2), slice(None)))], plain[:2])
-    assert lazy.known(OuterIndexer((np.array([0, 1]), slice(None)))) is None
-    assert lazy.known(VectorizedIndexer((np.array([0, 1]), np.array([0, 1])))) is None
+    assert lazy.prefetched(OuterIndexer((np.array([0, 1]), slice(None)))) is None
+    assert lazy.prefetched(VectorizedIndexer((np.array([0, 1]), np.array([0, 1])))) is None
 
 
 def test_a_broken_chunk_is_named() -> None:
     plain, values = array(3)
     values["c/0/0"] = type(values["c/0/0"]).from_bytes(b"not zstd at all")
     with pytest.raises(RuntimeError, match=r"(?i)zstd|frame") as caught:
-        known_array(plain, values).known(BasicIndexer((slice(0, 1), slice(0, 1))))
+        prefetched(plain, values).prefetched(BasicIndexer((slice(0, 1), slice(0, 1))))
     assert "c/0/0" in "".join(caught.value.__notes__)
 
 
 def test_texts_are_left_to_zarr() -> None:
     made: zarr.Array[Any] = zarr.create_array(zarr.storage.MemoryStore(), shape=(2,), dtype="str")
     values = dict.fromkeys(["c/0"])
-    assert known_array(made, values).known(BasicIndexer((slice(None),))) is None
+    assert prefetched(made, values).prefetched(BasicIndexer((slice(None),))) is None

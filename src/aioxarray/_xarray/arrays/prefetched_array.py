@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aioxarray._xarray.compat import ExplicitIndexer, VectorizedIndexer, ZarrArrayWrapper
-from aioxarray._zarr.chunks.arrays import known_block
+from aioxarray._zarr.chunks.arrays import prefetched_block
 from aioxarray._zarr.selection import is_basic
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _SMALL_BYTES = 16 << 10
 
 
-class KnownArray(ZarrArrayWrapper):
+class PrefetchedArray(ZarrArrayWrapper):
     """A Zarr array with some chunks already fetched.
 
     Parameters
@@ -47,20 +47,20 @@ class KnownArray(ZarrArrayWrapper):
         """Whether decoding it takes less time than handing it to a worker thread."""
         return int(math.prod(self.shape)) * int(self.dtype.itemsize) <= _SMALL_BYTES
 
-    def known(self, key: ExplicitIndexer) -> Any:
-        """Return the values that ``key`` selects; None if they are not known."""
+    def prefetched(self, key: ExplicitIndexer) -> Any:
+        """Return the values that ``key`` selects; None if they were not fetched."""
         if isinstance(key, VectorizedIndexer) or not is_basic(key.tuple):
             return None
         if self._whole is None and self.is_small:
             everything = (slice(None),) * len(self.shape)
-            self._whole = known_block(self._array, everything, self._values)
+            self._whole = prefetched_block(self._array, everything, self._values)
         if self._whole is not None:
             return np.array(self._whole[key.tuple])
-        return known_block(self._array, key.tuple, self._values)
+        return prefetched_block(self._array, key.tuple, self._values)
 
     def __getitem__(self, key: ExplicitIndexer) -> Any:
-        known = self.known(key)
-        if known is not None:
-            return known
+        values = self.prefetched(key)
+        if values is not None:
+            return values
         # xarray's method is untyped.
         return super().__getitem__(key)  # type: ignore[no-untyped-call]

@@ -11,11 +11,11 @@ import threading
 _here = threading.local()
 
 
-def mark_own_thread() -> None:
+def mark_package_thread() -> None:
     """Mark the current thread as one that runs for this package, and not for the user."""
-    _here.own = True
+    _here.is_package_thread = True
 
 
-def in_own_thread() -> bool:
+def in_package_thread() -> bool:
     """Return whether the current thread is marked as one of this package."""
-    return getattr(_here, "own", False)
+    return getattr(_here, "is_package_thread", False)

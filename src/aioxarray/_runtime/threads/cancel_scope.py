@@ -1,4 +1,7 @@
-"""Leashes: cancelling the requests that a thread waits for, since threads cannot be cancelled."""
+"""Cancel scopes of threads: they cancel the requests that a thread waits for.
+
+The thread itself cannot be cancelled.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,9 @@ from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
 
-# The leash of the current code: holds the requests that it waits for.
-_leash: contextvars.ContextVar[Leash | None] = contextvars.ContextVar(
-    "aioxarray_leash", default=None
+# The scope of the current code, with the requests that it waits for.
+_scope: contextvars.ContextVar[CancelScope | None] = contextvars.ContextVar(
+    "aioxarray_cancel_scope", default=None
 )
 
 
@@ -43,54 +46,54 @@ class _Foreign:
             self._task.cancel()
 
 
-class Leash:
+class CancelScope:
     """Ties the requests of a thread to the task that waits for the thread.
 
-    A thread cannot be cancelled, but its requests can: `pull` cancels those in progress and every
+    A thread cannot be cancelled, but its requests can: `cancel` cancels those in progress and every
     later one. They are the blocking calls of this package, and the requests of tasks that another
     library (zarr) starts on the I/O loop and waits for.
 
     Parameters
     ----------
     outer
-        Another leash that also holds the requests.
+        A scope around this one, whose cancelling cancels the requests, too.
 
     Attributes
     ----------
-    pulled
-        Whether the result of the thread is not needed any more.
+    cancelled
+        Whether `cancel` was called: the result of the thread is not needed any more.
     awaited
         Whether the task, when cancelled, has to wait for the thread's function: see `be_awaited`.
     """
 
-    def __init__(self, outer: Leash | None = None) -> None:
+    def __init__(self, outer: CancelScope | None = None) -> None:
         self._outer = outer
         self._lock = threading.Lock()
         self._calls: set[Cancellable] = set()
         self._ended = False
-        self.pulled = False
+        self.cancelled = False
         self.awaited = False
 
     def run(self, function: Callable[[], T]) -> T:
-        """Call ``function`` with its requests on this leash.
+        """Call ``function`` with its requests in this scope.
 
         Afterwards, cancel those that are still running, and wait for their end: a library that
         makes several concurrently may leave some behind if one fails, or if it is interrupted.
         """
-        token = _leash.set(self)
+        token = _scope.set(self)
         try:
             return function()
         finally:
-            _leash.reset(token)
+            _scope.reset(token)
             for outcome in self._cancel_all():
                 outcome.exception()
 
-    def pull(self) -> list[concurrent.futures.Future[Any]]:
+    def cancel(self) -> list[concurrent.futures.Future[Any]]:
         """Cancel the requests of the thread, those in progress and later ones.
 
         Returns the outcomes of those in progress, which are done when the requests have ended.
         """
-        self.pulled = True
+        self.cancelled = True
         return self._cancel_all()
 
     def _cancel_all(self) -> list[concurrent.futures.Future[Any]]:
@@ -106,14 +109,14 @@ class Leash:
         Raises CancelledError if it was cancelled before.
         """
         with self._lock:
-            if self.pulled:
+            if self.cancelled:
                 raise asyncio.CancelledError
             self.awaited = True
 
     @contextlib.contextmanager
-    def holding(self, call: Cancellable) -> Iterator[None]:
-        """Hold ``call`` on the leash; raises CancelledError if it was pulled or has ended."""
-        with self._outer.holding(call) if self._outer else contextlib.nullcontext():
+    def enclosing(self, call: Cancellable) -> Iterator[None]:
+        """Have ``call`` in the scope; raises CancelledError if that was cancelled or has ended."""
+        with self._outer.enclosing(call) if self._outer else contextlib.nullcontext():
             with self._lock:
                 if self._ended:
                     raise asyncio.CancelledError
@@ -131,58 +134,54 @@ def be_awaited() -> None:
     For work that must not go on beside the user's code. It should be short, or end early when its
     blocking calls are cancelled. In other threads this does nothing.
     """
-    leash = _leash.get()
-    if leash is not None:
-        leash.be_awaited()
+    scope = _scope.get()
+    if scope is not None:
+        scope.be_awaited()
 
 
 def is_cancelled() -> bool:
     """Return whether the task that waited for this worker thread was cancelled."""
-    leash = _leash.get()
-    return leash is not None and leash.pulled
+    scope = _scope.get()
+    return scope is not None and scope.cancelled
 
 
-def run_leashed(function: Callable[[], T]) -> T:
+def run_in_scope(function: Callable[[], T]) -> T:
     """Call ``function``; when it ends or is interrupted, cancel the requests that it has left."""
-    return Leash(_leash.get()).run(function)
+    return CancelScope(_scope.get()).run(function)
 
 
-def on_leash(call: Cancellable) -> contextlib.AbstractContextManager[None]:
-    """Return a context that holds ``call``, which this thread waits for, on its leash, if any."""
-    leash = _leash.get()
-    return _NO_LEASH if leash is None else leash.holding(call)
-
-
-def holding(
+def call_scope(
     call: Cancellable, context: contextvars.Context
 ) -> contextlib.AbstractContextManager[None]:
-    """Return a context that holds a blocking call of this package on this thread's leash, if any.
+    """Return a context in which ``call``, a blocking call of this package, is in a cancel scope.
 
-    ``context`` is the context of the call's task. The leash is removed from it: it holds the task
-    as a whole, so it need not hold the requests of the task.
+    The scope is that of this thread, if it has one. ``context`` is the context of the call's task.
+    The scope is removed from it: it has the task as a whole, and so need not have the task's
+    requests.
     """
-    context.run(_leash.set, None)
-    return on_leash(call)
+    context.run(_scope.set, None)
+    scope = _scope.get()
+    return _NO_SCOPE if scope is None else scope.enclosing(call)
 
 
-def leashed() -> contextlib.AbstractContextManager[None]:
-    """Return a context that holds a request on the leash of the thread that it is made for, if any.
+def request_scope() -> contextlib.AbstractContextManager[None]:
+    """Return a context in which a request is in the cancel scope of the thread it is made for.
 
     For the I/O loop. A task that a library starts for a thread inherits the thread's context, and
-    with it the leash; the tasks of this package's own calls, which are held as a whole, do not.
-    Entering raises CancelledError if the leash was pulled before.
+    with it the scope; the tasks of this package's own calls, which are in it as a whole, do not.
+    Entering raises CancelledError if the scope was cancelled before.
     """
-    leash = _leash.get()
-    return _NO_LEASH if leash is None else _on(leash)
+    scope = _scope.get()
+    return _NO_SCOPE if scope is None else _request_in(scope)
 
 
-_NO_LEASH = contextlib.nullcontext()
+_NO_SCOPE = contextlib.nullcontext()
 
 
 @contextlib.contextmanager
-def _on(leash: Leash) -> Iterator[None]:
+def _request_in(scope: CancelScope) -> Iterator[None]:
     request = _Foreign()
-    with leash.holding(request):
+    with scope.enclosing(request):
         try:
             yield
         finally:

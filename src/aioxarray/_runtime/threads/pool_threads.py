@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from aioxarray._runtime.threads.forks import after_fork
-from aioxarray._runtime.threads.own import mark_own_thread
+from aioxarray._runtime.threads.package_threads import mark_package_thread
 
 # How long the end of the interpreter waits for calls in progress. Some libraries (Blosc, HDF5) tear
 # down at exit what their calls are using.
@@ -27,7 +27,7 @@ _EXIT_S = 0.4
 _Work = Callable[[], object]
 
 
-class Crew:
+class PoolThreads:
     """Daemon threads that take work from one queue, and are started if no thread is idle.
 
     Parameters
@@ -47,7 +47,7 @@ class Crew:
         self._lock = threading.Lock()
         # None makes a thread end.
         self._queue: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
-        self._members = 0
+        self._count = 0
         self._idle = 0
         self._lost = 0
         self._started = 0
@@ -65,11 +65,11 @@ class Crew:
             self._queue.put(work)
             if self._idle:
                 self._idle -= 1
-            elif self._members < self._size:
+            elif self._count < self._size:
                 try:
                     self._add()
                 except RuntimeError:
-                    if not self._members:
+                    if not self._count:
                         self._queue.get()
                         raise
 
@@ -79,25 +79,25 @@ class Crew:
         thread = threading.Thread(
             target=self._serve, name=f"{self._name}_{self._started}", daemon=True
         )
-        self._members += 1
+        self._count += 1
         self._started += 1
         try:
             thread.start()
         except RuntimeError:
-            self._members -= 1
+            self._count -= 1
             raise
-        _crews.add(self)
+        _all_threads.add(self)
 
     def _serve(self) -> None:
-        mark_own_thread()
-        member = _here.member = Member(self)
+        mark_package_thread()
+        thread = _here.thread = PoolThread(self)
         work = self._queue.get()
         while work is not None:
             work()
             # Do not keep its objects alive until the next work arrives.
             del work
             with self._lock:
-                if member.lost:
+                if thread.lost:
                     self._lost -= 1
                     self._tell_rest()
                     return
@@ -110,7 +110,7 @@ class Crew:
             if work is _NOTHING:
                 work = self._queue.get()
         with self._lock:
-            self._members -= 1
+            self._count -= 1
             self._tell_rest()
 
     def _tell_rest(self) -> None:
@@ -118,15 +118,15 @@ class Crew:
             self._at_rest.set()
 
     def _is_busy(self) -> bool:
-        return self._members - self._idle + self._lost > 0
+        return self._count - self._idle + self._lost > 0
 
-    def replace(self, member: Member) -> None:
-        """Replace ``member`` by another thread; it ends when its current work does."""
+    def replace(self, thread: PoolThread) -> None:
+        """Replace ``thread`` by another thread; it ends when its current work does."""
         with self._lock:
-            if member.lost or self._lost >= self._most_lost:
+            if thread.lost or self._lost >= self._most_lost:
                 return
-            member.lost = True
-            self._members -= 1
+            thread.lost = True
+            self._count -= 1
             self._lost += 1
             if not self._queue.empty():
                 # If no thread can be started, the next idle one takes the waiting work.
@@ -136,7 +136,7 @@ class Crew:
     def dismiss(self) -> None:
         """End the threads when all submitted work is done; nothing may be submitted afterwards."""
         with self._lock:
-            for _ in range(self._members):
+            for _ in range(self._count):
                 self._queue.put(None)
 
     def end(self, seconds: float) -> None:
@@ -158,36 +158,36 @@ def _no_work() -> None:
 _NOTHING: _Work = _no_work
 
 
-class Member:
-    """A thread of a crew, which `current` returns in that thread."""
+class PoolThread:
+    """A thread of a pool, which `current` returns in that thread."""
 
-    def __init__(self, crew: Crew) -> None:
+    def __init__(self, threads: PoolThreads) -> None:
         self.lost = False
-        self._crew = crew
+        self._threads = threads
 
     def replace(self) -> None:
         """Replace this thread by another one, because its work may hang for long."""
-        self._crew.replace(self)
+        self._threads.replace(self)
 
 
 _here = threading.local()
 
 
-def current() -> Member | None:
-    """Return the current thread if it belongs to a crew; otherwise None."""
-    member: Member | None = getattr(_here, "member", None)
-    return member
+def current() -> PoolThread | None:
+    """Return the current thread if it belongs to a pool; otherwise None."""
+    thread: PoolThread | None = getattr(_here, "thread", None)
+    return thread
 
 
-_crews: weakref.WeakSet[Crew] = weakref.WeakSet()
+_all_threads: weakref.WeakSet[PoolThreads] = weakref.WeakSet()
 _registered = False
 _ending = False
 # Functions that cancel waits that might be long.
 _cancels: set[Callable[[], object]] = set()
 _last_calls: set[Callable[[], object]] = set()
-# The idents of threads in `uncut` calls, during which the interpreter must not end.
-_uncut: set[int] = set()
-_no_uncut = threading.Condition()
+# The idents of threads in `exit_blocked` calls, during which the interpreter must not end.
+_blocking_exit: set[int] = set()
+_none_blocking = threading.Condition()
 
 
 @contextmanager
@@ -201,13 +201,13 @@ def cancelled_at_exit(cancel: Callable[[], object]) -> Iterator[None]:
 
 
 def called_at_exit(function: Callable[[], object]) -> None:
-    """Have ``function`` called when the interpreter ends, after all `uncut` calls."""
+    """Have ``function`` called when the interpreter ends, after all `exit_blocked` calls."""
     _last_calls.add(function)
     _at_exit()
 
 
 @contextmanager
-def uncut() -> Iterator[None]:
+def exit_blocked() -> Iterator[None]:
     """Keep the interpreter from ending while the context is open.
 
     For calls into libraries that crash or hang if they are torn down meanwhile. Waits inside them
@@ -215,14 +215,14 @@ def uncut() -> Iterator[None]:
     of the interpreter raises CancelledError there.
     """
     thread = threading.get_ident()
-    with _no_uncut:
-        _uncut.add(thread)
+    with _none_blocking:
+        _blocking_exit.add(thread)
     try:
         yield
     finally:
-        with _no_uncut:
-            _uncut.discard(thread)
-            _no_uncut.notify_all()
+        with _none_blocking:
+            _blocking_exit.discard(thread)
+            _none_blocking.notify_all()
 
 
 def is_ending() -> bool:
@@ -243,26 +243,26 @@ def _end_all() -> None:
     _ending = True
     for cancel in list(_cancels):
         cancel()
-    with _no_uncut:
-        if not _no_uncut.wait_for(lambda: not _uncut, _EXIT_S):
-            for thread in _uncut:
+    with _none_blocking:
+        if not _none_blocking.wait_for(lambda: not _blocking_exit, _EXIT_S):
+            for thread in _blocking_exit:
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(
                     ctypes.c_ulong(thread), ctypes.py_object(asyncio.CancelledError)
                 )
-        _no_uncut.wait_for(lambda: not _uncut)
+        _none_blocking.wait_for(lambda: not _blocking_exit)
     for function in list(_last_calls):
         function()
     deadline = time.monotonic() + _EXIT_S
-    for crew in list(_crews):
-        crew.end(max(0.0, deadline - time.monotonic()))
+    for threads in list(_all_threads):
+        threads.end(max(0.0, deadline - time.monotonic()))
 
 
 @after_fork
 def _forget() -> None:
     # The parent's threads do not exist in the child.
-    global _no_uncut
-    _crews.clear()
+    global _none_blocking
+    _all_threads.clear()
     _cancels.clear()
     _last_calls.clear()
-    _uncut.clear()
-    _no_uncut = threading.Condition()
+    _blocking_exit.clear()
+    _none_blocking = threading.Condition()

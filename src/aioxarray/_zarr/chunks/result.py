@@ -1,4 +1,4 @@
-"""Decoding chunks into the result of a selection."""
+"""The result of a selection, into which chunks are decoded."""
 
 from __future__ import annotations
 
@@ -19,11 +19,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from aioxarray._zarr.compat import NDBuffer
+    from aioxarray._zarr.selection import Chunk
     from aioxarray._zarr.stores.sources import Source
 
 
-class Placer:
-    """Decodes chunks and puts the selected values into ``out``.
+class Result:
+    """The result of a selection: decodes chunks and puts the selected values in ``out``.
+
+    Chunks are `Parts` for `Sharing`.
 
     Parameters
     ----------
@@ -32,18 +35,18 @@ class Placer:
     prepared
         Makes decoders of plain functions; None if only zarr's own codecs can decode.
     out
-        The result.
+        The buffer of the result.
     drop_axes
         Chunk axes that the result drops.
     basic
         Whether all chunks are selected by slices and integers only.
-    decoders
-        Decoders by chunk shape, shared with other placers for the same codecs.
 
     Attributes
     ----------
     prepared
         As the parameter; also None if the result is not a numpy array.
+    views
+        Whether each chunk's place in the result is a view of it.
     in_memory
         Whether the result is a numpy array, and not in the memory of a GPU.
     """
@@ -57,14 +60,11 @@ class Placer:
         out: NDBuffer,
         drop_axes: tuple[int, ...],
         basic: bool,
-        decoders: dict[tuple[int, ...], Decoder] | None = None,
     ) -> None:
         self._pipeline = pipeline
         self.out = out
         self._drop_axes = drop_axes
-        # Whether each chunk's place in the result is a view of it.
         self.views = basic and not drop_axes
-        self._decoders = {} if decoders is None else decoders
         self.in_memory = type(out) is cpu.NDBuffer and isinstance(out.as_ndarray_like(), np.ndarray)
         self.prepared = prepared if self.in_memory else None
         # The result as bytes, if chunks can be decoded straight into it.
@@ -90,102 +90,102 @@ class Placer:
         """The number of copies held of each chunk being read: encoded and, possibly, decoded."""
         return 2 if self._bytes is None else 1
 
-    def read(self, source: Source, chunk: Any) -> bool:
-        """Read a chunk, decode it and put it in the result; return whether it exists.
-
-        To be called in a worker thread if decoding may take long.
-        """
-        key, spec, _, outside = chunk
-        if self.prepared is None:
-            return self.put(source.read(key), chunk)
-        decoder = self.decoder(spec.shape)
-        if decoder.copies and (dest := self._dest(decoder, outside)) is not None:
-            count = source.read_into(key, dest)
-            if count is None:
-                self.out[outside] = fill_value_or_default(spec)
-                return False
-            if count != decoder.size:
-                raise wrong_size(count, decoder.size)
-            return True
-        return self.put(source.read(key), chunk)
-
-    def put(self, data: Any | None, chunk: Any) -> bool:
+    def put(self, data: Any | None, chunk: Chunk) -> bool:
         """Decode ``data``, None for a missing chunk, into the result; return whether it exists."""
-        _, spec, inside, outside = chunk
         if data is None:
             return self.put_decoded(None, chunk)
         if self.prepared is None:
-            self.put_part(self._by_zarr.decode(data, spec)[selection_of(inside)], chunk)
+            decoded = self._by_zarr.decode(data, chunk.spec)
+            self.put_part(decoded[selection_of(chunk.inside)], chunk)
             return True
-        decoder = self.decoder(spec.shape)
-        dest = self._dest(decoder, outside)
+        decoder = self.prepared.decoder(chunk.spec.shape)
+        dest = self._dest(decoder, chunk)
         if dest is not None:
             decoder.fill(data, dest)
             return True
         return self.put_decoded(decoder.array(data), chunk)
 
-    def decoder(self, shape: tuple[int, ...]) -> Decoder:
-        """Return the decoder for chunks of ``shape``; only if zarr's own codecs do not decode."""
-        decoder = self._decoders.get(shape)
-        if decoder is None:
-            assert self.prepared is not None
-            decoder = self._decoders[shape] = self.prepared.decoder(shape)
-        return decoder
+    def unencoded(self, chunk: Chunk) -> NDArray[np.uint8] | None:
+        """Return the memory in the result for the stored bytes of ``chunk``.
 
-    def put_bytes(self, decoded: Any, decoder: Decoder, chunk: Any) -> None:
+        None if these are encoded, or are not stored as in the result.
+        """
+        if self.prepared is None or self._bytes is None:
+            return None
+        decoder = self.prepared.decoder(chunk.spec.shape)
+        return self._dest(decoder, chunk) if decoder.copies else None
+
+    def put_bytes(self, decoded: Any, decoder: Decoder, chunk: Chunk) -> None:
         """Put a chunk, decoded to bytes by ``decoder``, in the result."""
-        dest = self._dest(decoder, chunk[3])
+        dest = self._dest(decoder, chunk)
         if dest is not None:
             dest.reshape(-1).data[:] = decoded
         else:
             self.put_decoded(decoder.shaped(np.frombuffer(decoded, np.uint8)), chunk)
 
-    def name(self, chunk: Any) -> Hashable:
+    def name(self, chunk: Chunk) -> Hashable:
         """Return the key of ``chunk`` in a table: its key in the store and its shape."""
-        return chunk[0], chunk[1].shape
+        return chunk.key, chunk.spec.shape
 
-    def decoded(self, data: Any, chunk: Any) -> NDArray[Any]:
+    def decoded(self, data: Any, chunk: Chunk) -> NDArray[Any]:
         """Decode ``data`` into a new, read-only array that several reads can share."""
-        spec = chunk[1]
         if self.prepared is None:
-            array: NDArray[Any] = self._by_zarr.decode(data, spec).as_numpy_array()
+            array: NDArray[Any] = self._by_zarr.decode(data, chunk.spec).as_numpy_array()
             # It may be a view of memory that belongs to the store.
             array = array if array.flags.owndata else array.copy()
         else:
-            decoder = self.decoder(spec.shape)
+            decoder = self.prepared.decoder(chunk.spec.shape)
             array = decoder.array(data, np.empty(decoder.size, np.uint8))
         array.flags.writeable = False
         return array
 
-    def put_decoded(self, array: NDArray[Any] | None, chunk: Any) -> bool:
+    def put_decoded(self, array: NDArray[Any] | None, chunk: Chunk) -> bool:
         """Put the selected part of a decoded chunk, None if it is missing, in the result."""
-        _, spec, inside, outside = chunk
         if array is None:
-            self.out[outside] = fill_value_or_default(spec)
+            self.put_part(None, chunk)
             return False
+        inside = chunk.inside
         part = inside.take(array) if isinstance(inside, Inside) else array[inside]
         if array.dtype.hasobject:
             # The receiver may change the objects; and selecting a single one returns no array.
             part = copy.deepcopy(array[(*selection_of(inside), ...)])
-        self._array[outside] = part.squeeze(self._drop_axes) if self._drop_axes else part
+        self._array[chunk.outside] = part.squeeze(self._drop_axes) if self._drop_axes else part
         return True
 
-    def put_part(self, part: NDBuffer | None, chunk: Any) -> None:
+    def put_part(self, part: NDBuffer | None, chunk: Chunk) -> None:
         """Put the selected part of a chunk, None if the chunk is missing, in the result."""
-        _, spec, _, outside = chunk
         if part is None:
-            self.out[outside] = fill_value_or_default(spec)
+            self.out[chunk.outside] = fill_value_or_default(chunk.spec)
         else:
-            self.out[outside] = part.squeeze(axis=self._drop_axes) if self._drop_axes else part
+            self.out[chunk.outside] = (
+                part.squeeze(axis=self._drop_axes) if self._drop_axes else part
+            )
 
-    def _dest(self, decoder: Decoder, outside: tuple[Any, ...]) -> NDArray[np.uint8] | None:
+    def _dest(self, decoder: Decoder, chunk: Chunk) -> NDArray[np.uint8] | None:
         """Return the chunk's bytes in the result, if it can be decoded straight into them."""
         if self._bytes is None:
             return None
+        outside = chunk.outside
         if self._order is not None:
             outside = tuple([outside[axis] for axis in self._order])
         place = self._bytes[outside]
         return place if place.nbytes == decoder.size and place.flags.c_contiguous else None
+
+
+def read_chunk(source: Source, chunk: Chunk, result: Result) -> bool:
+    """Read a chunk with a blocking call, and put it in ``result``; return whether it exists.
+
+    To be called in a worker thread if decoding may take long.
+    """
+    dest = result.unencoded(chunk)
+    if dest is None:
+        return result.put(source.read(chunk.key), chunk)
+    count = source.read_into(chunk.key, dest)
+    if count is None:
+        return result.put(None, chunk)
+    if count != dest.nbytes:
+        raise wrong_size(count, dest.nbytes)
+    return True
 
 
 def _as_bytes(

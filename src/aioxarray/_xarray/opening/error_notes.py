@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +40,7 @@ class Attempt:
     said_by: str | None
 
     @contextlib.contextmanager
-    def explained(self) -> Iterator[None]:
+    def error_notes(self) -> Iterator[None]:
         """Add notes to an error raised in the body: the input, the engine, what to install."""
         try:
             yield
@@ -57,37 +57,56 @@ class Attempt:
             _note_missing(error, by_obstore=name == "zarr" and not with_options)
             raise
 
-    def check_names(self, caller: str, function: Any) -> None:
-        """Raise TypeError for an option that neither xarray's ``function`` nor the engine takes.
+    def check_names(self, caller: str, method: str, own: Collection[str] = ()) -> None:
+        """Raise TypeError for the first option that is no argument of the engine.
 
-        ``caller`` is the function that the user called, for the message.
+        Parameters
+        ----------
+        caller
+            The function that the user called, for the message.
+        method
+            The method of the engine that will be called.
+        own
+            The names of arguments of the caller, which the engine need not have.
         """
-        own = inspect.signature(function).parameters
-        given = [name for name in self.options if name not in own]
-        method = _METHODS.get(function.__name__, "open_dataset")
-        check_names(caller, given, plugins.get_backend(self.engine), method, self.engine, own)
+        engine = plugins.get_backend(self.engine)
+        parameters: dict[str, Any] = dict(inspect.signature(getattr(engine, method)).parameters)
+        if any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+            if not type(engine).__module__.startswith("xarray."):
+                return
+            # xarray's own engines pass these on to ``open_dataset``.
+            parameters |= inspect.signature(engine.open_dataset).parameters
+        for name in self.options:
+            if name not in {*own, *parameters, *_TAKEN_BY_XARRAY}:
+                raise TypeError(
+                    f"{caller}() got an unexpected keyword argument {name!r} for engine "
+                    f"{_name(self.engine)!r}{did_you_mean(name, [*parameters, *own])}"
+                )
 
 
-_METHODS = {"open_datatree": "open_datatree", "open_groups": "open_groups_as_dict"}
+# Options that xarray's functions consume themselves, although no signature lists them.
+_TAKEN_BY_XARRAY = frozenset({"overwrite_encoded_chunks"})
 
 
 def _name(engine: str | type[BackendEntrypoint]) -> str:
     return engine if isinstance(engine, str) else engine.__name__
 
 
-def guess_explained(source: Any, options: Mapping[str, Any]) -> str | type[BackendEntrypoint]:
+def guess_engine_with_notes(
+    source: Any, options: Mapping[str, Any]
+) -> str | type[BackendEntrypoint]:
     """Guess the engine for ``source``; an error gets notes on the input and what to install."""
     try:
         return guess_engine(source, options)
     except Exception as error:
-        add_note(error, f"while looking for an engine for {printable(source)!r}")
+        _add_note(error, f"while looking for an engine for {printable(source)!r}")
         if isinstance(error, ValueError):
-            add_note(error, how_to_install(missing_engines(source)))
+            _add_note(error, how_to_install(missing_engines(source)))
         raise
 
 
 @contextlib.contextmanager
-def noting(note: str, *, by_obstore: bool = False) -> Iterator[None]:
+def error_note(note: str, *, by_obstore: bool = False) -> Iterator[None]:
     """Add ``note`` to an error raised in the body, and an install hint if a package is missing.
 
     ``by_obstore`` is passed to `how_to_install`.
@@ -95,7 +114,7 @@ def noting(note: str, *, by_obstore: bool = False) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        add_note(error, note)
+        _add_note(error, note)
         _note_missing(error, by_obstore=by_obstore)
         raise
 
@@ -103,51 +122,10 @@ def noting(note: str, *, by_obstore: bool = False) -> Iterator[None]:
 def _note_missing(error: Exception, *, by_obstore: bool) -> None:
     package = missing_package(error)
     if package is not None and "pip install" not in str(error):
-        add_note(error, how_to_install([package], by_obstore=by_obstore))
+        _add_note(error, how_to_install([package], by_obstore=by_obstore))
 
 
-def add_note(error: BaseException, note: str) -> None:
+def _add_note(error: BaseException, note: str) -> None:
     """Add ``note`` to ``error`` once, even if the error is raised again or passes here twice."""
     if note and note not in getattr(error, "__notes__", ()):
         error.add_note(note)
-
-
-# Options that xarray's functions consume themselves, although no signature lists them.
-_TAKEN_BY_XARRAY = frozenset({"overwrite_encoded_chunks"})
-
-
-def check_names(
-    caller: str,
-    given: Iterable[str],
-    entrypoint: BackendEntrypoint,
-    method: str,
-    engine: str | type[BackendEntrypoint],
-    others: Iterable[str] = (),
-) -> None:
-    """Raise TypeError for the first name in ``given`` that is no argument of the engine.
-
-    Parameters
-    ----------
-    caller
-        The function that the user called.
-    given
-        Names of the arguments meant for the engine.
-    entrypoint, method
-        The engine, and the method of it that will be called.
-    engine
-        The engine as it was named, for the message.
-    others
-        The caller's own argument names, which may be suggested instead.
-    """
-    parameters: dict[str, Any] = dict(inspect.signature(getattr(entrypoint, method)).parameters)
-    if any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
-        if not type(entrypoint).__module__.startswith("xarray."):
-            return
-        # xarray's own engines pass these on to ``open_dataset``.
-        parameters |= inspect.signature(entrypoint.open_dataset).parameters
-    for name in given:
-        if name not in parameters and name not in _TAKEN_BY_XARRAY:
-            raise TypeError(
-                f"{caller}() got an unexpected keyword argument {name!r} for engine "
-                f"{_name(engine)!r}{did_you_mean(name, [*parameters, *others])}"
-            )

@@ -8,19 +8,16 @@ longer than all requests.
 from __future__ import annotations
 
 from collections.abc import Coroutine, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import zarr
 
-from aioxarray._xarray.arrays.known_array import KnownArray
+from aioxarray._xarray.arrays.prefetched_array import PrefetchedArray
 from aioxarray._xarray.compat import NodePath, ZarrBackendEntrypoint, ZarrStore
 from aioxarray._zarr.metadata.prefetched import PrefetchedStore
 
-if TYPE_CHECKING:
-    import xarray as xr
 
-
-class KnownStore(ZarrStore):
+class PrefetchedZarrStore(ZarrStore):
     """xarray's Zarr store for a group that was opened through a `PrefetchedStore`."""
 
     __slots__ = ()
@@ -31,7 +28,7 @@ class KnownStore(ZarrStore):
         if isinstance(store, PrefetchedStore) and isinstance(array, zarr.Array):
             lazy: Any = variable._data
             # A `LazilyIndexedArray` around the backend's array: decoding adds more wrappers later.
-            lazy.array = KnownArray(lazy.array, store.values)
+            lazy.array = PrefetchedArray(lazy.array, store.values)
         return variable
 
     def _fetch_members(self) -> dict[str, Any]:
@@ -42,7 +39,7 @@ class KnownStore(ZarrStore):
         members: dict[str, Any] = _at_once(_members(group))
         return members
 
-    def subtree(self, path: NodePath) -> Iterator[tuple[str, KnownStore]]:
+    def subtree(self, path: NodePath) -> Iterator[tuple[str, PrefetchedZarrStore]]:
         """Yield this group and all groups below it, with their paths, in xarray's order."""
         yield str(path), self
         for name, member in self.members.items():
@@ -73,23 +70,28 @@ def _at_once(coroutine: Coroutine[Any, Any, Any]) -> Any:
     raise RuntimeError("zarr waits for something to list members that it knows")
 
 
-_OF_STORE = ("mode", "consolidated", "storage_options", "zarr_format")
+_OF_STORE = ("mode", "consolidated", "storage_options", "zarr_format", "group", "cache_members")
 
 
-def open_known_groups(
+def open_prefetched(
     engine: ZarrBackendEntrypoint,
     place: Any,
     options: Mapping[str, Any],
-    known: zarr.Group | None,
-) -> dict[str, xr.Dataset]:
-    """Open all groups at ``place``, as ``engine`` itself would.
+    prefetched: zarr.Group | None,
+    *,
+    deep: bool,
+) -> Any:
+    """Open the dataset at ``place``, or all groups as a dict with ``deep``, as ``engine`` would.
 
-    ``known`` is the group at ``place``, if its metadata is known already.
+    ``prefetched`` is the group at ``place``, if its metadata was prefetched.
     """
+    decoding = {name: value for name, value in options.items() if name not in _OF_STORE}
+    if not deep:
+        store = _prefetched_store(place, options, prefetched)
+        return engine.open_dataset(place, store=store, **decoding)
     group = options.get("group")
     parent = NodePath("/") / NodePath(group) if group else NodePath("/")
-    decoding = {k: v for k, v in options.items() if k not in (*_OF_STORE, "group")}
-    root = _known_store(place, {**options, "group": str(parent)}, known)
+    root = _prefetched_store(place, {**options, "group": str(parent)}, prefetched)
     return {
         str(NodePath(path).relative_to(parent)) if group else path: engine.open_dataset(
             place, store=store, **decoding
@@ -98,27 +100,16 @@ def open_known_groups(
     }
 
 
-def open_known_dataset(
-    engine: ZarrBackendEntrypoint,
-    place: Any,
-    options: Mapping[str, Any],
-    known: zarr.Group | None,
-) -> xr.Dataset:
-    """Open the dataset at ``place``, with the arguments of `open_known_groups`."""
-    of_store = (*_OF_STORE, "group", "cache_members")
-    decoding = {name: value for name, value in options.items() if name not in of_store}
-    return engine.open_dataset(place, store=_known_store(place, options, known), **decoding)
-
-
-def _known_store(place: Any, options: Mapping[str, Any], known: zarr.Group | None) -> KnownStore:
-    of_store = (*_OF_STORE, "group", "cache_members")
-    opening = {name: options[name] for name in of_store if name in options}
-    if known is None:
-        opened: KnownStore = KnownStore.open_group(place, **opening)
+def _prefetched_store(
+    place: Any, options: Mapping[str, Any], prefetched: zarr.Group | None
+) -> PrefetchedZarrStore:
+    opening = {name: options[name] for name in _OF_STORE if name in options}
+    if prefetched is None:
+        opened: PrefetchedZarrStore = PrefetchedZarrStore.open_group(place, **opening)
         return opened
     # The choices of ``open_group`` for Zarr format 3 and a store that is not the caller's own.
-    return KnownStore(
-        known,
+    return PrefetchedZarrStore(
+        prefetched,
         opening.get("mode", "r"),
         close_store_on_close=True,
         use_zarr_fill_value_as_mask=False,

@@ -1,0 +1,295 @@
+"""Execution of a read plan for chunks: on the event loop, in threads, or with coroutines.
+
+If blocking calls read the store best, chunks are read in runs: a thread fetches and decodes each
+run straight into the result. From other stores, coroutines fetch as many chunks at once as the
+load's budget allows, and threads decode them as they arrive.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
+
+from aioxarray._runtime.batches import Batches, one_by_one
+from aioxarray._runtime.tasks import gather
+from aioxarray._zarr import tuning
+from aioxarray._zarr.chunks.plan import ReadPlan
+from aioxarray._zarr.chunks.result import Result, read_chunk
+from aioxarray._zarr.chunks.schedule import Schedule
+from aioxarray._zarr.chunks.small_chunks import SmallChunks
+from aioxarray._zarr.selection import in_runs
+from aioxarray._zarr.stores.clients import Nearness
+from aioxarray._zarr.stores.grants import Grants, is_long
+from aioxarray._zarr.stores.limited import LimitedStore
+from aioxarray._zarr.stores.request import chunk_noted
+from aioxarray._zarr.stores.sharing import Lead, Sharing, Table
+from aioxarray._zarr.stores.sources import ObjectSource, Source
+
+if TYPE_CHECKING:
+    from aioxarray._zarr.selection import Chunk
+
+# Stands in for a flight, for chunks that are not shared, and for a limit on decoding.
+_NOTHING = nullcontext()
+
+
+class Advance:
+    """Counts the chunks that are done, and reports the count and the total."""
+
+    __slots__ = ("_count", "_done", "_report")
+
+    def __init__(self, report: Callable[[int, int], None] | None, count: int) -> None:
+        self._report = report
+        self._count = count
+        self._done = 0
+
+    def __call__(self, number: int) -> None:
+        self._done += number
+        if self._report is not None:
+            self._report(self._done, self._count)
+
+
+@dataclass(frozen=True)
+class ChunkReads:
+    """The execution of a plan, with a method for each way; each returns which chunks exist.
+
+    Attributes
+    ----------
+    plan
+        The plan.
+    limited
+        The store, under the limit on requests.
+    result
+        The result that the chunks are read into.
+    grants
+        The grants of the load.
+    table
+        The chunks that are shared with other reads; None if nothing is shared.
+    advance
+        Called with the number of further chunks that are done.
+    """
+
+    plan: ReadPlan
+    limited: LimitedStore
+    result: Result
+    grants: Grants
+    table: Table | None
+    advance: Callable[[int], None]
+
+    @property
+    def nbytes(self) -> int:
+        """The decoded bytes of each chunk."""
+        return self.plan.chunk_nbytes
+
+    @property
+    def held(self) -> int:
+        """The bytes held for each chunk while it is read: encoded and, possibly, decoded."""
+        return self.nbytes * (2 if self.sharing.keeps else self.result.held_chunks)
+
+    @cached_property
+    def sharing(self) -> Sharing[Chunk, bool]:
+        """The access to chunks that other reads are fetching, and to the cache."""
+        return Sharing(self.table, self.result, self.grants.keeps)
+
+    def noted(self, chunk: Chunk) -> chunk_noted:
+        """Return a context that adds the key of ``chunk`` and the store to an error."""
+        return chunk_noted(chunk.key, self.limited)
+
+    def in_runs(self, width: int, run_bytes: int = tuning.RUN_BYTES) -> Schedule[Chunk, bool]:
+        """Return the schedule of the chunks in runs for ``width`` threads."""
+        plan = self.plan
+        runs = in_runs(plan.chunks, plan.count, plan.chunk_nbytes, width, run_bytes)
+        return Schedule(runs, self.advance)
+
+    async def each(
+        self, read: Callable[[Chunk], Awaitable[bool]], width: float | None = None
+    ) -> list[bool]:
+        """Await ``read`` for each chunk, for up to ``width`` of them concurrently.
+
+        The default is the bound on requests in flight.
+        """
+
+        async def read_one(run: Sequence[Chunk]) -> list[bool]:
+            (chunk,) = run
+            with self.noted(chunk):
+                return [await read(chunk)]
+
+        width = self.grants.requests.bound if width is None else width
+        schedule: Schedule[Chunk, bool] = Schedule(zip(self.plan.chunks), self.advance)
+        return await schedule.on_loop(int(min(self.plan.count, width)), read_one)
+
+    # --- on the loop, and by plain calls in threads ------------------------------------------
+
+    def inline(self, source: Source) -> list[bool]:
+        """Read chunks in memory on the event loop: faster than a hop to a thread."""
+        found = []
+        for chunk in self.plan.chunks:
+            with self.noted(chunk):
+                found.append(read_chunk(source, chunk, self.result))
+        return found
+
+    async def by_plain_calls(self, source: Source) -> list[bool]:
+        """Read in threads, each of which fetches and decodes chunks with blocking calls."""
+        stop = threading.Event()
+        decoding = self.grants.decoding if source.remote else _NOTHING
+        read: Callable[[Sequence[Lead[Chunk]]], list[bool]]
+        if SmallChunks.can_read(self.result, self.sharing, self.nbytes):
+            together = SmallChunks(
+                self.limited, source, self.result, self.sharing, self.nbytes, decoding
+            )
+            read, held, exclusive = partial(together.read, stop=stop), together.held, False
+        else:
+            read = partial(self._read_in_thread, source, decoding, stop)
+            held, exclusive = self.held, self.nbytes <= tuning.SMALL_CHUNK_BYTES
+
+        if not (self.sharing.shares or source.remote):
+
+            def read_unshared(run: Sequence[Chunk]) -> list[bool]:
+                return read([Lead(chunk, None) for chunk in run])
+
+            schedule = self.in_runs(self.grants.thread_count, tuning.READ_RUN_BYTES)
+            return await schedule.in_threads(
+                self.grants, held, read_unshared, stop, exclusive=exclusive
+            )
+
+        async def lead(led: Sequence[Lead[Chunk]]) -> list[bool]:
+            work = partial(read, led)
+            if not isinstance(source, ObjectSource):
+                return await self.grants.in_thread(work, held, stop.set, exclusive=exclusive)
+            found = await self.grants.fetch(source.client, work, held, stop.set)
+            if found is None:
+                # Nothing was requested.
+                found = await gather([partial(self._fetch, each) for each in led])
+            return found
+
+        width = tuning.FETCHERS if source.remote else self.grants.thread_count
+        return await self.in_runs(width).on_loop(
+            width, lambda run: self.sharing.read(run, lead, self.noted)
+        )
+
+    def _read_in_thread(
+        self, source: Source, decoding: Any, stop: threading.Event, led: Sequence[Lead[Chunk]]
+    ) -> list[bool]:
+        found: list[bool] = []
+        for lead in led:
+            if stop.is_set():
+                break
+            chunk, flight = lead
+            with self.noted(chunk), flight or _NOTHING:
+                if flight is None and not source.remote:
+                    found.append(read_chunk(source, chunk, self.result))
+                    continue
+                data = source.read(chunk.key)
+                if stop.is_set():
+                    break
+                with decoding:
+                    found.append(self.sharing.put(data, lead))
+        return found
+
+    # --- by coroutines -----------------------------------------------------------------------
+
+    async def by_coroutines(self) -> list[bool]:
+        """Fetch chunks with the store's coroutines, and decode them in threads as they arrive."""
+
+        async def read(chunk: Chunk) -> bool:
+            (there,) = await self.sharing.read([chunk], self._fetch_one)
+            return there
+
+        return await self.each(read)
+
+    async def _fetch_one(self, led: Sequence[Lead[Chunk]]) -> list[bool]:
+        return [await self._fetch(lead) for lead in led]
+
+    async def _fetch(self, lead: Lead[Chunk]) -> bool:
+        """Fetch a chunk with the store's coroutine and decode it; return whether it exists."""
+        chunk, flight = lead
+        long = is_long(self.held)
+        with self.noted(chunk), flight or _NOTHING:
+            async with self.grants.memory.hold(self.held, long=long):
+                data: Any = await self.limited.get(chunk.key, chunk.spec.prototype, long=long)
+                there = data is not None
+                if there and not self.result.by_zarr:
+                    data = data.as_numpy_array()
+                if self._is_decoded_here(there):
+                    self.sharing.put(data, lead)
+                else:
+                    await self._batches.add((data, lead), self.nbytes)
+        return there
+
+    def _is_decoded_here(self, there: bool) -> bool:
+        """Return whether a chunk, which exists if ``there``, is decoded on the event loop.
+
+        For many chunks, the time would add up.
+        """
+        if not there:
+            return self.nbytes <= tuning.INLINE_BYTES
+        return self.plan.nbytes <= tuning.INLINE_BYTES and not self.result.by_zarr
+
+    @cached_property
+    def _batches(self) -> Batches[tuple[Any, Lead[Chunk]]]:
+        """Decodes in threads, in batches, the chunks that have arrived."""
+
+        def put(arrived: tuple[Any, Lead[Chunk]]) -> None:
+            self.sharing.put(*arrived)
+
+        threads = self.grants.thread_count
+        return Batches(self.grants.decoders, threads, tuning.BATCH_BYTES, one_by_one(put), is_long)
+
+    # --- by whichever suits the distance of the server ---------------------------------------
+
+    async def by_first_answer(self, source: ObjectSource) -> list[bool]:
+        """Read with blocking calls if the store answers quickly, otherwise with coroutines.
+
+        The first such read of a load measures the time with its first chunk. The others wait for
+        the outcome, but hardly longer than a nearby store takes.
+        """
+        remaining = iter(self.plan.chunks)
+        present: list[bool] = []
+        # Cached chunks do not show how fast the store answers.
+        for chunk in remaining:
+            known = self.sharing.known(chunk)
+            if known is None:
+                remaining = itertools.chain([chunk], remaining)
+                break
+            present += known
+            self.advance(1)
+            await self.sharing.keep_pace()
+        rest = self._of(remaining, self.plan.count - len(present))
+        return present + await rest._by_nearness(source)
+
+    def _of(self, chunks: Iterable[Chunk], count: int) -> ChunkReads:
+        """Return the reads of ``chunks``, a part of the plan."""
+        return replace(self, plan=replace(self.plan, chunks=chunks, count=count))
+
+    async def _by_nearness(self, source: ObjectSource) -> list[bool]:
+        client, count = source.client, self.plan.count
+        if count < tuning.FEW_CHUNKS or not self.grants.can_fetch(client):
+            return await self.by_coroutines()
+        nearness = self.grants.nearness.get(client)
+        if nearness is not None:
+            return await self._as_near(source, nearness)
+        nearness = self.grants.nearness[client] = Nearness()
+        remaining = iter(self.plan.chunks)
+        head = self._of([next(remaining)], 1)
+        tail = self._of(remaining, count - 1)
+
+        async def first() -> list[bool]:
+            found = await head.by_plain_calls(source)
+            nearness.tell(source.shortest_s <= self._near_s())
+            return found
+
+        one, rest = await gather([first, lambda: tail._as_near(source, nearness)])
+        return one + rest
+
+    async def _as_near(self, source: ObjectSource, nearness: Nearness) -> list[bool]:
+        if await nearness.within(tuning.LATE_S + self._near_s()):
+            return await self.by_plain_calls(source)
+        return await self.by_coroutines()
+
+    def _near_s(self) -> float:
+        """Return the longest time in seconds that a nearby store takes for a chunk."""
+        return tuning.NEARBY_S + self.nbytes / tuning.NEARBY_BYTES_A_SECOND

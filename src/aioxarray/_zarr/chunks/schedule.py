@@ -1,0 +1,110 @@
+"""The schedule of a read or a write: workers take runs of chunks until none is left."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
+from time import perf_counter
+from typing import Generic, TypeVar
+
+from aioxarray._runtime.tasks import gather
+from aioxarray._zarr import tuning
+from aioxarray._zarr.stores.grants import Grants
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Schedule(Generic[T, R]):
+    """Runs of chunks, which workers take one after another.
+
+    A fixed number of workers, not a task per chunk: waiting tasks cost memory.
+
+    Parameters
+    ----------
+    runs
+        The chunks; possibly an iterator, which is advanced by one worker at a time.
+    advance
+        Called on the loop with the number of further chunks that are done.
+    """
+
+    def __init__(
+        self, runs: Iterable[Sequence[T]], advance: Callable[[int], None] = lambda count: None
+    ) -> None:
+        self._runs = enumerate(runs)
+        self._advance = advance
+        # A generator must not be advanced by two threads at once.
+        self._lock = threading.Lock()
+        self._outcomes: dict[int, Sequence[R]] = {}
+
+    async def on_loop(
+        self, width: int, handle: Callable[[Sequence[T]], Awaitable[Sequence[R]]]
+    ) -> list[R]:
+        """Await ``handle`` for each run, for up to ``width`` of them concurrently.
+
+        ``handle`` returns an outcome for each chunk. The first error cancels the other workers.
+        """
+
+        async def worker() -> None:
+            while (run := self._next()) is not None:
+                number, chunks = run
+                self._outcomes[number] = await handle(chunks)
+                self._advance(len(chunks))
+
+        await gather([worker] * width)
+        return self._in_order()
+
+    async def in_threads(
+        self,
+        grants: Grants,
+        nbytes: int,
+        handle: Callable[[Sequence[T]], Sequence[R]],
+        stop: threading.Event,
+        *,
+        exclusive: bool = False,
+    ) -> list[R]:
+        """Call ``handle`` for each run in the threads of ``grants``.
+
+        While all cores are busy, a hop to the event loop and back takes a thread about a
+        millisecond, in which it could decode some MB. So a thread takes further runs by itself.
+        Every few milliseconds it checks whether other work is waiting, and only then gives up its
+        turn.
+
+        Each thread holds ``nbytes`` bytes. ``handle`` returns early once ``stop`` is set; for
+        ``stop`` and ``exclusive`` see `Grants.in_thread`.
+        """
+        loop = asyncio.get_running_loop()
+
+        def work(run: tuple[int, Sequence[T]] | None) -> None:
+            while run is not None and not stop.is_set():
+                count = 0
+                until = perf_counter() + tuning.TURN_S
+                while run is not None:
+                    number, chunks = run
+                    self._outcomes[number] = handle(chunks)
+                    count += len(chunks)
+                    if stop.is_set() or perf_counter() >= until:
+                        break
+                    run = self._next()
+                loop.call_soon_threadsafe(self._advance, count)
+                if grants.is_wanted():
+                    break
+                run = self._next()
+
+        async def worker() -> None:
+            # Take a run first, so that no worker waits for a thread without one.
+            while (run := self._next()) is not None:
+                await grants.in_thread(partial(work, run), nbytes, stop.set, exclusive=exclusive)
+
+        await gather([worker] * grants.thread_count)
+        return self._in_order()
+
+    def _next(self) -> tuple[int, Sequence[T]] | None:
+        with self._lock:
+            return next(self._runs, None)
+
+    def _in_order(self) -> list[R]:
+        outcomes = self._outcomes
+        return [each for number in range(len(outcomes)) for each in outcomes[number]]

@@ -1,0 +1,263 @@
+"""Execution of a read plan for shards: the index first, then only the byte ranges needed.
+
+Inner chunks and indexes that are cached, or that another read is fetching, are not read again.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from zarr.abc.store import RangeByteRequest, SuffixByteRequest
+
+from aioxarray._runtime.tasks import gather
+from aioxarray._zarr import tuning
+from aioxarray._zarr.chunks.chunk_reads import ChunkReads
+from aioxarray._zarr.chunks.shards import (
+    Indexes,
+    InnerChunk,
+    InnerChunks,
+    ShardLayout,
+    ShardPart,
+    gaps,
+)
+from aioxarray._zarr.stores.grants import is_long
+from aioxarray._zarr.stores.sharing import Lead, Sharing, failing
+from aioxarray._zarr.stores.sources import LocalSource, ReadPart
+
+if TYPE_CHECKING:
+    from zarr.abc.store import ByteRequest
+
+    from aioxarray._zarr.chunks.shards import Index
+    from aioxarray._zarr.selection import ByteRange, Chunk
+
+T = TypeVar("T")
+
+
+class ShardReads(ABC):
+    """The execution of a plan that reads shards.
+
+    Parameters
+    ----------
+    reads
+        The execution; its chunks are shards, and its table shares indexes and inner chunks.
+    shards
+        The layout of the array's shards.
+    """
+
+    def __init__(self, reads: ChunkReads, shards: ShardLayout) -> None:
+        self.reads = reads
+        self.grants = reads.grants
+        self.shards = shards
+        self.indexes = Sharing(reads.table, Indexes(), reads.grants.keeps)
+        self.inner = Sharing(reads.table, InnerChunks(), reads.grants.keeps)
+        # Set to make the threads of this read stop.
+        self.stop = threading.Event()
+
+    @abstractmethod
+    async def read_all(self) -> list[bool]:
+        """Read the selected inner chunks of all shards; return which shards exist."""
+
+    async def read(self, chunk: Chunk) -> bool:
+        """Read the selected inner chunks of a shard; return whether the shard exists."""
+        part = self.shards.part(chunk)
+        known = self.indexes.known(part)
+        if known is not None and known[0] is None:
+            part.missing()
+            return False
+        wanted = [InnerChunk(part, inner) for inner in part.inner]
+        found = await self.inner.read(wanted, partial(self.lead, part))
+        part.finish()
+        if part.exists is None:
+            part.exists = any(found) or await self.index(part) is not None
+        return part.exists
+
+    @abstractmethod
+    async def lead(self, part: ShardPart, led: Sequence[Lead[InnerChunk]]) -> list[bool]:
+        """Read inner chunks of a shard; return which of them exist."""
+
+    async def index(self, part: ShardPart) -> Index | None:
+        """Return the index of a shard; None if the shard does not exist."""
+        (index,) = await self.indexes.read([part], self.read_index)
+        return index
+
+    @abstractmethod
+    async def read_index(self, led: Sequence[Lead[ShardPart]]) -> list[Index | None]:
+        """Read the index of one shard."""
+
+    def ranges(
+        self,
+        part: ShardPart,
+        index: Index | None,
+        led: Sequence[Lead[InnerChunk]],
+        gaps: tuple[int, int],
+    ) -> tuple[list[ByteRange], list[bool]]:
+        """Return the byte ranges to read, and which inner chunks exist; fill the others."""
+        part.exists = index is not None
+        with failing(led):
+            ranges, there = part.ranges(index, led, gaps)
+        for lead, exists in zip(led, there, strict=True):
+            if not exists:
+                self.inner.put(None, lead)
+        return ranges, there
+
+    def put(self, data: Any | None, of: ByteRange) -> None:
+        """Decode the inner chunks in ``data``, the bytes of the range ``of``."""
+        if data is None:
+            # The shard was deleted after its index was read. zarr treats that as a missing shard.
+            for span in of.spans:
+                self.inner.put(None, span.part)
+            return
+        if len(data) != of.stop - of.start:
+            with failing([span.part for span in of.spans]):
+                raise ValueError(f"the shard ends before byte {of.stop}: it is truncated")
+        for start, stop, lead in of.spans:
+            if self.stop.is_set():
+                return
+            try:
+                self.inner.put(data[start - of.start : stop - of.start], lead)
+            except Exception as error:
+                error.add_note(f"in inner chunk {lead.part.chunk.key}")
+                raise
+
+
+class ByPlainCalls(ShardReads):
+    """Reads byte ranges of shards with blocking calls, in the threads that decode them."""
+
+    def __init__(self, reads: ChunkReads, shards: ShardLayout, source: LocalSource) -> None:
+        super().__init__(reads, shards)
+        self._source = source
+        self._exclusive = shards.inner_bytes <= tuning.SMALL_CHUNK_BYTES
+
+    async def read_all(self) -> list[bool]:
+        reads, threads = self.reads, self.grants.thread_count
+        if self.inner.shares:
+            return await reads.each(self.read, threads)
+
+        def read_run(run: Sequence[Chunk]) -> list[bool]:
+            found = []
+            for chunk in run:
+                if self.stop.is_set():
+                    break
+                with reads.noted(chunk):
+                    found.append(self._read_unshared(chunk))
+            return found
+
+        return await reads.in_runs(threads, tuning.READ_RUN_BYTES).in_threads(
+            self.grants, reads.held, read_run, self.stop, exclusive=self._exclusive
+        )
+
+    def _read_unshared(self, chunk: Chunk) -> bool:
+        """Read a shard without sharing its inner chunks; return whether it exists."""
+        part = self.shards.part(chunk)
+        with self._source.opened(part.key) as read_part:
+            index = self.indexes.put(read_part(*part.index_range()), Lead(part, None))
+            if index is None:
+                part.missing()
+                return False
+            led = [Lead(InnerChunk(part, inner), None) for inner in part.inner]
+            self._read_ranges(read_part, part, index, led)
+        part.finish()
+        return True
+
+    async def lead(self, part: ShardPart, led: Sequence[Lead[InnerChunk]]) -> list[bool]:
+        with failing(led):
+            index = await self.index(part)
+        return await self._in_thread(
+            part, lambda read_part: self._read_ranges(read_part, part, index, led)
+        )
+
+    async def read_index(self, led: Sequence[Lead[ShardPart]]) -> list[Index | None]:
+        (lead,) = led
+        part = lead.part
+        return [
+            await self._in_thread(
+                part, lambda read_part: self.indexes.put(read_part(*part.index_range()), lead)
+            )
+        ]
+
+    async def _in_thread(self, part: ShardPart, read: Callable[[ReadPart], T]) -> T:
+        """Call ``read`` in a thread with the opened shard."""
+
+        def work() -> T:
+            with self._source.opened(part.key) as read_part:
+                return read(read_part)
+
+        return await self.grants.in_thread(
+            work, self.reads.held, self.stop.set, exclusive=self._exclusive
+        )
+
+    def _read_ranges(
+        self,
+        read_part: ReadPart,
+        part: ShardPart,
+        index: Index | None,
+        led: Sequence[Lead[InnerChunk]],
+    ) -> list[bool]:
+        limits = tuning.LOCAL_GAP_BYTES, tuning.LOCAL_RANGE_BYTES
+        ranges, there = self.ranges(part, index, led, limits)
+        for each in ranges:
+            if self.stop.is_set():
+                break
+            with failing([span.part for span in each.spans]):
+                data = read_part(each.start, each.stop)
+            self.put(data, each)
+        return there
+
+
+class ByCoroutines(ShardReads):
+    """Fetches with the store's coroutines: a whole shard, or byte ranges concurrently."""
+
+    async def read_all(self) -> list[bool]:
+        return await self.reads.each(self.read)
+
+    async def lead(self, part: ShardPart, led: Sequence[Lead[InnerChunk]]) -> list[bool]:
+        memory, size = self.grants.memory, part.size(led)
+        if part.is_all(led):
+            async with memory.hold(size, long=is_long(size)):
+                with failing(led):
+                    whole: Any = await self._get(part, long=is_long(size))
+                    index = self.indexes.keep(part.cut_index(whole), part)
+                ranges, there = self.ranges(part, index, led, gaps(part.chunk.spec))
+                # If the shard does not exist, there are no ranges.
+                await self._decode([(whole[each.start : each.stop], each) for each in ranges])
+            return there
+        with failing(led):
+            index = await self.index(part)
+        ranges, there = self.ranges(part, index, led, gaps(part.chunk.spec))
+
+        async def fetch(each: ByteRange) -> tuple[Any, ByteRange]:
+            with failing([span.part for span in each.spans]):
+                wanted = RangeByteRequest(each.start, each.stop)
+                return await self._get(part, wanted, long=is_long(each.stop - each.start)), each
+
+        async with memory.hold(size, long=is_long(size)):
+            await self._decode(await gather([partial(fetch, each) for each in ranges]))
+        return there
+
+    async def read_index(self, led: Sequence[Lead[ShardPart]]) -> list[Index | None]:
+        (lead,) = led
+        start, stop = lead.part.index_range()
+        wanted = SuffixByteRequest(-start) if stop is None else RangeByteRequest(start, stop)
+        with failing(led):
+            data = await self._get(lead.part, wanted)
+        return [self.indexes.put(data, lead)]
+
+    async def _get(
+        self, part: ShardPart, wanted: ByteRequest | None = None, *, long: bool = False
+    ) -> Any | None:
+        prototype = part.chunk.spec.prototype
+        data: Any = await self.reads.limited.get(part.key, prototype, wanted, long=long)
+        return None if data is None else data.as_numpy_array()
+
+    async def _decode(self, fetched: Sequence[tuple[Any, ByteRange]]) -> None:
+        def decode() -> None:
+            for data, each in fetched:
+                self.put(data, each)
+
+        if fetched:
+            long = is_long(self.reads.nbytes)
+            await self.grants.decoders.run_to_end(decode, self.stop.set, long=long)

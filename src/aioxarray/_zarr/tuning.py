@@ -1,0 +1,103 @@
+"""Every threshold that chooses between two ways, or sizes a step, with what it was measured by.
+
+Figures are of 2 cores of a cloud machine, unless they say otherwise. Tests replace a value here to
+make a choice certain, so that modules read these as attributes of this module.
+"""
+
+from __future__ import annotations
+
+# --- the event loop and threads --------------------------------------------------------------
+
+INLINE_BYTES = 16 << 10
+"""Decoding up to this many bytes takes less time than a hop to a thread and back."""
+
+BATCH_BYTES = 1 << 20
+"""Chunks that have arrived are decoded together, up to this: a hop takes as long as decoding it."""
+
+TURN_S = 0.01
+"""How long other work may wait for a thread. The cost of a turn is small in comparison."""
+
+RUN_BYTES = 16 << 20
+"""The most bytes of a run of chunks: a hop takes as long as copying some MB."""
+
+READ_RUN_BYTES = 2 << 20
+"""The same where a thread takes further runs by itself, and small runs cost nothing."""
+
+LEAST_RUN_BYTES = 2 << 20
+"""The fewest bytes of a run, unless that would leave threads without one."""
+
+RUN_CHUNKS = 128
+"""The most chunks of a run: progress reports, and other work for the thread, wait for its end."""
+
+LONG_BYTES = 4 << 20
+"""Reading, or writing, more bytes than this takes longer than a round trip to most stores."""
+
+FEW_POINTS = 1000
+"""Sorting this many points takes less time than a hop to a thread and back."""
+
+SMALL_BLOCK_BYTES = 64 << 10
+"""Up to this size, a block of a local array is read without a task and grants of its own."""
+
+# --- small chunks ----------------------------------------------------------------------------
+
+SMALL_CHUNK_BYTES = 8 << 10
+"""Chunks up to this size are decoded many by one call; for others, decoding is most of the work.
+
+4096 zstd chunks of 4 KB: from local files 0.24 instead of 0.37 s; from a nearby server 0.58
+instead of 0.84 s of CPU.
+"""
+
+TOGETHER_BYTES = 256 << 10
+"""The decoded bytes of one such call: with the encoded ones, they stay in the CPU cache."""
+
+# --- servers ---------------------------------------------------------------------------------
+
+FETCHERS = 8
+"""Threads in blocking calls to one client: more do not make more requests per second."""
+
+FEW_CHUNKS = 8
+"""Fewer requests than this are as fast with coroutines, however near the server."""
+
+NEARBY_S = 0.005
+"""A server is nearby if it answers within this time, plus that for the bytes.
+
+From one on loopback, 8 threads load 4096 small chunks in 1.5 s, and coroutines in 3.5 s. From a
+more distant one, hundreds of coroutines make more requests per second than threads.
+"""
+
+NEARBY_BYTES_A_SECOND = 100e6
+"""The slowest transfer from a nearby server."""
+
+LATE_S = 0.015
+"""At the start of a load the I/O loop is busy, and notices an answer later by up to this time."""
+
+FETCHER_PATIENCE_S = 0.1
+"""How long a read waits for a thread to fetch in before it uses a coroutine instead."""
+
+# --- files -----------------------------------------------------------------------------------
+
+FIRST_READ_BYTES = 64 << 10
+"""The initial size of the first read of a file; a longer file takes a second read."""
+
+LONGEST_FIRST_READ_BYTES = 4 << 20
+"""The first read grows with the lengths of the files, up to this."""
+
+COPIED_BYTES = 2 << 20
+"""A buffer of this size stays in the CPU cache. A smaller one would release the GIL more often."""
+
+LOCAL_GAP_BYTES = 4 << 10
+"""In a local shard, reading a gap of a page between inner chunks costs nothing."""
+
+LOCAL_RANGE_BYTES = 4 << 20
+"""The most bytes of a local shard that are read at once."""
+
+# --- the cache -------------------------------------------------------------------------------
+
+CACHE_ENTRY_BYTES = 512
+"""The overhead of an entry of the cache, besides the bytes of its array."""
+
+PACE_BYTES = 1 << 20
+"""A read yields to the event loop after copying this many bytes from the cache."""
+
+PACE_PART_BYTES = 4 << 10
+"""Bytes that each chunk from the cache counts in addition, for the Python code that copies it."""
