@@ -13,9 +13,9 @@ from aioxarray.testing import ObjectServer
 BODY = b"abcdefgh"
 
 
-@pytest.fixture(params=[False, True], ids=["thread", "process"])
-def server(request: pytest.FixtureRequest) -> Iterator[ObjectServer]:
-    with ObjectServer(process=request.param) as server:
+@pytest.fixture
+def server() -> Iterator[ObjectServer]:
+    with ObjectServer() as server:
         server.put("a", BODY)
         server.put("b", BODY)
         yield server
@@ -131,6 +131,21 @@ def test_no_answer_comes_until_the_client_gives_up() -> None:
         assert (server.log.in_flight, server.log.completed) == (1, 0)
         client.close()
         assert ask(server) == BODY
+
+
+def test_the_rules_reach_a_server_in_another_process() -> None:
+    with ObjectServer(process=True) as server:
+        server.put("a", BODY)
+        server.fail("a", "reset", times=1)
+        server.fail("a", 429, method="GET", after=1, times=1, retry_after=1)
+        server.fail("a", "truncate", times=1)
+        assert [ask(server) for _ in range(4)] == [
+            "IncompleteRead",
+            "ConnectionResetError",
+            429,
+            BODY,
+        ]
+        assert server.log.failed == 2
 
 
 def test_faults_are_counted_as_failed(server: ObjectServer) -> None:
