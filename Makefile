@@ -30,7 +30,7 @@ demo: venv-demo ## open and load from a server with latency, beside plain xarray
 test: venv-test ## run the tests, but for the slow ones
 	$(RUN) pytest -n auto -m "not slow" $(ARGS)
 
-test-slow: venv-test ## run the slow tests: properties, stress, xarray's own suites
+test-slow: venv-test ## run the slow tests: properties, stress, matrices, xarray's own suites
 	$(RUN) pytest -n auto -m slow $(ARGS)
 
 check: venv-test ## ruff and mypy

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
 import hypothesis
 import pytest
 
-from tests import budgets
+from tests import budgets, matrices
 from tests.blocking import blocking_calls
 from tests.loops import LOOPS
 
@@ -23,12 +25,24 @@ hypothesis.settings.load_profile(
     os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "local")
 )
 
+# A shell starts its background jobs with interrupts ignored, and processes inherit that. Tests of
+# interrupts would wait for what never comes.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of properties as slow: hypothesis runs each many times."""
+    """Mark as slow the tests of properties, which hypothesis runs many times, and wide matrices."""
     for item in items:
         if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
             item.add_marker(pytest.mark.slow)
+    matrices.mark_rest(items)
+
+
+def pytest_collection_finish() -> None:
+    """Keep all that was imported and collected out of each later collection of garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

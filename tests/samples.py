@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from zarr.core.buffer import default_buffer_prototype
+from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.storage import MemoryStore
 
 X, Y, T = 8, 6, 5
@@ -113,6 +115,22 @@ def stored(obj: xr.Dataset | xr.DataTree, zarr_format: int = 3, **options: Any) 
     writable: Any = obj
     writable.to_zarr(store, zarr_format=zarr_format, **options)
     return store
+
+
+def stored_once(
+    make: Callable[[], xr.Dataset | xr.DataTree], zarr_format: int = 3, **options: Hashable
+) -> MemoryStore:
+    """Return a new store that holds ``make()``, which is written the first time only."""
+    return MemoryStore({**_written(make, zarr_format, frozenset(options.items()))})
+
+
+@functools.cache
+def _written(
+    make: Callable[[], xr.Dataset | xr.DataTree],
+    zarr_format: int,
+    options: frozenset[tuple[str, Hashable]],
+) -> dict[str, Buffer]:
+    return dict(stored(make(), zarr_format, **dict(options))._store_dict)
 
 
 def opened(store: Any, **options: Any) -> xr.Dataset:

@@ -42,6 +42,7 @@ def check_copies(ds: xr.Dataset, way: Way) -> None:
 # --- Zarr: formats -------------------------------------------------------------------------------
 
 
+@pytest.mark.matrix(together=2)
 @every_way
 @pytest.mark.parametrize("consolidated", [True, False], ids=["consolidated", "plain"])
 @pytest.mark.parametrize("kind", ["v2", "v3", "v3 sharded"])
@@ -81,6 +82,7 @@ def codecs() -> dict[str, dict[str, Any]]:
     }
 
 
+@pytest.mark.matrix(together=1)
 @every_way
 @pytest.mark.parametrize("name", codecs())
 def test_zarr_codecs(name: str, way: Way) -> None:
@@ -179,6 +181,7 @@ LOCAL = [
 ]
 
 
+@pytest.mark.matrix(together=1)
 @every_way
 @pytest.mark.parametrize("prepare", LOCAL, ids=lambda function: function.__name__)
 def test_zarr_stores(prepare: Callable[[Path], Opener], tmp_path: Path, way: Way) -> None:
@@ -213,12 +216,14 @@ def bucket(s3: dict[str, Any]) -> str:
     return "s3://datasets"
 
 
+@pytest.mark.matrix(together=1)
 @every_way
 @pytest.mark.parametrize("name", FORMATS)
 def test_http_urls(name: str, http: str, way: Way) -> None:
     check_copies(opened(f"{http}/{name}"), way)
 
 
+@pytest.mark.matrix(together=1)
 @every_way
 @pytest.mark.parametrize("name", FORMATS)
 def test_s3_urls(name: str, s3: dict[str, Any], bucket: str, way: Way) -> None:
@@ -266,12 +271,14 @@ def netcdf(engine: str, tmp_path: Path) -> Iterator[Opener]:
         file.close()
 
 
+@pytest.mark.matrix(together=1)
 @every_way
 @every_engine
 def test_netcdf(netcdf: Opener, way: Way) -> None:
     check(netcdf, way)
 
 
+@pytest.mark.matrix(together=1)
 @every_way
 @every_engine
 def test_parts_of_netcdf(netcdf: Opener, way: Way) -> None:

@@ -109,18 +109,21 @@ SELECTIONS: dict[str, Selection] = {
 }
 
 
+@pytest.mark.matrix(together=1)
 @every_way
 @pytest.mark.parametrize("name", SELECTIONS)
 def test_selections(name: str, way: Way) -> None:
     check(lambda: SELECTIONS[name](lazily("v3")), way)
 
 
+@pytest.mark.matrix(together=1)
 @pytest.mark.parametrize("store_name", ["v2", "sharded"])
 @pytest.mark.parametrize("name", SELECTIONS)
 def test_selections_of_other_formats(name: str, store_name: str) -> None:
     check(lambda: SELECTIONS[name](lazily(store_name)), WAYS[1])
 
 
+@pytest.mark.matrix(together=1)
 @pytest.mark.parametrize("store_name", ["v2", "v3"])
 @pytest.mark.parametrize("name", SELECTIONS)
 def test_no_more_chunks_are_requested_than_by_plain_xarray(name: str, store_name: str) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import Awaitable, Callable, Hashable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import anyio
+import anyio.to_thread
 import numpy as np
 import xarray as xr
 from zarr.storage import MemoryStore
 
 from aioxarray._runtime.loops import io_loop, run_blocking
 from aioxarray._zarr.stores import grants, sharing
+from aioxarray._zarr.stores.request import Request as ObservedRequest
+from aioxarray._zarr.stores.request import observed
 from aioxarray.testing import RecordingStore, Request
 from aioxarray.testing._gate import Gate
 from tests.samples import opened
@@ -81,11 +84,32 @@ class CompletionStore(RecordingStore):
         await self._completions.arrival(glob, count)
 
 
+class _Followers:
+    """An observer that waits for the number of chunks that loads follow."""
+
+    def __init__(self) -> None:
+        self._joined = threading.Condition()
+
+    def started(self, request: ObservedRequest) -> None: ...
+    def done(self, request: ObservedRequest) -> None: ...
+    def failed(self, request: ObservedRequest, error: BaseException) -> None: ...
+
+    def shared(self, part: Hashable) -> None:
+        with self._joined:
+            self._joined.notify_all()
+
+    def wait(self, count: int) -> None:
+        with self._joined:
+            enough = self._joined.wait_for(
+                lambda: sharing.statistics().followers >= count, PATIENCE_S
+            )
+        assert enough, sharing.statistics()
+
+
 async def followed(count: int) -> None:
     """Wait until loads follow ``count`` chunks that others are reading."""
-    # No request tells of it: that is the point.
-    while sharing.statistics().followers < count:  # noqa: ASYNC110
-        await anyio.sleep(0.001)
+    with observed(followers := _Followers()):
+        await anyio.to_thread.run_sync(followers.wait, count)
 
 
 def tasks_on_io_loop() -> set[asyncio.Task[Any]]:
@@ -108,7 +132,6 @@ def assert_idle(tasks_before: set[asyncio.Task[Any]]) -> None:
 
 def io_thread() -> int:
     """Return the identifier of the I/O loop's thread."""
-    import threading
 
     async def ident() -> int:
         return threading.get_ident()

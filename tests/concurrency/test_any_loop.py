@@ -46,14 +46,20 @@ def s3_options() -> Iterator[dict[str, Any]]:
         yield options
 
 
+@pytest.fixture(scope="module")
+def s3_opened(s3_options: dict[str, Any]) -> xr.Dataset:
+    """The data on S3, opened once: a client of it takes long to make."""
+    return lazily(FsspecStore.from_url("s3://data/set", s3_options, read_only=True))
+
+
 @pytest.fixture(params=["http", "s3"])
 def ds(request: pytest.FixtureRequest) -> xr.Dataset:
     """A lazy dataset of an fsspec filesystem that zarr's synchronous calls have bound."""
     if request.param == "http":
         url = request.getfixturevalue("http_url")
         return lazily(FsspecStore.from_url(url, read_only=True))
-    options = request.getfixturevalue("s3_options")
-    return lazily(FsspecStore.from_url("s3://data/set", options, read_only=True))
+    opened: xr.Dataset = request.getfixturevalue("s3_opened")
+    return opened.copy()
 
 
 def run_on(backend: str, ds: xr.Dataset) -> xr.Dataset:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -86,32 +86,32 @@ def proxy(request: pytest.FixtureRequest, ports: dict[str, int]) -> Iterator[Sta
         yield running
 
 
-every_store = pytest.mark.parametrize("store", list(STORES))
+def interrupt(child: Child) -> None:
+    child.process.send_signal(signal.SIGINT)
 
 
-@every_store
-def test_after_an_interrupt(store: str, proxy: StallingProxy) -> None:
-    with loading(proxy, store, "blocking") as child:
-        child.process.send_signal(signal.SIGINT)
+# What ends the process, and its exit code and a part of its last words.
+ENDS: dict[str, tuple[Callable[[Child], None], int, str]] = {
+    # An interrupt.
+    "blocking": (interrupt, -signal.SIGINT, "KeyboardInterrupt"),
+    # Nothing: the call gives up by itself.
+    "timeout": (lambda child: None, 0, ""),
+    # The end of the script. What the other thread says of its end, if it comes to that, is its own
+    # affair.
+    "in_background": (Child.tell, 0, ""),
+}
+
+
+@pytest.mark.matrix(together=1)
+@pytest.mark.parametrize("way", ENDS)
+@pytest.mark.parametrize("store", list(STORES))
+def test_with_each_store(store: str, way: str, proxy: StallingProxy) -> None:
+    end, expected, words = ENDS[way]
+    with loading(proxy, store, way) as child:
+        end(child)
         code, stderr = child.ends()
-    assert code == -signal.SIGINT, stderr
-    assert "KeyboardInterrupt" in stderr
-
-
-@every_store
-def test_after_a_timeout(store: str, proxy: StallingProxy) -> None:
-    with loading(proxy, store, "timeout") as child:
-        code, stderr = child.ends()
-    assert code == 0, stderr
-
-
-@every_store
-def test_at_the_end_of_the_script(store: str, proxy: StallingProxy) -> None:
-    with loading(proxy, store, "in_background") as child:
-        child.tell()
-        code, stderr = child.ends()
-    # What the other thread says of its end, if it comes to that, is its own affair.
-    assert code == 0, stderr
+    assert code == expected, stderr
+    assert words in stderr
 
 
 @pytest.mark.parametrize("store", ["obstore_http", "fsspec_http"])
@@ -127,7 +127,7 @@ def test_at_the_end_of_the_callers_loop(store: str, proxy: StallingProxy) -> Non
 @pytest.mark.parametrize("store", ["obstore_http", "fsspec_http"])
 def test_after_an_interrupt_of_the_callers_loop(store: str, proxy: StallingProxy) -> None:
     with loading(proxy, store, "asynchronous") as child:
-        child.process.send_signal(signal.SIGINT)
+        interrupt(child)
         code, stderr = child.ends()
     assert code == -signal.SIGINT, stderr
     assert "KeyboardInterrupt" in stderr

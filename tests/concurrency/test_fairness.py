@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import time
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,7 +18,7 @@ from zarr.storage import MemoryStore
 import aioxarray
 from aioxarray._zarr.stores import grants
 from aioxarray.testing import GatedStore, LatencyStore, RecordingStore, VirtualClock
-from tests.concurrency.helpers import PATIENCE_S, lazily, same, written
+from tests.concurrency.helpers import lazily, same, written
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -139,45 +137,40 @@ def test_a_small_load_of_another_thread_is_next() -> None:
     """Over loops and threads too: each place that is given back goes to the next in turn."""
     gates = [GatedStore(written(*shape), keys="*/c/*") for shape in ((20, 10), (2, 1))]
     datasets = [lazily(gate) for gate in gates]
-    with (
-        aioxarray.config.set(concurrency=LIMIT),
-        ThreadPoolExecutor(2, thread_name_prefix="caller") as threads,
-    ):
-        try:
-            large = threads.submit(_run_own_loop, datasets[0])
-            gates[0].wait_requested("*/c/*", PATIENCE_S, count=LIMIT)
-            small = threads.submit(_run_own_loop, datasets[1])
-            # All but those in flight, and the two of the small load.
-            _wait_until_waiting(20 * 10 - LIMIT + 2)
-            assert gates[1].waiting == ()
-            # Four places become free, one after another: two of them are the small load's.
-            for key in gates[0].waiting[:4]:
-                gates[0].release(key)
-            gates[1].wait_requested("*/c/*", PATIENCE_S, count=2)
-            gates[1].release_all()
-            small.result(PATIENCE_S)
-            assert not large.done()
-        finally:
-            for gate in gates:
-                gate.release_all()
-        large.result(PATIENCE_S)
+
+    def held() -> list[int]:
+        return [len(gate.waiting) for gate in gates]
+
+    async def main() -> None:
+        # Time passes when nothing else goes on, in this loop or in the threads.
+        large = asyncio.create_task(asyncio.to_thread(_run_own_loop, datasets[0]))
+        await asyncio.sleep(1)
+        assert held() == [LIMIT, 0]
+        small = asyncio.create_task(asyncio.to_thread(_run_own_loop, datasets[1]))
+        await asyncio.sleep(1)
+        # All but those in flight, and the two of the small load.
+        assert grants.requests.statistics().waiting == 20 * 10 - LIMIT + 2
+        assert held() == [LIMIT, 0]
+        # Four places become free, one after another: two of them are the small load's.
+        for key in gates[0].waiting[:4]:
+            gates[0].release(key)
+        await asyncio.sleep(1)
+        # The two others are the large load's.
+        assert held() == [LIMIT - 4 + 2, 2]
+        gates[1].release_all()
+        await small
+        assert not large.done()
+        gates[0].release_all()
+        await large
+
+    with aioxarray.config.set(concurrency=LIMIT):
+        VirtualClock().run(main)
     same(datasets[0], 20, 10)
     same(datasets[1], 2, 1)
 
 
 def _run_own_loop(ds: xr.Dataset) -> None:
     asyncio.run(aioxarray.load_async(ds))
-
-
-def _wait_until_waiting(count: int) -> None:
-    """Wait until two loads are under way and ``count`` of their requests wait for places."""
-    deadline = time.monotonic() + PATIENCE_S
-    while True:
-        now = grants.requests.statistics()
-        if now.shares == 2 and now.waiting == count:
-            return
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 # A decoded chunk of these is more than 4 MiB: places for it are held for long.

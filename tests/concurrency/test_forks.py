@@ -25,7 +25,7 @@ def run(name: str) -> None:
 
 
 @needs_fork
-@pytest.mark.parametrize("store", ["local", "memory", "http"])
+@pytest.mark.parametrize("store", ["local", pytest.param("memory", marks=pytest.mark.slow), "http"])
 def test_a_forked_process_loads_again(store: str) -> None:
     run(store)
 

@@ -22,6 +22,7 @@ from zarr.storage import LocalStore, MemoryStore
 
 import aioxarray
 from aioxarray._runtime.threads.pool import Pool
+from aioxarray._zarr import tuning
 from aioxarray.testing import GatedStore, RecordingStore
 from tests import samples
 from tests.concurrency.helpers import PATIENCE_S, lazily, plain, tasks_on_io_loop, written
@@ -46,31 +47,53 @@ def copies(ds: xr.Dataset, count: int) -> xr.Dataset:
     )
 
 
-@pytest.mark.parametrize("make", [samples.numbers, samples.texts, samples.empty])
-@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.fixture(scope="module", params=[samples.numbers, samples.texts, samples.empty])
+def made(request: pytest.FixtureRequest) -> xr.Dataset:
+    """Copies of the variables of a sample."""
+    return copies(request.param(), 4)
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def at_hand(
+    request: pytest.FixtureRequest, made: xr.Dataset, tmp_path_factory: pytest.TempPathFactory
+) -> LocalStore:
+    """A store of `made`."""
+    folder = tmp_path_factory.mktemp("at_hand")
+    # Consolidated, because the order of a folder listing is arbitrary.
+    made.to_zarr(folder, zarr_format=request.param, consolidated=True)
+    return LocalStore(folder, read_only=True)
+
+
+@pytest.mark.matrix(together=2)
 @pytest.mark.parametrize("selection", SELECTIONS)
 @pytest.mark.filterwarnings("ignore:Consolidated metadata")
 @pytest.mark.filterwarnings("ignore:.*Zarr (format|V) ?3 specification")
 def test_zarr_at_hand_has_the_values_of_plain_xarray(
-    tmp_path: Path, make: Any, zarr_format: Any, selection: str
+    made: xr.Dataset, at_hand: LocalStore, selection: str
 ) -> None:
-    ds = copies(make(), 4)
-    # Consolidated, because the order of a folder listing is arbitrary.
-    ds.to_zarr(tmp_path, zarr_format=zarr_format, consolidated=True)
-    chosen = {dim: key for dim, key in SELECTIONS[selection].items() if dim in ds.dims}
+    chosen = {dim: key for dim, key in SELECTIONS[selection].items() if dim in made.dims}
 
     def lazy() -> xr.Dataset:
-        return samples.opened(LocalStore(tmp_path)).isel(chosen)
+        return samples.opened(at_hand).isel(chosen)
 
     assert_same(aioxarray.load(lazy()), lazy().load())
     assert_same(aioxarray.compute(lazy()), lazy().compute())
 
 
-@pytest.mark.parametrize("engine", ["netcdf4", "h5netcdf", "scipy"])
+@pytest.fixture(scope="module", params=["netcdf4", "h5netcdf", "scipy"])
+def file(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Any]:
+    """A file of many variables, and the engine that wrote it."""
+    path = tmp_path_factory.mktemp("file") / "many.nc"
+    plain(100, 1).to_netcdf(path, engine=request.param)
+    return path, request.param
+
+
+@pytest.mark.matrix(together=1)
 @pytest.mark.parametrize("selection", SELECTIONS)
-def test_netcdf_has_the_values_of_plain_xarray(tmp_path: Path, engine: Any, selection: str) -> None:
-    path = tmp_path / "many.nc"
-    plain(100, 1).to_netcdf(path, engine=engine)
+def test_netcdf_has_the_values_of_plain_xarray(file: tuple[Path, Any], selection: str) -> None:
+    path, engine = file
     chosen = SELECTIONS[selection]
     with xr.open_dataset(path, engine=engine) as ds, xr.open_dataset(path, engine=engine) as other:
         assert_same(aioxarray.load(ds.isel(chosen)), other.isel(chosen).load())
@@ -184,7 +207,7 @@ def test_small_variables_share_the_hops_to_a_thread(
         plain(count, 1).to_zarr(store, zarr_format=3, consolidated=False)
         ds = lazily(store)
     # A longer time limit for runs, because the machine may be busy.
-    monkeypatch.setattr("aioxarray._xarray.lazy.together._RUN_S", PATIENCE_S)
+    monkeypatch.setattr(tuning, "TURN_S", PATIENCE_S)
     hops = 0
     submit = Pool.submit
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from zarr.storage import LocalStore, MemoryStore, ObjectStore
 
 import aioxarray
 from aioxarray._zarr.stores.request import Request, observed
-from aioxarray.testing import FaultyStore, ObjectServer, RecordingStore
+from aioxarray.testing import FaultyStore, GatedStore, ObjectServer, RecordingStore
+from tests.concurrency.helpers import followed
 from tests.samples import contents, stored
 
 
@@ -29,6 +31,7 @@ class Seen:
         self.under_way: set[Request] = set()
         self.done_with: list[Request] = []
         self.failed_with: list[tuple[Request, BaseException]] = []
+        self.shared_parts: list[Any] = []
 
     def started(self, request: Request) -> None:
         with self._lock:
@@ -43,6 +46,10 @@ class Seen:
         with self._lock:
             self.under_way.remove(request)
             self.failed_with.append((request, error))
+
+    def shared(self, part: Hashable) -> None:
+        with self._lock:
+            self.shared_parts.append(part)
 
     @property
     def counts(self) -> Counter[tuple[str, str]]:
@@ -204,6 +211,26 @@ def test_an_observer_learns_of_whole_requests_only() -> None:
     assert early.done_with == [request]
     assert not early.under_way
     assert not late.done_with
+
+
+def test_an_observer_learns_of_chunks_that_another_read_fetches() -> None:
+    inner = MemoryStore()
+    sample().to_zarr(inner)
+    gate = GatedStore(inner, keys="a/c/*")
+    ds = aioxarray.open_zarr(gate)[["a"]]
+
+    async def main() -> None:
+        first = asyncio.create_task(aioxarray.compute_async(ds))
+        await gate.requested("a/c/*", 4)
+        second = asyncio.create_task(aioxarray.compute_async(ds.isel(x=slice(2, 6))))
+        await followed(2)
+        gate.release_all()
+        await asyncio.gather(first, second)
+
+    with observed(seen := Seen()):
+        asyncio.run(main())
+    assert sorted(part[0] for part in seen.shared_parts) == ["a/c/1/0", "a/c/2/0"]
+    assert [seen.counts["get", f"a/c/{n}/0"] for n in range(4)] == [1] * 4
 
 
 def test_a_failed_request_is_named_once() -> None:

@@ -25,7 +25,7 @@ from tests.opening.helpers import (
     own_ways,
 )
 from tests.oracle import assert_same, lazy
-from tests.samples import stored
+from tests.samples import stored, stored_once
 
 formats = pytest.mark.parametrize("zarr_format", [2, 3])
 pytestmark = [
@@ -65,6 +65,7 @@ def sample(name: str, zarr_format: int) -> MemoryStore:
     return _made[key]
 
 
+@pytest.mark.matrix(together=2)
 @every_way
 @formats
 @pytest.mark.parametrize("name", SAMPLES)
@@ -72,6 +73,7 @@ def test_every_kind_of_data(name: str, zarr_format: int, way: Way) -> None:
     check(way, "open_dataset", sample(name, zarr_format), engine="zarr")
 
 
+@pytest.mark.matrix(together=2)
 @own_ways
 @formats
 @pytest.mark.parametrize("name", SAMPLES)
@@ -115,6 +117,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.matrix(together=2)
 @every_way
 @formats
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
@@ -132,17 +135,18 @@ def test_the_format_may_be_told(zarr_format: int, way: Way) -> None:
 @every_way
 @formats
 def test_what_was_never_consolidated(zarr_format: int, way: Way) -> None:
-    store = stored(samples.numbers(), zarr_format, consolidated=False)
+    store = stored_once(samples.numbers, zarr_format, consolidated=False)
     check(way, "open_dataset", store, engine="zarr", consolidated=False)
 
 
+@pytest.mark.matrix(together=2)
 @every_way
 @formats
 @pytest.mark.parametrize("function", ["open_dataset", "open_datatree", "open_groups"])
 def test_what_was_never_consolidated_is_found_out(
     function: str, zarr_format: int, way: Way
 ) -> None:
-    store = stored(samples.numbers(), zarr_format, consolidated=False)
+    store = stored_once(samples.numbers, zarr_format, consolidated=False)
     with pytest.warns(RuntimeWarning, match="Failed to open Zarr store with consolidated") as said:
         check(way, function, store, engine="zarr")
     # By plain xarray, and by us.
@@ -178,11 +182,12 @@ def test_an_index_made_of_missing_chunks(zarr_format: Any, way: Way) -> None:
     check(way, "open_dataset", store, engine="zarr", consolidated=False, mask_and_scale=False)
 
 
+@pytest.mark.matrix(together=2)
 @every_way
 @formats
 @pytest.mark.parametrize("group", ["a", "/a", "a/", "a/deep", "/empty", "b"])
 def test_a_group(group: str, zarr_format: int, way: Way) -> None:
-    store = stored(samples.tree(), zarr_format)
+    store = stored_once(samples.tree, zarr_format)
     check(way, "open_dataset", store, engine="zarr", group=group)
     check(way, "open_dataset", store, engine="zarr", group=group, consolidated=False)
 
@@ -234,19 +239,21 @@ TREE_OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.matrix(together=2)
 @every_way
 @formats
 @pytest.mark.parametrize("options", TREE_OPTIONS.values(), ids=TREE_OPTIONS)
 def test_a_tree(options: dict[str, Any], zarr_format: int, way: Way) -> None:
-    store = stored(samples.tree(), zarr_format)
+    store = stored_once(samples.tree, zarr_format)
     check(way, "open_datatree", store, engine="zarr", **options)
 
 
+@pytest.mark.matrix(together=2)
 @every_way
 @formats
 @pytest.mark.parametrize("options", TREE_OPTIONS.values(), ids=TREE_OPTIONS)
 def test_groups(options: dict[str, Any], zarr_format: int, way: Way) -> None:
-    store = stored(samples.tree(), zarr_format)
+    store = stored_once(samples.tree, zarr_format)
     got = check(way, "open_groups", store, engine="zarr", **options)
     assert type(got) is dict
 
@@ -272,11 +279,12 @@ DECODING: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.matrix(together=1)
 @every_way
 @formats
 @pytest.mark.parametrize("options", DECODING.values(), ids=DECODING)
 def test_how_a_tree_is_decoded(options: dict[str, Any], zarr_format: int, way: Way) -> None:
-    store = stored(climates(), zarr_format)
+    store = stored_once(climates, zarr_format)
     for function in ("open_datatree", "open_groups"):
         check(way, function, store, engine="zarr", **options)
 
@@ -284,14 +292,14 @@ def test_how_a_tree_is_decoded(options: dict[str, Any], zarr_format: int, way: W
 @every_way
 @formats
 def test_the_format_of_a_tree_may_be_told(zarr_format: int, way: Way) -> None:
-    store = stored(samples.tree(), zarr_format)
+    store = stored_once(samples.tree, zarr_format)
     for function in ("open_datatree", "open_groups"):
         check(way, function, store, engine="zarr", zarr_format=zarr_format)
 
 
 @every_way
 def test_coordinates_are_inherited(way: Way) -> None:
-    tree = way("open_datatree", stored(samples.tree()), engine="zarr")
+    tree = way("open_datatree", stored_once(samples.tree), engine="zarr")
     assert tree["/a/deep"].coords["x"].variable is not None
     assert tree["/a/deep"].indexes["x"].equals(tree.indexes["x"])
     assert "x" not in tree["/a/deep"].to_dataset(inherit=False).coords
@@ -304,12 +312,12 @@ def repeated_coordinates() -> xr.DataTree:
     return xr.DataTree.from_dict({"/": ds, "/a": ds, "/a/b": ds})
 
 
+@pytest.mark.matrix(together=2)
 @every_way
 @formats
 @pytest.mark.parametrize("inherited", [True, False])
 def test_coordinates_that_every_node_stores(zarr_format: int, inherited: bool, way: Way) -> None:
-    tree = repeated_coordinates()
-    store = stored(tree, zarr_format, write_inherited_coords=inherited)
+    store = stored_once(repeated_coordinates, zarr_format, write_inherited_coords=inherited)
     check(way, "open_datatree", store, engine="zarr")
 
 
@@ -345,6 +353,7 @@ ZARR_OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.matrix(together=2)
 @own_ways
 @formats
 @pytest.mark.parametrize("options", ZARR_OPTIONS.values(), ids=ZARR_OPTIONS)
@@ -358,7 +367,7 @@ def test_open_zarr(options: dict[str, Any], zarr_format: int, way: Way) -> None:
 
 @own_ways
 def test_open_zarr_takes_the_group_by_position(way: Way) -> None:
-    store = stored(samples.tree())
+    store = stored_once(samples.tree)
     assert_opened(way("open_zarr", store, "a"), xr.open_zarr(store, "a", chunks=None))
 
 
@@ -377,6 +386,7 @@ def test_open_zarr_refuses_what_xarray_refuses(way: Way) -> None:
 # --- load -----------------------------------------------------------------------------------
 
 
+@pytest.mark.matrix(together=2)
 @every_way
 @formats
 @pytest.mark.parametrize("options", [{}, {"drop_variables": "tas"}, {"decode_cf": False}], ids=str)
@@ -399,7 +409,7 @@ def test_load_dataarray(way: Way) -> None:
 @every_way
 @formats
 def test_load_datatree(zarr_format: int, way: Way) -> None:
-    store = stored(samples.tree(), zarr_format)
+    store = stored_once(samples.tree, zarr_format)
     got = way("load_datatree", store, engine="zarr")
     assert not lazy(got)
     assert_same(got, xr.load_datatree(store, engine="zarr"))
@@ -420,7 +430,7 @@ def test_loading_has_no_cache_to_choose(function: str, way: Way) -> None:
 @every_way
 @pytest.mark.parametrize("function", ["open_dataset", "open_datatree", "open_groups"])
 def test_without_default_indexes_no_index_is_read(function: str, way: Way) -> None:
-    recording = RecordingStore(stored(samples.tree()))
+    recording = RecordingStore(stored_once(samples.tree))
     got = way(function, recording, engine="zarr", create_default_indexes=False)
     assert recording.log.count("get", "*/c/*") == recording.log.count("get", "*/c") == 0
     ds = {"open_dataset": lambda: got, "open_groups": lambda: got["/"]}.get(

@@ -20,36 +20,36 @@ import aioxarray
 from aioxarray.testing import FaultyStore, GatedStore, RecordingStore
 from tests import samples
 from tests.opening.helpers import ENGINE, Way, every_way, own_ways
-from tests.samples import stored
+from tests.samples import stored_once
 
 
 def broken(key: str) -> MemoryStore:
-    store = stored(samples.tree(), consolidated=False)
+    store = stored_once(samples.tree, consolidated=False)
     store._store_dict[key] = store._store_dict[key][:5]
     return store
 
 
 def forbidden() -> FaultyStore:
-    return FaultyStore(stored(samples.tree()), lambda *_: PermissionError("not for you"))
+    return FaultyStore(stored_once(samples.tree), lambda *_: PermissionError("not for you"))
 
 
 BAD: dict[str, tuple[Callable[[Path], Any], dict[str, Any]]] = {
     "no such path": (lambda folder: folder / "nothing.zarr", {"engine": "zarr"}),
     "an empty store": (lambda _: MemoryStore(), {"engine": "zarr"}),
-    "no such group": (lambda _: stored(samples.tree()), {"engine": "zarr", "group": "none"}),
+    "no such group": (lambda _: stored_once(samples.tree), {"engine": "zarr", "group": "none"}),
     "no such group, not consolidated": (
-        lambda _: stored(samples.tree()),
+        lambda _: stored_once(samples.tree),
         {"engine": "zarr", "group": "none", "consolidated": False},
     ),
-    "an array for a group": (lambda _: stored(samples.tree()), {"engine": "zarr", "group": "x"}),
+    "an array for a group": (lambda _: stored_once(samples.tree), {"engine": "zarr", "group": "x"}),
     "a broken group": (lambda _: broken("zarr.json"), {"engine": "zarr", "consolidated": False}),
     "a broken member": (lambda _: broken("x/zarr.json"), {"engine": "zarr", "consolidated": False}),
     "no permission": (lambda _: forbidden(), {"engine": "zarr"}),
     "not consolidated": (
-        lambda _: stored(samples.tree(), consolidated=False),
+        lambda _: stored_once(samples.tree, consolidated=False),
         {"engine": "zarr", "consolidated": True},
     ),
-    "the other format": (lambda _: stored(samples.tree()), {"engine": "zarr", "zarr_format": 2}),
+    "the other format": (lambda _: stored_once(samples.tree), {"engine": "zarr", "zarr_format": 2}),
     "an empty directory": (lambda folder: LocalStore(folder), {"engine": "zarr"}),
     "no such file": (lambda folder: folder / "nothing.nc", {"engine": "h5netcdf"}),
     "no server": (lambda _: f"http://127.0.0.1:{unused_port()}/a.zarr", {"engine": "zarr"}),
@@ -65,6 +65,7 @@ def unused_port() -> int:
         return port
 
 
+@pytest.mark.matrix(together=2)
 @every_way
 @pytest.mark.filterwarnings("ignore:Failed to open Zarr store with consolidated:RuntimeWarning")
 @pytest.mark.parametrize("function", ["open_dataset", "open_datatree", "open_groups"])
@@ -83,6 +84,7 @@ def test_the_types_of_errors_are_xarrays(
     assert type(ours.value) is type(plain.value)
 
 
+@pytest.mark.matrix(together=1)
 @own_ways
 @pytest.mark.filterwarnings("ignore:Failed to open Zarr store with consolidated:RuntimeWarning")
 @pytest.mark.parametrize("name", BAD)
@@ -161,11 +163,12 @@ def test_an_unknown_engine(way: Way) -> None:
         way("open_dataset", MemoryStore(), engine="nonsense")
 
 
+@pytest.mark.matrix(together=1)
 @every_way
 @pytest.mark.parametrize("failing", range(12))
 def test_any_request_may_fail(failing: int, way: Way) -> None:
     """Whichever it is, the error comes through, or zarr asked again and got its answer."""
-    faulty = FaultyStore.kth(stored(samples.numbers()), failing, OSError("no luck"))
+    faulty = FaultyStore.kth(stored_once(samples.numbers), failing, OSError("no luck"))
     recording = RecordingStore(faulty)
     try:
         got = way("open_dataset", recording, engine="zarr").load()
@@ -179,7 +182,7 @@ def test_any_request_may_fail(failing: int, way: Way) -> None:
 @pytest.mark.parametrize("glob", ["zarr.json", "time/c/*", "x/c/*"])
 @pytest.mark.parametrize("function", ["open_dataset_async", "load_dataset_async"])
 def test_cancelling_leaves_nothing_in_flight(function: str, glob: str) -> None:
-    gated = GatedStore(stored(samples.numbers()), glob)
+    gated = GatedStore(stored_once(samples.numbers), glob)
     recording = RecordingStore(gated)
 
     async def main() -> None:
@@ -197,7 +200,8 @@ def test_cancelling_leaves_nothing_in_flight(function: str, glob: str) -> None:
 
 
 def test_a_hundred_side_by_side_do_not_wait_for_each_other() -> None:
-    store = stored(samples.tree())
+    store = stored_once(samples.tree)
+    before = set(threading.enumerate())
 
     async def main() -> list[xr.DataTree]:
         opening = (aioxarray.open_datatree_async(store, engine="zarr") for _ in range(100))
@@ -208,4 +212,4 @@ def test_a_hundred_side_by_side_do_not_wait_for_each_other() -> None:
     for tree in trees[::33]:
         xr.testing.assert_identical(tree.load(), samples.tree())
     # Each depth of waiting has 32 threads at most.
-    assert threading.active_count() < 120
+    assert len(set(threading.enumerate()) - before) < 120

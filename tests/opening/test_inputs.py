@@ -122,6 +122,7 @@ def test_credentials_and_endpoint(way: Way, s3: dict[str, Any]) -> None:
         way("open_dataset", "s3://opening/none.zarr", engine="zarr", storage_options=s3)
 
 
+@pytest.mark.matrix(together=1)
 @every_way
 @pytest.mark.parametrize("function", ["open_datatree", "open_groups"])
 def test_credentials_for_trees(way: Way, function: str, s3: dict[str, Any]) -> None:

@@ -75,6 +75,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.matrix(together=1)
 @every_way
 @pytest.mark.filterwarnings("ignore:In a future version of xarray:FutureWarning")
 @pytest.mark.parametrize("name", OPTIONS)

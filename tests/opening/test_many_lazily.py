@@ -100,7 +100,14 @@ def test_each_type_meets_each_other_as_in_memory(first: str) -> None:
 
 TEXTS = {"U1", "U4", "S1", "S4", "objects", "strings"}
 STORED = ["U1", "U4", "S1", "S4", "objects", "strings", "bool", "M8[s]", "i2", "f4"]
-FORMATS = ["h5netcdf", "netcdf4", "scipy", "zarr 2", "zarr 3"]
+FORMATS = [
+    "h5netcdf",
+    "scipy",
+    "zarr 3",
+    # Much as the others.
+    pytest.param("netcdf4", marks=pytest.mark.slow),
+    pytest.param("zarr 2", marks=pytest.mark.slow),
+]
 
 
 def saved(ds: xr.Dataset, form: str, path: Path) -> str:
@@ -302,6 +309,7 @@ def stores_of(name: str) -> Any:
 JOINS = ["outer", "inner", "left", "right", "exact", "override"]
 
 
+@pytest.mark.matrix(together=1)
 @pytest.mark.filterwarnings("ignore:In a future version of xarray:FutureWarning")
 @pytest.mark.filterwarnings("ignore:The data type:UserWarning:zarr")
 @pytest.mark.filterwarnings("ignore:Numcodecs codecs:UserWarning")
@@ -331,6 +339,7 @@ def test_other_indexes_and_missing_variables_combine_lazily(name: str, join: str
 # --- what takes values --------------------------------------------------------------------------
 
 
+@pytest.mark.matrix(together=2)
 @own_ways
 @pytest.mark.filterwarnings("ignore:In a future version of xarray:FutureWarning")
 @pytest.mark.parametrize(

@@ -43,6 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- what is in them ------------------------------------------------------------------------------
 
 
+@pytest.mark.matrix(together=2)
 @said
 @own_ways
 @every_file
@@ -51,6 +52,7 @@ def test_a_dataset_is_that_of_plain_xarray(name: str, options: str, way: Way, fo
     compare(way, "open_dataset", folder / f"{name}.nc", OPTIONS[options])
 
 
+@pytest.mark.matrix(together=2)
 @said
 @own_ways
 @every_file

@@ -97,6 +97,7 @@ OPENINGS: dict[str, Callable[[Path, Any], Any]] = {
 }
 
 
+@pytest.mark.matrix(together=1)
 @pytest.mark.usefixtures("no_collections")
 @pytest.mark.parametrize("name", OPENINGS)
 @engines
@@ -198,6 +199,7 @@ def _unpickled(obj: Any) -> Any:
     return pickle.loads(pickle.dumps(obj))
 
 
+@pytest.mark.matrix(together=1)
 @pytest.mark.usefixtures("no_collections")
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, _unpickled])
 @pytest.mark.parametrize("name", ["opened", "many, without dask"])

@@ -171,6 +171,7 @@ SELECTIONS: dict[str, Callable[[xr.Dataset], Any]] = {
 NUMBERS = stored(samples.numbers(), encoding={"cube": {"chunks": (2, 4, 3)}})
 
 
+@pytest.mark.matrix(together=1)
 @every_way
 @pytest.mark.parametrize("name", SELECTIONS)
 def test_selections(name: str, way: Way) -> None:

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
+from zarr.storage import MemoryStore
 
 import aioxarray
 from aioxarray.testing import LatencyStore, RecordingStore, VirtualClock
 from tests.oracle import assert_same
-from tests.samples import stored
+from tests.samples import stored, stored_once
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
-    from zarr.storage import MemoryStore
 
 formats = pytest.mark.parametrize("zarr_format", [2, 3])
 
@@ -33,6 +34,28 @@ def wide(variables: int = 70, indexes: int = 30, times: int = 3) -> xr.Dataset:
     dims = list(coords) or ["x"]
     rest = range(variables - indexes)
     return xr.Dataset({f"v{n}": (dims[n % len(dims)], np.arange(4) * n) for n in rest}, coords)
+
+
+def without_times() -> xr.Dataset:
+    return wide(times=0)
+
+
+def without_indexes() -> xr.Dataset:
+    return wide(20, 0, times=0)
+
+
+def small() -> xr.Dataset:
+    return wide(5, 2, times=1)
+
+
+def groups(count: int, zarr_format: Any, consolidated: bool) -> MemoryStore:
+    """Return a store of so many groups, each with `small`."""
+    one = stored_once(small, zarr_format, consolidated=False)._store_dict
+    store = MemoryStore({f"g{n}/{key}": value for n in range(count) for key, value in one.items()})
+    zarr.create_group(store, zarr_format=zarr_format)
+    if consolidated:
+        zarr.consolidate_metadata(store)
+    return store
 
 
 def thirteen_nodes(variables: int = 3) -> xr.DataTree:
@@ -83,7 +106,7 @@ both = pytest.mark.parametrize("aio", [False, True], ids=["own", "engine aio"])
 @both
 @formats
 def test_a_consolidated_dataset_is_two_round_trips(zarr_format: int, aio: bool) -> None:
-    store = stored(wide(), zarr_format)
+    store = stored_once(wide, zarr_format)
     # The metadata; the first and last value of times, and the indexes. xarray does not tell an
     # engine whether it wants indexes: there they are read when it makes the first.
     assert Opening(store, "open_dataset", aio=aio).trips == (3 if aio else 2)
@@ -92,13 +115,13 @@ def test_a_consolidated_dataset_is_two_round_trips(zarr_format: int, aio: bool) 
 @both
 @formats
 def test_without_times_it_is_two(zarr_format: int, aio: bool) -> None:
-    store = stored(wide(times=0), zarr_format)
+    store = stored_once(without_times, zarr_format)
     assert Opening(store, "open_dataset", aio=aio).trips == 2
 
 
 @formats
 def test_times_that_are_not_decoded_cost_nothing(zarr_format: int) -> None:
-    store = stored(wide(), zarr_format)
+    store = stored_once(wide, zarr_format)
     assert Opening(store, "open_dataset", decode_times=False).trips == 2
     times = [f"t{n}" for n in range(3)]
     assert Opening(store, "open_dataset", drop_variables=times).trips == 2
@@ -107,7 +130,7 @@ def test_times_that_are_not_decoded_cost_nothing(zarr_format: int) -> None:
 @both
 @formats
 def test_without_indexes_only_times_are_read(zarr_format: int, aio: bool) -> None:
-    store = stored(wide(), zarr_format)
+    store = stored_once(wide, zarr_format)
     options = {"create_default_indexes": False, "aio": aio}
     assert Opening(store, "open_dataset", **options).trips == 2
     opening = Opening(store, "open_dataset", decode_times=False, **options)
@@ -120,7 +143,7 @@ def test_without_indexes_only_times_are_read(zarr_format: int, aio: bool) -> Non
 @both
 @formats
 def test_metadata_that_is_not_consolidated_is_four(zarr_format: int, aio: bool) -> None:
-    store = stored(wide(), zarr_format, consolidated=False)
+    store = stored_once(wide, zarr_format, consolidated=False)
     # Without the limit, which would make two of the third: format 2 has 140 documents here.
     with aioxarray.config.set(concurrency=0):
         opening = Opening(store, "open_dataset", consolidated=False, aio=aio)
@@ -131,7 +154,7 @@ def test_metadata_that_is_not_consolidated_is_four(zarr_format: int, aio: bool) 
 @pytest.mark.filterwarnings("ignore:Failed to open Zarr store with consolidated:RuntimeWarning")
 @formats
 def test_looking_for_consolidated_metadata_costs_no_round_trip(zarr_format: int) -> None:
-    store = stored(wide(), zarr_format, consolidated=False)
+    store = stored_once(wide, zarr_format, consolidated=False)
     with aioxarray.config.set(concurrency=0):
         assert Opening(store, "open_dataset").trips == 4
 
@@ -139,7 +162,7 @@ def test_looking_for_consolidated_metadata_costs_no_round_trip(zarr_format: int)
 @both
 @formats
 def test_a_consolidated_tree_is_two_round_trips(zarr_format: int, aio: bool) -> None:
-    store = stored(thirteen_nodes(), zarr_format)
+    store = stored_once(thirteen_nodes, zarr_format)
     for function in ("open_datatree", "open_groups"):
         assert Opening(store, function, aio=aio).trips == (3 if aio else 2)
 
@@ -147,7 +170,7 @@ def test_a_consolidated_tree_is_two_round_trips(zarr_format: int, aio: bool) -> 
 @both
 @formats
 def test_a_tree_that_is_not_consolidated_is_two_a_level(zarr_format: int, aio: bool) -> None:
-    store = stored(thirteen_nodes(), zarr_format, consolidated=False)
+    store = stored_once(thirteen_nodes, zarr_format, consolidated=False)
     # The root; two for each of three levels, the last of which has no coordinates of its own: those
     # of the others are fetched meanwhile.
     opening = Opening(store, "open_datatree", consolidated=False, aio=aio)
@@ -156,7 +179,7 @@ def test_a_tree_that_is_not_consolidated_is_two_a_level(zarr_format: int, aio: b
 
 @formats
 def test_load_dataset_is_three_round_trips(zarr_format: int) -> None:
-    store = stored(wide(), zarr_format)
+    store = stored_once(wide, zarr_format)
     with aioxarray.config.set(concurrency=200):
         opening = Opening(store, "load_dataset")
     assert opening.trips == 3
@@ -165,13 +188,13 @@ def test_load_dataset_is_three_round_trips(zarr_format: int) -> None:
 
 @formats
 def test_load_datatree_is_three_round_trips(zarr_format: int) -> None:
-    store = stored(thirteen_nodes(), zarr_format)
+    store = stored_once(thirteen_nodes, zarr_format)
     with aioxarray.config.set(concurrency=500):
         assert Opening(store, "load_datatree").trips == 3
 
 
 def test_a_group_of_a_tree() -> None:
-    store = stored(thirteen_nodes())
+    store = stored_once(thirteen_nodes)
     # It inherits its coordinates, so that the groups themselves have none.
     assert Opening(store, "open_dataset", group="a/x").trips == 1
     assert Opening(store, "open_datatree", group="a").trips == 1
@@ -197,15 +220,13 @@ def test_the_number_does_not_grow_with_groups(zarr_format: int, consolidated: bo
     trips = set()
     with aioxarray.config.set(concurrency=0):
         for count in (2, 40):
-            groups = {f"/g{n}": wide(5, 2, times=1) for n in range(count)}
-            tree = xr.DataTree.from_dict(groups)
-            store = stored(tree, zarr_format, consolidated=consolidated)
+            store = groups(count, zarr_format, consolidated)
             trips.add(Opening(store, "open_datatree", consolidated=consolidated).trips)
     assert len(trips) == 1
 
 
 def test_the_limit_decides_how_many_at_once() -> None:
-    store = stored(wide(times=0))
+    store = stored_once(without_times)
     with aioxarray.config.set(concurrency=10):
         # 30 indexes of one chunk each.
         assert Opening(store, "open_dataset").trips == 1 + 3
@@ -215,8 +236,8 @@ def test_the_limit_decides_how_many_at_once() -> None:
 
 MATERIAL: dict[str, tuple[Callable[[], Any], str]] = {
     "dataset": (wide, "open_dataset"),
-    "dataset without times": (lambda: wide(times=0), "open_dataset"),
-    "dataset without indexes": (lambda: wide(20, 0, times=0), "open_dataset"),
+    "dataset without times": (without_times, "open_dataset"),
+    "dataset without indexes": (without_indexes, "open_dataset"),
     "tree": (thirteen_nodes, "open_datatree"),
     "groups": (thirteen_nodes, "open_groups"),
     "dataset, loaded": (wide, "load_dataset"),
@@ -231,7 +252,7 @@ def test_no_more_requests_than_plain_xarray(
     name: str, consolidated: bool, zarr_format: int
 ) -> None:
     make, function = MATERIAL[name]
-    store = stored(make(), zarr_format, consolidated=consolidated)
+    store = stored_once(make, zarr_format, consolidated=consolidated)
     options = {"consolidated": consolidated}
     opening = Opening(store, function, **options)
     assert opening.requests <= plain_requests(store, function, **options)
@@ -239,7 +260,7 @@ def test_no_more_requests_than_plain_xarray(
 
 @formats
 def test_each_key_is_requested_once(zarr_format: int) -> None:
-    store: MemoryStore = stored(wide(), zarr_format)
+    store: MemoryStore = stored_once(wide, zarr_format)
     opening = Opening(store, "open_dataset")
     assert len(opening.keys) == len(set(opening.keys))
 

@@ -44,6 +44,7 @@ def server(folder: Path) -> Iterator[ObjectServer]:
         yield server
 
 
+@pytest.mark.matrix(together=1)
 @said
 @own_ways
 @pytest.mark.parametrize("name", ODD_FILES)
@@ -51,6 +52,7 @@ def test_a_dataset_is_that_of_plain_xarray(name: str, way: Way, folder: Path) ->
     compare(way, "open_dataset", folder / f"{name}.nc", {}, virtual=True)
 
 
+@pytest.mark.matrix(together=1)
 @said
 @pytest.mark.parametrize("name", [name for name in ODD_FILES if name != "large"])
 @pytest.mark.parametrize("options", OPTIONS)

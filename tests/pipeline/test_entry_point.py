@@ -81,7 +81,7 @@ asyncio.run(main())
     assert run_script("import zarr" + code).split() == ["[7", "7", "7]", "aioxarray"]
 
 
-@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+@pytest.mark.parametrize("method", ["spawn", pytest.param("forkserver", marks=pytest.mark.slow)])
 def test_worker_processes(method: str) -> None:
     assert run_script(MAKE + POOLS.format(method=method)).split() == ["True"]
 

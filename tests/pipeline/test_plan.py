@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,7 @@ class Keys:
 
     def done(self, request: Request) -> None: ...
     def failed(self, request: Request, error: BaseException) -> None: ...
+    def shared(self, part: Hashable) -> None: ...
 
 
 def requested(array: zarr.Array[Any], selection: Any) -> list[str]:

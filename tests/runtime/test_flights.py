@@ -224,15 +224,17 @@ def test_over_loops() -> None:
     several = flights()
     flight = lead(several)
     outcomes: list[Any] = []
+    joined = threading.Barrier(4)
 
     def wait() -> None:
-        outcomes.append(asyncio.run(follow(several).outcome()))
+        follower = follow(several)
+        joined.wait(PATIENCE_S)
+        outcomes.append(asyncio.run(follower.outcome()))
 
     threads = [threading.Thread(target=wait) for _ in range(3)]
     for thread in threads:
         thread.start()
-    while several.statistics().followers < 3:
-        threading.Event().wait(0.001)
+    joined.wait(PATIENCE_S)
     flight.land(4)
     for thread in threads:
         thread.join(PATIENCE_S)

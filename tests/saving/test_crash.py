@@ -77,6 +77,7 @@ def test_to_a_new_store(zarr_format: int) -> None:
             assert_whole(loose, tree())
 
 
+@pytest.mark.matrix(together=1)
 @formats
 @pytest.mark.parametrize("consolidated", [True, False])
 def test_an_append_leaves_the_old_length(zarr_format: int, consolidated: bool) -> None:
@@ -146,6 +147,7 @@ def test_metadata_that_cannot_be_put_back() -> None:
     xr.testing.assert_identical(seen(store), seen(before))
 
 
+@pytest.mark.matrix(together=1)
 @formats
 @pytest.mark.parametrize("group", [None, "g"])
 def test_a_replaced_group_is_the_old_one_or_none_or_whole(
@@ -206,7 +208,7 @@ def test_a_read_only_store_is_refused() -> None:
         aioxarray.to_zarr(sample(), MemoryStore(read_only=True))
 
 
-@pytest.mark.parametrize("how", ["new", "append", "replace"])
+@pytest.mark.parametrize("how", ["new", "replace", pytest.param("append", marks=pytest.mark.slow)])
 def test_killed_processes(how: str, tmp_path: Path) -> None:
     """Processes that end in the middle of any of their writes; the last one does not."""
     script = Path(__file__).with_name("killed.py")

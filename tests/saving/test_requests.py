@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 from fnmatch import fnmatch
 from typing import Any
 
@@ -223,6 +224,8 @@ def test_workers_of_a_cluster_write(tmp_path: Any) -> None:
 @pytest.mark.anyio
 async def test_a_save_on_a_cluster_that_is_cancelled(tmp_path: Any) -> None:
     distributed = pytest.importorskip("distributed")
+    from distributed.diagnostics.plugin import SchedulerPlugin
+
     store = tmp_path / "cluster.zarr"
 
     def held(values: Any) -> Any:
@@ -230,28 +233,44 @@ async def test_a_save_on_a_cluster_that_is_cancelled(tmp_path: Any) -> None:
         distributed.Event("may end").wait()
         return values
 
-    def left(dask_scheduler: Any) -> int:
-        return len(dask_scheduler.tasks)
+    class Left(SchedulerPlugin):
+        """The tasks that the scheduler knows; tells when there are none any more."""
+
+        def __init__(self) -> None:
+            self.keys: set[Any] = set()
+            self.none = threading.Event()
+
+        def transition(self, key: Any, start: Any, finish: str, *args: Any, **options: Any) -> None:
+            if finish == "forgotten":
+                self.keys.discard(key)
+            else:
+                self.keys.add(key)
+            if self.keys:
+                self.none.clear()
+            else:
+                self.none.set()
 
     def cluster() -> Any:
         return distributed.LocalCluster(
             n_workers=1, threads_per_worker=2, processes=True, dashboard_address=None
         )
 
+    left = Left()
     with await asyncio.to_thread(cluster) as workers, distributed.Client(workers) as client:
+        # The scheduler runs in this process.
+        workers.scheduler.add_plugin(left)
         ds = sample(large=True)[["a"]].chunk(time=2)
         ds["a"].data = ds.a.data.map_blocks(held, dtype=ds.a.dtype, meta=np.zeros(0, ds.a.dtype))
         task = asyncio.create_task(aioxarray.to_zarr_async(ds, store))
         begun, may_end = (distributed.Event(name, client) for name in ("begun", "may end"))
         assert await asyncio.to_thread(begun.wait, 60)
-        assert client.run_on_scheduler(left) > 0
+        assert left.keys
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         # What had not begun never will, and nothing names what was written.
         may_end.set()
-        while client.run_on_scheduler(left):  # noqa: ASYNC110 - asks another process
-            await asyncio.sleep(0.01)
+        assert await asyncio.to_thread(left.none.wait, 60)
         assert not list(store.rglob("zarr.json"))
         # The cluster is as good as new.
         await aioxarray.to_zarr_async(sample(large=True).chunk(time=2), store, mode="w")

@@ -56,6 +56,7 @@ def save(store: Any, where: str, encoding: Any, sizes: tuple[int, int], **option
     return expected
 
 
+@pytest.mark.matrix(together=2)
 @pytest.mark.parametrize("sizes", [(7, 9), (5, 5)])
 @pytest.mark.parametrize("compute", [True, False])
 @pytest.mark.parametrize("kind", CHUNKS)

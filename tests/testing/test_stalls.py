@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 
 import anyio
-import anyio.lowlevel
 import pytest
 
 from aioxarray.testing import StallMonitor
@@ -23,16 +22,16 @@ class FakeTime:
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        self.looks = 0
+        self.looked: anyio.Event | None = None
 
     def __call__(self) -> float:
-        self.looks += 1
+        if self.looked is not None:
+            self.looked.set()
         return self.seconds
 
     async def until_next_look(self) -> None:
-        looks = self.looks
-        while self.looks == looks:
-            await anyio.lowlevel.checkpoint()
+        self.looked = anyio.Event()
+        await self.looked.wait()
 
 
 async def test_it_finds_the_worst_stall() -> None:

@@ -32,6 +32,12 @@ RUN_CHUNKS = 128
 LONG_BYTES = 4 << 20
 """Reading, or writing, more bytes than this takes longer than a round trip to most stores."""
 
+RUN_VARIABLES = 64
+"""The most small variables that a thread reads in one run, which takes `TURN_S` at most."""
+
+FEW_VARIABLES = 8
+"""Fewer small variables of one place are as fast when read one by one."""
+
 FEW_POINTS = 1000
 """Sorting this many points takes less time than a hop to a thread and back."""
 
@@ -101,3 +107,29 @@ PACE_BYTES = 1 << 20
 
 PACE_PART_BYTES = 4 << 10
 """Bytes that each chunk from the cache counts in addition, for the Python code that copies it."""
+
+# --- opening and saving ----------------------------------------------------------------------
+
+PREFETCHED_CHUNKS = 64
+"""Indexes with more chunks are not prefetched: the bytes are held until all indexes are made."""
+
+CONTIGUOUS_CHUNK_BYTES = 4 << 20
+"""Contiguous values of another format are read in chunks of about this many bytes."""
+
+GATHERED_BYTES = 4 << 20
+"""For smaller dask arrays, dask's own way costs less, and frees the blocks within a millisecond."""
+
+DEFERRED_BYTES = 256 << 10
+"""Encoding a smaller variable as a whole costs less than the hops to worker threads."""
+
+SAVED_BLOCK_BYTES = 8 << 20
+"""Large enough to outweigh the overhead of a block: a read, a hop to a thread, a call of zarr."""
+
+SAVED_PIECES = 256
+"""More pieces of a save at once would only wait for the budgets."""
+
+STAGED_PART = 8
+"""The blocks of a save may take the setting ``memory`` divided by this.
+
+Their chunks in flight, read or written, come on top.
+"""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aioxarray._xarray.compat import ExplicitIndexer, VectorizedIndexer, ZarrArrayWrapper
+from aioxarray._zarr import tuning
 from aioxarray._zarr.chunks.arrays import prefetched_block
 from aioxarray._zarr.selection import is_basic
 
@@ -16,10 +17,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from aioxarray._zarr.compat import Buffer
-
-# An array of at most this size is decoded once, as a whole: xarray reads the first and last time,
-# then all of them.
-_SMALL_BYTES = 16 << 10
 
 
 class PrefetchedArray(ZarrArrayWrapper):
@@ -45,12 +42,13 @@ class PrefetchedArray(ZarrArrayWrapper):
     @property
     def is_small(self) -> bool:
         """Whether decoding it takes less time than handing it to a worker thread."""
-        return int(math.prod(self.shape)) * int(self.dtype.itemsize) <= _SMALL_BYTES
+        return int(math.prod(self.shape)) * int(self.dtype.itemsize) <= tuning.INLINE_BYTES
 
     def prefetched(self, key: ExplicitIndexer) -> Any:
         """Return the values that ``key`` selects; None if they were not fetched."""
         if isinstance(key, VectorizedIndexer) or not is_basic(key.tuple):
             return None
+        # Once, as a whole: xarray reads the first and last time, then all of them.
         if self._whole is None and self.is_small:
             everything = (slice(None),) * len(self.shape)
             self._whole = prefetched_block(self._array, everything, self._values)

@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-# Below this size dask's own way costs less, and frees the blocks within a millisecond.
-_LARGE_BYTES = 4 << 20
+from aioxarray._zarr import tuning
 
 
 class Gathered:
@@ -49,7 +48,7 @@ class Gathered:
             type(getattr(array, "_meta", None)) is np.ndarray
             and math.prod(array.numblocks) > 1
             and not any(math.isnan(size) for size in sizes)
-            and math.prod(array.shape) * array.dtype.itemsize >= _LARGE_BYTES
+            and math.prod(array.shape) * array.dtype.itemsize >= tuning.GATHERED_BYTES
         )
 
     def pending(self) -> Any:

@@ -11,8 +11,9 @@ from typing import Any
 from aioxarray._runtime.tasks import gather, in_steps
 from aioxarray._runtime.threads.pool import BLOCKING_THREADS
 from aioxarray._xarray.dask.chunked import compute_chunked
-from aioxarray._xarray.lazy.together import LEAST, RUN, UNREAD, Sorting, read_run
+from aioxarray._xarray.lazy.together import UNREAD, Sorting, read_run
 from aioxarray._xarray.lazy.variables import Lazy, load_data
+from aioxarray._zarr import tuning
 from aioxarray._zarr.stores.calls import Call, calling
 from aioxarray._zarr.stores.grants import Grants, open_grants
 from aioxarray._zarr.stores.request import for_variable
@@ -77,7 +78,7 @@ class _Load:
         """Return the coroutine functions to run concurrently."""
         chunked = [index for index, lazy in enumerate(self._lazies) if lazy.chunked]
         others = [index for index, lazy in enumerate(self._lazies) if not lazy.chunked]
-        if len(others) < LEAST:
+        if len(others) < tuning.FEW_VARIABLES:
             jobs = self._workers(others)
         else:
             sorting = Sorting()
@@ -116,7 +117,7 @@ class _Load:
         unread = []
         start = 0
         while start < len(indexes):
-            run = indexes[start : start + RUN]
+            run = indexes[start : start + tuning.RUN_VARIABLES]
             with self._call.awaiting(f"variable {self._lazies[run[0]].label}"):
                 values = await read_run(place, self._lazies, run, self._grants)
             start += len(values)

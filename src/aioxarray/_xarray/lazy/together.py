@@ -18,17 +18,11 @@ from typing import Any
 from aioxarray._xarray.arrays.plan import Read, base_of, plan
 from aioxarray._xarray.arrays.read import in_lane, is_zarr, lane_key, read_by_plain_call
 from aioxarray._xarray.lazy.variables import Lazy
+from aioxarray._zarr import tuning
 from aioxarray._zarr.chunks.arrays import read_small_block, reads_by_plain_calls
 from aioxarray._zarr.selection import is_basic
 from aioxarray._zarr.stores.grants import Grants
 
-# Decoding more than this costs more than a hop to a thread.
-_SMALL_BYTES = 16 << 10
-# The most variables in a run, and the longest time it takes: other work may wait for the thread.
-RUN = 64
-_RUN_S = 0.01
-# Fewer variables of one place are as fast when read individually.
-LEAST = 8
 # The value of a variable that has to be read in another way.
 UNREAD = object()
 # The place of Zarr arrays; other places are the keys of lanes.
@@ -55,13 +49,13 @@ class Sorting:
     def done(self) -> tuple[dict[Hashable, list[int]], list[int]]:
         """Return the indexes by place, and the indexes of the rest."""
         for place, members in list(self._places.items()):
-            if len(members) < LEAST:
+            if len(members) < tuning.FEW_VARIABLES:
                 self._rest += self._places.pop(place)
         return self._places, sorted(self._rest)
 
 
 def _place_of(lazy: Lazy, grants: Grants) -> Hashable | None:
-    if lazy.nbytes > _SMALL_BYTES:
+    if lazy.nbytes > tuning.INLINE_BYTES:
         return None
     array: Any = base_of(lazy.data)
     if array is None:
@@ -86,7 +80,7 @@ async def read_run(
     work = partial(_read_run, read, lazies, run, stop)
     if place is _ZARR:
         # This work holds the GIL; several threads would only pass it back and forth.
-        return await grants.in_thread(work, _SMALL_BYTES, stop.set, exclusive=True)
+        return await grants.in_thread(work, tuning.INLINE_BYTES, stop.set, exclusive=True)
     try:
         return await in_lane(place, work)
     except asyncio.CancelledError:
@@ -98,7 +92,7 @@ def _read_run(
     read: Callable[[Read], Any], lazies: Sequence[Lazy], run: Sequence[int], stop: threading.Event
 ) -> list[Any]:
     values: list[Any] = []
-    until = perf_counter() + _RUN_S
+    until = perf_counter() + tuning.TURN_S
     for index in run:
         lazy = lazies[index]
         try:

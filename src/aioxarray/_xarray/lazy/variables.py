@@ -21,10 +21,8 @@ from aioxarray._xarray.compat import (
     is_chunked_array,
 )
 from aioxarray._xarray.lazy.find import Found
+from aioxarray._zarr import tuning
 from aioxarray._zarr.stores.grants import Grants, is_long
-
-# Decoding less than this costs less than a hop to a thread and back.
-_INLINE_BYTES = 16 << 10
 
 
 class Lazy(NamedTuple):
@@ -146,7 +144,7 @@ async def load_data(
     value = None
     if parts.source is not None:
         value = await read(parts.source, grants, report, partial(_load_part, lazy.label, grants))
-    if lazy.nbytes <= _INLINE_BYTES:
+    if lazy.nbytes <= tuning.INLINE_BYTES:
         value = parts.finish(value)
     else:
         finish = partial(parts.finish, value)

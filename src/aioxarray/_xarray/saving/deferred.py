@@ -14,11 +14,9 @@ import numpy as np
 import xarray as xr
 
 from aioxarray._xarray.compat import ExplicitlyIndexed
+from aioxarray._zarr import tuning
 
 Encode = Callable[[xr.Variable], xr.Variable]
-
-# Encoding a smaller variable as a whole costs less than the hops to worker threads.
-_LARGE_BYTES = 256 << 10
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,7 @@ def defers(variable: xr.Variable) -> bool:
     if isinstance(variable, xr.IndexVariable) or variable.size == 0:
         return False
     # How times, strings and objects are encoded depends on all of their values.
-    if variable.dtype.kind not in "biufc" or variable.nbytes <= _LARGE_BYTES:
+    if variable.dtype.kind not in "biufc" or variable.nbytes <= tuning.DEFERRED_BYTES:
         return False
     return type(data) is np.ndarray or isinstance(data, ExplicitlyIndexed)
 

@@ -38,6 +38,7 @@ from aioxarray._xarray.saving.recorder import (
     as_nodes,
     record,
 )
+from aioxarray._zarr import tuning
 from aioxarray._zarr.chunks.writing import writable, write_block
 from aioxarray._zarr.grid import write_edges
 from aioxarray._zarr.metadata import flushing
@@ -63,14 +64,6 @@ if TYPE_CHECKING:
 # holders wait for the budgets of chunks, never the other way round.
 staging = Budget("bytes")
 
-# These blocks may take the setting ``memory`` divided by this. Their chunks in flight, read or
-# written, come on top.
-_STAGED_PART = 8
-# Large enough to outweigh the overhead of a block: a read, a hop to a thread and a call of zarr.
-_BLOCK_BYTES = 8 << 20
-# More pieces at once would only wait for the budgets.
-_MOST_PIECES = 256
-
 
 async def save(obj: Any, store: Any, options: ZarrOptions, how: Options) -> Any:
     """Save ``obj`` as xarray's ``to_zarr`` does; on the I/O loop."""
@@ -83,7 +76,7 @@ async def save(obj: Any, store: Any, options: ZarrOptions, how: Options) -> Any:
             try:
                 with (
                     open_grants(how.concurrency) as grants,
-                    staging.share(memory_limit() / _STAGED_PART) as staged,
+                    staging.share(memory_limit() / tuning.STAGED_PART) as staged,
                 ):
                     saving = _Saving(obj, root, options, how, grants, staged, call)
                     return await saving.run()
@@ -201,7 +194,7 @@ class _Saving:
             for piece in pieces:
                 await piece()
 
-        await gather([work] * int(min(self._grants.requests.bound, _MOST_PIECES)))
+        await gather([work] * int(min(self._grants.requests.bound, tuning.SAVED_PIECES)))
 
     def _pieces(self, each: Write, counter: Meter) -> Iterator[Callable[[], Awaitable[None]]]:
         """Yield coroutine functions that write the values of a write, to be called in any order."""
@@ -211,7 +204,7 @@ class _Saving:
             yield partial(self._write_whole, each, array, counter)
             return
         edges = write_edges(each.target)
-        for block in blocks(region, edges, source.dtype.itemsize, _BLOCK_BYTES):
+        for block in blocks(region, edges, source.dtype.itemsize, tuning.SAVED_BLOCK_BYTES):
             yield partial(self._write_block, each, array, block, counter)
 
     async def _write_whole(self, write: Write, array: Any, counter: Meter) -> None:

@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from aioxarray._runtime.tasks import gather
+from aioxarray._zarr import tuning
 from aioxarray._zarr.compat import default_buffer_prototype
 from aioxarray._zarr.metadata.hierarchy import (
     ROOT_KEYS,
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     from aioxarray._zarr.compat import Buffer
     from aioxarray._zarr.stores.limited import LimitedStore
 
-# Indexes with more chunks are not prefetched: the bytes are held until all indexes are made.
-_MOST_CHUNKS = 64
 
 _logger = logging.getLogger("aioxarray")
 
@@ -158,7 +157,7 @@ class _Prefetch:
         if self._indexes:
             for node in wanted:
                 if node.is_index:
-                    keys += node.chunk_keys(_MOST_CHUNKS)
+                    keys += node.chunk_keys(tuning.PREFETCHED_CHUNKS)
         if self._times:
             for node in time_nodes(wanted):
                 keys += node.end_chunk_keys()

@@ -20,6 +20,7 @@ from zarr.dtype import parse_dtype
 from zarr.storage import StorePath
 
 from aioxarray._runtime.loops import run_blocking
+from aioxarray._zarr import tuning
 from aioxarray._zarr.compat import ArrayV2Metadata, AsyncArray
 from aioxarray._zarr.stores.request import Request, send_alone
 
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from aioxarray._zarr.compat import Buffer, BufferPrototype
-
-# Contiguous values are read in chunks of about this many bytes.
-_CONTIGUOUS_CHUNK_BYTES = 4 << 20
 
 
 class Index(Protocol):
@@ -91,7 +89,7 @@ def contiguous_chunk_shape(shape: tuple[int, ...], itemsize: int) -> tuple[int, 
     if axis is None:
         return shape
     row_bytes = prod(shape[axis + 1 :]) * itemsize
-    rows = min(shape[axis], max(1, _CONTIGUOUS_CHUNK_BYTES // row_bytes))
+    rows = min(shape[axis], max(1, tuning.CONTIGUOUS_CHUNK_BYTES // row_bytes))
     return (*shape[:axis], rows, *shape[axis + 1 :])
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Hashable, Iterator
 from contextlib import nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeVar
@@ -260,7 +260,10 @@ def for_variable(name: str) -> Iterator[None]:
 
 
 class Observer(Protocol):
-    """Is notified of every request, in the thread that makes it. Must be quick, and not raise."""
+    """Is notified of every request, and of every read that shares one.
+
+    It is called in the thread of the request or of the read. It must be quick, and not raise.
+    """
 
     def started(self, request: Request) -> None:
         """Called when a request has its place and starts."""
@@ -270,6 +273,13 @@ class Observer(Protocol):
 
     def failed(self, request: Request, error: BaseException) -> None:
         """Called when a request has failed or was cancelled."""
+
+    def shared(self, part: Hashable) -> None:
+        """Called when a read waits for a part of a store that another read is fetching.
+
+        The read makes no request for it, unless the other one gives up. ``part`` is a tuple that
+        begins with the key.
+        """
 
 
 # Each change makes a new tuple, so that iterating needs no lock.
@@ -287,6 +297,12 @@ def _renew_lock() -> None:
 def is_observed() -> bool:
     """Return whether there is an observer. Without one, reads of local stores make no `Request`."""
     return bool(_observers)
+
+
+def tell_shared(part: Hashable) -> None:
+    """Notify the observers that a read waits for ``part``, which another read is fetching."""
+    for observer in _observers:
+        observer.shared(part)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from aioxarray._runtime.threads.forks import after_fork
 from aioxarray._zarr import tuning
 from aioxarray._zarr.stores.grants import cache
 from aioxarray._zarr.stores.identity import Place, same
+from aioxarray._zarr.stores.request import tell_shared
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -190,6 +191,7 @@ class Sharing(Generic[W, R]):
                         await self.keep_pace()
                     else:
                         followed.append((index, joined))
+                        tell_shared(self._parts.name(part))
                 if led:
                     found.update(zip(mine, await lead(led), strict=True))
                 todo = []
