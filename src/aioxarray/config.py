@@ -43,6 +43,8 @@ name                interactive    batch     meaning
 ``retry.backoff_s`` 0.2            0.5       longest wait before the second attempt, in seconds
 =================== ============== ========= ===================================================
 
+A server that an open cannot reach at all is tried three times: its name may be wrong.
+
 Clients that retry by themselves are left to it (s3fs, gcsfs, adlfs, icechunk, and obstore unless it
 was made with ``max_retries=0``).
 """

@@ -66,6 +66,11 @@ class Call:
             with self._lock:
                 self._done += 1
 
+    @property
+    def has_answers(self) -> bool:
+        """Whether a request of the call has been answered."""
+        return any(call._done for call in self._all())
+
     def state(self) -> str:
         """Describe how far the call has come, and what it waits for."""
         calls = list(self._all())

@@ -105,6 +105,11 @@ class Request:
         return None if self._call is None else self._call.aim
 
     @property
+    def is_first_contact(self) -> bool:
+        """Whether it is made for an open that has had no answer so far."""
+        return self.phase == "opened" and self._call is not None and not self._call.has_answers
+
+    @property
     def _is_for_chunk(self) -> bool:
         is_value = self.kind in ("get", "set")
         return is_value and self.key.rpartition("/")[2] not in DOCUMENTS

@@ -32,6 +32,9 @@ _CLIENTS = frozenset({"botocore", "icechunk", "obstore"})
 # Filesystems can be wrapped: in a cache, or in a directory of another.
 _DEEPEST = 6
 
+# The most attempts of an open to reach a server that has not answered it yet: a name may be wrong.
+_TO_REACH = 3
+
 # Replaced in tests.
 sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 clock: Callable[[], float] = time.monotonic
@@ -87,6 +90,8 @@ class Attempts:
             self._most = min(self._most, 2)
         elif (client := retrying_client(self._request.store, error)) is not None:
             return f"{client} retries by itself"
+        elif found.unreached and self._request.is_first_contact and count >= _TO_REACH:
+            return "the server was never reached"
         if count >= self._most:
             return f"attempts exhausted (retry.attempts={policy.attempts})"
         # "Full jitter": clients that failed together do not come back together.

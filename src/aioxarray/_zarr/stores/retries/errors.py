@@ -113,6 +113,20 @@ _BROKEN_IN_TEXT = re.compile(
     r"|streaming error|dispatch failure|dns error|connection (?:reset|refused|closed)|timed out",
     re.IGNORECASE,
 )
+# No connection was made: the server is down, or there is none of that name.
+_UNREACHED = frozenset(
+    {
+        "aiohttp.ClientConnectorError",
+        "botocore.ConnectTimeoutError",
+        "botocore.EndpointConnectionError",
+        "httpx.ConnectError",
+        "urllib3.NewConnectionError",
+    }
+)
+_UNREACHED_IN_TEXT = re.compile(
+    r"dns error|connection refused|tcp connect error|ConnectError", re.IGNORECASE
+)
+
 # What the texts of obstore show after the message, for its developers.
 _DEBUG = "\n\nDebug source:"
 
@@ -134,10 +148,13 @@ class Transient:
         What it was, in a few words without a URL: "HTTP 503", "ClientPayloadError".
     retry_after
         The seconds after which the server wants to be asked again; None if it did not say.
+    unreached
+        Whether no connection to the server was made.
     """
 
     cause: str
     retry_after: float | None = None
+    unreached: bool = False
 
 
 def transient(error: BaseException) -> Transient | None:
@@ -177,7 +194,7 @@ def _verdict(error: BaseException) -> Transient | bool | None:
     if status is not None:
         return Transient(f"HTTP {status}", _retry_after(headers)) if status in _STATUSES else _NEVER
     if _is_broken(error, names):
-        return Transient(type(error).__name__)
+        return Transient(type(error).__name__, unreached=_is_unreached(error, names))
     if any(name.partition(".")[0] in _BY_TEXT for name in names):
         return _of_text(str(error))
     return None
@@ -187,6 +204,10 @@ def _is_broken(error: BaseException, names: frozenset[str]) -> bool:
     if isinstance(error, ConnectionError | TimeoutError | socket.gaierror | BodyTooLongError):
         return True
     return bool(names & _TYPES) or (isinstance(error, OSError) and error.errno in _ERRNOS)
+
+
+def _is_unreached(error: BaseException, names: frozenset[str]) -> bool:
+    return isinstance(error, ConnectionRefusedError | socket.gaierror) or bool(names & _UNREACHED)
 
 
 def _names(error: BaseException) -> frozenset[str]:
@@ -215,8 +236,8 @@ def _answer(error: BaseException) -> tuple[int | None, str | None, Any]:
     return status, code if isinstance(code, str) else None, headers
 
 
-def _of_text(text: str) -> Transient | bool | None:
-    text = text.partition(_DEBUG)[0]
+def _of_text(whole: str) -> Transient | bool | None:
+    text = whole.partition(_DEBUG)[0]
     status = _STATUS_IN_TEXT.search(text)
     if status is not None:
         number = int(status[1])
@@ -224,7 +245,7 @@ def _of_text(text: str) -> Transient | bool | None:
     for pattern in (_CODE_IN_TEXT, _BROKEN_IN_TEXT):
         found = pattern.search(text)
         if found is not None:
-            return Transient(found[0])
+            return Transient(found[0], unreached=bool(_UNREACHED_IN_TEXT.search(whole)))
     return None
 
 
