@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,15 @@ import xarray as xr
 
 import aioxarray
 from aioxarray._runtime.threads.pool import usable_cores
-from aioxarray.config import cache_limit, config, memory_limit, request_limit, thread_count
+from aioxarray.config import (
+    RetryPolicy,
+    cache_limit,
+    config,
+    memory_limit,
+    request_limit,
+    retry_policy,
+    thread_count,
+)
 from aioxarray.testing import GatedStore, RecordingStore
 from tests import samples
 from tests.oracle import lazy
@@ -108,6 +117,64 @@ def test_cache(value: Any, limit: int) -> None:
 def test_threads(value: Any) -> None:
     with config.set(threads=value):
         assert thread_count() == value
+
+
+def test_retries() -> None:
+    interactive = RetryPolicy(attempts=10, deadline=30, backoff_s=0.2, longest_s=5)
+    batch = RetryPolicy(attempts=40, deadline=600, backoff_s=0.5, longest_s=30)
+    assert retry_policy() == interactive
+    with config.set(retry="batch"):
+        assert retry_policy() == batch
+        with config.set({"retry.attempts": 3, "retry.deadline": 1.5}):
+            assert retry_policy() == replace(batch, attempts=3, deadline=1.5)
+            with config.set(retry="interactive", retry__backoff_s=0):
+                expected = replace(interactive, attempts=3, deadline=1.5, backoff_s=0)
+                assert retry_policy() == expected
+        with config.set(retry={"profile": "interactive", "attempts": 2}):
+            assert retry_policy() == replace(interactive, attempts=2)
+        assert retry_policy() == batch
+    assert retry_policy() == interactive
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "words"),
+    [
+        ({"retry": "often"}, ValueError, "retry must be 'interactive' or 'batch', got 'often'"),
+        ({"retry": 3}, ValueError, "retry must be 'interactive' or 'batch', got 3"),
+        ({"retry.attempts": 0}, ValueError, "retry.attempts must be at least 1, .* got 0"),
+        ({"retry.attempts": 1.5}, TypeError, r"retry.attempts must be an integer, got 1.5"),
+        ({"retry.deadline": -1}, ValueError, "retry.deadline must not be negative, got -1"),
+        ({"retry.deadline": float("nan")}, ValueError, "retry.deadline must not be .*, got nan"),
+        ({"retry.backoff_s": "1 s"}, TypeError, r"retry.backoff_s must be a number of seconds"),
+        ({"retry.backoff_s": True}, TypeError, r"retry.backoff_s must .* got True \(bool\)"),
+        ({"retry.pause": 1}, ValueError, "no setting 'retry.pause'; .* retry.attempts"),
+        ({"retry": {"pause": 1}}, ValueError, "no setting 'retry.pause'"),
+    ],
+)
+def test_a_bad_setting_of_retries_is_refused_at_once(
+    values: dict[str, Any], kind: type[Exception], words: str
+) -> None:
+    was = retry_policy()
+    with pytest.raises(kind, match=words):
+        config.set(values)
+    assert retry_policy() == was
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"AIOXARRAY_RETRY": "batch"},
+        {"AIOXARRAY_RETRY__PROFILE": "batch", "AIOXARRAY_RETRY__ATTEMPTS": "7"},
+    ],
+)
+def test_retries_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch, values: dict[str, str]
+) -> None:
+    with environment(monkeypatch, values):
+        attempts = 7 if len(values) == 2 else 40
+        assert (retry_policy().attempts, retry_policy().deadline) == (attempts, 600)
+        with config.set({"retry.attempts": 2}):
+            assert (retry_policy().attempts, retry_policy().deadline) == (2, 600)
 
 
 BAD: list[tuple[str, Any, type[Exception], str]] = [

@@ -1,4 +1,4 @@
-"""Settings that limit concurrency, memory and threads, and size the cache.
+"""Settings that limit concurrency, memory and threads, size the cache, and rule retries.
 
 ``config`` is a `donfig.Config`, like zarr's. Settings come from ``config.set(concurrency=32)``
 (also a context manager), ``AIOXARRAY_CONCURRENCY=32`` in the environment, or
@@ -13,6 +13,7 @@ name            default    meaning
 ``threads``     None       threads that decode; None: one for each core this process may use
 ``cache``       0          bytes of decoded chunks kept for later loads in this process, or a
                            string like ``"1GiB"``; None, 0 or below: no cache
+``retry``       see below  how failed requests are made again
 =============== ========== ==================================================================
 
 Chunks of more than 4 MiB never take the whole budget, so smaller chunks need not wait for them. An
@@ -25,6 +26,27 @@ Cached chunks are read without a request. Writes by aioxarray and by its `CodecP
 cached chunks of that store. Other writes, in this process or another, go unnoticed, and so do
 deletions when zarr resizes or replaces an array: keep the cache off in such programs, or set it to
 0 for the first load after such a write. A smaller setting takes effect at the next load.
+
+Requests that fail in a way that may pass are made again: statuses 408, 425, 429, 500, 502, 503 and
+504, throttling, broken connections and bodies, failing DNS. The waits are random, up to a time that
+doubles with each attempt; "Retry-After" is honoured. ``retry="interactive"``, the default, gives up
+soon; ``retry="batch"`` is for jobs that should outlast an outage. A profile can be changed in part
+with ``config.set({"retry.attempts": 1})`` or ``AIOXARRAY_RETRY__ATTEMPTS=1``; None is the
+profile's own value:
+
+=================== ============== ========= ===================================================
+name                interactive    batch     meaning
+=================== ============== ========= ===================================================
+``retry.attempts``  10             40        most attempts for a request; 1: no retries
+``retry.deadline``  30             600       seconds after the first failure in which an attempt
+                                             may begin
+``retry.backoff_s`` 0.2            0.5       longest wait before the second attempt, in seconds
+=================== ============== ========= ===================================================
+
+A server that an open cannot reach at all is tried three times: its name may be wrong.
+
+Clients that retry by themselves are left to it (s3fs, gcsfs, adlfs, icechunk, and obstore unless it
+was made with ``max_retries=0``).
 """
 
 from __future__ import annotations
@@ -34,26 +56,82 @@ import math
 import operator
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import donfig
 
 from aioxarray._runtime.threads.pool import usable_cores
 
-_DEFAULTS = {"concurrency": 128, "memory": "1GiB", "threads": None, "cache": 0}
+_DEFAULTS: dict[str, Any] = {
+    "concurrency": 128,
+    "memory": "1GiB",
+    "threads": None,
+    "cache": 0,
+    "retry": {"profile": "interactive", "attempts": None, "deadline": None, "backoff_s": None},
+}
+_NAMES = [*_DEFAULTS, *(f"retry.{name}" for name in ("attempts", "deadline", "backoff_s"))]
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """How failed requests are made again.
+
+    Attributes
+    ----------
+    attempts
+        The most attempts for a request.
+    deadline
+        The seconds after the first failure in which an attempt may begin.
+    backoff_s
+        The longest wait before the second attempt, in seconds; it doubles with each attempt.
+    longest_s
+        The most to which it grows.
+    """
+
+    attempts: int
+    deadline: float
+    backoff_s: float
+    longest_s: float
+
+
+_PROFILES = {
+    "interactive": RetryPolicy(attempts=10, deadline=30, backoff_s=0.2, longest_s=5),
+    "batch": RetryPolicy(attempts=40, deadline=600, backoff_s=0.5, longest_s=30),
+}
 
 
 class _Settings(donfig.Config):  # type: ignore[misc]  # donfig has no types
     """Settings that reject unknown names."""
 
     def set(self, arg: Mapping[str, Any] | None = None, **kwargs: Any) -> Any:
-        unknown = {**(arg or {}), **kwargs}.keys() - _DEFAULTS.keys()
+        named = {name.replace("__", "."): value for name, value in kwargs.items()}
+        values = {**(arg or {}), **named}
+        if isinstance(values.get("retry"), Mapping):
+            parts = values.pop("retry")
+            values.update({f"retry.{name}": value for name, value in parts.items()})
+        if "retry" in values:
+            values["retry.profile"] = values.pop("retry")
+        unknown = values.keys() - {*_NAMES, "retry.profile"}
         if unknown:
             raise ValueError(
                 f"aioxarray has no setting {', '.join(map(repr, sorted(unknown)))}; "
-                f"it has {', '.join(_DEFAULTS)}"
+                f"it has {', '.join(_NAMES)}"
             )
-        return super().set(arg, **kwargs)
+        changed = {
+            name.removeprefix("retry."): value
+            for name, value in values.items()
+            if name.startswith("retry.")
+        }
+        if changed:
+            _policy_of({**self.get("retry"), **changed})
+        return super().set(values)
+
+    def refresh(self, **kwargs: Any) -> None:
+        super().refresh(**kwargs)
+        # AIOXARRAY_RETRY=batch takes the place of all of them.
+        if not isinstance(value := self.config.get("retry"), Mapping):
+            self.config["retry"] = {**_DEFAULTS["retry"], "profile": value}
 
 
 config = _Settings("aioxarray", defaults=[_DEFAULTS])
@@ -103,6 +181,43 @@ def thread_count() -> int:
     if count < 1:
         raise ValueError(f"threads must be at least 1, or None for one a core; got {value!r}")
     return count
+
+
+def retry_policy() -> RetryPolicy:
+    """Return how failed requests are made again.
+
+    Raises TypeError if a setting is not a number, and ValueError if it is too small or if there is
+    no such profile.
+    """
+    return _policy_of(config.get("retry"))
+
+
+def _policy_of(settings: Mapping[str, Any]) -> RetryPolicy:
+    name = settings["profile"]
+    profile = _PROFILES.get(name) if isinstance(name, str) else None
+    if profile is None:
+        raise ValueError(f"retry must be {' or '.join(map(repr, _PROFILES))}, got {name!r}")
+    given = {key: settings[key] for key in _DEFAULTS["retry"] if settings.get(key) is not None}
+    del given["profile"]
+    if "attempts" in given:
+        given["attempts"] = _integer("retry.attempts", given["attempts"])
+        if given["attempts"] < 1:
+            raise ValueError(
+                f"retry.attempts must be at least 1, for no retries; got {given['attempts']!r}"
+            )
+    for key in given.keys() & {"deadline", "backoff_s"}:
+        given[key] = _seconds(f"retry.{key}", given[key])
+    return replace(profile, **given)
+
+
+def _seconds(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(
+            f"{name} must be a number of seconds, got {value!r} ({type(value).__name__})"
+        )
+    if not value >= 0:
+        raise ValueError(f"{name} must not be negative, got {value!r}")
+    return value
 
 
 def _integer(name: str, value: Any, kind: str = "an integer") -> int:

@@ -1,7 +1,8 @@
 """Exceptions that aioxarray defines.
 
 Errors from stores, codecs and backends reach the caller unchanged, with notes that name the
-variable, chunk and store (`BaseException.add_note`). Only errors that exist nowhere else are
+variable, chunk and store, and the attempts of a request that was or could have been retried
+(`BaseException.add_note`). Only errors that exist nowhere else are
 defined here::
 
     RuntimeError

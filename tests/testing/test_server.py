@@ -23,8 +23,8 @@ from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteReques
 from zarr.storage import MemoryStore, ObjectStore
 
 from aioxarray.testing import ObjectServer, Request
-from aioxarray.testing._http import Site
-from aioxarray.testing._objects import MemoryObjects
+from aioxarray.testing._serving.objects import MemoryObjects
+from aioxarray.testing._serving.site import Site
 
 if TYPE_CHECKING:
     from zarr.core.buffer import Buffer
@@ -374,33 +374,11 @@ def test_requests_are_held_until_they_are_released_or_given_up() -> None:
         other.close()
 
 
-def test_requests_fail_as_told() -> None:
-    with ObjectServer() as server:
-        server.put("a", b"1")
-        server.put("b", b"2")
-        server.fail("a", 503)
-        client = http.client.HTTPConnection(server.url.removeprefix("http://"))
-        statuses = []
-        for key in ("a", "b"):
-            client.request("GET", f"/{key}")
-            answer = client.getresponse()
-            answer.read()
-            statuses.append(answer.status)
-        server.fail("a", None)
-        client.request("GET", "/a")
-        assert client.getresponse().read() == b"1"
-        client.close()
-    assert statuses == [503, 200]
-
-
-def test_holding_and_failing_need_a_server_in_this_process() -> None:
+def test_holding_needs_a_server_in_this_process() -> None:
     with ObjectServer() as server, pytest.raises(RuntimeError, match="nothing is held"):
         server.release()
-    with ObjectServer(process=True) as server:
-        with pytest.raises(TypeError, match="in this process"):
-            server.hold()
-        with pytest.raises(TypeError, match="in this process"):
-            server.fail("*")
+    with ObjectServer(process=True) as server, pytest.raises(TypeError, match="in this process"):
+        server.hold()
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kills a process the Unix way")

@@ -3,8 +3,8 @@
 The stores wrap any other store and compose: `RecordingStore` counts requests, `LatencyStore`
 delays them, `GatedStore` holds them until the test releases them, and `FaultyStore` fails them or
 damages their bytes. `VirtualClock` skips waiting and measures it exactly, `ObjectServer` is a real
-HTTP server with latency and counters, and `StallMonitor` measures how long an event loop was
-blocked.
+HTTP server with latency, counters and faults by rule, and `StallMonitor` measures how long an event
+loop was blocked.
 
 Two dependent round trips, counted by the clock and at the store:
 

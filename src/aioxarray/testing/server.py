@@ -8,215 +8,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import http.client
-import json
 import os
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import MutableMapping, Sequence
 from concurrent.futures import Future
-from http import HTTPStatus
-from pathlib import Path
-from typing import Protocol, Self
-from urllib.parse import quote
+from typing import Self
 
 from aioxarray.testing._gate import Gate
-from aioxarray.testing._http import CONTROL, Connection, Site, from_json
-from aioxarray.testing._log import LogSnapshot, RequestLog
-from aioxarray.testing._objects import DirectoryObjects, MemoryObjects
+from aioxarray.testing._log import RequestLog
+from aioxarray.testing._serving.faults import Effect, Fault
+from aioxarray.testing._serving.hosts import HOST, Host, ProcessHost, ThreadHost, make_site, serve
 
 __all__ = ["ObjectServer"]
-
-HOST = "127.0.0.1"  # never anything else: every client may write
-# How long a process may take to start or end: on a busy machine, imports take seconds.
-PATIENCE_S = 60.0
-
-
-def _site(
-    latency_s: float, bytes_per_s: float, root: str | os.PathLike[str] | None, alone: bool
-) -> Site:
-    if root is None:
-        return Site(MemoryObjects(), latency_s, bytes_per_s, off_loop=False)
-    return Site(DirectoryObjects(root), latency_s, bytes_per_s, off_loop=not alone)
-
-
-async def _serve(site: Site, started: Future[int], stop: asyncio.Event) -> None:
-    loop = asyncio.get_running_loop()
-    # Hundreds of clients may connect before the loop gets to accept them.
-    server = await loop.create_server(lambda: Connection(site), HOST, 0, backlog=1024)
-    try:
-        started.set_result(server.sockets[0].getsockname()[1])
-        await stop.wait()
-    finally:
-        # Not wait_closed: it would wait for clients that keep their connections open.
-        server.close()
-        for connection in tuple(site.connections):
-            connection.abort()
-        await asyncio.sleep(0)  # lets the loop close their sockets
-
-
-class _Host(Protocol):
-    """Interface of the hosts: a thread or a process that runs the server."""
-
-    port: int
-    log: RequestLog
-    data: MutableMapping[str, bytes]
-    latency_s: float
-
-    def close(self) -> None: ...
-
-
-class _ThreadHost:
-    """Host that runs the server on its own loop in a daemon thread."""
-
-    def __init__(self, site: Site) -> None:
-        self.site = site
-        self.log = site.log
-        self.data: MutableMapping[str, bytes] = site.objects
-        started: Future[int] = Future()
-        self._thread = threading.Thread(
-            target=self._run, args=(started,), name="object-server", daemon=True
-        )
-        self._thread.start()
-        self.port = started.result()
-
-    def _run(self, started: Future[int]) -> None:
-        async def main() -> None:
-            self._stop = asyncio.Event()
-            self._loop = asyncio.get_running_loop()
-            await _serve(self.site, started, self._stop)
-
-        try:
-            asyncio.run(main())
-        except BaseException as error:  # raised in `__init__`, which waits for the start
-            if started.done():
-                raise
-            started.set_exception(error)
-
-    @property
-    def latency_s(self) -> float:
-        return self.site.latency_s
-
-    @latency_s.setter
-    def latency_s(self, seconds: float) -> None:
-        self.site.latency_s = seconds
-
-    def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join()
-
-
-class _ProcessHost:
-    """Host that runs the server in another process, which ends when its standard input does."""
-
-    def __init__(
-        self, latency_s: float, bytes_per_s: float, root: str | os.PathLike[str] | None
-    ) -> None:
-        # The child must import the same package as this process.
-        path = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
-        command = [sys.executable, "-m", "aioxarray.testing"]
-        command += ["--latency-s", str(latency_s), "--bytes-per-s", str(bytes_per_s)]
-        if root is not None:
-            command += ["--root", os.fspath(root)]
-        self._process = subprocess.Popen(
-            [*command, "--until-stdin-ends"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))},
-            start_new_session=True,  # Ctrl-C reaches only the parent; the child ends after it
-        )
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line.strip().isdigit():
-            self.close()
-            raise RuntimeError(f"the server process did not start: {line!r}")
-        self.port = int(line)
-        self.log: RequestLog = _RemoteLog(self)
-        self.data: MutableMapping[str, bytes] = _RemoteObjects(self)
-        self._latency_s = latency_s
-
-    @property
-    def latency_s(self) -> float:
-        return self._latency_s
-
-    @latency_s.setter
-    def latency_s(self, seconds: float) -> None:
-        self.call("PUT", "latency", str(seconds).encode())
-        self._latency_s = seconds
-
-    def call(self, method: str, what: str, body: bytes | None = None) -> bytes | None:
-        """Send a control request to the other process; return the body, or None for a 404."""
-        connection = http.client.HTTPConnection(HOST, self.port, timeout=PATIENCE_S)
-        try:
-            connection.request(method, f"/{CONTROL}{quote(what)}", body)
-            answer = connection.getresponse()
-            data = answer.read()
-        finally:
-            connection.close()
-        if answer.status == HTTPStatus.NOT_FOUND:
-            return None
-        if answer.status >= HTTPStatus.BAD_REQUEST:
-            raise OSError(f"{method} {what}: {answer.status} {answer.reason}")
-        return data
-
-    def close(self) -> None:
-        process = self._process
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.close()
-        try:
-            process.wait(PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        process.stdout.close()
-
-
-class _RemoteLog(RequestLog):
-    """The log of a server in another process."""
-
-    def __init__(self, host: _ProcessHost) -> None:
-        super().__init__()
-        self._host = host
-
-    def snapshot(self) -> LogSnapshot:
-        data = self._host.call("GET", "stats")
-        assert data is not None
-        return from_json(data)
-
-    def clear(self) -> None:
-        self._host.call("PUT", "reset")
-
-
-class _RemoteObjects(MutableMapping[str, bytes]):
-    """The objects of a server in another process."""
-
-    def __init__(self, host: _ProcessHost) -> None:
-        self._host = host
-
-    def _keys(self) -> list[str]:
-        keys: list[str] = json.loads(self._host.call("GET", "keys") or b"[]")
-        return keys
-
-    def __getitem__(self, key: str) -> bytes:
-        data = self._host.call("GET", f"objects/{key}")
-        if data is None:
-            raise KeyError(key)
-        return data
-
-    def __setitem__(self, key: str, data: bytes) -> None:
-        self._host.call("PUT", f"objects/{key}", bytes(data))
-
-    def __delitem__(self, key: str) -> None:
-        if self._host.call("DELETE", f"objects/{key}") is None:
-            raise KeyError(key)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._keys())
-
-    def __len__(self) -> int:
-        return len(self._keys())
 
 
 class ObjectServer:
@@ -261,17 +64,17 @@ class ObjectServer:
         self._bytes_per_s = bytes_per_s
         self._root = root
         self._process = process
-        self._host: _Host | None = None
+        self._host: Host | None = None
 
     def start(self) -> Self:
         """Start the server; ``with`` does the same."""
         if self._host is not None:
             raise RuntimeError("the server has been started already")
         if self._process:
-            self._host = _ProcessHost(self._initial_latency_s, self._bytes_per_s, self._root)
+            self._host = ProcessHost(self._initial_latency_s, self._bytes_per_s, self._root)
         else:
-            self._host = _ThreadHost(
-                _site(self._initial_latency_s, self._bytes_per_s, self._root, alone=False)
+            self._host = ThreadHost(
+                make_site(self._initial_latency_s, self._bytes_per_s, self._root, alone=False)
             )
         return self
 
@@ -281,7 +84,7 @@ class ObjectServer:
         Not available for a server in another process.
         """
         host = self._running
-        if not isinstance(host, _ThreadHost):
+        if not isinstance(host, ThreadHost):
             raise TypeError("only a server in this process can hold requests")
         if host.site.gate is None:
             host.site.gate = Gate(glob)
@@ -315,19 +118,72 @@ class ObjectServer:
     @property
     def _gate(self) -> Gate:
         host = self._running
-        if not isinstance(host, _ThreadHost) or host.site.gate is None:
+        if not isinstance(host, ThreadHost) or host.site.gate is None:
             raise RuntimeError("nothing is held: call `hold` first")
         return host.site.gate
 
-    def fail(self, glob: str, status: int | None = 500) -> None:
-        """Answer requests for matching keys with an error status; None ends that.
+    def fail(
+        self,
+        glob: str,
+        effect: int | Effect | None = 500,
+        *,
+        method: str = "*",
+        after: int = 0,
+        times: int | None = None,
+        probability: float = 1.0,
+        seed: int = 0,
+        retry_after: float | str | None = None,
+    ) -> None:
+        """Let requests for matching keys fail from now on.
 
-        Not available for a server in another process.
+        Parameters
+        ----------
+        glob : str
+            The keys. Of several rules for a request, the latest that strikes decides.
+        effect : int, str or None, optional
+            What happens:
+
+            - a number: the answer is this HTTP status, without a body;
+            - ``"reset"``: the connection is reset, and nothing is read, stored or deleted;
+            - ``"lose"``: what was requested is done, then the connection is reset;
+            - ``"stall"``: no answer ever comes;
+            - ``"truncate"``: the connection closes after half of the body;
+            - ``"extend"``: the body is 16 bytes longer than it should be, and its announced
+              length too;
+            - ``"overrun"``: 16 bytes more than were announced follow the body;
+            - None: the answer is as it should be.
+        method : str, optional
+            Glob of the HTTP verbs.
+        after : int, optional
+            The number of matching requests that are answered first; those that fail by a later
+            rule do not count.
+        times : int, optional
+            The number of requests that fail; by default, all.
+        probability : float, optional
+            The share of the remaining requests that fail, at random.
+        seed : int, optional
+            The seed of the random numbers: the same requests fail in every run.
+        retry_after : float or str, optional
+            The header "Retry-After" of a status: seconds, or a date.
+
+        Examples
+        --------
+        >>> import urllib.error, urllib.request
+        >>> with ObjectServer() as server:
+        ...     server.put("a", b"hello")
+        ...     server.fail("a", 503, times=1, retry_after=2)
+        ...     for _ in range(2):
+        ...         try:
+        ...             with urllib.request.urlopen(f"{server.url}/a") as answer:
+        ...                 answer.read()
+        ...         except urllib.error.HTTPError as error:
+        ...             error.close()
+        ...             error.code, error.headers["Retry-After"]
+        (503, '2')
+        b'hello'
         """
-        host = self._running
-        if not isinstance(host, _ThreadHost):
-            raise TypeError("only a server in this process can fail requests")
-        host.site.faults.append((glob, None if status is None else HTTPStatus(status)))
+        wait = None if retry_after is None else str(retry_after)
+        self._running.fail(Fault(glob, effect, method, after, times, probability, seed, wait))
 
     def close(self) -> None:
         """Disconnect all clients and stop. Objects in memory are lost."""
@@ -346,7 +202,7 @@ class ObjectServer:
         return f"<ObjectServer: {where}>"
 
     @property
-    def _running(self) -> _Host:
+    def _running(self) -> Host:
         if self._host is None:
             raise RuntimeError("the server is not running: use `with ObjectServer() as server`")
         return self._host
@@ -395,7 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--until-stdin-ends", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
 
-    async def serve() -> None:
+    async def run() -> None:
         loop, stop = asyncio.get_running_loop(), asyncio.Event()
         started: Future[int] = Future()
         started.add_done_callback(lambda port: print(port.result(), flush=True))  # noqa: T201
@@ -408,10 +264,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         if options.until_stdin_ends:
             threading.Thread(target=wait_for_parent, daemon=True).start()
-        site = _site(options.latency_s, options.bytes_per_s, options.root, alone=True)
-        await _serve(site, started, stop)
+        site = make_site(options.latency_s, options.bytes_per_s, options.root, alone=True)
+        await serve(site, started, stop)
 
     try:
-        asyncio.run(serve())
+        asyncio.run(run())
     except KeyboardInterrupt:
         pass

@@ -217,7 +217,9 @@ def _obstore(url: Any, storage_options: dict[str, Any] | None, *, read_only: boo
     except ImportError:
         return None
     allowed: dict[str, Any] = {"client_options": {"allow_http": True}} if scheme == "http" else {}
-    return ObjectStore(from_url(url, **allowed), read_only=read_only)
+    # Requests are retried by this package.
+    once: dict[str, Any] = {"retry_config": {"max_retries": 0}}
+    return ObjectStore(from_url(url, **allowed, **once), read_only=read_only)
 
 
 def replace_store(node: zarr.Array[Any] | zarr.Group, store: Store) -> None:

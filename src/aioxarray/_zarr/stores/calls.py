@@ -66,6 +66,11 @@ class Call:
             with self._lock:
                 self._done += 1
 
+    @property
+    def has_answers(self) -> bool:
+        """Whether a request of the call has been answered."""
+        return any(call._done for call in self._all())
+
     def state(self) -> str:
         """Describe how far the call has come, and what it waits for."""
         calls = list(self._all())
@@ -77,7 +82,8 @@ class Call:
             more = f" and {len(requests) - 1} more" if len(requests) > 1 else ""
             store = printable(first.store)
             place = f"{first.key!r}{more} of {store}" if first.key else f"{store}{more}"
-            parts.append(f"waiting for {place}")
+            tried = "" if first.attempts is None else f", {first.attempts}"
+            parts.append(f"waiting for {place}{tried}")
         elif labels:
             more = f" and {len(labels) - 1} more" if len(labels) > 1 else ""
             parts.append(f"waiting for {labels[0]}{more}")

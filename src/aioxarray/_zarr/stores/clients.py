@@ -8,15 +8,21 @@ or still holds calls that were given up, gets no threads: coroutines read it ins
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import math
 import threading
 import weakref
+from collections.abc import Callable, Coroutine
+from concurrent.futures import CancelledError as CancelledFuture
+from concurrent.futures import Future
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 from aioxarray._runtime.budget import Budget, Share
 from aioxarray._runtime.threads.forks import after_fork
 from aioxarray._runtime.threads.pool import Pool
+
+T = TypeVar("T")
 
 # Unbounded here: the places in `Client.turns` limit the number of threads.
 fetchers = Pool("aioxarray-fetch", math.inf, math.inf)
@@ -73,11 +79,25 @@ class Client:
 
 
 class Held:
-    """The places in budgets that one blocking call holds, from before it starts until it ends."""
+    """The places in budgets that one blocking call holds, from before it starts until it ends.
 
-    def __init__(self, client: Client, *, long: bool) -> None:
+    Parameters
+    ----------
+    client
+        The client that the call uses.
+    requests
+        The share in which the call's request has its place.
+    long
+        Whether the places are held for unusually long.
+    """
+
+    def __init__(self, client: Client, requests: Share, *, long: bool) -> None:
         self._client = client
+        self._requests = requests
         self._long = long
+        self._loop = asyncio.get_running_loop()
+        # The retry of a request on the loop, for which the thread waits.
+        self._retry: Future[Any] | None = None
         self._lock = threading.Lock()
         self._places: list[tuple[Share, int]] = []
         self._is_lost = False
@@ -99,7 +119,49 @@ class Held:
                 self._client._lost += 1
             gone = [place for place in self._places if place[0] is memory]
             self._places = [place for place in self._places if place[0] is not memory]
+            retry = self._retry
         self._release(gone)
+        if retry is not None:
+            retry.cancel()
+
+    def run_in_place(self, ask: Callable[[Share, bool], Coroutine[Any, Any, T]]) -> T:
+        """Run a coroutine on the loop in place of the call's request, and wait for it; in a thread.
+
+        The call's place among the requests is released for that time: ``ask`` gets the share, and
+        whether the place is held for unusually long. Raises CancelledError if the call is given up.
+        """
+        with self._lock:
+            if self._is_lost:
+                raise asyncio.CancelledError
+            self._places.remove((self._requests, 1))
+            retry = asyncio.run_coroutine_threadsafe(self._in_place(ask), self._loop)
+            self._retry = retry
+        self._requests.release(1, long=self._long)
+        try:
+            return retry.result()
+        except CancelledFuture:
+            raise asyncio.CancelledError from None
+        finally:
+            self._retry = None
+
+    async def _in_place(self, ask: Callable[[Share, bool], Coroutine[Any, Any, T]]) -> T:
+        try:
+            result = await ask(self._requests, self._long)
+        except Exception:
+            await self._take_back()
+            raise
+        await self._take_back()
+        return result
+
+    async def _take_back(self) -> None:
+        """Acquire the place of the call's next request again."""
+        await self._requests.acquire(1, long=self._long)
+        with self._lock:
+            if not self._is_lost:
+                self.add(self._requests, 1)
+                return
+        self._requests.release(1, long=self._long)
+        raise asyncio.CancelledError
 
     def release(self) -> None:
         """Release all places once the call has ended; thread-safe."""
@@ -114,6 +176,12 @@ class Held:
     def _release(self, places: list[tuple[Share, int]]) -> None:
         for share, amount in reversed(places):
             share.release(amount, long=self._long)
+
+
+# The places of the blocking call that this thread makes.
+held_here: contextvars.ContextVar[Held | None] = contextvars.ContextVar(
+    "aioxarray_held", default=None
+)
 
 
 class Nearness:

@@ -15,7 +15,7 @@ from aioxarray._runtime.budget import Budget, Share
 from aioxarray._runtime.cache import Cache
 from aioxarray._runtime.threads.pool import Pool, usable_cores
 from aioxarray._zarr import tuning
-from aioxarray._zarr.stores.clients import Client, Held, Nearness, fetchers
+from aioxarray._zarr.stores.clients import Client, Held, Nearness, fetchers, held_here
 from aioxarray.config import cache_limit, memory_limit, request_limit, thread_count
 
 T = TypeVar("T")
@@ -189,7 +189,7 @@ class Grants:
         places, except those for bytes, until the server answers.
         """
         long = is_long(size)
-        held = Held(client, long=long)
+        held = Held(client, self.requests, long=long)
         try:
             # The thread first: other places would be held in vain while waiting for one.
             turns = self._turns_of(client)
@@ -211,9 +211,11 @@ class Grants:
             raise
 
         def work() -> T:
+            token = held_here.set(held)
             try:
                 return function()
             finally:
+                held_here.reset(token)
                 held.release()
 
         try:

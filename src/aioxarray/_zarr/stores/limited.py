@@ -7,7 +7,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from zarr.abc.store import Store
+from zarr.abc.store import RangeByteRequest, Store
 from zarr.storage import WrapperStore
 
 from aioxarray._runtime.budget import Share
@@ -15,6 +15,7 @@ from aioxarray._runtime.tasks import first_error, gather
 from aioxarray._zarr.stores.grants import is_long
 from aioxarray._zarr.stores.printable import NamedAsWrapped
 from aioxarray._zarr.stores.request import Kind, Request, send
+from aioxarray._zarr.stores.retries.errors import BodyTooLongError
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
@@ -78,6 +79,8 @@ class LimitedStore(NamedAsWrapped, WrapperStore[Store]):
         async def ask() -> Buffer | None:
             value = await self._store.get(key, prototype, byte_range)
             request.nbytes = 0 if value is None else len(value)
+            if value is not None and type(byte_range) is RangeByteRequest:
+                _check_length(len(value), byte_range)
             return value
 
         return await send(request, self._places.requests, ask, long=long)
@@ -163,7 +166,11 @@ class LimitedStore(NamedAsWrapped, WrapperStore[Store]):
         await send(request, self._places.requests, lambda: self._store.set(key, value), long=long)
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
-        await self._send("set", key, lambda: self._store.set_if_not_exists(key, value))
+        # Not repeated: the value of an attempt whose answer was lost may be taken for another's.
+        request = Request("set", self._store, key, nbytes=len(value), repeatable=False)
+        await send(
+            request, self._places.requests, lambda: self._store.set_if_not_exists(key, value)
+        )
 
     async def delete(self, key: str) -> None:
         await self._send("delete", key, lambda: self._store.delete(key))
@@ -175,6 +182,18 @@ class LimitedStore(NamedAsWrapped, WrapperStore[Store]):
     def _supports_sync_io(self) -> bool:
         # zarr's fast path for stores with synchronous methods would bypass ``get``.
         return False
+
+
+def _check_length(length: int, wanted: RangeByteRequest) -> None:
+    """Check that an answer is not longer than the range that was asked for.
+
+    It may be shorter: a range can go beyond the end of a value.
+    """
+    if length > wanted.end - wanted.start:
+        raise BodyTooLongError(
+            f"{length} bytes were received for the range {wanted.start} to {wanted.end}; "
+            "perhaps the server ignores byte ranges"
+        )
 
 
 def _has_documents_in_one_object(store: Store) -> bool:

@@ -1,7 +1,8 @@
 """Requests: this package makes every request to a store through this module.
 
 A request takes a place in the limit. It belongs to a call, which names it in a timeout error. It
-notifies observers when it starts and ends, and adds its key and store to an error.
+notifies observers when it starts and ends, and adds its key and store to an error. If it fails in
+a way that may pass, it is made again: each attempt takes a place and is observed.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import contextvars
 import threading
 from collections.abc import Awaitable, Callable, Hashable, Iterator
+from contextlib import nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeVar
 
@@ -18,6 +20,8 @@ from aioxarray._runtime.threads.forks import after_fork
 from aioxarray._zarr.stores.calls import current_call, current_concurrency
 from aioxarray._zarr.stores.grants import requests
 from aioxarray._zarr.stores.printable import printable
+from aioxarray._zarr.stores.retries import attempts as retrying
+from aioxarray._zarr.stores.retries.attempts import Attempts
 from aioxarray.config import request_limit
 
 if TYPE_CHECKING:
@@ -49,6 +53,10 @@ class Request:
     ----------
     attempt
         The number of attempts so far, including this one.
+    attempts
+        The attempts that failed; None if none did.
+    repeatable
+        Whether it may be made again if it is unknown what the last attempt has done.
     nbytes
         The bytes that were read or written; None while that is unknown.
     variable
@@ -59,10 +67,12 @@ class Request:
         "_call",
         "_observers",
         "attempt",
+        "attempts",
         "byte_range",
         "key",
         "kind",
         "nbytes",
+        "repeatable",
         "store",
         "variable",
     )
@@ -74,6 +84,8 @@ class Request:
         key: str,
         byte_range: ByteRequest | None = None,
         nbytes: int | None = None,
+        *,
+        repeatable: bool = True,
     ) -> None:
         self.kind = kind
         self.store = store
@@ -81,6 +93,8 @@ class Request:
         self.byte_range = byte_range
         self.nbytes = nbytes
         self.attempt = 1
+        self.attempts: Attempts | None = None
+        self.repeatable = repeatable
         self.variable = _variable.get()
         self._call = current_call()
         self._observers: tuple[Observer, ...] = ()
@@ -91,9 +105,26 @@ class Request:
         return None if self._call is None else self._call.aim
 
     @property
+    def is_first_contact(self) -> bool:
+        """Whether it is made for an open that has had no answer so far."""
+        return self.phase == "opened" and self._call is not None and not self._call.has_answers
+
+    @property
     def _is_for_chunk(self) -> bool:
         is_value = self.kind in ("get", "set")
         return is_value and self.key.rpartition("/")[2] not in DOCUMENTS
+
+    @contextlib.contextmanager
+    def waiting(self, attempts: Attempts) -> Iterator[None]:
+        """Open a context in which the request waits for its next attempt."""
+        self.attempts = attempts
+        if self._call is not None:
+            self._call.began(self)
+        try:
+            yield
+        finally:
+            if self._call is not None:
+                self._call.ended(self, answered=False)
 
     def __enter__(self) -> Self:
         if self._call is not None:
@@ -164,15 +195,47 @@ async def send(
     """Await ``ask()``, which makes ``request``, in a place of ``places``.
 
     If ``places`` is None, the caller already has a place. A request for a thread is cancelled with
-    the work of that thread; see `aioxarray._runtime.threads.cancel_scope`.
+    the work of that thread; see `aioxarray._runtime.threads.cancel_scope`. If it fails in a way
+    that may pass, ``ask()`` is awaited again; see `send_again`.
     """
     with request_scope():
-        if places is None:
-            with request:
-                return await ask()
-        async with places.hold(long=long):
-            with request:
-                return await ask()
+        try:
+            if places is None:
+                with request:
+                    return await ask()
+            async with places.hold(long=long):
+                with request:
+                    return await ask()
+        except Exception as error:
+            attempts = Attempts(request)
+            if not attempts.goes_on(error):
+                raise
+        return await send_again(request, places, ask, attempts, long=long)
+
+
+async def send_again(
+    request: Request,
+    places: Share | None,
+    ask: Callable[[], Awaitable[T]],
+    attempts: Attempts,
+    *,
+    long: bool = False,
+) -> T:
+    """Await ``ask()``, as `send` does, after the ``attempts`` that failed, until one succeeds.
+
+    No place is held while it waits for the next attempt; cancelling ends the wait at once.
+    """
+    while True:
+        with request.waiting(attempts):
+            await retrying.sleep(attempts.wait_s)
+        request.attempt += 1
+        try:
+            async with nullcontext() if places is None else places.hold(long=long):
+                with request:
+                    return await ask()
+        except Exception as error:
+            if not attempts.goes_on(error):
+                raise
 
 
 async def send_alone(request: Request, ask: Callable[[], Awaitable[T]]) -> T:

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,13 +16,16 @@ from zarr.storage import LocalStore, MemoryStore, ObjectStore
 
 from aioxarray._runtime.scratch import scratch
 from aioxarray._zarr import tuning
-from aioxarray._zarr.stores.clients import client_of
-from aioxarray._zarr.stores.request import Request, is_observed
+from aioxarray._zarr.stores.clients import client_of, held_here
+from aioxarray._zarr.stores.request import Request, is_observed, send_again
+from aioxarray._zarr.stores.retries.attempts import Attempts
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from zarr.abc.store import Store
+
+    from aioxarray._runtime.budget import Share
 
 
 class Source(Protocol):
@@ -271,17 +275,40 @@ class ObjectSource:
 
     def read(self, key: str) -> Any | None:
         begun = perf_counter()
+        request = Request("get", self._store, key)
         try:
-            with Request("get", self._store, key) as request:
+            with request:
                 try:
                     data = memoryview(obstore().get(self.client.store, key).bytes())
                 except _MISSING:
                     return None
                 request.nbytes = len(data)
                 return data
+        except Exception as error:
+            attempts = Attempts(request)
+            held = held_here.get()
+            if held is None or not attempts.goes_on(error):
+                raise
         finally:
             self.shortest_s = min(self.shortest_s, perf_counter() - begun)
             self.client.heard()
+        return held.run_in_place(partial(self._again, request, attempts))
+
+    async def _again(
+        self, request: Request, attempts: Attempts, places: Share, long: bool
+    ) -> Any | None:
+        """Make a request that failed in a thread again, with coroutines, which can wait for it."""
+
+        async def ask() -> Any | None:
+            try:
+                answer = await obstore().get_async(self.client.store, request.key)
+                data = memoryview(await answer.bytes_async())
+            except _MISSING:
+                return None
+            request.nbytes = len(data)
+            return data
+
+        return await send_again(request, places, ask, attempts, long=long)
 
     def read_small(self, key: str, most: int) -> Any | None:
         return self.read(key)

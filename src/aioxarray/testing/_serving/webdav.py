@@ -8,7 +8,7 @@ from urllib.parse import quote
 from xml.sax.saxutils import escape
 
 if TYPE_CHECKING:
-    from aioxarray.testing._objects import Objects
+    from aioxarray.testing._serving.objects import Objects
 
 __all__ = ["multistatus"]
 

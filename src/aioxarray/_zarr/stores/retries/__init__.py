@@ -1,0 +1,1 @@
+"""Retries: which errors may pass, and when a request is made again."""

@@ -1,0 +1,165 @@
+"""Retries: whether a failed request is made again, and when.
+
+The request makes the attempts (`aioxarray._zarr.stores.request.send`). Nothing here runs unless
+one has failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+from zarr.abc.store import Store
+from zarr.storage import FsspecStore, ObjectStore, WrapperStore
+
+from aioxarray._zarr.stores.retries.errors import BodyTooLongError, transient
+from aioxarray.config import retry_policy
+
+if TYPE_CHECKING:
+    from aioxarray._zarr.stores.request import Request
+    from aioxarray._zarr.stores.retries.errors import Transient
+
+# The filesystems that retry by themselves; fsspec's HTTP, for example, does not.
+_RETRYING = frozenset({"abfs", "abfss", "adl", "az", "gcs", "gs", "oci", "oss", "s3", "s3a", "tos"})
+
+# Libraries whose clients all retry, unless they were told not to.
+_CLIENTS = frozenset({"botocore", "icechunk", "obstore"})
+# Filesystems can be wrapped: in a cache, or in a directory of another.
+_DEEPEST = 6
+
+# The most attempts of an open to reach a server that has not answered it yet: a name may be wrong.
+_TO_REACH = 3
+
+# Replaced in tests.
+sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+clock: Callable[[], float] = time.monotonic
+
+
+class Attempts:
+    """The failed attempts of one request, after the first of them.
+
+    Attributes
+    ----------
+    wait_s
+        The seconds to wait before the next attempt.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self._policy = retry_policy()
+        self._begun = clock()
+        self._failed: list[tuple[float, str]] = []
+        self._most = self._policy.attempts
+        # Why no further attempt is made, if all that failed could have been repeated.
+        self._reason = ""
+        self.wait_s = 0.0
+        self._request = request
+
+    def goes_on(self, error: Exception) -> bool:
+        """Record a failed attempt; return whether there is another one.
+
+        If there is none, ``error`` gets a note with all attempts.
+        """
+        found = transient(error)
+        elapsed = clock() - self._begun
+        if found is not None:
+            self._failed.append((elapsed, found.cause))
+            self._reason = self._end(error, found, elapsed)
+            if not self._reason:
+                return True
+        elif self._failed:
+            self._failed.append((elapsed, type(error).__name__))
+            self._reason = "the last error cannot be retried"
+        if self._failed:
+            note = self._note()
+            if note not in getattr(error, "__notes__", ()):
+                error.add_note(note)
+        return False
+
+    def _end(self, error: Exception, found: Transient, elapsed: float) -> str:
+        """Return why there is no further attempt; "" if there is one, after ``wait_s``."""
+        policy, count = self._policy, len(self._failed)
+        if not self._request.repeatable:
+            return "it is not safe to repeat"
+        if isinstance(error, BodyTooLongError):
+            # Unless it was an accident, the server ignores byte ranges.
+            self._most = min(self._most, 2)
+        elif (client := retrying_client(self._request.store, error)) is not None:
+            return f"{client} retries by itself"
+        elif found.unreached and self._request.is_first_contact and count >= _TO_REACH:
+            return "the server was never reached"
+        if count >= self._most:
+            return f"attempts exhausted (retry.attempts={policy.attempts})"
+        # "Full jitter": clients that failed together do not come back together.
+        most = min(policy.longest_s, math.ldexp(policy.backoff_s, min(count - 1, 60)))
+        self.wait_s = max(random.uniform(0, most), found.retry_after or 0.0)
+        if elapsed + self.wait_s > policy.deadline:
+            if (asked := found.retry_after) is not None:
+                return f"the server asks to wait {asked:g} s (retry.deadline={policy.deadline:g})"
+            return f"time is up (retry.deadline={policy.deadline:g})"
+        return ""
+
+    def _note(self) -> str:
+        count = len(self._failed)
+        groups = [
+            (cause, sum(1 for _ in same))
+            for cause, same in itertools.groupby(cause for _, cause in self._failed)
+        ]
+        causes = ", ".join(cause if n == 1 else f"{n} x {cause}" for cause, n in groups)
+        if count == 1:
+            return f"1 attempt: {causes}; {self._reason}"
+        return f"{count} attempts over {self._failed[-1][0]:.1f} s: {causes}; {self._reason}"
+
+    def __str__(self) -> str:
+        """Describe the next attempt, for a timeout error."""
+        return f"attempt {len(self._failed) + 1} after {self._failed[-1][1]}"
+
+
+def retrying_client(source: Any, error: Exception | None = None) -> str | None:
+    """Return the name of the client of ``source`` if it retries by itself; None if it does not.
+
+    Attempts would multiply if both retried: obstore makes up to 11, s3fs 5 to 23, icechunk 10 and
+    more.
+
+    Parameters
+    ----------
+    source
+        A Zarr store, an obstore store or an fsspec filesystem.
+    error
+        The error of a request. If the store is of an unknown type, it tells the client.
+    """
+    while isinstance(source, WrapperStore):
+        source = source._store
+    if isinstance(source, ObjectStore):
+        source = source.store
+    elif isinstance(source, FsspecStore):
+        source = source.fs
+    elif isinstance(source, Store) and error is not None and _library(error) in _CLIENTS:
+        return _library(error)
+    library = _library(source)
+    if library == "obstore":
+        most = (getattr(source, "retry_config", None) or {}).get("max_retries")
+        return None if most == 0 else library
+    if library in _CLIENTS:
+        return library
+    return type(source).__name__ if _protocols(source) & _RETRYING else None
+
+
+def _library(value: object) -> str:
+    return type(value).__module__.partition(".")[0].lstrip("_")
+
+
+def _protocols(filesystem: Any) -> frozenset[str]:
+    """Return the protocols of an fsspec filesystem, or of the one inside it."""
+    filesystem = getattr(filesystem, "sync_fs", filesystem)
+    for _ in range(_DEEPEST):
+        inner = getattr(filesystem, "fs", None)
+        if inner is None:
+            break
+        filesystem = inner
+    protocol: Any = getattr(filesystem, "protocol", ())
+    return frozenset({protocol} if isinstance(protocol, str) else protocol)
