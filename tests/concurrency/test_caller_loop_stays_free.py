@@ -404,6 +404,7 @@ sys.exit(pytest.main([*options, str(Path(sys.argv[1], "test_it.py"))]) != 1)
 """
 
 
+@pytest.mark.slow
 def test_the_suite_fails_a_test_that_blocks(tmp_path: Path) -> None:
     code = f"import sys; sys.argv[1:] = [{str(tmp_path)!r}]\n{SUITE}"
     output = run_script(code)

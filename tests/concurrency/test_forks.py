@@ -47,5 +47,6 @@ def test_a_forked_process_begins_with_an_empty_cache() -> None:
     run("cache")
 
 
+@pytest.mark.slow
 def test_a_spawned_process_loads_what_it_was_sent() -> None:
     run("spawn")

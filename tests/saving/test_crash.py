@@ -208,7 +208,14 @@ def test_a_read_only_store_is_refused() -> None:
         aioxarray.to_zarr(sample(), MemoryStore(read_only=True))
 
 
-@pytest.mark.parametrize("how", ["new", "replace", pytest.param("append", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param("new", marks=pytest.mark.slow),
+        "replace",
+        pytest.param("append", marks=pytest.mark.slow),
+    ],
+)
 def test_killed_processes(how: str, tmp_path: Path) -> None:
     """Processes that end in the middle of any of their writes; the last one does not."""
     script = Path(__file__).with_name("killed.py")
