@@ -114,7 +114,9 @@ def test_with_each_store(store: str, way: str, proxy: StallingProxy) -> None:
     assert words in stderr
 
 
-@pytest.mark.parametrize("store", ["obstore_http", "fsspec_http"])
+@pytest.mark.parametrize(
+    "store", ["obstore_http", pytest.param("fsspec_http", marks=pytest.mark.slow)]
+)
 def test_at_the_end_of_the_callers_loop(store: str, proxy: StallingProxy) -> None:
     with loading(proxy, store, "end_of_loop") as child:
         child.tell()
@@ -124,7 +126,9 @@ def test_at_the_end_of_the_callers_loop(store: str, proxy: StallingProxy) -> Non
     assert "Traceback" not in stderr
 
 
-@pytest.mark.parametrize("store", ["obstore_http", "fsspec_http"])
+@pytest.mark.parametrize(
+    "store", ["fsspec_http", pytest.param("obstore_http", marks=pytest.mark.slow)]
+)
 def test_after_an_interrupt_of_the_callers_loop(store: str, proxy: StallingProxy) -> None:
     with loading(proxy, store, "asynchronous") as child:
         interrupt(child)
@@ -134,7 +138,9 @@ def test_after_an_interrupt_of_the_callers_loop(store: str, proxy: StallingProxy
 
 
 @pytest.mark.parametrize("store", ["obstore_http"])
-@pytest.mark.parametrize(("way", "code"), [("sys_exit", 7), ("unhandled", 1)])
+@pytest.mark.parametrize(
+    ("way", "code"), [("sys_exit", 7), pytest.param("unhandled", 1, marks=pytest.mark.slow)]
+)
 def test_in_other_ways(way: str, code: int, store: str, proxy: StallingProxy) -> None:
     with loading(proxy, store, way) as child:
         child.tell()

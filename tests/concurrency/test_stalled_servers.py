@@ -116,7 +116,10 @@ def test_many_loads_given_up_leave_other_servers_alone() -> None:
 
 
 @pytest.mark.usefixtures("always_near")
-@pytest.mark.parametrize("concurrency", [128, 6, 2, 1])
+@pytest.mark.parametrize(
+    "concurrency",
+    [128, pytest.param(6, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 1],
+)
 def test_all_threads_of_a_server_that_stalls_in_a_load(concurrency: int) -> None:
     async def main() -> None:
         bad, good = both
