@@ -37,6 +37,7 @@ class Client:
         self._name = name
         self._stores: dict[str, Store] = {}
         self._opened: dict[str, xr.Dataset] = {}
+        self._saves = 0
         self._in_background: list[threading.Thread] = []
 
     def make(self, url: str) -> None:
@@ -107,10 +108,12 @@ class Client:
         return _until_told(aioxarray.load_async(self._opened[url]))
 
     def save_until_told(self, url: str, chunks: dict[str, int] | None) -> str:
-        """Save the first group's data as a third group; with ``chunks``, from dask arrays."""
+        """Save the first group's data as another group; with ``chunks``, from dask arrays."""
+        # Not the group of an earlier call: some of its requests may have reached the server.
+        self._saves += 1
         ds = first() if chunks is None else first().chunk(chunks)
         saving = aioxarray.to_zarr_async(
-            ds, self._stores[url], group="third", consolidated=False, zarr_format=3
+            ds, self._stores[url], group=f"saved-{self._saves}", consolidated=False, zarr_format=3
         )
         return _until_told(saving)
 

@@ -261,7 +261,9 @@ def test_a_load_that_timed_out_goes_on_with_nothing(
     child.tell()
     assert child.answer() == "TimeoutError"
     waits = child.client in LOADS_GO_ON
-    assert went_on(child, proxy, other_requests, waits=waits) == Counter()
+    left = went_on(child, proxy, other_requests, waits=waits)
+    # A thread may have been about to make the first request, by which the distance is measured.
+    assert left.total() <= (1 if child.client.startswith("obstore") else 0), left
 
 
 @every_writer
@@ -275,7 +277,8 @@ def test_a_save_that_timed_out_goes_on_with_nothing(
     proxy.wait_asked()
     child.tell()
     assert child.answer() == "TimeoutError"
-    waits = child.client in LOADS_GO_ON
+    # obstore's coroutines write: only those of its threads, which read, go on.
+    waits = child.client in OPENS_GO_ON
     assert went_on(child, proxy, other_requests, waits=waits) == Counter()
 
 
