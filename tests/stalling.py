@@ -128,6 +128,13 @@ class StallingProxy:
         with self._changed:
             assert self._changed.wait_for(lambda: self._asked >= count, PATIENCE_S)
 
+    def wait_requested(self, glob: str) -> None:
+        """Wait until a request that matches ``glob`` has been made in vain."""
+        with self._changed:
+            assert self._changed.wait_for(
+                lambda: any(fnmatchcase(each, glob) for each in self._requests), PATIENCE_S
+            )
+
     def wait_left(self) -> None:
         """Wait until nobody waits for an answer in vain any more."""
         with self._changed:

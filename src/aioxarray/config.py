@@ -62,6 +62,7 @@ from typing import Any
 import donfig
 
 from aioxarray._runtime.threads.pool import usable_cores
+from aioxarray.errors import did_you_mean
 
 _DEFAULTS: dict[str, Any] = {
     "concurrency": 128,
@@ -116,7 +117,7 @@ class _Settings(donfig.Config):  # type: ignore[misc]  # donfig has no types
         if unknown:
             raise ValueError(
                 f"aioxarray has no setting {', '.join(map(repr, sorted(unknown)))}; "
-                f"it has {', '.join(_NAMES)}"
+                f"it has {', '.join(_NAMES)}{did_you_mean(min(unknown), _NAMES)}"
             )
         changed = {
             name.removeprefix("retry."): value

@@ -81,12 +81,13 @@ def in_runs(
     total: int,
     chunk_bytes: int,
     threads: int,
-    run_bytes: int = tuning.RUN_BYTES,
+    run_bytes: int,
 ) -> Iterator[list[T]]:
     """Split ``chunks`` into runs, each of which one thread reads, or writes, sequentially.
 
-    If there are few chunks (``total`` is their number), every one of the ``threads`` gets some. The
-    last runs are short, so that the threads finish together.
+    A run has at most ``run_bytes`` bytes. If there are few chunks (``total`` is their number),
+    every one of the ``threads`` gets some. The last runs are short, so that the threads finish
+    together.
     """
     size = max(1, chunk_bytes)
     most = max(1, min(tuning.RUN_CHUNKS, run_bytes // size))

@@ -99,7 +99,7 @@ class ChunkReads:
         """Return a context that adds the key of ``chunk`` and the store to an error."""
         return chunk_noted(chunk.key, self.limited)
 
-    def in_runs(self, width: int, run_bytes: int = tuning.RUN_BYTES) -> Schedule[Chunk, bool]:
+    def in_runs(self, width: int, run_bytes: int) -> Schedule[Chunk, bool]:
         """Return the schedule of the chunks in runs for ``width`` threads."""
         plan = self.plan
         runs = in_runs(plan.chunks, plan.count, plan.chunk_nbytes, width, run_bytes)
@@ -174,7 +174,7 @@ class ChunkReads:
             return found
 
         width = tuning.FETCHERS if source.remote else self.grants.thread_count
-        return await self.in_runs(width).on_loop(
+        return await self.in_runs(width, tuning.RUN_BYTES).on_loop(
             width, lambda run: self.sharing.read(run, lead, self.noted)
         )
 

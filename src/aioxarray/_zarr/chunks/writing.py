@@ -195,7 +195,7 @@ class WritePipeline(BatchedCodecPipeline):
                         files.write(key, new)
             return ()
 
-        runs = in_runs(requests, count, size, self.grants.thread_count)
+        runs = in_runs(requests, count, size, self.grants.thread_count, tuning.RUN_BYTES)
         schedule: Schedule[ChunkWrite, None] = Schedule(runs)
         await schedule.in_threads(self.grants, size, write_run, stop)
 

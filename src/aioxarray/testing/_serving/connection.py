@@ -19,7 +19,7 @@ from aioxarray.testing._serving.site import CONTROL, Answer, Site, parse_range
 
 __all__ = ["Connection"]
 
-# What follows a body that is too long.
+# The bytes that follow a body that is too long.
 EXCESS = b"\0" * 16
 
 

@@ -1,4 +1,4 @@
-"""What the server answers: objects, listings and faults, counted."""
+"""The answers of the server: objects, listings and faults, counted."""
 
 from __future__ import annotations
 

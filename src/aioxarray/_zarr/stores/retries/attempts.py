@@ -15,8 +15,9 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from zarr.abc.store import Store
-from zarr.storage import FsspecStore, ObjectStore, WrapperStore
+from zarr.storage import FsspecStore, ObjectStore
 
+from aioxarray._zarr.stores.identity import unwrapped
 from aioxarray._zarr.stores.retries.errors import BodyTooLongError, transient
 from aioxarray.config import retry_policy
 
@@ -132,8 +133,7 @@ def retrying_client(source: Any, error: Exception | None = None) -> str | None:
     error
         The error of a request. If the store is of an unknown type, it tells the client.
     """
-    while isinstance(source, WrapperStore):
-        source = source._store
+    source = unwrapped(source)
     if isinstance(source, ObjectStore):
         source = source.store
     elif isinstance(source, FsspecStore):

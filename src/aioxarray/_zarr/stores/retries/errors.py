@@ -127,7 +127,7 @@ _UNREACHED_IN_TEXT = re.compile(
     r"dns error|connection refused|tcp connect error|ConnectError", re.IGNORECASE
 )
 
-# What the texts of obstore show after the message, for its developers.
+# In texts of obstore, this separates the message from details for its developers.
 _DEBUG = "\n\nDebug source:"
 
 # A cause may be hidden below errors that translate it.
@@ -140,12 +140,12 @@ class BodyTooLongError(OSError):
 
 @dataclass(frozen=True)
 class Transient:
-    """What went wrong with a request that may succeed if it is made again.
+    """The failure of a request that may succeed if it is made again.
 
     Attributes
     ----------
     cause
-        What it was, in a few words without a URL: "HTTP 503", "ClientPayloadError".
+        A short description without a URL: "HTTP 503", "ClientPayloadError".
     retry_after
         The seconds after which the server wants to be asked again; None if it did not say.
     unreached
@@ -158,7 +158,7 @@ class Transient:
 
 
 def transient(error: BaseException) -> Transient | None:
-    """Return what went wrong if making the request again may help; None if it cannot."""
+    """Return the failure if making the request again may help; None if it cannot."""
     for each in _causes(error):
         verdict = _verdict(each)
         if verdict is not None:
