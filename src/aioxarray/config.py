@@ -70,6 +70,8 @@ _DEFAULTS: dict[str, Any] = {
     "threads": None,
     "cache": 0,
     "retry": {"profile": "interactive", "attempts": None, "deadline": None, "backoff_s": None},
+    "stall_s": 5,
+    "hedge": False,
 }
 _NAMES = [*_DEFAULTS, *(f"retry.{name}" for name in ("attempts", "deadline", "backoff_s"))]
 
@@ -126,6 +128,10 @@ class _Settings(donfig.Config):  # type: ignore[misc]  # donfig has no types
         }
         if changed:
             _policy_of({**self.get("retry"), **changed})
+        if "stall_s" in values:
+            _stall_seconds(values["stall_s"])
+        if "hedge" in values and not isinstance(values["hedge"], bool):
+            raise TypeError(f"hedge must be True or False, got {values['hedge']!r}")
         return super().set(values)
 
     def refresh(self, **kwargs: Any) -> None:
@@ -191,6 +197,27 @@ def retry_policy() -> RetryPolicy:
     no such profile.
     """
     return _policy_of(config.get("retry"))
+
+
+def stall_seconds() -> float:
+    """Return after how many seconds of silence a request is made again; ``math.inf``: never.
+
+    Raises TypeError if the setting is not a number, and ValueError if it is not positive.
+    """
+    return _stall_seconds(config.config["stall_s"])
+
+
+def is_hedging() -> bool:
+    """Return whether reads that take unusually long are made a second time."""
+    return bool(config.config["hedge"])
+
+
+def _stall_seconds(value: Any) -> float:
+    if value is None:
+        return math.inf
+    if (seconds := _seconds("stall_s", value)) == 0:
+        raise ValueError("stall_s must be more than 0, or None to wait for any answer; got 0")
+    return seconds
 
 
 def _policy_of(settings: Mapping[str, Any]) -> RetryPolicy:

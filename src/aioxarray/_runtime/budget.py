@@ -357,6 +357,21 @@ class Share:
                 turns.appendleft(self)
             return wanted
 
+    def take_if_free(self, amount: int = 1, *, long: bool = False) -> bool:
+        """Hold ``amount`` until `release` if it is free and no task waits; return whether it is."""
+        budget = self._budget
+        with budget._lock:
+            is_free = self._is_free(amount, long)
+            if is_free:
+                self._take(amount, long)
+            return is_free
+
+    def _is_free(self, amount: int, long: bool) -> bool:
+        """Return whether there is room for ``amount`` and nothing has waited longer for it."""
+        budget = self._budget
+        is_first = not self.waiting and not budget._kept
+        return is_first and self._allows(amount) and budget._fits(amount, long)
+
     def hold(self, amount: int = 1, *, long: bool = False) -> _Hold:
         """Return a context that waits until ``amount`` is free, and holds it while it is open.
 
@@ -371,8 +386,7 @@ class Share:
         """
         budget = self._budget
         with budget._lock:
-            at_once = not self.waiting and not budget._kept
-            if at_once and self._allows(amount) and budget._fits(amount, long):
+            if self._is_free(amount, long):
                 self._take(amount, long)
                 return
             place: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -80,6 +80,24 @@ LATE_S = 0.015
 FETCHER_PATIENCE_S = 0.1
 """How long a read waits for a thread to fetch in before it uses a coroutine instead."""
 
+SLOW_BYTES_A_SECOND = 1e6
+"""A body that may arrive as slowly as this is not overdue."""
+
+HEDGE_SHARE = 0.05
+"""The most hedges, as a share of the answers; also the share of answers that count as slow."""
+
+HEDGE_SHARE_IF_SLOW = 0.01
+"""The same for answers that took longer than most do: if all are slow, hedges add to the load."""
+
+MOST_HEDGES = 8.0
+"""The most hedges that are allowed at once, after many quick answers."""
+
+HEDGE_HISTORY = 128
+"""The number of answers that show how long one usually takes."""
+
+MOST_HOSTS = 256
+"""The number of servers that are remembered."""
+
 # --- files -----------------------------------------------------------------------------------
 
 FIRST_READ_BYTES = 64 << 10

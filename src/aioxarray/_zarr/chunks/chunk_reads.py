@@ -143,20 +143,23 @@ class ChunkReads:
         """Read in threads, each of which fetches and decodes chunks with blocking calls."""
         stop = threading.Event()
         decoding = self.grants.decoding if source.remote else _NOTHING
-        read: Callable[[Sequence[Lead[Chunk]]], list[bool]]
+        # Appends to the list, for each chunk that is done, whether it exists.
+        read: Callable[[Sequence[Lead[Chunk]], list[bool]], None]
         if SmallChunks.can_read(self.result, self.sharing, self.nbytes):
             together = SmallChunks(
                 self.limited, source, self.result, self.sharing, self.nbytes, decoding
             )
             read, held, exclusive = partial(together.read, stop=stop), together.held, False
         else:
-            read = partial(self._read_in_thread, source, decoding, stop)
+            read = partial(self._read_in_thread, source, decoding, stop=stop)
             held, exclusive = self.held, self.nbytes <= tuning.SMALL_CHUNK_BYTES
 
         if not (self.sharing.shares or source.remote):
 
             def read_unshared(run: Sequence[Chunk]) -> list[bool]:
-                return read([Lead(chunk, None) for chunk in run])
+                found: list[bool] = []
+                read([Lead(chunk, None) for chunk in run], found)
+                return found
 
             schedule = self.in_runs(self.grants.thread_count, tuning.READ_RUN_BYTES)
             return await schedule.in_threads(
@@ -164,13 +167,13 @@ class ChunkReads:
             )
 
         async def lead(led: Sequence[Lead[Chunk]]) -> list[bool]:
-            work = partial(read, led)
+            found: list[bool] = []
+            work = partial(read, led, found)
             if not isinstance(source, ObjectSource):
-                return await self.grants.in_thread(work, held, stop.set, exclusive=exclusive)
-            found = await self.grants.fetch(source.client, work, held, stop.set)
-            if found is None:
-                # Nothing was requested.
-                found = await gather([partial(self._fetch, each) for each in led])
+                await self.grants.in_thread(work, held, stop.set, exclusive=exclusive)
+            elif not await self.grants.fetch(source.client, work, held, stop.set):
+                rest = led[len(found) :]
+                found += await gather([partial(self._fetch, each) for each in rest])
             return found
 
         width = tuning.FETCHERS if source.remote else self.grants.thread_count
@@ -179,9 +182,13 @@ class ChunkReads:
         )
 
     def _read_in_thread(
-        self, source: Source, decoding: Any, stop: threading.Event, led: Sequence[Lead[Chunk]]
-    ) -> list[bool]:
-        found: list[bool] = []
+        self,
+        source: Source,
+        decoding: Any,
+        led: Sequence[Lead[Chunk]],
+        found: list[bool],
+        stop: threading.Event,
+    ) -> None:
         for lead in led:
             if stop.is_set():
                 break
@@ -195,7 +202,6 @@ class ChunkReads:
                     break
                 with decoding:
                     found.append(self.sharing.put(data, lead))
-        return found
 
     # --- by coroutines -----------------------------------------------------------------------
 
@@ -217,7 +223,7 @@ class ChunkReads:
         long = is_long(self.held)
         with self.noted(chunk), flight or _NOTHING:
             async with self.grants.memory.hold(self.held, long=long):
-                data: Any = await self.limited.get(chunk.key, chunk.spec.prototype, long=long)
+                data: Any = await self.limited.get(chunk.key, chunk.spec.prototype, size=self.held)
                 there = data is not None
                 if there and not self.result.by_zarr:
                     data = data.as_numpy_array()

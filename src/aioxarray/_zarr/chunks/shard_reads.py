@@ -219,7 +219,7 @@ class ByCoroutines(ShardReads):
         if part.is_all(led):
             async with memory.hold(size, long=is_long(size)):
                 with failing(led):
-                    whole: Any = await self._get(part, long=is_long(size))
+                    whole: Any = await self._get(part, size=size)
                     index = self.indexes.keep(part.cut_index(whole), part)
                 ranges, there = self.ranges(part, index, led, gaps(part.chunk.spec))
                 # If the shard does not exist, there are no ranges.
@@ -232,7 +232,7 @@ class ByCoroutines(ShardReads):
         async def fetch(each: ByteRange) -> tuple[Any, ByteRange]:
             with failing([span.part for span in each.spans]):
                 wanted = RangeByteRequest(each.start, each.stop)
-                return await self._get(part, wanted, long=is_long(each.stop - each.start)), each
+                return await self._get(part, wanted, size=each.stop - each.start), each
 
         async with memory.hold(size, long=is_long(size)):
             await self._decode(await gather([partial(fetch, each) for each in ranges]))
@@ -247,10 +247,10 @@ class ByCoroutines(ShardReads):
         return [self.indexes.put(data, lead)]
 
     async def _get(
-        self, part: ShardPart, wanted: ByteRequest | None = None, *, long: bool = False
+        self, part: ShardPart, wanted: ByteRequest | None = None, *, size: int = 0
     ) -> Any | None:
         prototype = part.chunk.spec.prototype
-        data: Any = await self.reads.limited.get(part.key, prototype, wanted, long=long)
+        data: Any = await self.reads.limited.get(part.key, prototype, wanted, size=size)
         return None if data is None else data.as_numpy_array()
 
     async def _decode(self, fetched: Sequence[tuple[Any, ByteRange]]) -> None:

@@ -83,17 +83,16 @@ class SmallChunks:
             return False
         return result.prepared.decodes_many and 0 < nbytes <= tuning.SMALL_CHUNK_BYTES
 
-    def read(self, leads: Sequence[Lead[Chunk]], stop: threading.Event) -> list[bool]:
-        """Read chunks into the result, in a worker thread; return which of them exist.
+    def read(self, leads: Sequence[Lead[Chunk]], found: list[bool], stop: threading.Event) -> None:
+        """Read chunks into the result, in a worker thread.
 
-        Ends early once ``stop`` is set.
+        Appends to ``found``, for each chunk that is done, whether it exists. Ends early once
+        ``stop`` is set.
         """
-        there: list[bool] = []
         for start in range(0, len(leads), self._count):
             if stop.is_set():
                 break
-            there += self._read(leads[start : start + self._count])
-        return there
+            found += self._read(leads[start : start + self._count])
 
     def _read(self, leads: Sequence[Lead[Chunk]]) -> list[bool]:
         # A thread that waits for a server must not hold up the others.

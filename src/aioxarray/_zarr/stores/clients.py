@@ -87,15 +87,25 @@ class Held:
         The client that the call uses.
     requests
         The share in which the call's request has its place.
+    size
+        The bytes of each value that it requests.
     long
         Whether the places are held for unusually long.
+
+    Attributes
+    ----------
+    asked_at
+        When the call made the request that it waits for, in the loop's time; None between requests.
     """
 
-    def __init__(self, client: Client, requests: Share, *, long: bool) -> None:
+    def __init__(self, client: Client, requests: Share, size: int, *, long: bool) -> None:
         self._client = client
         self._requests = requests
+        self._size = size
         self._long = long
         self._loop = asyncio.get_running_loop()
+        self.asked_at: float | None = None
+        self._is_taken_over = False
         # The retry of a request on the loop, for which the thread waits.
         self._retry: Future[Any] | None = None
         self._lock = threading.Lock()
@@ -124,11 +134,34 @@ class Held:
         if retry is not None:
             retry.cancel()
 
-    def run_in_place(self, ask: Callable[[Share, bool], Coroutine[Any, Any, T]]) -> T:
+    def ask(self, function: Callable[[], T]) -> T:
+        """Return ``function()``, a blocking request; in the thread.
+
+        Raises CancelledError if it was taken over meanwhile.
+        """
+        self.asked_at = self._loop.time()
+        try:
+            return function()
+        finally:
+            with self._lock:
+                self.asked_at = None
+                if self._is_taken_over:
+                    raise asyncio.CancelledError
+
+    def take_over(self) -> bool:
+        """Take the request in flight from the thread, which then does nothing more; on the loop.
+
+        Returns whether there was one.
+        """
+        with self._lock:
+            self._is_taken_over = self.asked_at is not None
+            return self._is_taken_over
+
+    def run_in_place(self, ask: Callable[[Share, int], Coroutine[Any, Any, T]]) -> T:
         """Run a coroutine on the loop in place of the call's request, and wait for it; in a thread.
 
-        The call's place among the requests is released for that time: ``ask`` gets the share, and
-        whether the place is held for unusually long. Raises CancelledError if the call is given up.
+        The call's place among the requests is released for that time: ``ask`` gets the share and
+        the bytes to expect. Raises CancelledError if the call is given up.
         """
         with self._lock:
             if self._is_lost:
@@ -144,9 +177,9 @@ class Held:
         finally:
             self._retry = None
 
-    async def _in_place(self, ask: Callable[[Share, bool], Coroutine[Any, Any, T]]) -> T:
+    async def _in_place(self, ask: Callable[[Share, int], Coroutine[Any, Any, T]]) -> T:
         try:
-            result = await ask(self._requests, self._long)
+            result = await ask(self._requests, self._size)
         except Exception:
             await self._take_back()
             raise

@@ -16,7 +16,8 @@ from aioxarray._runtime.cache import Cache
 from aioxarray._runtime.threads.pool import Pool, usable_cores
 from aioxarray._zarr import tuning
 from aioxarray._zarr.stores.clients import Client, Held, Nearness, fetchers, held_here
-from aioxarray.config import cache_limit, memory_limit, request_limit, thread_count
+from aioxarray._zarr.stores.retries.silence import SilentCall
+from aioxarray.config import cache_limit, is_hedging, memory_limit, request_limit, thread_count
 
 T = TypeVar("T")
 
@@ -175,33 +176,35 @@ class Grants:
 
     def can_fetch(self, client: Client) -> bool:
         """Return whether threads may wait for ``client``; see `fetch`."""
-        return self.fetching.bound >= 1 and not client.is_stalled
+        # A thread cannot take the first of two answers, as the setting ``hedge`` wants.
+        return self.fetching.bound >= 1 and not client.is_stalled and not is_hedging()
 
     async def fetch(
-        self, client: Client, function: Callable[[], T], size: int, stop: Callable[[], object]
-    ) -> T | None:
+        self, client: Client, function: Callable[[], object], size: int, stop: Callable[[], object]
+    ) -> bool:
         """Await ``function()``, which makes one request at a time, in a thread for ``client``.
 
-        The call holds ``size`` bytes. Returns None if the client has stalled, or if no place in
-        `fetching` is free: then a coroutine should make the request, since it can be cancelled.
+        The call holds ``size`` bytes. Returns False if the client has stalled, or if no place in
+        `fetching` is free: then coroutines should make the requests, since they can be cancelled.
 
         Cancelling calls ``stop`` and returns at once. A request in flight continues, and keeps its
-        places, except those for bytes, until the server answers.
+        places, except those for bytes, until the server answers. So it does if it is silent; then
+        this returns False, too, and the thread does nothing more.
         """
         long = is_long(size)
-        held = Held(client, self.requests, long=long)
+        held = Held(client, self.requests, size, long=long)
         try:
             # The thread first: other places would be held in vain while waiting for one.
             turns = self._turns_of(client)
             if not await client.take_turn(turns, long=long):
-                return None
+                return False
             held.add(turns, 1)
             try:
                 async with asyncio.timeout(tuning.FETCHER_PATIENCE_S):
                     await self.fetching.acquire(long=long)
             except TimeoutError:
                 held.release()
-                return None
+                return False
             held.add(self.fetching, 1)
             for share, amount in ((self.memory, size), (self.requests, 1)):
                 await share.acquire(amount, long=long)
@@ -210,23 +213,33 @@ class Grants:
             held.release()
             raise
 
-        def work() -> T:
+        def work() -> None:
             token = held_here.set(held)
             try:
-                return function()
+                function()
             finally:
                 held_here.reset(token)
                 held.release()
 
+        silence = SilentCall(client.store, held, size)
+
+        def stop_unless_silent() -> None:
+            if not silence.is_taken_over:
+                stop()
+
         try:
-            return await fetchers.run_to_end(work, stop, wait=False)
+            with silence:
+                await fetchers.run_to_end(work, stop_unless_silent, wait=False)
         except asyncio.CancelledError:
             held.lose(self.memory)
+            if silence.has_cancelled():
+                return False
             raise
         except BaseException:
             # Perhaps no thread could be started; otherwise the function has released everything.
             held.release()
             raise
+        return True
 
     def _turns_of(self, client: Client) -> Share:
         turns = self.turns.get(client)

@@ -65,11 +65,13 @@ def _find(store: Any) -> Host | None:
     parts = urlsplit(printable(innermost).rpartition("::")[2])
     if url is None and parts.scheme in ("http", "https"):
         url = parts.geturl()
-    if parts.scheme in ("file", "") and url is None and innermost is store:
-        # A local path; but another object of an unknown type, as icechunk's store, may be remote.
-        if isinstance(store, FsspecStore | ObjectStore):
-            return None
-    name = f"{parts.scheme}://{parts.netloc}" if parts.netloc else f"{parts.geturl()} {id(innermost)}"
+    # An object of an unknown type, such as icechunk's store, has no scheme either, but a server.
+    is_known = innermost is store and isinstance(store, FsspecStore | ObjectStore)
+    if is_known and url is None and parts.scheme in ("file", ""):
+        return None
+    name = (
+        f"{parts.scheme}://{parts.netloc}" if parts.netloc else f"{parts.geturl()} {id(innermost)}"
+    )
     host = Host(name, _address(url))
     return _by_name.setdefault(name if url is None else f"{name} {url}", host)
 

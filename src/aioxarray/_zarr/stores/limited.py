@@ -12,7 +12,6 @@ from zarr.storage import WrapperStore
 
 from aioxarray._runtime.budget import Share
 from aioxarray._runtime.tasks import first_error, gather
-from aioxarray._zarr.stores.grants import is_long
 from aioxarray._zarr.stores.printable import NamedAsWrapped
 from aioxarray._zarr.stores.request import Kind, Request, send
 from aioxarray._zarr.stores.retries.errors import BodyTooLongError
@@ -60,10 +59,8 @@ class LimitedStore(NamedAsWrapped, WrapperStore[Store]):
         """The wrapped store."""
         return self._store
 
-    async def _send(
-        self, kind: Kind, key: str, ask: Callable[[], Awaitable[T]], *, long: bool = False
-    ) -> T:
-        return await send(Request(kind, self._store, key), self._places.requests, ask, long=long)
+    async def _send(self, kind: Kind, key: str, ask: Callable[[], Awaitable[T]]) -> T:
+        return await send(Request(kind, self._store, key), self._places.requests, ask)
 
     async def get(
         self,
@@ -71,9 +68,9 @@ class LimitedStore(NamedAsWrapped, WrapperStore[Store]):
         prototype: BufferPrototype,
         byte_range: ByteRequest | None = None,
         *,
-        long: bool = False,
+        size: int = 0,
     ) -> Buffer | None:
-        """Read a value, or a part of it; ``long`` if it has many bytes (see `is_long`)."""
+        """Read a value, or a part of it, of about ``size`` bytes, as far as that is known."""
         request = Request("get", self._store, key, byte_range)
 
         async def ask() -> Buffer | None:
@@ -83,7 +80,7 @@ class LimitedStore(NamedAsWrapped, WrapperStore[Store]):
                 _check_length(len(value), byte_range)
             return value
 
-        return await send(request, self._places.requests, ask, long=long)
+        return await send(request, self._places.requests, ask, size)
 
     async def exists(self, key: str) -> bool:
         return await self._send("exists", key, lambda: self._store.exists(key))
@@ -162,8 +159,7 @@ class LimitedStore(NamedAsWrapped, WrapperStore[Store]):
 
     async def set(self, key: str, value: Buffer) -> None:
         request = Request("set", self._store, key, nbytes=len(value))
-        long = is_long(len(value))
-        await send(request, self._places.requests, lambda: self._store.set(key, value), long=long)
+        await send(request, self._places.requests, lambda: self._store.set(key, value), len(value))
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
         # Not repeated: the value of an attempt whose answer was lost may be taken for another's.

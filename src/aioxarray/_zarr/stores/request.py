@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import copy
 import threading
 from collections.abc import Awaitable, Callable, Hashable, Iterator
 from contextlib import nullcontext
@@ -18,10 +19,11 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeVar
 from aioxarray._runtime.threads.cancel_scope import request_scope
 from aioxarray._runtime.threads.forks import after_fork
 from aioxarray._zarr.stores.calls import current_call, current_concurrency
-from aioxarray._zarr.stores.grants import requests
+from aioxarray._zarr.stores.grants import is_long, requests
 from aioxarray._zarr.stores.printable import printable
 from aioxarray._zarr.stores.retries import attempts as retrying
 from aioxarray._zarr.stores.retries.attempts import Attempts
+from aioxarray._zarr.stores.retries.silence import answer
 from aioxarray.config import request_limit
 
 if TYPE_CHECKING:
@@ -114,6 +116,12 @@ class Request:
         is_value = self.kind in ("get", "set")
         return is_value and self.key.rpartition("/")[2] not in DOCUMENTS
 
+    def again(self, attempt: int) -> Request:
+        """Return the same request, made for the same call, as attempt number ``attempt``."""
+        other = copy.copy(self)
+        other.attempt = attempt
+        return other
+
     @contextlib.contextmanager
     def waiting(self, attempts: Attempts) -> Iterator[None]:
         """Open a context in which the request waits for its next attempt."""
@@ -189,28 +197,27 @@ async def send(
     request: Request,
     places: Share | None,
     ask: Callable[[], Awaitable[T]],
-    *,
-    long: bool = False,
+    size: int = 0,
 ) -> T:
     """Await ``ask()``, which makes ``request``, in a place of ``places``.
 
-    If ``places`` is None, the caller already has a place. A request for a thread is cancelled with
-    the work of that thread; see `aioxarray._runtime.threads.cancel_scope`. If it fails in a way
-    that may pass, ``ask()`` is awaited again; see `send_again`.
+    If ``places`` is None, the caller already has a place. ``size`` is the number of bytes that are
+    expected, as far as it is known. A request for a thread is cancelled with the work of that
+    thread; see `aioxarray._runtime.threads.cancel_scope`. If the request fails in a way that may
+    pass, ``ask()`` is awaited again (see `send_again`), and if it is silent, another time beside it
+    (see `aioxarray._zarr.stores.retries.silence`).
     """
     with request_scope():
         try:
             if places is None:
-                with request:
-                    return await ask()
-            async with places.hold(long=long):
-                with request:
-                    return await ask()
+                return await answer(request, places, ask, size)
+            async with places.hold(long=is_long(size)):
+                return await answer(request, places, ask, size)
         except Exception as error:
             attempts = Attempts(request)
             if not attempts.goes_on(error):
                 raise
-        return await send_again(request, places, ask, attempts, long=long)
+        return await send_again(request, places, ask, attempts, size)
 
 
 async def send_again(
@@ -218,8 +225,7 @@ async def send_again(
     places: Share | None,
     ask: Callable[[], Awaitable[T]],
     attempts: Attempts,
-    *,
-    long: bool = False,
+    size: int = 0,
 ) -> T:
     """Await ``ask()``, as `send` does, after the ``attempts`` that failed, until one succeeds.
 
@@ -230,9 +236,8 @@ async def send_again(
             await retrying.sleep(attempts.wait_s)
         request.attempt += 1
         try:
-            async with nullcontext() if places is None else places.hold(long=long):
-                with request:
-                    return await ask()
+            async with nullcontext() if places is None else places.hold(long=is_long(size)):
+                return await answer(request, places, ask, size)
         except Exception as error:
             if not attempts.goes_on(error):
                 raise

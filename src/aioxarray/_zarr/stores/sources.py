@@ -276,17 +276,21 @@ class ObjectSource:
     def read(self, key: str) -> Any | None:
         begun = perf_counter()
         request = Request("get", self._store, key)
+        held = held_here.get()
+
+        def ask() -> Any | None:
+            try:
+                return memoryview(obstore().get(self.client.store, key).bytes())
+            except _MISSING:
+                return None
+
         try:
             with request:
-                try:
-                    data = memoryview(obstore().get(self.client.store, key).bytes())
-                except _MISSING:
-                    return None
-                request.nbytes = len(data)
+                data = ask() if held is None else held.ask(ask)
+                request.nbytes = 0 if data is None else len(data)
                 return data
         except Exception as error:
             attempts = Attempts(request)
-            held = held_here.get()
             if held is None or not attempts.goes_on(error):
                 raise
         finally:
@@ -295,7 +299,7 @@ class ObjectSource:
         return held.run_in_place(partial(self._again, request, attempts))
 
     async def _again(
-        self, request: Request, attempts: Attempts, places: Share, long: bool
+        self, request: Request, attempts: Attempts, places: Share, size: int
     ) -> Any | None:
         """Make a request that failed in a thread again, with coroutines, which can wait for it."""
 
@@ -308,7 +312,7 @@ class ObjectSource:
             request.nbytes = len(data)
             return data
 
-        return await send_again(request, places, ask, attempts, long=long)
+        return await send_again(request, places, ask, attempts, size)
 
     def read_small(self, key: str, most: int) -> Any | None:
         return self.read(key)
