@@ -12,9 +12,15 @@ from typing import Any
 import hypothesis
 import pytest
 
+from aioxarray.config import config
 from tests import budgets, matrices
 from tests.blocking import blocking_calls
 from tests.loops import LOOPS
+
+# Servers of tests stall until they are told to go on, here and in subprocesses. The tests of silent
+# requests set it again.
+os.environ["AIOXARRAY_STALL_S"] = "None"
+config.set(stall_s=None)
 
 # Without a deadline: machines of CI stall now and then. In CI the same examples each time, so
 # that a change does not fail for what was wrong before it.

@@ -84,7 +84,13 @@ SLOW_BYTES_A_SECOND = 1e6
 """A body that may arrive as slowly as this is not overdue."""
 
 HEDGE_SHARE = 0.05
-"""The most hedges, as a share of the answers; also the share of answers that count as slow."""
+"""The most hedges, as a share of the answers."""
+
+SLOW_SHARE = 0.03
+"""The share of answers after which one would be slow: fewer than may be hedged."""
+
+CLEARLY_SLOWER = 1.25
+"""A request is slow if it takes longer than those by this factor: latencies vary a little."""
 
 HEDGE_SHARE_IF_SLOW = 0.01
 """The same for answers that took longer than most do: if all are slow, hedges add to the load."""
@@ -92,7 +98,10 @@ HEDGE_SHARE_IF_SLOW = 0.01
 MOST_HEDGES = 8.0
 """The most hedges that are allowed at once, after many quick answers."""
 
-HEDGE_HISTORY = 128
+HEDGES_OF_ONE = 2
+"""The most hedges of one request: of a hundred hedges, one is slow, too."""
+
+HEDGE_HISTORY = 512
 """The number of answers that show how long one usually takes."""
 
 MOST_HOSTS = 256

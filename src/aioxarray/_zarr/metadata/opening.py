@@ -25,6 +25,7 @@ from aioxarray._zarr.stores.limited import ForeignStore, Places
 from aioxarray._zarr.stores.printable import NamedPath, printable, without_secrets
 from aioxarray._zarr.stores.request import DOCUMENTS
 from aioxarray.config import request_limit
+from aioxarray.errors import SilentServerError, UnreachableError
 
 if TYPE_CHECKING:
     from aioxarray._zarr.metadata.hierarchy import Hierarchy
@@ -164,7 +165,8 @@ async def holds_zarr(
 ) -> bool:
     """Return whether ``source`` has Zarr metadata, with a few concurrent requests; on the I/O loop.
 
-    It makes three requests, or six with a ``group``. Returns False if one of them fails, too.
+    It makes three requests, or six with a ``group``. Returns False if one of them fails, too,
+    unless that is because the server cannot be reached.
     """
     try:
         root = await store_path(source, mode="r", storage_options=storage_options)
@@ -175,6 +177,8 @@ async def holds_zarr(
                 found = await fetch(store, (join(path, name) for path in paths for name in _ROOT))
         finally:
             root.store.close()
+    except (SilentServerError, UnreachableError):
+        raise
     except Exception as error:  # noqa: BLE001 - opening it by other means raises an error again
         _logger.debug(
             "asking %s for Zarr's metadata failed: %s: %s",

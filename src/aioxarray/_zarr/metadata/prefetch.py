@@ -1,7 +1,8 @@
 """Prefetching of the documents that opening a store will need, in as few round trips as possible.
 
 The result is only a hint: while xarray's own code opens the dataset, zarr requests whatever is
-missing, and reports whatever is wrong with the store, itself.
+missing, and reports whatever is wrong with the store, itself. Only the error of a request that was
+made again in vain is raised at once.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from aioxarray._zarr.metadata.hierarchy import (
 )
 from aioxarray._zarr.metadata.prefetched import Answers
 from aioxarray._zarr.stores.printable import printable, without_secrets
+from aioxarray.errors import TryAgainError
 
 if TYPE_CHECKING:
     from aioxarray._zarr.compat import Buffer
@@ -75,6 +77,9 @@ async def prefetch(
     reader = _Prefetch(store, deep=deep, times=times, indexes=indexes, drop=drop)
     try:
         await reader.read(root, group, consolidated, zarr_format)
+    except TryAgainError:
+        # All attempts have been made; zarr would make as many.
+        raise
     except Exception as error:  # noqa: BLE001 - zarr's own request raises it again
         _logger.debug(
             "prefetching for %s stopped: %s: %s",

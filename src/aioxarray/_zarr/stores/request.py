@@ -151,16 +151,21 @@ class Request:
     ) -> None:
         if self._call is not None:
             self._call.ended(self, answered=error is None)
-        # The errors of chunks get a note from `chunk_noted`, which is there for decoding too.
-        if isinstance(error, Exception) and not self._is_for_chunk:
-            store = repr(printable(self.store))
-            place = f"{self.key!r} of {store}" if self.key else store
-            note(error, f"in request for {place}")
+        if isinstance(error, Exception):
+            self.name_in(error)
         for observer in self._observers:
             if error is None:
                 observer.done(self)
             else:
                 observer.failed(self, error)
+
+    def name_in(self, error: Exception) -> None:
+        """Add key and store to an error of this request."""
+        # The errors of chunks get a note from `chunk_noted`, which is there for decoding too.
+        if not self._is_for_chunk:
+            store = repr(printable(self.store))
+            place = f"{self.key!r} of {store}" if self.key else store
+            note(error, f"in request for {place}")
 
 
 def note(error: Exception, text: str) -> None:

@@ -1,1 +1,1 @@
-"""Retries: which errors may pass, and when a request is made again."""
+"""Requests that fail or are not answered: which errors may pass, and when one is made again."""

@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from aioxarray.errors import SilentServerError
+
 # 408 Request Timeout, 425 Too Early, 429 Too Many Requests, and the statuses of overloaded or
 # restarting servers and proxies.
 _STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -61,8 +63,10 @@ _ERRNOS = frozenset(
     if hasattr(errno, name)
 )
 
-# Builtin errors that a client raises on purpose: the answer was clear.
+# Builtin errors that a client raises on purpose, since the answer was clear; and the error of a
+# request that was made again already.
 _FINAL = (
+    SilentServerError,
     FileExistsError,
     FileNotFoundError,
     IsADirectoryError,

@@ -18,16 +18,17 @@ import contextvars
 import math
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from aioxarray._runtime.connections import Connection, moved_bytes, plain_address
 from aioxarray._zarr import tuning
-from aioxarray._zarr.stores.hosts import Host, host_of
 from aioxarray._zarr.stores.retries.attempts import retrying_client
 from aioxarray._zarr.stores.retries.errors import transient
+from aioxarray._zarr.stores.retries.hosts import Host, host_of
 from aioxarray.config import is_hedging, retry_policy, stall_seconds
+from aioxarray.errors import SilentServerError
 
 if TYPE_CHECKING:
     from aioxarray._runtime.budget import Share
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from aioxarray._zarr.stores.request import Request
 
 T = TypeVar("T")
+
+_RESOLUTION_S = 0.001
 
 # Replaced in tests.
 count_moved: Callable[[], Mapping[Connection, int] | None] = moved_bytes
@@ -68,8 +71,8 @@ async def answer(
 ) -> T:
     """Await ``ask()``, which makes ``request``; make the request again if it is silent.
 
-    The caller holds the request's place; another one is taken in ``places``. Raises TimeoutError if
-    the request stays silent until the deadline of the retries.
+    The caller holds the request's place; another one is taken in ``places``. Raises
+    SilentServerError if there is no answer until the deadline of the retries.
 
     Parameters
     ----------
@@ -91,7 +94,7 @@ def _patience_s(size: int) -> float:
 
 
 class _Asked(Generic[T]):
-    """A request in flight, and the second one beside it, if there is one."""
+    """A request in flight, and others beside it that were made because it is silent or slow."""
 
     __slots__ = (
         "_answers",
@@ -101,10 +104,10 @@ class _Asked(Generic[T]):
         "_context",
         "_error",
         "_interrupted",
+        "_others",
         "_patience_s",
         "_places",
-        "_second",
-        "_second_waits",
+        "_queued",
         "_size",
         "_task",
         "_watch",
@@ -130,11 +133,11 @@ class _Asked(Generic[T]):
         self._size = size
         self._patience_s = _patience_s(size)
         self._context = contextvars.copy_context()
-        self._second: asyncio.Task[T] | None = None
-        # Whether the second request waits for a place.
-        self._second_waits = False
+        self._others: list[asyncio.Task[T]] = []
+        # The one of them that waits for a place.
+        self._queued: asyncio.Task[T] | None = None
         self._answers: list[T] = []
-        self._error: TimeoutError | None = None
+        self._error: SilentServerError | None = None
         # Whether the task was cancelled here, to end the first request.
         self._interrupted = False
         self._attempts = 1
@@ -168,9 +171,12 @@ class _Asked(Generic[T]):
                     self.request.attempt = self._attempts
                 except Exception as error:
                     watch.remove(self)
-                    if self._second is None or transient(error) is None:
+                    if transient(error) is None:
                         raise
-                    await asyncio.wait([self._second])
+                    while self._others and not self._answers:
+                        await asyncio.wait(self._others, return_when=asyncio.FIRST_COMPLETED)
+                        # Until the callbacks of those that are done have run.
+                        await asyncio.sleep(0)
                     if not self._answers:
                         raise
                     return self._answers.pop()
@@ -182,8 +188,8 @@ class _Asked(Generic[T]):
             if self._interrupted:
                 # The client has swallowed it.
                 task.uncancel()
-            if self._second is not None:
-                await _end(self._second)
+            if self._others:
+                await _end(self._others)
 
     def on_silence(self, now: float, *, is_quiet: bool) -> None:
         """Make the request again, or give it up; ``is_quiet`` if the server sends nothing."""
@@ -191,20 +197,22 @@ class _Asked(Generic[T]):
         silent_s = now - self.begun
         if silent_s >= self._patience_s + policy.deadline:
             requests = "1 request" if self._attempts == 1 else f"{self._attempts} requests"
-            self._error = TimeoutError(f"no answer to {requests} in {silent_s:.1f} s")
+            self._error = SilentServerError(
+                f"no answer to {requests} in {silent_s:.1f} s (stall_s={stall_seconds():g}, "
+                f"retry.deadline={policy.deadline:g})"
+            )
+            self._error.attempts = self._attempts
+            self.request.name_in(self._error)
             self._interrupt()
             return
-        if self._second_waits:
+        in_place = bool(self._others) or self.request.kind in ("set", "delete")
+        if self._queued is not None:
             if not is_quiet:
                 return
             # The places are held by requests that are silent, too.
-            assert self._second is not None
-            self._second.cancel()
-            self._second, self._second_waits = None, False
+            self._queued.cancel()
+            self._queued = None
             self._attempts -= 1
-            in_place = True
-        else:
-            in_place = self._second is not None or self.request.kind in ("set", "delete")
         # Clients that retry by themselves are helped out once.
         most = policy.attempts if retrying_client(self.request.store) is None else 2
         if self._attempts >= min(most, policy.attempts) or not self.request.repeatable:
@@ -215,17 +223,17 @@ class _Asked(Generic[T]):
         if in_place:
             self._interrupt()
         else:
-            self._begin_second(has_place=False)
+            self._queued = self._ask_beside(has_place=False)
 
     def on_slowness(self) -> bool:
-        """Make the request a second time if a place is free; return whether that was done."""
-        if self._second is not None or not (
+        """Make the request once more if a place is free; return whether that was done."""
+        if len(self._others) >= tuning.HEDGES_OF_ONE or not (
             self._places is None or self._places.take_if_free(long=self._long)
         ):
             return False
         self._attempts += 1
         statistics.hedges += 1
-        self._begin_second(has_place=True)
+        self._ask_beside(has_place=True)
         return True
 
     @property
@@ -239,18 +247,21 @@ class _Asked(Generic[T]):
             self._watch.remove(self)
             self._task.cancel()
 
-    def _begin_second(self, *, has_place: bool) -> None:
-        self._second_waits = not has_place
-        self._second = self._watch.loop.create_task(
-            self._ask_beside(has_place=has_place), context=self._context
+    def _ask_beside(self, *, has_place: bool) -> asyncio.Task[T]:
+        """Start another request; its place was taken already, or it waits for one."""
+        other = self._watch.loop.create_task(
+            self._ask_in_place(has_place=has_place), context=self._context
         )
-        self._second.add_done_callback(self._on_second)
+        self._others.append(other)
+        other.add_done_callback(self._on_other)
+        return other
 
-    async def _ask_beside(self, *, has_place: bool) -> T:
+    async def _ask_in_place(self, *, has_place: bool) -> T:
         places = self._places
-        if places is not None and not has_place:
-            await places.acquire(long=self._long)
-        self._second_waits = False
+        if not has_place:
+            if places is not None:
+                await places.acquire(long=self._long)
+            self._queued = None
         try:
             begun = self._watch.loop.time()
             with self.request.again(self._attempts) as request:
@@ -262,16 +273,15 @@ class _Asked(Generic[T]):
             if places is not None:
                 places.release(long=self._long)
 
-    def _on_second(self, second: asyncio.Task[T]) -> None:
-        if second is not self._second:
-            # Cancelled while it waited for a place.
-            return
-        if second.cancelled() or second.exception() is not None:
-            # The first one may still be answered; if not, there will be a third one.
-            self._second, self._second_waits = None, False
+    def _on_other(self, other: asyncio.Task[T]) -> None:
+        self._others.remove(other)
+        if other is self._queued:
+            self._queued = None
+        if other.cancelled() or other.exception() is not None:
+            # Another one may still be answered; if not, there will be a further one.
             return
         statistics.won += 1
-        self._answers.append(second.result())
+        self._answers.append(other.result())
         if self in self._watch:
             self._interrupt()
 
@@ -343,15 +353,18 @@ class SilentCall:
         return self.is_taken_over and self._task.uncancel() <= self._cancelling
 
 
-async def _end(task: asyncio.Task[Any]) -> None:
-    """Cancel ``task`` and wait for its end."""
-    task.cancel()
+async def _end(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    """Cancel ``tasks`` and wait for their end."""
+    waiting = set(tasks)
+    for task in waiting:
+        task.cancel()
     cancelled = None
-    while not task.done():
+    while waiting:
         try:
-            await asyncio.wait([task])
+            _, waiting = await asyncio.wait(waiting)
         except asyncio.CancelledError as error:
             cancelled = error
+            waiting = {task for task in waiting if not task.done()}
     if cancelled is not None:
         raise cancelled
 
@@ -370,7 +383,7 @@ class _Heard:
         self._fresh = 0
         # How many hedges are allowed.
         self.hedges = 0.0
-        # How long nearly all answers take.
+        # An answer that takes longer than nearly all others is slow.
         self.slow_s = math.inf
 
     def record(self, seconds: float) -> None:
@@ -380,10 +393,11 @@ class _Heard:
         self.hedges = min(self.hedges + share, tuning.MOST_HEDGES)
         self._times.append(seconds)
         self._fresh += 1
-        if self._fresh >= tuning.HEDGE_HISTORY // 8:
+        if self._fresh >= tuning.HEDGE_HISTORY // 16:
             self._fresh = 0
             times = sorted(self._times)
-            self.slow_s = times[int(len(times) * (1 - tuning.HEDGE_SHARE))]
+            nearly_all = times[int(len(times) * (1 - tuning.SLOW_SHARE))]
+            self.slow_s = nearly_all * tuning.CLEARLY_SLOWER
 
 
 class _Awaited(Protocol):
@@ -467,7 +481,8 @@ class Watch:
 
     def _look(self) -> None:
         self._timer = None
-        now, look_s = self.loop.time(), _look_s()
+        # A timer may be early by the resolution of the clock; and close ones need but one look.
+        now, look_s = self.loop.time() + _RESOLUTION_S, _look_s()
         wake_at = math.inf
         counted = False
         for asked in list(self._asked):
@@ -485,8 +500,8 @@ class Watch:
             self._wake_at(wake_at)
 
     def _hedge(self, asked: _Awaited) -> None:
-        asked.hedge_at = math.inf
         heard = self.of(asked.host)
+        asked.hedge_at = self.loop.time() + heard.slow_s
         if heard.hedges >= 1 and asked.on_slowness():
             heard.hedges -= 1
 
