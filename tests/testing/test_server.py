@@ -186,7 +186,7 @@ def test_two_requests_sent_at_once_are_answered_in_order() -> None:
         (b"GET /a HTTP/1.0\r\n\r\n", b"HTTP/1.1 404 "),
     ],
 )
-def test_what_it_cannot_read_it_refuses_and_hangs_up(sent: bytes, answer: bytes) -> None:
+def test_requests_that_cannot_be_parsed_are_refused_and_closed(sent: bytes, answer: bytes) -> None:
     with ObjectServer() as server:
         with socket.create_connection(("127.0.0.1", port(server))) as client:
             client.sendall(sent)
