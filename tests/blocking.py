@@ -1,4 +1,4 @@
-"""Finds calls of aioxarray that would block the event loop of whoever calls it."""
+"""Finds calls of aioxarray that would block its caller's event loop."""
 
 from __future__ import annotations
 

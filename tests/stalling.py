@@ -136,7 +136,7 @@ class StallingProxy:
             )
 
     def wait_left(self) -> None:
-        """Wait until nobody waits for an answer in vain any more."""
+        """Wait until no client waits for an answer in vain any more."""
         with self._changed:
             assert self._changed.wait_for(lambda: not self._in_vain, PATIENCE_S)
 

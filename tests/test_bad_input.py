@@ -112,7 +112,7 @@ def test_no_time_at_all(way: Way) -> None:
 
 
 @every_way
-def test_what_is_in_memory_needs_no_time(way: Way) -> None:
+def test_data_in_memory_needs_no_time(way: Way) -> None:
     xr.testing.assert_identical(way(samples.numbers(), timeout=0), samples.numbers())
 
 

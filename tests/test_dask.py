@@ -131,7 +131,7 @@ def test_data_in_memory_and_other_data_of_the_same_name(way: Way) -> None:
 
 
 @every_way
-def test_what_different_data_has_in_common_is_computed_once(way: Way) -> None:
+def test_common_parts_of_different_data_are_computed_once(way: Way) -> None:
     calls: list[int] = []
 
     def count(block: Any) -> Any:

@@ -219,7 +219,7 @@ def test_loading_fills_all_that_shares_the_data() -> None:
         assert not np.shares_memory(held[0].values, held[4].cube.values)
 
 
-def test_what_shares_the_data_is_not_requested_again() -> None:
+def test_objects_that_share_the_data_request_it_once() -> None:
     recording = RecordingStore(NUMBERS)
     ours = opened(recording)
     sharing = ours.cube.variable.to_base_variable()
@@ -250,7 +250,7 @@ def test_computing_shares_what_is_in_memory_and_loads_into_new_variables() -> No
     assert_same(ds.load(), open_numbers().assign(new=("x", np.arange(samples.X))).load())
 
 
-def test_what_is_in_memory_is_not_touched() -> None:
+def test_data_in_memory_is_not_touched() -> None:
     recording = RecordingStore(NUMBERS)
     ds = opened(recording).load()
     data = {name: variable._data for name, variable in ds.variables.items()}

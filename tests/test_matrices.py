@@ -34,7 +34,7 @@ def test_each_value_is_taken_about_as_often_as_the_others() -> None:
     assert Counter(cases[index]["way"] for index in taken) == {0: 3, 1: 3, 2: 3}
 
 
-def test_what_is_left_out_of_the_product_is_not_missed() -> None:
+def test_combinations_left_out_of_the_product_are_not_missed() -> None:
     cases = [case for case in matrix(kind=3, way=3) if case["kind"] <= case["way"]]
     assert covering(cases, 2) == set(range(len(cases)))
     assert len(covering(cases, 1)) == 3

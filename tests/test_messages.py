@@ -207,7 +207,7 @@ def test_an_option_of_another_engine(way: Way, folder: Path) -> None:
 
 @every_way
 @pytest.mark.parametrize("function", ["open_dataset", "open_datatree", "open_groups"])
-def test_what_is_not_found_is_named_as_the_user_named_it(way: Way, function: str) -> None:
+def test_missing_sources_are_named_as_the_user_named_them(way: Way, function: str) -> None:
     with ObjectServer() as server:
         url = f"{server.url}/none.zarr"
         with pytest.raises(FileNotFoundError) as caught:

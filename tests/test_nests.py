@@ -170,7 +170,7 @@ class Array:
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 @every_way
-def test_what_is_not_an_xarray_object(wrong: Any, place: str, way: Way) -> None:
+def test_objects_that_are_not_of_xarray_are_refused(wrong: Any, place: str, way: Way) -> None:
     with pytest.raises(TypeError, match=f"^{place}; expected a Variable, DataArray, Dataset"):
         way(wrong)
 

@@ -80,7 +80,7 @@ def test_an_error_is_logged_once_and_breaks_nothing(caplog: pytest.LogCaptureFix
     assert all(variable._in_memory for variable in ds.variables.values())
 
 
-def test_what_is_in_memory_tells_nothing() -> None:
+def test_data_in_memory_reports_no_progress() -> None:
     told: list[tuple[int, int]] = []
     ds = lazily().load()
     aioxarray.load(ds, progress=lambda done, total: told.append((done, total)))

@@ -82,7 +82,7 @@ def open_file() -> Any:
 
 
 class Odd:
-    """What nobody knows, and shows all it knows."""
+    """An object of an unknown type, whose ``repr`` shows all its attributes."""
 
     def __repr__(self) -> str:
         return SECRET

@@ -71,7 +71,7 @@ class HeldStore(RecordingStore):
 
 @dataclass(frozen=True)
 class HeldCodec(BytesBytesCodec):
-    """A codec that holds up whoever decodes with it. It is named in metadata, so: one for all."""
+    """A codec that blocks the thread that decodes with it; metadata names it, so one serves all."""
 
     is_fixed_size = True
     held = Held()
@@ -358,7 +358,7 @@ def test_a_callers_loop_in_another_thread_is_watched_too() -> None:
     assert len(found) == 1
 
 
-def test_what_a_test_does_on_its_loop_is_its_own_affair() -> None:
+def test_blocking_of_the_loop_by_a_test_itself_is_ignored() -> None:
     async def main() -> None:
         sleeps()
         reads()
@@ -369,7 +369,7 @@ def test_what_a_test_does_on_its_loop_is_its_own_affair() -> None:
     assert not found
 
 
-def test_what_blocks_the_io_loop_is_not_the_callers_affair() -> None:
+def test_blocking_of_the_io_loop_is_ignored() -> None:
     held = Held()
     held.may_end.set()
     ds = from_store(held)

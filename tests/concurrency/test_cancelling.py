@@ -316,7 +316,7 @@ def test_a_timeout_error_of_the_stores_own_is_not_taken_for_ours() -> None:
 
 
 class StoreError(Exception):
-    """An error of a store that nobody else knows."""
+    """An error of a store of an unknown class."""
 
 
 def load_on(backend: str) -> Callable[[Any], None]:
@@ -507,7 +507,7 @@ async def test_cancelling_a_blocking_read_returns_while_it_goes_on_unheard() -> 
 
 
 @every_loop
-async def test_an_error_in_a_read_that_was_cancelled_is_nobodys() -> None:
+async def test_an_error_in_a_cancelled_read_is_discarded() -> None:
     array = GatedArray(StoreError("unheard"))
     ds = array.dataset()
     async with cancelled_at_its_end(lambda: aioxarray.load_async(ds)):

@@ -181,7 +181,7 @@ def test_all_calls_together_keep_to_the_largest_of_their_limits() -> None:
     assert opener.counter.log.most_in_flight == 9
 
 
-def test_what_dask_reads_counts_if_aioxarray_opened_it() -> None:
+def test_reads_by_dask_count_if_aioxarray_opened_the_data() -> None:
     gate, counter = gated(written(4, 20))
     ds = aioxarray.open_zarr(counter, chunks={}, consolidated=False)
     counter.log.clear()

@@ -140,7 +140,7 @@ def test_a_missing_chunk_costs_no_more_than_another() -> None:
     xr.testing.assert_identical(ds, expected)
 
 
-def test_what_is_in_memory_costs_nothing() -> None:
+def test_data_in_memory_makes_no_request() -> None:
     slow = Slow(written(2, 4))
     ds = slow.opened()
     assert trips(ds) == 1

@@ -1,4 +1,4 @@
-"""Chunks that several loads want at once are requested once; who fails or leaves harms nobody."""
+"""Chunks that several loads want at once are requested once, whatever happens to a load."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_each_chunk_is_requested_once() -> None:
     assert shared.requests == CHUNKS
 
 
-def test_when_the_one_who_leads_is_cancelled_another_goes_on() -> None:
+def test_if_the_leading_load_is_cancelled_another_takes_over() -> None:
     shared = Shared()
 
     async def main() -> None:
@@ -84,7 +84,7 @@ def test_when_the_one_who_leads_is_cancelled_another_goes_on() -> None:
     assert shared.requests == 2 * CHUNKS
 
 
-def test_cancelling_one_who_follows_harms_nobody() -> None:
+def test_cancelling_a_follower_changes_nothing_for_the_leading_load() -> None:
     shared = Shared()
 
     async def main() -> None:
@@ -99,7 +99,7 @@ def test_cancelling_one_who_follows_harms_nobody() -> None:
     assert shared.requests == CHUNKS
 
 
-def test_an_error_reaches_all_and_is_forgotten() -> None:
+def test_an_error_reaches_all_loads_and_is_not_kept() -> None:
     shared = Shared(FaultyStore.kth(written(1, CHUNKS), 0, OSError("broken"), keys="*/c/0"))
 
     async def main() -> None:
@@ -168,7 +168,7 @@ def test_stores_with_equal_values_are_not_the_same() -> None:
     assert [shared.requests for shared in several] == [CHUNKS] * 2
 
 
-def test_what_zarrs_own_codecs_decode_is_shared_too() -> None:
+def test_chunks_that_zarrs_own_codecs_decode_are_shared_too() -> None:
     store = MemoryStore()
     ds = xr.Dataset({"v0": ("x", np.arange(CHUNKS * 8))})
     encoding = {"v0": {"chunks": (8,), "filters": [numcodecs.Delta("i8")]}}
@@ -244,7 +244,7 @@ def test_overlapping_windows_of_shards_fetch_each_range_once(order: int) -> None
 
     async def main() -> None:
         loads = [shared.window(part) for part in WINDOWS[::order]]
-        # Those who lead in a shard besides the first one wait for its index.
+        # Loads that lead in a shard besides the first one wait for its index.
         await shared.gate.requested("*/c/*", 4)
         await followed(len(inner) - len(set(inner)))
         shared.gate.release_all()
@@ -262,7 +262,7 @@ def test_overlapping_windows_of_shards_fetch_each_range_once(order: int) -> None
     assert len(suffixes) == 4, "one a shard's index"
 
 
-def test_an_error_in_a_shard_reaches_all_who_want_it() -> None:
+def test_an_error_in_a_shard_reaches_all_loads_of_it() -> None:
     shared = Sharded(faulty=True)
     part = {"y": slice(8), "x": slice(8)}
 
@@ -278,7 +278,7 @@ def test_an_error_in_a_shard_reaches_all_who_want_it() -> None:
     run(main)
 
 
-def test_when_the_one_who_leads_in_a_shard_is_cancelled_another_goes_on() -> None:
+def test_if_the_leading_load_of_a_shard_is_cancelled_another_takes_over() -> None:
     shared = Sharded()
     part = {"y": slice(8), "x": slice(8)}
 

@@ -1,4 +1,4 @@
-"""A server that answers no more holds up those who wait for it, and nobody else."""
+"""A server that no longer answers delays only the loads that wait for it."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_all_threads_of_a_server_that_stalls_in_a_load(concurrency: int) -> None
 
 
 @pytest.mark.usefixtures("always_near")
-def test_a_load_that_waits_for_a_stalled_server_keeps_nobody_waiting() -> None:
+def test_a_load_that_waits_for_a_stalled_server_delays_no_other_load() -> None:
     async def main() -> None:
         bad, good = both
         other = await asyncio.to_thread(lambda: bad.other)

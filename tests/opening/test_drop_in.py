@@ -134,7 +134,7 @@ def test_the_format_may_be_told(zarr_format: int, way: Way) -> None:
 
 @every_way
 @formats
-def test_what_was_never_consolidated(zarr_format: int, way: Way) -> None:
+def test_stores_without_consolidated_metadata(zarr_format: int, way: Way) -> None:
     store = stored_once(samples.numbers, zarr_format, consolidated=False)
     check(way, "open_dataset", store, engine="zarr", consolidated=False)
 
@@ -143,7 +143,7 @@ def test_what_was_never_consolidated(zarr_format: int, way: Way) -> None:
 @every_way
 @formats
 @pytest.mark.parametrize("function", ["open_dataset", "open_datatree", "open_groups"])
-def test_what_was_never_consolidated_is_found_out(
+def test_missing_consolidated_metadata_is_noticed(
     function: str, zarr_format: int, way: Way
 ) -> None:
     store = stored_once(samples.numbers, zarr_format, consolidated=False)
@@ -483,7 +483,7 @@ def test_the_signatures_are_those_of_xarray(name: str) -> None:
 
 
 @own_ways
-def test_what_xarray_does_not_know_is_refused(way: Way) -> None:
+def test_options_unknown_to_xarray_are_refused(way: Way) -> None:
     wrong: list[dict[str, Any]] = [{"nonsense": 1}, {"chunk": {}}]
     for options in wrong:
         with pytest.raises(TypeError, match="unexpected keyword"):

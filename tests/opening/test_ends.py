@@ -72,7 +72,9 @@ class Asked:
 @FUNCTIONS
 @every_way
 @pytest.mark.parametrize("limit", [1, 3])
-def test_what_zarr_asks_for_itself_keeps_to_the_limit(limit: int, way: Way, function: str) -> None:
+def test_requests_that_zarr_makes_itself_keep_to_the_limit(
+    limit: int, way: Way, function: str
+) -> None:
     asked = Asked()
     # A latency of nothing still lets other requests begin meanwhile.
     asked.store = RecordingStore(LatencyStore(asked.faulty, 0.0))

@@ -53,7 +53,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], dict[str, Any]]] = {
     "an empty directory": (lambda folder: LocalStore(folder), {"engine": "zarr"}),
     "no such file": (lambda folder: folder / "nothing.nc", {"engine": "h5netcdf"}),
     "no server": (lambda _: f"http://127.0.0.1:{unused_port()}/a.zarr", {"engine": "zarr"}),
-    "a scheme that nobody knows": (lambda _: "nowhere://a/b.zarr", {"engine": "zarr"}),
+    "an unknown scheme": (lambda _: "nowhere://a/b.zarr", {"engine": "zarr"}),
     "nothing that could be opened": (lambda _: 42, {"engine": "zarr"}),
 }
 
@@ -88,7 +88,7 @@ def test_the_types_of_errors_are_xarrays(
 @own_ways
 @pytest.mark.filterwarnings("ignore:Failed to open Zarr store with consolidated:RuntimeWarning")
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_bad_leaves_nothing_behind(name: str, way: Way, tmp_path: Path) -> None:
+def test_a_failed_open_leaves_nothing_behind(name: str, way: Way, tmp_path: Path) -> None:
     """No request (tasks and places: see `nothing_left`), no file, and no thread of its own."""
     make, options = BAD[name]
 
@@ -131,7 +131,7 @@ def odd_file(folder: Path, engine: Any) -> Path:
 
 @own_ways
 @pytest.mark.parametrize("engine", ["netcdf4", "h5netcdf"])
-def test_what_was_loaded_has_closed_its_file(engine: Any, way: Way, tmp_path: Path) -> None:
+def test_load_functions_close_their_files(engine: Any, way: Way, tmp_path: Path) -> None:
     path = odd_file(tmp_path, engine)
     given: dict[str, Any] = {"engine": engine, "decode_times": False}
     with way("open_dataset", path, **given):
@@ -144,7 +144,7 @@ def test_what_was_loaded_has_closed_its_file(engine: Any, way: Way, tmp_path: Pa
 
 
 @pytest.mark.parametrize("engine", ["netcdf4", "h5netcdf"])
-def test_what_could_not_be_opened_lets_go_of_its_file(engine: Any, tmp_path: Path) -> None:
+def test_a_file_that_could_not_be_opened_is_closed(engine: Any, tmp_path: Path) -> None:
     """As in plain xarray: with the error at the latest, without a garbage collector."""
     path = odd_file(tmp_path, engine)
     gc.collect()

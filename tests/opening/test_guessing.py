@@ -86,7 +86,7 @@ ZARR_URLS = list(zarr_urls(Path()))
 @every_way
 @pytest.mark.usefixtures("memory")
 @pytest.mark.parametrize("name", ZARR_URLS)
-def test_what_fsspec_knows_is_zarr(name: str, folder: Path, way: Way) -> None:
+def test_urls_of_fsspec_protocols_are_zarr(name: str, folder: Path, way: Way) -> None:
     url, options = zarr_urls(folder)[name]
     xr.testing.assert_identical(way("load_dataset", url, **options), samples.numbers())
     tree = way("open_datatree", url, **options)
@@ -215,7 +215,7 @@ def test_a_group_of_what_has_no_root(way: Way) -> None:
 
 @own_ways
 @pytest.mark.parametrize("source", [None, 42, ["a.zarr"]])
-def test_what_nothing_opens_is_xarrays_error(source: Any, way: Way) -> None:
+def test_a_source_that_no_engine_opens_raises_xarrays_error(source: Any, way: Way) -> None:
     with pytest.raises(ValueError, match="did not find a match in any of xarray's currently"):
         way("open_dataset", source)
 

@@ -104,7 +104,7 @@ def test_a_coroutine_function_may_preprocess(way: Way, folder: Path) -> None:
 
 
 @own_ways
-def test_what_preprocess_returns_must_be_a_dataset(way: Way, folder: Path) -> None:
+def test_preprocess_must_return_a_dataset(way: Way, folder: Path) -> None:
     with pytest.raises(TypeError, match="preprocess must return a Dataset, got NoneType"):
         way("open_mfdataset", paths(folder), engine="h5netcdf", preprocess=lambda ds: None)
 
@@ -138,7 +138,9 @@ def test_only_the_parts_that_are_selected_are_read(way: Way) -> None:
 
 
 @own_ways
-def test_what_would_have_to_be_loaded_is_refused(way: Way, folder: Path, tmp_path: Path) -> None:
+def test_files_that_would_have_to_be_loaded_are_refused(
+    way: Way, folder: Path, tmp_path: Path
+) -> None:
     found = []
     for day in range(2):
         found.append(str(tmp_path / f"{day}.nc"))

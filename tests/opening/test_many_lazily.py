@@ -425,7 +425,7 @@ def test_filled_in_values_are_not_requested(way: Way) -> None:
 
 
 @own_ways
-def test_what_becomes_an_index_is_read_while_files_are_opened(way: Way) -> None:
+def test_values_of_indexes_are_read_while_files_are_opened(way: Way) -> None:
     stores = [stored(piece(n, [1, 2]).assign_coords(run=n)) for n in range(3)]
     recording = [RecordingStore(store) for store in stores]
     options: dict[str, Any] = {"engine": "zarr", "combine": "nested", "concat_dim": "run"}

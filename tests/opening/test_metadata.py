@@ -113,9 +113,7 @@ def outcome(open_it: Callable[[], Any]) -> Any:
 @pytest.mark.parametrize(
     "spoil", [a_stray_object, an_unknown_codec, a_strange_node, no_shape, stale_inner_metadata]
 )
-def test_what_is_odd_is_what_zarr_makes_of_it(
-    spoil: Callable[[MemoryStore], None], way: Way
-) -> None:
+def test_odd_metadata_is_handled_as_by_zarr(spoil: Callable[[MemoryStore], None], way: Way) -> None:
     part = xr.Dataset({"v": ("t", np.arange(3.0))}, {"t": np.arange(3)})
     tree = xr.DataTree.from_dict({"/": samples.numbers(), "/child": part})
     store = stored(tree, consolidated=False)

@@ -115,7 +115,7 @@ def datasets(draw: st.DrawFn) -> xr.Dataset:
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(ds=datasets(), engine=st.sampled_from(["h5netcdf", "netcdf4"]), grows=st.booleans())
-def test_whatever_xarray_writes_is_opened_the_same(
+def test_files_that_xarray_writes_are_opened_the_same(
     ds: xr.Dataset, engine: Any, grows: bool, tmp_path: Path
 ) -> None:
     path = tmp_path / "any.nc"

@@ -1,4 +1,4 @@
-"""Files of HDF5 and netCDF-C: nobody is in these libraries beside the user."""
+"""Files of HDF5 and netCDF-C: one thread at a time is in these libraries."""
 
 from __future__ import annotations
 
@@ -178,9 +178,7 @@ def test_a_thread_that_ran_the_io_loop_for_a_while_is_the_users_again(path: Path
 
 @pytest.mark.usefixtures("no_collections")
 @engines
-def test_what_is_collected_in_a_thread_of_ours_is_closed_where_the_caller_is(
-    path: Path, engine: Any
-) -> None:
+def test_files_collected_in_our_threads_are_closed_in_the_callers(path: Path, engine: Any) -> None:
     cycle: list[Any] = [aioxarray.open_dataset(path, engine=engine)]
     # Lives as long as the file's store.
     closes = Closes()
@@ -316,7 +314,7 @@ def test_a_stalled_server_is_not_waited_for(tmp_path: Path, path: Path, opened_b
         server.latency_s = 3600
         with pytest.raises(TimeoutError):
             aioxarray.load(got, timeout=0.2)
-        # Nobody is left in the library.
+        # No thread is left in the library.
         xr.testing.assert_identical(_loaded(path, "h5netcdf"), sample())
         server.latency_s = 0
         xr.testing.assert_identical(aioxarray.load(got), ds)
@@ -324,7 +322,7 @@ def test_a_stalled_server_is_not_waited_for(tmp_path: Path, path: Path, opened_b
 
 
 @pytest.mark.anyio
-async def test_what_was_opened_in_vain_is_closed(path: Path) -> None:
+async def test_files_opened_in_vain_are_closed(path: Path) -> None:
     """The dataset of an opening that is cancelled in the moment in which it ends."""
     begun, may_end = threading.Event(), threading.Event()
 

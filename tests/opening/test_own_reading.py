@@ -198,7 +198,7 @@ def test_only_the_selected_chunks_are_requested(way: Way) -> None:
 
 
 @every_way
-def test_what_was_loaded_is_kept_as_by_plain_xarray(way: Way) -> None:
+def test_loaded_values_are_kept_as_by_plain_xarray(way: Way) -> None:
     recording = RecordingStore(written(2, 4))
     ds = way("open_dataset", recording, engine="zarr", consolidated=False)
     array = ds.v0

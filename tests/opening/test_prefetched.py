@@ -45,7 +45,7 @@ def test_values_are_those_of_zarr(zarr_format: int, selection: tuple[Any, ...]) 
     assert known.dtype == plain.dtype
 
 
-def test_what_is_not_known_is_read() -> None:
+def test_values_that_were_not_prefetched_are_read() -> None:
     plain, values = array(3)
     del values["c/0/2"]
     lazy = prefetched(plain, values)

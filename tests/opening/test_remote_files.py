@@ -85,7 +85,7 @@ def test_a_tree_is_that_of_plain_xarray(way: Way, server: ObjectServer) -> None:
 
 @own_ways
 @pytest.mark.parametrize("name", ["text.nc", "empty.nc", "cut.nc", "none.nc"])
-def test_what_is_no_file_of_hdf5_raises_as_in_xarray(
+def test_a_file_that_is_not_hdf5_raises_as_in_xarray(
     way: Way, server: ObjectServer, name: str
 ) -> None:
     url = f"{server.url}/{name}"
@@ -124,8 +124,8 @@ def test_an_open_dataset_can_be_pickled(server: ObjectServer) -> None:
 class ReadElsewhere(io.BytesIO):
     """A file object that is read in another thread, in which garbage is collected then.
 
-    That is what can happen to files of fsspec. The garbage is of h5py: to be freed, it has to wait
-    for whoever is in HDF5, and that is who waits for the thread.
+    That is what can happen to files of fsspec. The garbage is of h5py: to be freed, it has to
+    wait for the thread that is in HDF5, which waits for this thread.
     """
 
     thread = ThreadPoolExecutor(1)

@@ -277,7 +277,7 @@ def test_an_index_of_many_chunks_is_read_later(zarr_format: int) -> None:
 
 @formats
 @pytest.mark.parametrize("function", ["open_dataset", "open_datatree"])
-def test_what_was_fetched_ahead_is_not_kept(zarr_format: int, function: str) -> None:
+def test_prefetched_values_are_not_kept(zarr_format: int, function: str) -> None:
     store = stored(wide(6, 3, times=1), zarr_format)
     opened = getattr(aioxarray, function)(store, engine="zarr")
     wide(6, 3, times=1).map(lambda v: v + 1).to_zarr(store, mode="w", zarr_format=zarr_format)

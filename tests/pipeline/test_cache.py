@@ -67,7 +67,7 @@ def reader(store: Store, mode: Any = "r") -> zarr.Array[Any]:
 
 
 @pytest.mark.parametrize("kind", ARRAYS)
-def test_what_is_kept_is_not_requested(kind: str) -> None:
+def test_cached_chunks_are_not_requested(kind: str) -> None:
     inner = MemoryStore()
     made(inner, **ARRAYS[kind])
     store = RecordingStore(inner)
@@ -97,7 +97,7 @@ def test_stores_that_are_read_by_plain_calls(make: str, kind: str, tmp_path: Pat
     made(store, **ARRAYS[kind])
     array = reader(store)
     np.testing.assert_array_equal(array[:], EXPECTED)
-    # A write that nobody here is told of.
+    # A write that this process does not notice.
     asyncio.run(store.clear())
     np.testing.assert_array_equal(array[:], EXPECTED)
     with aioxarray.config.set(cache=0):
@@ -116,7 +116,7 @@ def test_structured_types_by_zarrs_own_code(tmp_path: Path) -> None:
         np.testing.assert_array_equal(array[:], values)
 
 
-def test_what_is_missing_is_kept_too() -> None:
+def test_missing_chunks_are_cached_too() -> None:
     store = RecordingStore(MemoryStore())
     made(store)
     array = reader(store)
@@ -190,7 +190,7 @@ def test_the_least_recently_used_goes_first() -> None:
         assert room.requests(2) == 1
 
 
-def test_what_is_larger_than_the_cache_displaces_nothing() -> None:
+def test_a_chunk_larger_than_the_cache_displaces_nothing() -> None:
     room = Room()
     with aioxarray.config.set(cache="9KiB"):
         assert room.requests(0) == 1

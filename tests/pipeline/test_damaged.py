@@ -211,7 +211,7 @@ def test_one_of_many_small_chunks(make: str, damage: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("kind", ["zstd", "delta, zstd"])
-def test_what_is_no_frame_at_all_is_not_said_to_have_a_size(kind: str, tmp_path: Path) -> None:
+def test_bytes_that_are_no_frame_are_not_said_to_have_a_size(kind: str, tmp_path: Path) -> None:
     sample = Sample(tmp_path, "local", kind)
     sample.damage(lambda data: b"this is a page of a server that says: not found")
     said = sample.error()

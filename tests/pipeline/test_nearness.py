@@ -31,7 +31,7 @@ def answers_after(seconds: float, is_near: bool, within: float) -> tuple[list[bo
 
 
 @pytest.mark.parametrize("is_near", [True, False])
-def test_who_asks_waits_for_the_answer(is_near: bool) -> None:
+def test_reads_wait_for_the_first_answer(is_near: bool) -> None:
     assert answers_after(2, is_near, within=5) == ([is_near, is_near], 2)
 
 

@@ -64,7 +64,7 @@ def test_more_chunks_than_two_bytes_can_number() -> None:
 
 
 @pytest.mark.parametrize("outside", [10, -11])
-def test_what_is_no_point_of_the_array_is_left_to_zarr(outside: int) -> None:
+def test_points_outside_of_the_array_are_left_to_zarr(outside: int) -> None:
     assert Points.of([np.array([1, outside])], (10,), (3,)) is None
     assert Points.of([np.array([], int)], (10,), (3,)) is None
 

@@ -1,4 +1,4 @@
-"""Threads keep their turn while nobody else waits, and give it away when somebody does."""
+"""Threads keep their turn while no other work waits, and give it away when some does."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> Any:
         yield
 
 
-def test_a_thread_takes_all_runs_while_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_takes_all_runs_while_no_other_work_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     hops = 0
     start = decoders.start
     advanced: list[int] = []

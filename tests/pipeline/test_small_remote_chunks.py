@@ -123,7 +123,7 @@ def test_they_are_decoded_many_at_once(
 
 
 @pytest.mark.parametrize("part", [slice(None), slice(0, 4_321, 7)])
-def test_who_wants_the_same_gets_it_too(server: ObjectServer, held: Held, part: slice) -> None:
+def test_a_load_of_the_same_chunks_follows(server: ObjectServer, held: Held, part: slice) -> None:
     lazy = lazily(server)
     server.log.clear()
 
@@ -143,7 +143,9 @@ def test_who_wants_the_same_gets_it_too(server: ObjectServer, held: Held, part: 
 
 
 @pytest.mark.parametrize("how", ["damaged", "broken"])
-def test_one_that_fails_is_named_to_all(server: ObjectServer, held: Held, how: str) -> None:
+def test_a_chunk_that_fails_is_named_to_all_loads(
+    server: ObjectServer, held: Held, how: str
+) -> None:
     key = f"v/c/{FAILING}"
     if how == "damaged":
         server.put(key, server.data[key][:-9])

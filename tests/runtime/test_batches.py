@@ -39,7 +39,7 @@ async def add(batches: Batches[str], names: str, weight: int = 1) -> list[asynci
     return tasks
 
 
-def test_what_arrives_meanwhile_is_handled_together() -> None:
+def test_items_that_arrive_meanwhile_are_handled_together() -> None:
     async def main() -> None:
         handler = Handler()
         batches: Batches[str] = Batches(Pool("own", 4), 1, 100, handler)

@@ -135,7 +135,7 @@ async def test_infinity_is_no_limit(holders: Holders) -> None:
 
 
 @with_holders
-async def test_what_waits_is_let_in_when_a_larger_bound_comes_or_goes(holders: Holders) -> None:
+async def test_tasks_are_admitted_when_a_larger_bound_comes_or_goes(holders: Holders) -> None:
     budget = Budget("things")
     with budget.share(1) as one, budget.share(1) as other:
         await holders.add("1", one)
@@ -333,7 +333,7 @@ def test_the_bound_holds_over_threads_with_loops_of_their_own() -> None:
 def test_a_loop_that_was_closed_while_it_waited_loses_its_turn() -> None:
     async def wait(share: Share) -> None:
         async with share.hold():
-            raise AssertionError("nobody is there any more")
+            raise AssertionError("the loop is closed")
 
     async def main() -> None:
         with shares(1) as (budget, (a,)):
@@ -415,7 +415,7 @@ async def test_a_long_hold_is_not_starved_by_short_ones(holders: Holders) -> Non
 
 
 @with_holders
-async def test_what_is_beside_the_bound_is_for_short_holds_beside_long_ones(
+async def test_the_extra_reserve_is_for_short_holds_beside_long_ones(
     holders: Holders,
 ) -> None:
     budget = Budget("things", extra=lambda bound: 1)
@@ -433,7 +433,7 @@ async def test_what_is_beside_the_bound_is_for_short_holds_beside_long_ones(
 
 
 class Checked:
-    """A budget, and what its rules say of those who are in it and who wait, worked out simply."""
+    """A budget, and a simple model of its rules for the tasks that hold and that wait."""
 
     def __init__(self, budget: Budget, reserve: Callable[[float], float]) -> None:
         self.budget = budget
@@ -505,7 +505,7 @@ class Checked:
                 able.append((amount, long))
         if not able:
             return
-        # Nobody waits without need: one that has a turn does not fit, and all but the reserve is
+        # No task waits without need: one that has a turn does not fit, and all but the reserve is
         # kept for it; and those that could use the reserve have no room there.
         assert used > 0
         assert any(
@@ -559,7 +559,7 @@ def test_any_sequence_of_calls_keeps_the_rules(with_reserve: bool, steps: list[A
         while model.inside:
             await model.let_go(next(iter(model.inside)))
             model.check()
-        # Nobody is forgotten.
+        # No task is forgotten.
         assert not model.waiting
         for number in range(4):
             model.close(number)

@@ -45,7 +45,7 @@ def test_the_least_recently_used_goes_first() -> None:
     assert cache.size == 3
 
 
-def test_what_does_not_fit_at_all_displaces_nothing() -> None:
+def test_a_value_that_does_not_fit_at_all_displaces_nothing() -> None:
     cache = cache_of(3, a=1, b=1)
     cache.put("owner", "c", "C", 4)
     assert kept(cache, "abc") == "ab"
@@ -66,7 +66,7 @@ def test_a_smaller_limit_makes_room() -> None:
     assert (len(cache), cache.size) == (0, 0)
 
 
-def test_what_is_dropped_is_the_owners_only() -> None:
+def test_dropping_affects_one_owner_only() -> None:
     cache = cache_of(10, a=1, b=1)
     cache.put("other", "a", 1, 1)
     cache.drop("owner")

@@ -1,4 +1,4 @@
-"""No garbage is collected while somebody holds the collector back, and it goes on afterwards."""
+"""No garbage is collected while the collector is held back, and it goes on afterwards."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_the_last_to_release_lets_it_go_on() -> None:
     assert gc.isenabled()
 
 
-def test_what_the_user_has_disabled_stays_so() -> None:
+def test_a_collector_that_the_user_disabled_stays_so() -> None:
     gc.disable()
     with collector.held():
         pass
@@ -56,7 +56,7 @@ class Slow:
         assert self.may_end.wait(PATIENCE_S)
 
 
-def test_one_that_runs_in_another_thread_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_collection_in_another_thread_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     waits = threading.Event()
 
     def sleep(seconds: float) -> None:

@@ -1,20 +1,21 @@
-"""`Flights`: work on a key is done once; who follows gets its value, its error, or the work."""
+"""`Flights`: work on a key is done once; followers get its value, its error, or the work."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
 
 from aioxarray._runtime.cache import Cache
-from aioxarray._runtime.flights import Flight, Flights, Follower
+from aioxarray._runtime.flights import Flight, Flights, failing, withdraw
 from tests.runtime.helpers import PATIENCE_S, settle, until
 
 
-def flights(room: int = 0) -> Flights[str, int]:
+def flights(room: int = 0) -> Flights:
     cache = Cache()
     cache.resize(room)
     return Flights(cache)
@@ -24,31 +25,33 @@ def double(value: int, part: str = "") -> int:
     return 2 * value
 
 
-def lead(of: Flights[str, int], key: str = "a") -> Flight[str, int]:
-    flight = of.join(key, double, "part")
+def lead(of: Flights, key: str = "a") -> Flight[str]:
+    flight = of.join(key, "part", double)
     assert isinstance(flight, Flight)
     return flight
 
 
-def follow(
-    of: Flights[str, int], key: str = "a", take: Callable[[int, str], int] = double
-) -> Follower[int, int]:
-    follower = of.join(key, take, "part")
-    assert isinstance(follower, Follower)
+def follow(of: Flights, key: str = "a", take: Callable[[int, str], int] = double) -> Future[Any]:
+    follower = of.join(key, "part", take)
+    assert isinstance(follower, Future)
     return follower
 
 
-def raise_in(flight: Flight[str, int], error: BaseException) -> None:
+async def outcome(follower: Future[Any]) -> tuple[int] | None:
+    return await asyncio.wrap_future(follower)
+
+
+def raise_in(flight: Flight[str], error: BaseException) -> None:
     with flight:
         raise error
 
 
-def test_who_follows_takes_the_value() -> None:
+def test_followers_take_the_value() -> None:
     async def main() -> None:
         several = flights()
         flight = lead(several)
         followers = [follow(several) for _ in range(3)]
-        waiting = [asyncio.create_task(each.outcome()) for each in followers]
+        waiting = [asyncio.create_task(outcome(each)) for each in followers]
         await settle()
         assert not any(each.done() for each in waiting)
         flight.land(21)
@@ -57,11 +60,11 @@ def test_who_follows_takes_the_value() -> None:
     asyncio.run(main())
 
 
-def test_what_has_ended_is_not_followed() -> None:
+def test_a_flight_that_has_ended_is_not_followed() -> None:
     several = flights()
     for end in (lambda flight: flight.land(1), Flight.give_up, lambda f: f.fail(OSError())):
         end(lead(several))
-    assert not lead(several).close(), "nobody"
+    assert not lead(several).close()
     lead(several)
 
 
@@ -71,7 +74,32 @@ def test_keys_do_not_meet() -> None:
     lead(several, "b")
 
 
-def test_closing_tells_whether_somebody_follows() -> None:
+def test_a_flight_outside_of_flights_has_no_followers() -> None:
+    flight = Flight("part")
+    assert flight.part == "part"
+    assert not flight.close()
+    flight.land(1, size=4)
+    flight.fail(OSError())
+    flight.give_up()
+    with pytest.raises(OSError, match="lost"):
+        raise_in(flight, OSError("lost"))
+
+
+def test_an_error_fails_all_flights_of_a_block() -> None:
+    async def main() -> None:
+        several = flights()
+        led = [lead(several, key) for key in "ab"]
+        followers = [follow(several, key) for key in "ab"]
+        with pytest.raises(OSError, match="lost"), failing(led):
+            raise OSError("lost")
+        for follower in followers:
+            with pytest.raises(OSError, match="lost"):
+                await outcome(follower)
+
+    asyncio.run(main())
+
+
+def test_closing_tells_whether_there_are_followers() -> None:
     async def main() -> None:
         several = flights()
         alone = lead(several)
@@ -81,7 +109,7 @@ def test_closing_tells_whether_somebody_follows() -> None:
         assert flight.close()
         lead(several)
         flight.land(1)
-        assert await follower.outcome() == (2,)
+        assert await outcome(follower) == (2,)
 
     asyncio.run(main())
 
@@ -94,7 +122,7 @@ class Broken(Exception):
 
 
 @pytest.mark.parametrize("error", [OSError("lost"), Broken(1, 2)])
-def test_an_error_is_raised_in_each_with_notes_of_its_own(error: Exception) -> None:
+def test_an_error_is_raised_in_each_follower_with_separate_notes(error: Exception) -> None:
     async def main() -> None:
         several = flights()
         error.add_note("of the work")
@@ -107,7 +135,7 @@ def test_an_error_is_raised_in_each_with_notes_of_its_own(error: Exception) -> N
         caught: list[Exception] = []
         for follower in followers:
             with pytest.raises(type(error), match=str(error)) as found:
-                await follower.outcome()
+                await outcome(follower)
             caught.append(found.value)
             assert found.value.__cause__ is cause
         if isinstance(error, OSError):
@@ -117,18 +145,18 @@ def test_an_error_is_raised_in_each_with_notes_of_its_own(error: Exception) -> N
     asyncio.run(main())
 
 
-def test_what_is_given_up_is_left_to_who_follows() -> None:
+def test_work_that_is_given_up_is_left_to_the_followers() -> None:
     async def main() -> None:
         several = flights()
         with lead(several):
             followers = [follow(several) for _ in range(2)]
         for follower in followers:
-            assert await follower.outcome() is None
+            assert await outcome(follower) is None
         flight = lead(several)
         follower = follow(several)
         with pytest.raises(KeyboardInterrupt):
             raise_in(flight, KeyboardInterrupt())
-        assert await follower.outcome() is None
+        assert await outcome(follower) is None
 
     asyncio.run(main())
 
@@ -143,15 +171,15 @@ def test_a_flight_ends_once() -> None:
         flight.give_up()
         other = lead(several)
         flight.give_up()
-        assert await follower.outcome() == (2,)
+        assert await outcome(follower) == (2,)
         # What has ended does not end the next one on the key.
         assert await settled(several)
         other.land(1)
 
-    async def settled(several: Flights[str, int]) -> bool:
-        follower = several.join("a", double, "part")
-        assert isinstance(follower, Follower)
-        await follower.withdraw()
+    async def settled(several: Flights) -> bool:
+        follower = several.join("a", "part", double)
+        assert isinstance(follower, Future)
+        await withdraw(follower)
         return True
 
     asyncio.run(main())
@@ -167,23 +195,23 @@ def test_an_error_in_taking_is_the_followers_own() -> None:
         unlucky, other = follow(several, take=fail), follow(several)
         flight.land(1)
         with pytest.raises(OSError, match="no place"):
-            await unlucky.outcome()
-        assert await other.outcome() == (2,)
+            await outcome(unlucky)
+        assert await outcome(other) == (2,)
 
     asyncio.run(main())
 
 
-def test_who_was_cancelled_takes_nothing() -> None:
+def test_a_cancelled_follower_takes_nothing() -> None:
     async def main() -> None:
         taken: list[int] = []
         several = flights()
         flight = lead(several)
-        follower: Any = several.join("a", lambda value, part: taken.append(value), "part")
-        waiting = asyncio.create_task(follower.outcome())
+        follower: Any = several.join("a", "part", lambda value, part: taken.append(value))
+        waiting = asyncio.create_task(outcome(follower))
         await settle()
         waiting.cancel()
         await asyncio.wait([waiting])
-        await follower.withdraw()
+        await withdraw(follower)
         flight.land(1)
         assert taken == []
 
@@ -206,7 +234,7 @@ def test_withdrawing_waits_until_nothing_is_being_taken(again: bool) -> None:
         landing = threading.Thread(target=flight.land, args=(1,))
         landing.start()
         await until(begun)
-        withdrawing = asyncio.create_task(follower.withdraw())
+        withdrawing = asyncio.create_task(withdraw(follower))
         await settle()
         if again:
             withdrawing.cancel()
@@ -220,7 +248,7 @@ def test_withdrawing_waits_until_nothing_is_being_taken(again: bool) -> None:
     asyncio.run(main())
 
 
-def test_over_loops() -> None:
+def test_followers_on_several_loops_take_the_value() -> None:
     several = flights()
     flight = lead(several)
     outcomes: list[Any] = []
@@ -229,7 +257,7 @@ def test_over_loops() -> None:
     def wait() -> None:
         follower = follow(several)
         joined.wait(PATIENCE_S)
-        outcomes.append(asyncio.run(follower.outcome()))
+        outcomes.append(asyncio.run(outcome(follower)))
 
     threads = [threading.Thread(target=wait) for _ in range(3)]
     for thread in threads:
@@ -244,35 +272,35 @@ def test_over_loops() -> None:
 # --- what is kept --------------------------------------------------------------------------------
 
 
-def test_what_is_kept_is_known() -> None:
+def test_a_kept_value_is_known() -> None:
     several = flights(room=10)
     assert several.known("a") is None
     lead(several).land(1, size=4)
-    assert several.join("a", double, "part") == (1,) == several.known("a")
+    assert several.join("a", "part", double) == (1,) == several.known("a")
     lead(several, "b").land(1)
     # Not kept unless it is asked for.
     lead(several, "b")
     several.keep("c", 3, 4)
-    assert several.join("c", double, "part") == (3,)
+    assert several.join("c", "part", double) == (3,)
 
 
-def test_who_follows_gets_what_is_kept_too() -> None:
+def test_followers_get_a_kept_value_too() -> None:
     async def main() -> None:
         several = flights(room=10)
         flight = lead(several)
         follower = follow(several)
         flight.land(1, size=4)
-        assert await follower.outcome() == (2,)
-        assert several.join("a", double, "part") == (1,)
+        assert await outcome(follower) == (2,)
+        assert several.join("a", "part", double) == (1,)
 
     asyncio.run(main())
 
 
-def test_tables_do_not_know_of_each_other() -> None:
+def test_keys_of_different_flights_do_not_meet() -> None:
     cache = Cache()
     cache.resize(10)
-    one: Flights[str, int] = Flights(cache)
-    other: Flights[str, int] = Flights(cache)
+    one: Flights = Flights(cache)
+    other: Flights = Flights(cache)
     lead(one).land(1, size=4)
     lead(other)
 
@@ -287,7 +315,7 @@ def test_after_closing_nothing_is_kept() -> None:
         assert several.known("a") is None
         flight.land(2, size=4)
         several.keep("c", 3, 4)
-        assert await follower.outcome() == (4,)
+        assert await outcome(follower) == (4,)
         assert several.known("b") is None
         assert several.known("c") is None
 

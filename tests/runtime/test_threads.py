@@ -49,7 +49,7 @@ def test_a_pool_runs_in_its_own_threads_with_the_callers_context() -> None:
     asyncio.run(main())
 
 
-def test_what_takes_long_leaves_a_thread_to_the_others() -> None:
+def test_long_calls_leave_a_thread_to_the_others() -> None:
     """As many long calls as there are threads, and more that wait: a short one still runs."""
 
     async def main() -> None:
@@ -177,7 +177,7 @@ def test_threads_of_calls_that_were_given_up_are_replaced() -> None:
     asyncio.run(main())
 
 
-def test_what_waits_for_a_thread_gets_that_of_a_call_that_was_given_up() -> None:
+def test_a_waiting_call_gets_the_thread_of_a_call_that_was_given_up() -> None:
     async def main() -> None:
         pool = Pool("own", 1)
         hanging = Gated()
@@ -386,7 +386,7 @@ async def main():
     await asyncio.to_thread(begun.wait)
     child = os.fork()
     if child == 0:
-        # The pool's only thread was busy and is gone, and so is whoever would free the lane.
+        # The pool's only thread was busy. It is gone, and the one that would free the lane too.
         asyncio._set_running_loop(None)
         loop = asyncio.new_event_loop()
         first = loop.run_until_complete(pool.run(lambda: "pool"))

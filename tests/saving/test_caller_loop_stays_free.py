@@ -33,7 +33,7 @@ VALUES = np.arange(float(LARGE))
 
 
 class HeldEncoder(HeldCodec):
-    """A codec that holds up whoever encodes with it."""
+    """A codec that blocks the thread that encodes with it."""
 
     held = Held()
 

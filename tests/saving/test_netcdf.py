@@ -120,7 +120,7 @@ async def test_one_thread_at_a_time_in_hdf5(tmp_path: Path, engine: Any) -> None
         assert set(found.variables) == set(sample().variables)
 
 
-def test_what_cannot_be_saved_is_refused() -> None:
+def test_data_that_cannot_be_saved_is_refused() -> None:
     wrong: Any = [1, 2]
     with pytest.raises(TypeError, match="not list"):
         aioxarray.to_netcdf(wrong, "unused.nc")

@@ -40,7 +40,7 @@ def values(size: int = LARGE) -> xr.Dataset:
 
 @stores
 @pytest.mark.parametrize("opens", [xr.open_zarr, aioxarray.open_zarr])
-def test_what_mode_w_would_delete_is_refused(kind: str, opens: Any, tmp_path: Path) -> None:
+def test_data_that_mode_w_would_delete_is_refused(kind: str, opens: Any, tmp_path: Path) -> None:
     store = made(kind, tmp_path / "a")
     aioxarray.to_zarr(values(), store())
     source = store()

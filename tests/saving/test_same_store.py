@@ -124,7 +124,7 @@ def test_lazy_data_stays_lazy() -> None:
     assert not ds.a.variable._in_memory
 
 
-def test_what_is_returned_is_the_store_itself() -> None:
+def test_a_save_returns_the_store_itself() -> None:
     store = MemoryStore()
     returned = aioxarray.to_zarr(sample(), store)
     assert returned.zarr_group.store is store

@@ -37,7 +37,7 @@ def test_to_an_http_server() -> None:
     assert found == content(theirs)
 
 
-def test_what_is_replaced_is_deleted_side_by_side() -> None:
+def test_replaced_keys_are_deleted_concurrently() -> None:
     obstore = pytest.importorskip("obstore")
     ds = xr.Dataset({"a": ("x", np.arange(64))})
     with ObjectServer() as server:

@@ -227,7 +227,7 @@ def test_a_gate_in_virtual_time_opens_from_another_thread() -> None:
     assert clock.elapsed_s == 1.0
 
 
-def test_what_can_never_go_on_is_reported() -> None:
+def test_a_deadlock_is_reported() -> None:
     async def wait_in_vain() -> None:
         await asyncio.Event().wait()
 

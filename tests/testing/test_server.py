@@ -9,8 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,11 +61,20 @@ class Client:
         self.connection.close()
 
 
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for what happens in another thread or process; the suite's time limit ends a hang."""
-    pause = threading.Event()
-    while not condition():
-        pause.wait(0.001)
+def requesting(server: ObjectServer, headers: str = "") -> socket.socket:
+    """Return a client whose request for ``a`` the server is handling, and has not answered."""
+    client = socket.create_connection(("127.0.0.1", port(server)))
+    client.sendall(f"GET /a HTTP/1.1\r\n{headers}Expect: 100-continue\r\n\r\n".encode())
+    with client.makefile("rb") as answer:
+        assert answer.readline() + answer.readline() == b"HTTP/1.1 100 Continue\r\n\r\n"
+    return client
+
+
+def leave(client: socket.socket) -> None:
+    """Disconnect, and wait until the server has noticed it, and hung up too."""
+    with client:
+        client.shutdown(socket.SHUT_WR)
+        assert client.recv(1) == b""
 
 
 def test_objects_come_and_go(server: ObjectServer) -> None:
@@ -186,7 +194,7 @@ def test_two_requests_sent_at_once_are_answered_in_order() -> None:
         (b"GET /a HTTP/1.0\r\n\r\n", b"HTTP/1.1 404 "),
     ],
 )
-def test_what_it_cannot_read_it_refuses_and_hangs_up(sent: bytes, answer: bytes) -> None:
+def test_requests_that_cannot_be_parsed_are_refused_and_closed(sent: bytes, answer: bytes) -> None:
     with ObjectServer() as server:
         with socket.create_connection(("127.0.0.1", port(server))) as client:
             client.sendall(sent)
@@ -216,14 +224,15 @@ def test_200_clients_at_once() -> None:
 
 def test_in_flight_is_exact_and_a_client_that_leaves_cancels() -> None:
     with ObjectServer(latency_s=3600.0) as server:
-        clients = [socket.create_connection(("127.0.0.1", port(server))) for _ in range(200)]
+        server.hold()
+        clients = [requesting(server) for _ in range(200)]
+        server.wait_requested(count=200)
+        assert server.log.in_flight == 200
         for client in clients:
-            client.sendall(b"GET /a HTTP/1.1\r\n\r\n")
-        until(lambda: server.log.in_flight == 200)
-        for client in clients:
-            client.close()
-        until(lambda: server.log.in_flight == 0)
+            leave(client)
+        assert server.log.in_flight == 0
         assert (server.log.most_in_flight, server.log.cancelled) == (200, 200)
+        server.release()
         server.latency_s = 0.0
         with Client(server) as client_2:
             assert client_2("GET", "/a")[0] == 404
@@ -335,13 +344,12 @@ def test_a_process_serves_and_reports(tmp_path: Path) -> None:
         del server.data["b"]
         assert "b" not in server.data
 
-        clients = [socket.create_connection(("127.0.0.1", port(server))) for _ in range(3)]
+        clients = [requesting(server, "Range: bytes=0-1\r\n") for _ in range(3)]
+        # The server process handles the next request, for its log, after these.
+        assert server.log.in_flight == 3
         for client in clients:
-            client.sendall(b"GET /a HTTP/1.1\r\nRange: bytes=0-1\r\n\r\n")
-        until(lambda: server.log.in_flight == 3)
-        for client in clients:
-            client.close()
-        until(lambda: server.log.cancelled == 3)
+            leave(client)
+        assert server.log.cancelled == 3
         assert list(server.log.requests) == [Request("GET", "a", RangeByteRequest(0, 2))] * 3
         assert server.latency_s == 3600.0
         server.latency_s = 0.0

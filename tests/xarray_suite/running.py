@@ -41,7 +41,7 @@ class Suite:
     option
         What the plugin does with it: ``--loaded-by-aioxarray``, say.
     left_out
-        Parts of the names of tests that do not count; whoever leaves one out says why.
+        Parts of the names of tests that do not count; each caller gives the reason.
     """
 
     module: str
@@ -84,7 +84,7 @@ class Suite:
                 stderr=subprocess.STDOUT,
                 timeout=TIMEOUT_S,
             )
-        # 1: tests failed, which is for whoever asked to judge; 5: there were none to run.
+        # 1: tests failed, which the caller judges; 5: there were none to run.
         said = output.read_text(encoding="utf-8", errors="replace")
         assert ended.returncode in (0, 1, 5), said[-5000:]
         return Run(**json.loads(outcomes.read_text(encoding="utf-8")))

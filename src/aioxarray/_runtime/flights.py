@@ -1,8 +1,8 @@
 """Deduplication of work in progress ("single flight"): equal keys are worked on once.
 
 The first caller for a key gets a `Flight` and does the work. While the flight is open, other
-callers get a `Follower` and await the result, on any loop; later callers may get it from a cache.
-Followers hold no place in a budget, no thread and no lock while they wait.
+callers follow it: they await a future of the result, on any loop. Later callers may get the result
+from a cache. Followers hold no place in a budget, no thread and no lock while they wait.
 """
 
 from __future__ import annotations
@@ -10,17 +10,15 @@ from __future__ import annotations
 import asyncio
 import copy
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from aioxarray._runtime.cache import Cache
 
-K = TypeVar("K", bound=Hashable)
 P = TypeVar("P")
-V = TypeVar("V")
 R = TypeVar("R")
 
 
@@ -32,18 +30,24 @@ class FlightStatistics:
     followers: int
 
 
-class Flights(Generic[K, V]):
-    """The open flights by key, and their results in a cache.
+class Flights:
+    """The open flights of one source by key, and their results in a cache.
 
     Parameters
     ----------
     cache
         Keeps the results of flights that land with a size.
+    place
+        The source.
+    holds
+        Objects that must live as long as the flights, for example because their ids identify them.
     """
 
-    def __init__(self, cache: Cache) -> None:
+    def __init__(self, cache: Cache, place: Any = None, holds: object = None) -> None:
+        self.place = place
+        self._holds = holds
         self._lock = threading.Lock()
-        self._open: dict[K, Flight[K, V]] = {}
+        self._open: dict[Hashable, Flight[Any]] = {}
         self._cache = cache
         self._keeps = True
 
@@ -57,23 +61,27 @@ class Flights(Generic[K, V]):
             return FlightStatistics(len(self._open), followers)
 
     def join(
-        self, key: K, take: Callable[[V, P], R], part: P
-    ) -> tuple[V] | Flight[K, V] | Follower[V, R]:
+        self, key: Hashable, part: P, take: Callable[[Any, P], R]
+    ) -> tuple[Any] | Flight[P] | Future[tuple[R] | None]:
         """Look up ``key`` in the cache, follow its flight, or open one.
 
         Parameters
         ----------
         key
             The key.
-        take, part
+        part
+            The caller's description of the work.
+        take
             ``take(value, part)`` receives the value if the caller follows. It is called in the
             thread where the flight lands, so it must not wait.
 
         Returns
         -------
-        tuple, Flight or Follower
+        tuple, Flight or Future
             The value in a tuple, if it is in the cache; a new flight, which the caller must end; or
-            a follower of the open flight.
+            a future of what ``take`` returns, in a tuple. The future gets None if the open flight
+            is given up, and the error with which it fails, or that ``take`` raises. Cancelling the
+            future does not affect the flight. `withdraw` must be called afterwards.
         """
         with self._lock:
             # Called thousands of times per read, usually with an empty cache.
@@ -81,24 +89,24 @@ class Flights(Generic[K, V]):
                 return kept
             flight = self._open.get(key)
             if flight is None:
-                flight = self._open[key] = Flight(self, key)
+                flight = self._open[key] = Flight(part, self, key)
                 return flight
-            follower = Follower(take, part)
+            follower: Future[tuple[R] | None] = Future()
             if flight._followers is None:
                 flight._followers = []
-            flight._followers.append(follower)
+            flight._followers.append((follower, take, part))
             return follower
 
-    def known(self, key: K) -> tuple[V] | None:
+    def known(self, key: Hashable) -> tuple[Any] | None:
         """Return the value in a tuple if it is in the cache; otherwise None."""
         return self._cache.get(self, key)
 
-    def keep(self, key: K, value: V, size: int) -> None:
+    def keep(self, key: Hashable, value: Any, size: int) -> None:
         """Put ``value``, of ``size`` bytes, in the cache, unless `close` was called."""
         with self._lock:
             self._keep(key, value, size)
 
-    def _keep(self, key: K, value: V, size: int) -> None:
+    def _keep(self, key: Hashable, value: Any, size: int) -> None:
         if self._keeps:
             self._cache.put(self, key, value, size)
 
@@ -112,60 +120,81 @@ class Flights(Generic[K, V]):
             self._cache.drop(self)
 
 
-class Flight(Generic[K, V]):
-    """Work on a key by its owner, which followers may wait for.
+# The future of a follower, and what it calls with the value.
+_Follower = tuple[Future[Any], Callable[[Any, Any], Any], Any]
+
+
+class Flight(Generic[P]):
+    """Work on a part by its owner, which followers may wait for.
 
     The first call of `land`, `fail` or `give_up`, from any thread, ends it. As a context, it fails
     with an error that is raised in the body, and otherwise is given up unless it has ended.
+
+    Parameters
+    ----------
+    part
+        The owner's description of the work.
+    flights, key
+        Where callers for ``key`` find the flight; it has no followers if ``flights`` is None.
     """
 
-    __slots__ = ("_flights", "_followers", "_is_open", "_key")
+    __slots__ = ("_flights", "_followers", "_is_open", "_key", "part")
 
-    def __init__(self, flights: Flights[K, V], key: K) -> None:
+    def __init__(self, part: P, flights: Flights | None = None, key: Hashable = None) -> None:
+        self.part = part
         self._flights = flights
         self._key = key
-        self._is_open = True
-        self._followers: list[Follower[V, Any]] | None = None
+        self._is_open = flights is not None
+        self._followers: list[_Follower] | None = None
 
     def close(self) -> bool:
         """Allow no more followers; return whether there are any."""
+        if self._flights is None:
+            return False
         with self._flights._lock:
-            self._close()
+            self._close(self._flights)
             return self._followers is not None
 
-    def _close(self) -> None:
+    def _close(self, flights: Flights) -> None:
         if self._is_open:
             self._is_open = False
-            del self._flights._open[self._key]
+            del flights._open[self._key]
 
-    def _end(self) -> list[Follower[V, Any]]:
-        self._close()
-        followers, self._followers = self._followers, None
-        return followers or []
-
-    def land(self, value: V, size: int | None = None) -> None:
+    def land(self, value: Any, size: int | None = None) -> None:
         """Hand ``value`` to each follower; with a ``size`` in bytes, put it in the cache."""
-        with self._flights._lock:
-            if size is not None:
-                self._flights._keep(self._key, value, size)
-            followers = self._end()
-        for follower in followers:
-            follower._take_from(value)
+        for follower, take, part in self._end(value, size):
+            if follower.set_running_or_notify_cancel():
+                try:
+                    result = take(value, part)
+                except Exception as error:  # noqa: BLE001 - raised in the follower
+                    follower.set_exception(error)
+                else:
+                    follower.set_result((result,))
 
     def fail(self, error: Exception) -> None:
         """Raise a copy of ``error`` in each follower."""
-        with self._flights._lock:
-            followers = self._end()
-        for follower in followers:
-            follower._fail(_copy_of(error))
+        for follower, _, _ in self._end():
+            if follower.set_running_or_notify_cancel():
+                follower.set_exception(_copy_of(error))
 
     def give_up(self) -> None:
         """Leave the work to the followers, if it has not ended."""
         if self._is_open or self._followers:
-            with self._flights._lock:
-                followers = self._end()
-            for follower in followers:
-                follower._lose()
+            for follower, _, _ in self._end():
+                if follower.set_running_or_notify_cancel():
+                    follower.set_result(None)
+
+    def _end(self, value: Any = None, size: int | None = None) -> list[_Follower]:
+        """Allow no more followers, keep ``value`` if it has a ``size``; return the followers."""
+        flights = self._flights
+        if flights is None:
+            return []
+        with flights._lock:
+            if size is not None:
+                flights._keep(self._key, value, size)
+            self._close(flights)
+            followers, self._followers = self._followers, None
+        return followers or []
 
     def __enter__(self) -> None:
         pass
@@ -177,54 +206,29 @@ class Flight(Generic[K, V]):
             self.give_up()
 
 
-class Follower(Generic[V, R]):
-    """A wait for the result of a flight."""
+@contextmanager
+def failing(flights: Iterable[Flight[Any]]) -> Iterator[None]:
+    """Make ``flights`` fail with any error that is raised in the body."""
+    try:
+        yield
+    except Exception as error:
+        for flight in flights:
+            flight.fail(error)
+        raise
 
-    __slots__ = ("_outcome", "_part", "_take")
 
-    def __init__(self, take: Callable[[V, Any], R], part: object) -> None:
-        self._take = take
-        self._part = part
-        # None: the work was given up.
-        self._outcome: Future[tuple[R] | None] = Future()
-
-    async def outcome(self) -> tuple[R] | None:
-        """Wait, and return the result of ``take`` in a tuple; None if the flight was given up.
-
-        Raises the error with which the flight failed, or that ``take`` raised. Cancelling does not
-        affect the flight. `withdraw` must be called afterwards.
-        """
-        return await asyncio.wrap_future(self._outcome)
-
-    async def withdraw(self) -> None:
-        """Stop following; wait until ``take`` is not running and will not be called."""
-        if self._outcome.cancel() or self._outcome.done():
-            return
-        ended = asyncio.wrap_future(self._outcome)
-        while not ended.done():
-            # If this task is cancelled again here, its first cancellation goes on anyway.
-            with suppress(asyncio.CancelledError):
-                await asyncio.wait([ended])
-        if not ended.cancelled():
-            # Retrieve an error, so that asyncio does not log it.
-            ended.exception()
-
-    def _take_from(self, value: V) -> None:
-        if self._outcome.set_running_or_notify_cancel():
-            try:
-                result = self._take(value, self._part)
-            except Exception as error:  # noqa: BLE001 - raised in the follower
-                self._outcome.set_exception(error)
-            else:
-                self._outcome.set_result((result,))
-
-    def _fail(self, error: Exception) -> None:
-        if self._outcome.set_running_or_notify_cancel():
-            self._outcome.set_exception(error)
-
-    def _lose(self) -> None:
-        if self._outcome.set_running_or_notify_cancel():
-            self._outcome.set_result(None)
+async def withdraw(follower: Future[Any]) -> None:
+    """Cancel a future from `Flights.join`; wait until ``take`` neither runs nor will be called."""
+    if follower.cancel() or follower.done():
+        return
+    ended = asyncio.wrap_future(follower)
+    while not ended.done():
+        # If this task is cancelled again here, its first cancellation goes on anyway.
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait([ended])
+    if not ended.cancelled():
+        # Retrieve an error, so that asyncio does not log it.
+        ended.exception()
 
 
 def _copy_of(error: Exception) -> Exception:

@@ -16,6 +16,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from aioxarray._runtime.batches import Batches, one_by_one
+from aioxarray._runtime.flights import Flight, Flights
 from aioxarray._runtime.tasks import gather
 from aioxarray._zarr import tuning
 from aioxarray._zarr.chunks.plan import ReadPlan
@@ -27,13 +28,13 @@ from aioxarray._zarr.stores.clients import Nearness
 from aioxarray._zarr.stores.grants import Grants, is_long
 from aioxarray._zarr.stores.limited import LimitedStore
 from aioxarray._zarr.stores.request import chunk_noted
-from aioxarray._zarr.stores.sharing import Lead, Sharing, Table
+from aioxarray._zarr.stores.sharing import Sharing
 from aioxarray._zarr.stores.sources import ObjectSource, Source
 
 if TYPE_CHECKING:
     from aioxarray._zarr.selection import Chunk
 
-# Stands in for a flight, for chunks that are not shared, and for a limit on decoding.
+# Stands in for a limit on decoding.
 _NOTHING = nullcontext()
 
 
@@ -67,8 +68,8 @@ class ChunkReads:
         The result that the chunks are read into.
     grants
         The grants of the load.
-    table
-        The chunks that are shared with other reads; None if nothing is shared.
+    flights
+        Those that share chunks with other reads; None if nothing is shared.
     advance
         Called with the number of further chunks that are done.
     """
@@ -77,7 +78,7 @@ class ChunkReads:
     limited: LimitedStore
     result: Result
     grants: Grants
-    table: Table | None
+    flights: Flights | None
     advance: Callable[[int], None]
 
     @property
@@ -91,9 +92,9 @@ class ChunkReads:
         return self.nbytes * (2 if self.sharing.keeps else self.result.held_chunks)
 
     @cached_property
-    def sharing(self) -> Sharing[Chunk, bool]:
-        """The access to chunks that other reads are fetching, and to the cache."""
-        return Sharing(self.table, self.result, self.grants.keeps)
+    def sharing(self) -> Sharing:
+        """The access to parts that other reads are fetching, and to the cache."""
+        return Sharing(self.flights, self.grants.keeps)
 
     def noted(self, chunk: Chunk) -> chunk_noted:
         """Return a context that adds the key of ``chunk`` and the store to an error."""
@@ -133,8 +134,15 @@ class ChunkReads:
 
     def inline(self, source: Source) -> list[bool]:
         """Read chunks in memory on the event loop: faster than a hop to a thread."""
+        return self._read_unshared(source, self.plan.chunks)
+
+    def _read_unshared(
+        self, source: Source, chunks: Iterable[Chunk], stop: threading.Event | None = None
+    ) -> list[bool]:
         found = []
-        for chunk in self.plan.chunks:
+        for chunk in chunks:
+            if stop is not None and stop.is_set():
+                break
             with self.noted(chunk):
                 found.append(read_chunk(source, chunk, self.result))
         return found
@@ -144,8 +152,9 @@ class ChunkReads:
         stop = threading.Event()
         decoding = self.grants.decoding if source.remote else _NOTHING
         # Appends to the list, for each chunk that is done, whether it exists.
-        read: Callable[[Sequence[Lead[Chunk]], list[bool]], None]
-        if SmallChunks.can_read(self.result, self.sharing, self.nbytes):
+        read: Callable[[Sequence[Flight[Chunk]], list[bool]], None]
+        are_small = SmallChunks.can_read(self.result, self.sharing, self.nbytes)
+        if are_small:
             together = SmallChunks(
                 self.limited, source, self.result, self.sharing, self.nbytes, decoding
             )
@@ -157,8 +166,10 @@ class ChunkReads:
         if not (self.sharing.shares or source.remote):
 
             def read_unshared(run: Sequence[Chunk]) -> list[bool]:
+                if not are_small:
+                    return self._read_unshared(source, run, stop)
                 found: list[bool] = []
-                read([Lead(chunk, None) for chunk in run], found)
+                read([Flight(chunk) for chunk in run], found)
                 return found
 
             schedule = self.in_runs(self.grants.thread_count, tuning.READ_RUN_BYTES)
@@ -166,7 +177,7 @@ class ChunkReads:
                 self.grants, held, read_unshared, stop, exclusive=exclusive
             )
 
-        async def lead(led: Sequence[Lead[Chunk]]) -> list[bool]:
+        async def lead(led: Sequence[Flight[Chunk]]) -> list[bool]:
             found: list[bool] = []
             work = partial(read, led, found)
             if not isinstance(source, ObjectSource):
@@ -178,30 +189,27 @@ class ChunkReads:
 
         width = tuning.FETCHERS if source.remote else self.grants.thread_count
         return await self.in_runs(width, tuning.RUN_BYTES).on_loop(
-            width, lambda run: self.sharing.read(run, lead, self.noted)
+            width, lambda run: self.sharing.read(self.result, run, lead, self.noted)
         )
 
     def _read_in_thread(
         self,
         source: Source,
         decoding: Any,
-        led: Sequence[Lead[Chunk]],
+        led: Sequence[Flight[Chunk]],
         found: list[bool],
         stop: threading.Event,
     ) -> None:
-        for lead in led:
+        for flight in led:
             if stop.is_set():
                 break
-            chunk, flight = lead
-            with self.noted(chunk), flight or _NOTHING:
-                if flight is None and not source.remote:
-                    found.append(read_chunk(source, chunk, self.result))
-                    continue
+            chunk = flight.part
+            with self.noted(chunk), flight:
                 data = source.read(chunk.key)
                 if stop.is_set():
                     break
                 with decoding:
-                    found.append(self.sharing.put(data, lead))
+                    found.append(self.sharing.put(self.result, data, flight))
 
     # --- by coroutines -----------------------------------------------------------------------
 
@@ -209,28 +217,28 @@ class ChunkReads:
         """Fetch chunks with the store's coroutines, and decode them in threads as they arrive."""
 
         async def read(chunk: Chunk) -> bool:
-            (there,) = await self.sharing.read([chunk], self._fetch_one)
+            (there,) = await self.sharing.read(self.result, [chunk], self._fetch_one)
             return there
 
         return await self.each(read)
 
-    async def _fetch_one(self, led: Sequence[Lead[Chunk]]) -> list[bool]:
-        return [await self._fetch(lead) for lead in led]
+    async def _fetch_one(self, led: Sequence[Flight[Chunk]]) -> list[bool]:
+        return [await self._fetch(flight) for flight in led]
 
-    async def _fetch(self, lead: Lead[Chunk]) -> bool:
+    async def _fetch(self, flight: Flight[Chunk]) -> bool:
         """Fetch a chunk with the store's coroutine and decode it; return whether it exists."""
-        chunk, flight = lead
+        chunk = flight.part
         long = is_long(self.held)
-        with self.noted(chunk), flight or _NOTHING:
+        with self.noted(chunk), flight:
             async with self.grants.memory.hold(self.held, long=long):
                 data: Any = await self.limited.get(chunk.key, chunk.spec.prototype, size=self.held)
                 there = data is not None
                 if there and not self.result.by_zarr:
                     data = data.as_numpy_array()
                 if self._is_decoded_here(there):
-                    self.sharing.put(data, lead)
+                    self.sharing.put(self.result, data, flight)
                 else:
-                    await self._batches.add((data, lead), self.nbytes)
+                    await self._batches.add((data, flight), self.nbytes)
         return there
 
     def _is_decoded_here(self, there: bool) -> bool:
@@ -243,11 +251,11 @@ class ChunkReads:
         return self.plan.nbytes <= tuning.INLINE_BYTES and not self.result.by_zarr
 
     @cached_property
-    def _batches(self) -> Batches[tuple[Any, Lead[Chunk]]]:
+    def _batches(self) -> Batches[tuple[Any, Flight[Chunk]]]:
         """Decodes in threads, in batches, the chunks that have arrived."""
 
-        def put(arrived: tuple[Any, Lead[Chunk]]) -> None:
-            self.sharing.put(*arrived)
+        def put(arrived: tuple[Any, Flight[Chunk]]) -> None:
+            self.sharing.put(self.result, *arrived)
 
         threads = self.grants.thread_count
         return Batches(self.grants.decoders, threads, tuning.BATCH_BYTES, one_by_one(put), is_long)
@@ -264,7 +272,7 @@ class ChunkReads:
         present: list[bool] = []
         # Cached chunks do not show how fast the store answers.
         for chunk in remaining:
-            known = self.sharing.known(chunk)
+            known = self.sharing.known(self.result, chunk)
             if known is None:
                 remaining = itertools.chain([chunk], remaining)
                 break

@@ -28,7 +28,7 @@ from aioxarray._zarr.points import selection_of
 from aioxarray._zarr.selection import Chunk, as_tuple, is_basic
 from aioxarray._zarr.stores.grants import Grants, is_long, open_grants
 from aioxarray._zarr.stores.limited import LimitedStore
-from aioxarray._zarr.stores.sharing import forget, table_of
+from aioxarray._zarr.stores.sharing import flights_of, forget
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteGetter, Store
@@ -141,10 +141,10 @@ class CodecPipeline(BatchedCodecPipeline):
             store = store.counted_elsewhere()
         grants = self.grants
         plan = plan_read(self, store, chunks, count, spec, result, keeps=grants.keeps)
-        table = None if plan.shared_as is None else table_of(store, plan.shared_as)
+        flights = None if plan.shared_as is None else flights_of(store, plan.shared_as)
         limited = LimitedStore(store, grants.requests)
         return await self._execute(
-            ChunkReads(plan, limited, result, grants, table, Advance(self.report, count))
+            ChunkReads(plan, limited, result, grants, flights, Advance(self.report, count))
         )
 
     async def _execute(self, reads: ChunkReads) -> list[bool]:

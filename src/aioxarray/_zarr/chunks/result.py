@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Result:
     """The result of a selection: decodes chunks and puts the selected values in ``out``.
 
-    Chunks are `Parts` for `Sharing`.
+    It is the `Parts` for `Sharing` of chunks.
 
     Parameters
     ----------
@@ -40,6 +40,8 @@ class Result:
         Chunk axes that the result drops.
     basic
         Whether all chunks are selected by slices and integers only.
+    shard
+        The key of the shard whose inner chunks these are; None for chunks with keys of their own.
 
     Attributes
     ----------
@@ -49,9 +51,9 @@ class Result:
         Whether each chunk's place in the result is a view of it.
     in_memory
         Whether the result is a numpy array, and not in the memory of a GPU.
+    keeps_missing
+        Whether the cache records missing chunks; those of a shard are known from its index.
     """
-
-    keeps_missing = True
 
     def __init__(
         self,
@@ -60,8 +62,11 @@ class Result:
         out: NDBuffer,
         drop_axes: tuple[int, ...],
         basic: bool,
+        shard: str | None = None,
     ) -> None:
         self._pipeline = pipeline
+        self._shard = shard
+        self.keeps_missing = shard is None
         self.out = out
         self._drop_axes = drop_axes
         self.views = basic and not drop_axes
@@ -124,8 +129,10 @@ class Result:
             self.put_decoded(decoder.shaped(np.frombuffer(decoded, np.uint8)), chunk)
 
     def name(self, chunk: Chunk) -> Hashable:
-        """Return the key of ``chunk`` in a table: its key in the store and its shape."""
-        return chunk.key, chunk.spec.shape
+        """Return a name for ``chunk``, unique in its store and decoding."""
+        if self._shard is None:
+            return chunk.key, chunk.spec.shape
+        return self._shard, chunk.key
 
     def decoded(self, data: Any, chunk: Chunk) -> NDArray[Any]:
         """Decode ``data`` into a new, read-only array that several reads can share."""

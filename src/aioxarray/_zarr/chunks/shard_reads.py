@@ -13,19 +13,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from zarr.abc.store import RangeByteRequest, SuffixByteRequest
 
+from aioxarray._runtime.flights import Flight, failing
 from aioxarray._runtime.tasks import gather
 from aioxarray._zarr import tuning
 from aioxarray._zarr.chunks.chunk_reads import ChunkReads
-from aioxarray._zarr.chunks.shards import (
-    Indexes,
-    InnerChunk,
-    InnerChunks,
-    ShardLayout,
-    ShardPart,
-    gaps,
-)
+from aioxarray._zarr.chunks.shards import INDEXES, ShardLayout, ShardPart, gaps
 from aioxarray._zarr.stores.grants import is_long
-from aioxarray._zarr.stores.sharing import Lead, Sharing, failing
 from aioxarray._zarr.stores.sources import LocalSource, ReadPart
 
 if TYPE_CHECKING:
@@ -43,7 +36,7 @@ class ShardReads(ABC):
     Parameters
     ----------
     reads
-        The execution; its chunks are shards, and its table shares indexes and inner chunks.
+        The execution; its chunks are shards, and its flights share indexes and inner chunks.
     shards
         The layout of the array's shards.
     """
@@ -52,8 +45,7 @@ class ShardReads(ABC):
         self.reads = reads
         self.grants = reads.grants
         self.shards = shards
-        self.indexes = Sharing(reads.table, Indexes(), reads.grants.keeps)
-        self.inner = Sharing(reads.table, InnerChunks(), reads.grants.keeps)
+        self.sharing = reads.sharing
         # Set to make the threads of this read stop.
         self.stop = threading.Event()
 
@@ -64,63 +56,63 @@ class ShardReads(ABC):
     async def read(self, chunk: Chunk) -> bool:
         """Read the selected inner chunks of a shard; return whether the shard exists."""
         part = self.shards.part(chunk)
-        known = self.indexes.known(part)
+        known = self.sharing.known(INDEXES, part)
         if known is not None and known[0] is None:
             part.missing()
             return False
-        wanted = [InnerChunk(part, inner) for inner in part.inner]
-        found = await self.inner.read(wanted, partial(self.lead, part))
+        found = await self.sharing.read(part.result, part.inner, partial(self.lead, part))
         part.finish()
         if part.exists is None:
             part.exists = any(found) or await self.index(part) is not None
         return part.exists
 
     @abstractmethod
-    async def lead(self, part: ShardPart, led: Sequence[Lead[InnerChunk]]) -> list[bool]:
+    async def lead(self, part: ShardPart, led: Sequence[Flight[Chunk]]) -> list[bool]:
         """Read inner chunks of a shard; return which of them exist."""
 
     async def index(self, part: ShardPart) -> Index | None:
         """Return the index of a shard; None if the shard does not exist."""
-        (index,) = await self.indexes.read([part], self.read_index)
+        (index,) = await self.sharing.read(INDEXES, [part], self.read_index)
         return index
 
     @abstractmethod
-    async def read_index(self, led: Sequence[Lead[ShardPart]]) -> list[Index | None]:
+    async def read_index(self, led: Sequence[Flight[ShardPart]]) -> list[Index | None]:
         """Read the index of one shard."""
 
     def ranges(
         self,
         part: ShardPart,
         index: Index | None,
-        led: Sequence[Lead[InnerChunk]],
+        led: Sequence[Flight[Chunk]],
         gaps: tuple[int, int],
     ) -> tuple[list[ByteRange], list[bool]]:
         """Return the byte ranges to read, and which inner chunks exist; fill the others."""
         part.exists = index is not None
         with failing(led):
             ranges, there = part.ranges(index, led, gaps)
-        for lead, exists in zip(led, there, strict=True):
+        for flight, exists in zip(led, there, strict=True):
             if not exists:
-                self.inner.put(None, lead)
+                self.sharing.put(part.result, None, flight)
         return ranges, there
 
-    def put(self, data: Any | None, of: ByteRange) -> None:
+    def put(self, part: ShardPart, data: Any | None, of: ByteRange) -> None:
         """Decode the inner chunks in ``data``, the bytes of the range ``of``."""
         if data is None:
             # The shard was deleted after its index was read. zarr treats that as a missing shard.
             for span in of.spans:
-                self.inner.put(None, span.part)
+                self.sharing.put(part.result, None, span.part)
             return
         if len(data) != of.stop - of.start:
             with failing([span.part for span in of.spans]):
                 raise ValueError(f"the shard ends before byte {of.stop}: it is truncated")
-        for start, stop, lead in of.spans:
+        for start, stop, flight in of.spans:
             if self.stop.is_set():
                 return
             try:
-                self.inner.put(data[start - of.start : stop - of.start], lead)
+                encoded = data[start - of.start : stop - of.start]
+                self.sharing.put(part.result, encoded, flight)
             except Exception as error:
-                error.add_note(f"in inner chunk {lead.part.chunk.key}")
+                error.add_note(f"in inner chunk {flight.part.key}")
                 raise
 
 
@@ -134,7 +126,7 @@ class ByPlainCalls(ShardReads):
 
     async def read_all(self) -> list[bool]:
         reads, threads = self.reads, self.grants.thread_count
-        if self.inner.shares:
+        if self.sharing.shares:
             return await reads.each(self.read, threads)
 
         def read_run(run: Sequence[Chunk]) -> list[bool]:
@@ -154,30 +146,31 @@ class ByPlainCalls(ShardReads):
         """Read a shard without sharing its inner chunks; return whether it exists."""
         part = self.shards.part(chunk)
         with self._source.opened(part.key) as read_part:
-            index = self.indexes.put(read_part(*part.index_range()), Lead(part, None))
+            index = self.sharing.put(INDEXES, read_part(*part.index_range()), Flight(part))
             if index is None:
                 part.missing()
                 return False
-            led = [Lead(InnerChunk(part, inner), None) for inner in part.inner]
+            led = [Flight(inner) for inner in part.inner]
             self._read_ranges(read_part, part, index, led)
         part.finish()
         return True
 
-    async def lead(self, part: ShardPart, led: Sequence[Lead[InnerChunk]]) -> list[bool]:
+    async def lead(self, part: ShardPart, led: Sequence[Flight[Chunk]]) -> list[bool]:
         with failing(led):
             index = await self.index(part)
         return await self._in_thread(
             part, lambda read_part: self._read_ranges(read_part, part, index, led)
         )
 
-    async def read_index(self, led: Sequence[Lead[ShardPart]]) -> list[Index | None]:
-        (lead,) = led
-        part = lead.part
-        return [
-            await self._in_thread(
-                part, lambda read_part: self.indexes.put(read_part(*part.index_range()), lead)
-            )
-        ]
+    async def read_index(self, led: Sequence[Flight[ShardPart]]) -> list[Index | None]:
+        (flight,) = led
+        part = flight.part
+
+        def read(read_part: ReadPart) -> Index | None:
+            return self.sharing.put(INDEXES, read_part(*part.index_range()), flight)
+
+        with flight:
+            return [await self._in_thread(part, read)]
 
     async def _in_thread(self, part: ShardPart, read: Callable[[ReadPart], T]) -> T:
         """Call ``read`` in a thread with the opened shard."""
@@ -195,7 +188,7 @@ class ByPlainCalls(ShardReads):
         read_part: ReadPart,
         part: ShardPart,
         index: Index | None,
-        led: Sequence[Lead[InnerChunk]],
+        led: Sequence[Flight[Chunk]],
     ) -> list[bool]:
         limits = tuning.LOCAL_GAP_BYTES, tuning.LOCAL_RANGE_BYTES
         ranges, there = self.ranges(part, index, led, limits)
@@ -204,7 +197,7 @@ class ByPlainCalls(ShardReads):
                 break
             with failing([span.part for span in each.spans]):
                 data = read_part(each.start, each.stop)
-            self.put(data, each)
+            self.put(part, data, each)
         return there
 
 
@@ -214,16 +207,16 @@ class ByCoroutines(ShardReads):
     async def read_all(self) -> list[bool]:
         return await self.reads.each(self.read)
 
-    async def lead(self, part: ShardPart, led: Sequence[Lead[InnerChunk]]) -> list[bool]:
+    async def lead(self, part: ShardPart, led: Sequence[Flight[Chunk]]) -> list[bool]:
         memory, size = self.grants.memory, part.size(led)
         if part.is_all(led):
             async with memory.hold(size, long=is_long(size)):
                 with failing(led):
                     whole: Any = await self._get(part, size=size)
-                    index = self.indexes.keep(part.cut_index(whole), part)
+                    index = self.sharing.keep(INDEXES, part.cut_index(whole), part)
                 ranges, there = self.ranges(part, index, led, gaps(part.chunk.spec))
                 # If the shard does not exist, there are no ranges.
-                await self._decode([(whole[each.start : each.stop], each) for each in ranges])
+                await self._decode(part, [(whole[each.start : each.stop], each) for each in ranges])
             return there
         with failing(led):
             index = await self.index(part)
@@ -235,16 +228,15 @@ class ByCoroutines(ShardReads):
                 return await self._get(part, wanted, size=each.stop - each.start), each
 
         async with memory.hold(size, long=is_long(size)):
-            await self._decode(await gather([partial(fetch, each) for each in ranges]))
+            await self._decode(part, await gather([partial(fetch, each) for each in ranges]))
         return there
 
-    async def read_index(self, led: Sequence[Lead[ShardPart]]) -> list[Index | None]:
-        (lead,) = led
-        start, stop = lead.part.index_range()
+    async def read_index(self, led: Sequence[Flight[ShardPart]]) -> list[Index | None]:
+        (flight,) = led
+        start, stop = flight.part.index_range()
         wanted = SuffixByteRequest(-start) if stop is None else RangeByteRequest(start, stop)
-        with failing(led):
-            data = await self._get(lead.part, wanted)
-        return [self.indexes.put(data, lead)]
+        with flight:
+            return [self.sharing.put(INDEXES, await self._get(flight.part, wanted), flight)]
 
     async def _get(
         self, part: ShardPart, wanted: ByteRequest | None = None, *, size: int = 0
@@ -253,10 +245,10 @@ class ByCoroutines(ShardReads):
         data: Any = await self.reads.limited.get(part.key, prototype, wanted, size=size)
         return None if data is None else data.as_numpy_array()
 
-    async def _decode(self, fetched: Sequence[tuple[Any, ByteRange]]) -> None:
+    async def _decode(self, part: ShardPart, fetched: Sequence[tuple[Any, ByteRange]]) -> None:
         def decode() -> None:
             for data, each in fetched:
-                self.put(data, each)
+                self.put(part, data, each)
 
         if fetched:
             long = is_long(self.reads.nbytes)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
 from zarr.codecs import ShardingCodec
 
+from aioxarray._runtime.flights import Flight
 from aioxarray._zarr.chunks.result import Result
 from aioxarray._zarr.codecs.decoders import Decoder, Prepared, decoding, prepare
 from aioxarray._zarr.compat import BatchedCodecPipeline, UInt64, get_indexer, regular_grid
@@ -29,7 +30,6 @@ from aioxarray._zarr.selection import (
     is_basic,
     merged,
 )
-from aioxarray._zarr.stores.sharing import Lead
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -191,7 +191,7 @@ class ShardPart:
         self.key = chunk.key
         self.inner = inner
         self.exists: bool | None = None
-        self.result = Result(layout.pipeline, layout.prepared, out, (), basic)
+        self.result = Result(layout.pipeline, layout.prepared, out, (), basic, chunk.key)
         self.index = layout.index_of(chunk.spec.shape)
         self._layout = layout
         self._out = out
@@ -202,10 +202,10 @@ class ShardPart:
         """Return the decoded bytes of the inner chunks ``wanted``."""
         return len(wanted) * self._layout.inner_bytes
 
-    def is_all(self, wanted: Sequence[Lead[InnerChunk]]) -> bool:
+    def is_all(self, wanted: Sequence[Flight[Chunk]]) -> bool:
         """Return whether ``wanted`` has all inner chunks of the shard."""
         count = self.index.count
-        return len(wanted) >= count and len({each.part.chunk.key for each in wanted}) == count
+        return len(wanted) >= count and len({each.part.key for each in wanted}) == count
 
     def index_range(self) -> tuple[int, int | None]:
         """Return the start and stop of the index, as in a slice of the shard."""
@@ -217,7 +217,7 @@ class ShardPart:
         return None if whole is None else whole[slice(*self.index_range())]
 
     def ranges(
-        self, index: Index | None, wanted: Sequence[Lead[InnerChunk]], gaps: tuple[int, int]
+        self, index: Index | None, wanted: Sequence[Flight[Chunk]], gaps: tuple[int, int]
     ) -> tuple[list[ByteRange], list[bool]]:
         """Return the byte ranges to read, each with its inner chunks, and which of these exist.
 
@@ -228,8 +228,8 @@ class ShardPart:
         longest = None if self._layout.prepared is None else 2 * self._layout.inner_bytes + _SLACK
         found, there = [], []
         # One lookup for all: separate ones would each cost as much as decoding a small chunk.
-        at = tuple(zip(*(each.part.chunk.key for each in wanted), strict=True))
-        for lead, (start, length) in zip(wanted, index[at].reshape(-1, 2).tolist(), strict=True):
+        at = tuple(zip(*(each.part.key for each in wanted), strict=True))
+        for flight, (start, length) in zip(wanted, index[at].reshape(-1, 2).tolist(), strict=True):
             exists = start != _MISSING or length != _MISSING
             there.append(exists)
             if not exists:
@@ -237,9 +237,9 @@ class ShardPart:
             if longest is not None and length > longest:
                 raise ValueError(
                     "the shard's index is damaged: "
-                    f"inner chunk {lead.part.chunk.key} has {length} bytes"
+                    f"inner chunk {flight.part.key} has {length} bytes"
                 )
-            found.append(Span(start, start + length, lead))
+            found.append(Span(start, start + length, flight))
         return merged(found, *gaps), there
 
     def finish(self) -> None:
@@ -253,14 +253,7 @@ class ShardPart:
         self._layout.result.put_part(None, self.chunk)
 
 
-class InnerChunk(NamedTuple):
-    """An inner chunk, and the part of its shard that a selection needs."""
-
-    shard: ShardPart
-    chunk: Chunk
-
-
-class Indexes:
+class _Indexes:
     """The indexes of shards as `Parts` for `Sharing`, each given as a `ShardPart`."""
 
     keeps_missing = True
@@ -286,23 +279,7 @@ class Indexes:
         return array
 
 
-class InnerChunks:
-    """Inner chunks as `Parts` for `Sharing`."""
-
-    # The index tells which are missing.
-    keeps_missing = False
-
-    def name(self, inner: InnerChunk) -> Hashable:
-        return inner.shard.key, inner.chunk.key
-
-    def decoded(self, data: Any, inner: InnerChunk) -> NDArray[Any]:
-        return inner.shard.result.decoded(data, inner.chunk)
-
-    def put(self, data: Any | None, inner: InnerChunk) -> bool:
-        return inner.shard.result.put(data, inner.chunk)
-
-    def put_decoded(self, array: NDArray[Any] | None, inner: InnerChunk) -> bool:
-        return inner.shard.result.put_decoded(array, inner.chunk)
+INDEXES = _Indexes()
 
 
 def gaps(spec: ArraySpec) -> tuple[int, int]:

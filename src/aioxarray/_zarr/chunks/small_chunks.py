@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from aioxarray._runtime.flights import Flight
 from aioxarray._runtime.threads.forks import after_fork
 from aioxarray._zarr import tuning
 from aioxarray._zarr.chunks.result import Result
 from aioxarray._zarr.stores.request import chunk_noted
-from aioxarray._zarr.stores.sharing import Lead, Sharing, failing
+from aioxarray._zarr.stores.sharing import Sharing
 from aioxarray._zarr.stores.sources import Source
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class SmallChunks:
         store: Store,
         source: Source,
         result: Result,
-        sharing: Sharing[Chunk, bool],
+        sharing: Sharing,
         nbytes: int,
         decoding: AbstractContextManager[Any],
     ) -> None:
@@ -76,52 +77,52 @@ class SmallChunks:
         self.held = 2 * self._count * nbytes
 
     @classmethod
-    def can_read(cls, result: Result, sharing: Sharing[Chunk, bool], nbytes: int) -> bool:
+    def can_read(cls, result: Result, sharing: Sharing, nbytes: int) -> bool:
         """Return whether chunks of ``nbytes`` bytes should, and can, be read together."""
         # For the cache, each chunk is decoded into a separate array.
         if result.prepared is None or sharing.keeps:
             return False
         return result.prepared.decodes_many and 0 < nbytes <= tuning.SMALL_CHUNK_BYTES
 
-    def read(self, leads: Sequence[Lead[Chunk]], found: list[bool], stop: threading.Event) -> None:
+    def read(self, led: Sequence[Flight[Chunk]], found: list[bool], stop: threading.Event) -> None:
         """Read chunks into the result, in a worker thread.
 
         Appends to ``found``, for each chunk that is done, whether it exists. Ends early once
         ``stop`` is set.
         """
-        for start in range(0, len(leads), self._count):
+        for start in range(0, len(led), self._count):
             if stop.is_set():
                 break
-            found += self._read(leads[start : start + self._count])
+            found += self._read(led[start : start + self._count])
 
-    def _read(self, leads: Sequence[Lead[Chunk]]) -> list[bool]:
+    def _read(self, led: Sequence[Flight[Chunk]]) -> list[bool]:
         # A thread that waits for a server must not hold up the others.
         turn = _NOTHING if self._source.remote else _turn
         with turn:
-            fetched = [self._fetch(lead) for lead in leads]
+            fetched = [self._fetch(flight) for flight in led]
         with self._decoding:
             assert self._result.prepared is not None
-            decoder = self._result.prepared.decoder(leads[0].part.spec.shape)
+            decoder = self._result.prepared.decoder(led[0].part.spec.shape)
             found = [data for data in fetched if data is not None]
-            have_one_shape = all(lead.part.spec.shape == decoder.shape for lead in leads)
+            have_one_shape = all(flight.part.spec.shape == decoder.shape for flight in led)
             decoded = decoder.many(found) if found and have_one_shape else None
             with turn:
                 each = None if decoded is None else iter(decoded)
-                for data, lead in zip(fetched, leads, strict=True):
+                for data, flight in zip(fetched, led, strict=True):
                     values = None if each is None or data is None else next(each)
-                    if values is not None and self._sharing.is_unshared(lead):
-                        self._result.put_bytes(values, decoder, lead.part)
+                    if values is not None and self._sharing.is_unshared(flight):
+                        self._result.put_bytes(values, decoder, flight.part)
                     else:
-                        with chunk_noted(lead.part.key, self._store):
-                            self._sharing.put(data, lead)
+                        with chunk_noted(flight.part.key, self._store):
+                            self._sharing.put(self._result, data, flight)
         return [data is not None for data in fetched]
 
-    def _fetch(self, lead: Lead[Chunk]) -> Any | None:
-        key = lead.part.key
+    def _fetch(self, flight: Flight[Chunk]) -> Any | None:
+        key = flight.part.key
         try:
             return self._source.read_small(key, self._most)
         except Exception:
-            with chunk_noted(key, self._store), failing([lead]):
+            with chunk_noted(key, self._store), flight:
                 raise
 
 
