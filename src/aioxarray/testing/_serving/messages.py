@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from email.utils import formatdate
+from functools import lru_cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 
     from aioxarray.testing._log import Request
 
-__all__ = ["Answer", "Incoming", "parse_range", "span"]
+__all__ = ["Answer", "Incoming", "http_date", "parse_range", "span"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,12 @@ class Answer:
     body: bytes | memoryview = b""
     # For HEAD: the length of the body that is not sent.
     length: int | None = None
+
+
+@lru_cache(maxsize=256)
+def http_date(seconds: int) -> str:
+    """Return a time for headers; cached, because objects are read often."""
+    return formatdate(seconds, usegmt=True)
 
 
 def parse_range(header: str) -> ByteRequest | None:

@@ -6,6 +6,7 @@ import itertools
 import os
 import stat
 import threading
+import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ class Found:
 
     size: int
     etag: str
+    # When it was written, in seconds since 1970.
+    modified: int
     read: Callable[[int, int], bytes | memoryview]
 
 
@@ -53,7 +56,7 @@ class MemoryObjects(Objects):
 
     def __init__(self) -> None:
         # The ETag is a number: a checksum would cost as much as receiving the object.
-        self._objects: dict[str, tuple[bytes, str]] = {}
+        self._objects: dict[str, tuple[bytes, str, int]] = {}
         self._versions = itertools.count(1)
         # Sorted, so that looking up a prefix, as each 404 does, does not scan all keys.
         self._sorted: list[str] | None = None
@@ -64,12 +67,12 @@ class MemoryObjects(Objects):
         entry = self._objects.get(key)
         if entry is None:
             return None
-        data, etag = entry
+        data, etag, modified = entry
 
         def read(start: int, stop: int) -> bytes | memoryview:
             return data if stop - start == len(data) else memoryview(data)[start:stop]
 
-        return Found(len(data), etag, read)
+        return Found(len(data), etag, modified, read)
 
     def children(self, prefix: str) -> list[str]:
         names: dict[str, None] = {}
@@ -92,7 +95,7 @@ class MemoryObjects(Objects):
     def __setitem__(self, key: str, data: bytes) -> None:
         data = bytes(data)
         with self._lock:
-            entry = (data, f'"{next(self._versions)}"')
+            entry = (data, f'"{next(self._versions)}"', int(time.time()))
             if key not in self._objects:
                 self._sorted = None
             self._objects[key] = entry
@@ -135,7 +138,8 @@ class DirectoryObjects(Objects):
                 file.seek(start)
                 return file.read(stop - start)
 
-        return Found(info.st_size, f'"{info.st_mtime_ns:x}-{info.st_size}"', read)
+        etag = f'"{info.st_mtime_ns:x}-{info.st_size}"'
+        return Found(info.st_size, etag, int(info.st_mtime), read)
 
     def children(self, prefix: str) -> list[str]:
         try:

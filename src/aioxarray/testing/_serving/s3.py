@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import itertools
+import time
 from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -26,8 +27,6 @@ __all__ = ["LIST", "Uploads", "error", "is_listing", "listed_key", "speaks_s3", 
 LIST = "LIST"
 
 _NAMESPACE = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
-# Clients require a time; objects in memory have none.
-_MODIFIED = "1970-01-01T00:00:00.000Z"
 _XML = {"Content-Type": "application/xml"}
 # The most that a page of a listing may have.
 _PAGE = 1000
@@ -185,8 +184,9 @@ class Uploads:
             if delimiter and name.endswith(delimiter):
                 entries.append(f"<CommonPrefixes><Prefix>{text(name)}</Prefix></CommonPrefixes>")
             elif (found := self._objects.find(f"{bucket}/{name}")) is not None:
+                modified = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(found.modified))
                 entries.append(
-                    f"<Contents><Key>{text(name)}</Key><LastModified>{_MODIFIED}</LastModified>"
+                    f"<Contents><Key>{text(name)}</Key><LastModified>{modified}</LastModified>"
                     f"<ETag>{escape(found.etag)}</ETag><Size>{found.size}</Size>"
                     "<StorageClass>STANDARD</StorageClass></Contents>"
                 )

@@ -17,7 +17,7 @@ from aioxarray.testing._gate import Gate
 from aioxarray.testing._log import LogSnapshot, Request, RequestLog
 from aioxarray.testing._serving import s3
 from aioxarray.testing._serving.faults import Fault, Faults
-from aioxarray.testing._serving.messages import Answer, Incoming, parse_range, span
+from aioxarray.testing._serving.messages import Answer, Incoming, http_date, parse_range, span
 from aioxarray.testing._serving.webdav import multistatus
 from aioxarray.testing.latency import Latency, latency_from_json, sampler
 
@@ -179,6 +179,7 @@ class Site:
             "Content-Type": "application/octet-stream",
             "Accept-Ranges": "bytes",
             "ETag": found.etag,
+            "Last-Modified": http_date(found.modified),
         }
         if not _holds(incoming, found.etag):
             is_changed = "if-match" in incoming.headers
@@ -246,6 +247,11 @@ def worded(incoming: Incoming, answer: Answer, code: str | None = None) -> Answe
 def _holds(incoming: Incoming, etag: str | None) -> bool:
     """Return whether the conditions of a request hold for an object; None if there is none."""
     wanted, unwanted = (incoming.headers.get(name) for name in ("if-match", "if-none-match"))
-    if wanted is not None and (etag is None or wanted not in ("*", etag)):
+    if wanted is not None and not _is_one_of(etag, wanted):
         return False
-    return unwanted is None or etag is None or unwanted not in ("*", etag)
+    return unwanted is None or not _is_one_of(etag, unwanted)
+
+
+def _is_one_of(etag: str | None, tags: str) -> bool:
+    # Like S3, it takes a tag without quotes, which icechunk sends.
+    return etag is not None and (tags == "*" or etag.strip('"') == tags.strip('"'))
