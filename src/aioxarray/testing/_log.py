@@ -58,7 +58,7 @@ class RequestLog:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._idle = threading.Condition(self._lock)
+        self._changed = threading.Condition(self._lock)
         self._in_flight = 0
         self._restart()
 
@@ -109,6 +109,7 @@ class RequestLog:
             epoch = self._requests
             epoch.append(request)
             self._in_flight += 1
+            self._changed.notify_all()
             if self._in_flight > self._most_in_flight:
                 self._most_in_flight = self._in_flight
         return epoch
@@ -119,8 +120,7 @@ class RequestLog:
             self._in_flight -= 1
             if self._requests is epoch:
                 self._ended[outcome] += 1
-            if not self._in_flight:
-                self._idle.notify_all()
+            self._changed.notify_all()
 
     def snapshot(self) -> LogSnapshot:
         """Return a consistent copy of the log."""
@@ -132,10 +132,16 @@ class RequestLog:
                 **self._ended,
             )
 
-    def wait_idle(self, timeout_s: float = 30.0) -> bool:
-        """Block this thread until no request is in flight; return False after ``timeout_s``."""
+    def wait_in_flight(self, count: int, timeout_s: float = 30.0) -> None:
+        """Block this thread until ``count`` requests are in flight.
+
+        Raises TimeoutError after ``timeout_s`` seconds.
+        """
         with self._lock:
-            return self._idle.wait_for(lambda: not self._in_flight, timeout_s)
+            if not self._changed.wait_for(lambda: self._in_flight == count, timeout_s):
+                raise TimeoutError(
+                    f"{self._in_flight} requests are in flight after {timeout_s} s, not {count}"
+                )
 
     def clear(self) -> None:
         """Clear the log. Requests still in flight keep counting as in flight, but nowhere else."""

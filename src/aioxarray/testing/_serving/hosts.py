@@ -206,8 +206,8 @@ class _RemoteLog(RequestLog):
     def in_flight(self) -> int:
         return self.snapshot().in_flight
 
-    def wait_idle(self, timeout_s: float = 30.0) -> bool:
-        raise TypeError("only a server in this process can tell when no request is in flight")
+    def wait_in_flight(self, count: int, timeout_s: float = 30.0) -> None:
+        raise TypeError("only the log of a server in this process can be waited for")
 
     def clear(self) -> None:
         self._host.call("PUT", "reset")
