@@ -68,6 +68,10 @@ def _run_in_process(chosen: Iterable[Cell], verbose: bool) -> Iterator[Result]:
                 process = None
             if verbose:
                 print(f"{cell}: {result.verdict} ({result.seconds} s) {result.detail}", flush=True)
+            if process is not None and result.verdict == "leak":
+                # What is left must not count against the next cell.
+                process.end()
+                process = None
             yield result
     finally:
         if process is not None:

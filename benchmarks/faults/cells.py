@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -147,7 +147,11 @@ def cells(
             continue
         if cell.verb == "save" and cell.client in READERS:
             continue
-        # To Zarr, a chunk that is not found is one of fill values.
-        if cell.fault == "404" and cell.verb == "load" and cell.client != "icechunk":
+        if cell.fault == "404" and cell.client != "icechunk" and not _shows(cell):
             continue
         yield cell
+
+
+def _shows(cell: Cell) -> bool:
+    """Return whether a 404 can be told from what Zarr takes for an absent array or chunk."""
+    return cell.verb == "save" or (cell.verb == "open" and cell.when == "always")

@@ -64,7 +64,7 @@ class Worker:
         error: BaseException | None = None
         try:
             asyncio.run(self._bounded(call.make))
-        except BaseException as raised:
+        except BaseException as raised:  # noqa: BLE001  # whatever it is, it gets a verdict
             error = raised
         seconds = time.monotonic() - begun
         # Before the server is mended, or a request that was left would end well.
