@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from aioxarray.testing import ObjectServer
+from aioxarray.testing import ObjectServer, Request
+from aioxarray.testing._serving.faults import Fault, Faults
 
 BODY = b"abcdefgh"
 
@@ -128,9 +129,81 @@ def test_no_answer_comes_until_the_client_gives_up() -> None:
         client.request("GET", "/a")
         with pytest.raises(TimeoutError):
             client.getresponse()
-        assert (server.log.in_flight, server.log.completed) == (1, 0)
+        server.log.wait_in_flight(1)
+        assert server.log.completed == 0
         client.close()
         assert ask(server) == BODY
+
+
+def test_half_of_the_body_comes_and_then_nothing(server: ObjectServer) -> None:
+    server.fail("a", "stall-body", times=1)
+    client = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=30)
+    client.request("GET", "/a")
+    answer = client.getresponse()
+    client.sock.settimeout(0.01)
+    assert answer.read(len(BODY) // 2) == BODY[: len(BODY) // 2]
+    with pytest.raises(TimeoutError):
+        answer.read()
+    assert server.log.in_flight == 1
+    answer.close()
+    client.close()
+    server.log.wait_in_flight(0)
+    assert server.log.cancelled == 1
+    assert ask(server) == BODY
+
+
+def test_an_answer_without_a_body_stalls_after_it_was_carried_out(server: ObjectServer) -> None:
+    server.fail("a", "stall-body", method="PUT")
+    client = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=0.01)
+    client.request("PUT", "/a", b"new")
+    with pytest.raises(TimeoutError):
+        client.getresponse()
+    server.log.wait_in_flight(1)
+    client.close()
+    server.log.wait_in_flight(0)
+    assert server.data["a"] == b"new"
+
+
+def test_one_bit_of_the_body_is_wrong(server: ObjectServer) -> None:
+    server.fail("a", "flip", times=1)
+    damaged, again = ask(server), ask(server)
+    assert again == BODY
+    assert isinstance(damaged, bytes)
+    bits = [(one ^ other).bit_count() for one, other in zip(damaged, BODY, strict=True)]
+    assert sorted(bits) == [0] * 7 + [1]
+
+
+def test_rules_are_forgotten(server: ObjectServer) -> None:
+    server.fail("a", 503)
+    server.fail("*", 500)
+    server.mend()
+    assert ask(server) == BODY
+
+
+def test_requests_fail_while_too_many_are_in_flight(server: ObjectServer) -> None:
+    server.fail("a", 503, above=2)
+    server.hold("b")
+    held = [http.client.HTTPConnection(server.url.removeprefix("http://")) for _ in range(2)]
+    for client in held:
+        client.request("GET", "/b")
+    server.wait_requested("b", count=2)
+    assert ask(server) == 503
+    server.release("b")
+    for client in held:
+        assert client.getresponse().read() == BODY
+        client.close()
+    assert ask(server) == BODY
+
+
+def test_requests_fail_that_exceed_a_rate() -> None:
+    faults = Faults()
+    faults.add(Fault("*", 503, above_per_s=10))
+
+    def failed(now: float) -> int:
+        return sum(faults.of(Request("GET", "a"), 1, now) is not None for _ in range(15))
+
+    # Ten may come at once, and one more each tenth of a second.
+    assert [failed(100.0), failed(100.25), failed(200.0)] == [5, 13, 5]
 
 
 def test_the_rules_reach_a_server_in_another_process() -> None:
@@ -146,6 +219,9 @@ def test_the_rules_reach_a_server_in_another_process() -> None:
             BODY,
         ]
         assert server.log.failed == 2
+        server.fail("a", 500)
+        server.mend()
+        assert ask(server) == BODY
 
 
 def test_faults_are_counted_as_failed(server: ObjectServer) -> None:
@@ -163,6 +239,9 @@ def test_faults_are_counted_as_failed(server: ObjectServer) -> None:
         ({"probability": 1.5}, "between 0 and 1; got 1.5"),
         ({"times": -1}, "count requests; got 0, -1"),
         ({"effect": "reset", "retry_after": 1}, "only a status has a Retry-After"),
+        ({"effect": "reset", "code": "SlowDown"}, "only a status has a code"),
+        ({"above": -1}, "above must not be negative; got -1"),
+        ({"above_per_s": 0}, "above_per_s must be at least 1; got 0"),
     ],
 )
 def test_a_rule_that_makes_no_sense_is_refused(arguments: dict[str, object], message: str) -> None:

@@ -58,6 +58,7 @@ class RequestLog:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._in_flight = 0
         self._restart()
 
@@ -108,6 +109,7 @@ class RequestLog:
             epoch = self._requests
             epoch.append(request)
             self._in_flight += 1
+            self._changed.notify_all()
             if self._in_flight > self._most_in_flight:
                 self._most_in_flight = self._in_flight
         return epoch
@@ -118,6 +120,7 @@ class RequestLog:
             self._in_flight -= 1
             if self._requests is epoch:
                 self._ended[outcome] += 1
+            self._changed.notify_all()
 
     def snapshot(self) -> LogSnapshot:
         """Return a consistent copy of the log."""
@@ -128,6 +131,17 @@ class RequestLog:
                 most_in_flight=self._most_in_flight,
                 **self._ended,
             )
+
+    def wait_in_flight(self, count: int, timeout_s: float = 30.0) -> None:
+        """Block this thread until ``count`` requests are in flight.
+
+        Raises TimeoutError after ``timeout_s`` seconds.
+        """
+        with self._lock:
+            if not self._changed.wait_for(lambda: self._in_flight == count, timeout_s):
+                raise TimeoutError(
+                    f"{self._in_flight} requests are in flight after {timeout_s} s, not {count}"
+                )
 
     def clear(self) -> None:
         """Clear the log. Requests still in flight keep counting as in flight, but nowhere else."""
@@ -142,7 +156,7 @@ class RequestLog:
     @property
     def in_flight(self) -> int:
         """How many requests are in flight now."""
-        return self.snapshot().in_flight
+        return self._in_flight
 
     @property
     def most_in_flight(self) -> int:

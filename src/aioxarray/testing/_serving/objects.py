@@ -6,8 +6,9 @@ import itertools
 import os
 import stat
 import threading
+import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,8 @@ class Found:
 
     size: int
     etag: str
+    # When it was written, in seconds since 1970.
+    modified: int
     read: Callable[[int, int], bytes | memoryview]
 
 
@@ -32,6 +35,10 @@ class Objects(MutableMapping[str, bytes]):
 
     def children(self, prefix: str) -> list[str]:
         """Return the names directly below ``prefix`` ("" or "…/"); directories end in ``/``."""
+        raise NotImplementedError
+
+    def below(self, prefix: str) -> Sequence[str]:
+        """Return the keys that begin with ``prefix``, sorted."""
         raise NotImplementedError
 
     def __getitem__(self, key: str) -> bytes:
@@ -49,7 +56,7 @@ class MemoryObjects(Objects):
 
     def __init__(self) -> None:
         # The ETag is a number: a checksum would cost as much as receiving the object.
-        self._objects: dict[str, tuple[bytes, str]] = {}
+        self._objects: dict[str, tuple[bytes, str, int]] = {}
         self._versions = itertools.count(1)
         # Sorted, so that looking up a prefix, as each 404 does, does not scan all keys.
         self._sorted: list[str] | None = None
@@ -60,30 +67,35 @@ class MemoryObjects(Objects):
         entry = self._objects.get(key)
         if entry is None:
             return None
-        data, etag = entry
+        data, etag, modified = entry
 
         def read(start: int, stop: int) -> bytes | memoryview:
             return data if stop - start == len(data) else memoryview(data)[start:stop]
 
-        return Found(len(data), etag, read)
+        return Found(len(data), etag, modified, read)
 
     def children(self, prefix: str) -> list[str]:
+        names: dict[str, None] = {}
+        for key in self.below(prefix):
+            name, slash, _ = key[len(prefix) :].partition("/")
+            names[name + slash] = None
+        return list(names)
+
+    def below(self, prefix: str) -> Sequence[str]:
         with self._lock:
             if self._sorted is None:
                 self._sorted = sorted(self._objects)
             keys = self._sorted
-        names: dict[str, None] = {}
-        for i in range(bisect_left(keys, prefix), len(keys)):
-            if not keys[i].startswith(prefix):
-                break
-            name, slash, _ = keys[i][len(prefix) :].partition("/")
-            names[name + slash] = None
-        return list(names)
+        first = bisect_left(keys, prefix)
+        last = first
+        while last < len(keys) and keys[last].startswith(prefix):
+            last += 1
+        return keys[first:last]
 
     def __setitem__(self, key: str, data: bytes) -> None:
         data = bytes(data)
         with self._lock:
-            entry = (data, f'"{next(self._versions)}"')
+            entry = (data, f'"{next(self._versions)}"', int(time.time()))
             if key not in self._objects:
                 self._sorted = None
             self._objects[key] = entry
@@ -126,7 +138,8 @@ class DirectoryObjects(Objects):
                 file.seek(start)
                 return file.read(stop - start)
 
-        return Found(info.st_size, f'"{info.st_mtime_ns:x}-{info.st_size}"', read)
+        etag = f'"{info.st_mtime_ns:x}-{info.st_size}"'
+        return Found(info.st_size, etag, int(info.st_mtime), read)
 
     def children(self, prefix: str) -> list[str]:
         try:
@@ -135,6 +148,13 @@ class DirectoryObjects(Objects):
                 return sorted(entry.name + "/" * entry.is_dir() for entry in entries)
         except (KeyError, OSError):
             return []
+
+    def below(self, prefix: str) -> Sequence[str]:
+        try:
+            folder = self._path(prefix.rpartition("/")[0]) if "/" in prefix else self._root
+        except KeyError:
+            return []
+        return sorted(key for key in self._walk(folder) if key.startswith(prefix))
 
     def __setitem__(self, key: str, data: bytes) -> None:
         path = Path(self._path(key))
@@ -151,6 +171,9 @@ class DirectoryObjects(Objects):
             raise KeyError(key) from None
 
     def __iter__(self) -> Iterator[str]:
-        for folder, _, names in os.walk(self._root):
+        return self._walk(self._root)
+
+    def _walk(self, top: str) -> Iterator[str]:
+        for folder, _, names in os.walk(top):
             for name in names:
                 yield Path(folder, name).relative_to(self._root).as_posix()

@@ -7,24 +7,25 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 from xml.sax.saxutils import escape
 
+from aioxarray.testing._serving.messages import http_date
+
 if TYPE_CHECKING:
     from aioxarray.testing._serving.objects import Objects
 
 __all__ = ["multistatus"]
 
-# Clients require a time; objects in memory have none.
-_MODIFIED = "Thu, 01 Jan 1970 00:00:00 GMT"
 _RESPONSE = (
     "<D:response><D:href>/{href}</D:href><D:propstat><D:prop>{properties}</D:prop>"
     "<D:status>HTTP/1.1 200 OK</D:status></D:propstat></D:response>"
 )
 _DIRECTORY = (
     f"<D:resourcetype><D:collection/></D:resourcetype>"
-    f"<D:getlastmodified>{_MODIFIED}</D:getlastmodified>"
+    # Clients require a time; directories have none.
+    f"<D:getlastmodified>{http_date(0)}</D:getlastmodified>"
 )
 _OBJECT = (
     "<D:resourcetype/><D:getcontentlength>{size}</D:getcontentlength><D:getetag>{etag}</D:getetag>"
-    f"<D:getlastmodified>{_MODIFIED}</D:getlastmodified>"
+    "<D:getlastmodified>{modified}</D:getlastmodified>"
 )
 
 
@@ -57,5 +58,7 @@ def _response(objects: Objects, key: str) -> str:
     if found is None:
         properties = _DIRECTORY
     else:
-        properties = _OBJECT.format(size=found.size, etag=escape(found.etag))
+        properties = _OBJECT.format(
+            size=found.size, etag=escape(found.etag), modified=http_date(found.modified)
+        )
     return _RESPONSE.format(href=quote(key), properties=properties)
