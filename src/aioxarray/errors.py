@@ -1,12 +1,26 @@
-"""Exceptions that aioxarray defines.
+"""Exceptions of aioxarray, in one tree: each branch is something that a handler can do.
 
-Errors from stores, codecs and backends reach the caller unchanged, with notes that name the
-variable, chunk and store, and the attempts of a request that was or could have been retried
-(`BaseException.add_note`). Only errors that exist nowhere else are
-defined here::
+::
 
-    RuntimeError
-      ForkError     the data was opened before this process was forked: reopen it
+    AioxarrayError
+      TryAgainError               ask again later
+        ServerUnavailableError    ConnectionError    the server failed: HTTP 5xx
+        ThrottledError            ConnectionError    the server refuses so many requests: HTTP 429
+        UnreachableError          ConnectionError    no connection, or it broke
+        TimedOutError             TimeoutError       a call took longer than its ``timeout``
+          SilentServerError       TimeoutError       a request had no answer
+      AskForLessError             ask for less, or with fewer calls at once
+        TooLargeError             MemoryError        more bytes than ``max_bytes`` allows
+        Overloaded                RuntimeError       more calls wait than ``queue`` allows
+      WrongRequestError           change the request
+        AccessDeniedError         PermissionError    HTTP 401 and 403
+        RefusedError              OSError            other statuses from 400 to 499
+      ReopenError                 open the data again
+        ForkError                 RuntimeError       this process was forked since it was opened
+        DataChangedError          OSError            it was replaced or deleted since it was opened
+        DamagedDataError          ValueError         a checksum does not match
+
+The class beside each name is the builtin that it also is, whichever client the error came from.
 """
 
 from __future__ import annotations
@@ -15,12 +29,102 @@ import difflib
 from collections.abc import Iterable
 
 
-class ForkError(RuntimeError):
+class AioxarrayError(Exception):
+    """Base class of the exceptions that aioxarray defines.
+
+    Attributes
+    ----------
+    attempts
+        How often the request was made; None if the error is not that of a request.
+    status
+        The HTTP status of the answer; None if there was none, or if the client does not tell.
+    retry_after
+        The seconds after which the server wants to be asked again; None if it did not say.
+    """
+
+    attempts: int | None = None
+    status: int | None = None
+    retry_after: float | None = None
+
+
+# --- ask again later -------------------------------------------------------------------------
+
+
+class TryAgainError(AioxarrayError):
+    """The same call may succeed later. All attempts that the settings allow have been made."""
+
+
+class ServerUnavailableError(TryAgainError, ConnectionError):
+    """The server failed, or a proxy before it: for example, HTTP 500 or 503."""
+
+
+class ThrottledError(TryAgainError, ConnectionError):
+    """The server refuses this many requests: for example, HTTP 429 or "SlowDown"."""
+
+
+class UnreachableError(TryAgainError, ConnectionError):
+    """No connection to the server was made, or it broke before the answer was complete."""
+
+
+class TimedOutError(TryAgainError, TimeoutError):
+    """A call or a request has taken longer than its timeout."""
+
+
+class SilentServerError(TimedOutError):
+    """A request, and those that replaced it, had no answer."""
+
+
+# --- ask for less ----------------------------------------------------------------------------
+
+
+class AskForLessError(AioxarrayError):
+    """The call asks for more than the settings or the process allow. No request was made."""
+
+
+class TooLargeError(AskForLessError, MemoryError):
+    """The data has more bytes than the call may load."""
+
+
+class Overloaded(AskForLessError, RuntimeError):  # noqa: N818 - servers know the state by this name
+    """More calls wait for their turn than the queue may hold."""
+
+
+# --- change the request ----------------------------------------------------------------------
+
+
+class WrongRequestError(AioxarrayError):
+    """The server refuses the request, and will refuse it again."""
+
+
+class AccessDeniedError(WrongRequestError, PermissionError):
+    """The credentials are missing, wrong or expired, or do not allow the request."""
+
+
+class RefusedError(WrongRequestError, OSError):
+    """The server refuses the request for a reason that has nothing to do with permissions."""
+
+
+# --- open the data again ---------------------------------------------------------------------
+
+
+class ReopenError(AioxarrayError):
+    """The opened data cannot be used any longer, or not here."""
+
+
+class ForkError(ReopenError, RuntimeError):
     """A store's client cannot be used in a process forked after its first use.
 
     Clients with their own threads (obstore, icechunk) would hang forever. Start processes
     with the ``spawn`` or ``forkserver`` method, or fork before the first read.
     """
+
+
+class DataChangedError(ReopenError, OSError):
+    """The data has been replaced or deleted since it was opened."""
+
+
+class DamagedDataError(ReopenError, ValueError):
+    """The stored bytes do not match their checksum, and did not when they were asked for again."""
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
