@@ -85,7 +85,7 @@ class TooLargeError(AskForLessError, MemoryError):
     """The data has more bytes than the call may load."""
 
 
-class Overloaded(AskForLessError, RuntimeError):  # noqa: N818 - servers know the state by this name
+class Overloaded(AskForLessError, RuntimeError):
     """More calls wait for their turn than the queue may hold."""
 
 
