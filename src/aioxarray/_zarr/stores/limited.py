@@ -15,7 +15,7 @@ from aioxarray._runtime.tasks import first_error, gather
 from aioxarray._zarr.stores.grants import is_long
 from aioxarray._zarr.stores.printable import NamedAsWrapped
 from aioxarray._zarr.stores.request import Kind, Request, send
-from aioxarray._zarr.stores.retries.errors import BodyTooLongError
+from aioxarray.errors import WrongLengthError
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
@@ -190,7 +190,7 @@ def _check_length(length: int, wanted: RangeByteRequest) -> None:
     It may be shorter: a range can go beyond the end of a value.
     """
     if length > wanted.end - wanted.start:
-        raise BodyTooLongError(
+        raise WrongLengthError(
             f"{length} bytes were received for the range {wanted.start} to {wanted.end}; "
             "perhaps the server ignores byte ranges"
         )

@@ -287,7 +287,7 @@ class ObjectSource:
         except Exception as error:
             attempts = Attempts(request)
             held = held_here.get()
-            if held is None or not attempts.goes_on(error):
+            if not attempts.goes_on(error, last=held is None) or held is None:
                 raise
         finally:
             self.shortest_s = min(self.shortest_s, perf_counter() - begun)
