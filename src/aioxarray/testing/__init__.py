@@ -3,8 +3,8 @@
 The stores wrap any other store and compose: `RecordingStore` counts requests, `LatencyStore`
 delays them, `GatedStore` holds them until the test releases them, and `FaultyStore` fails them or
 damages their bytes. `VirtualClock` skips waiting and measures it exactly, `ObjectServer` is a real
-HTTP server with latency, counters and faults by rule, and `StallMonitor` measures how long an event
-loop was blocked.
+HTTP and S3 server with latency (`Exponential` and `Mixed` are distributions), bandwidth, counters
+and faults by rule, and `StallMonitor` measures how long an event loop was blocked.
 
 Two dependent round trips, counted by the clock and at the store:
 
@@ -26,16 +26,19 @@ Two dependent round trips, counted by the clock and at the store:
 
 from aioxarray.testing._log import LogSnapshot, Request, RequestLog
 from aioxarray.testing.clock import DeadlockError, VirtualClock
+from aioxarray.testing.latency import Exponential, Mixed
 from aioxarray.testing.server import ObjectServer
 from aioxarray.testing.stalls import StallMonitor
 from aioxarray.testing.stores import FaultyStore, GatedStore, LatencyStore, RecordingStore
 
 __all__ = [
     "DeadlockError",
+    "Exponential",
     "FaultyStore",
     "GatedStore",
     "LatencyStore",
     "LogSnapshot",
+    "Mixed",
     "ObjectServer",
     "RecordingStore",
     "Request",

@@ -58,6 +58,7 @@ class RequestLog:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
         self._in_flight = 0
         self._restart()
 
@@ -118,6 +119,8 @@ class RequestLog:
             self._in_flight -= 1
             if self._requests is epoch:
                 self._ended[outcome] += 1
+            if not self._in_flight:
+                self._idle.notify_all()
 
     def snapshot(self) -> LogSnapshot:
         """Return a consistent copy of the log."""
@@ -128,6 +131,11 @@ class RequestLog:
                 most_in_flight=self._most_in_flight,
                 **self._ended,
             )
+
+    def wait_idle(self, timeout_s: float = 30.0) -> bool:
+        """Block this thread until no request is in flight; return False after ``timeout_s``."""
+        with self._lock:
+            return self._idle.wait_for(lambda: not self._in_flight, timeout_s)
 
     def clear(self) -> None:
         """Clear the log. Requests still in flight keep counting as in flight, but nowhere else."""
@@ -142,7 +150,7 @@ class RequestLog:
     @property
     def in_flight(self) -> int:
         """How many requests are in flight now."""
-        return self.snapshot().in_flight
+        return self._in_flight
 
     @property
     def most_in_flight(self) -> int:

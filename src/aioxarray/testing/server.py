@@ -1,4 +1,4 @@
-"""Loopback HTTP server for objects, with latency and counters.
+"""Loopback server for objects, HTTP and S3, with latency, bandwidth, faults and counters.
 
 It runs in a thread or in its own process. ``python -m aioxarray.testing --latency-s 0.05 --root
 DIRECTORY`` starts one from the command line.
@@ -18,6 +18,7 @@ from aioxarray.testing._gate import Gate
 from aioxarray.testing._log import RequestLog
 from aioxarray.testing._serving.faults import Effect, Fault
 from aioxarray.testing._serving.hosts import HOST, Host, ProcessHost, ThreadHost, make_site, serve
+from aioxarray.testing.latency import Latency, latency_from_json
 
 __all__ = ["ObjectServer"]
 
@@ -25,13 +26,22 @@ __all__ = ["ObjectServer"]
 class ObjectServer:
     """HTTP/1.1 server for objects on 127.0.0.1, at a free port.
 
-    It answers GET (whole or with one range), HEAD, PUT and DELETE. Directories are listed as a
-    page of links, for fsspec, and by PROPFIND, for obstore. Connections are kept alive.
+    It answers GET (whole or with one range), HEAD, PUT and DELETE, with ETags and the conditions
+    If-Match and If-None-Match. Directories are listed as a page of links, for fsspec, and by
+    PROPFIND, for obstore. Connections are kept alive.
+
+    It is also an S3 server for path-style requests: the first part of a key is the bucket, and
+    every bucket exists. Listings (ListObjectsV2), bulk deletes and multipart uploads work with
+    s3fs, obstore and icechunk; errors are XML documents with S3's codes. Signatures are not
+    checked. The log and the rules of `fail` know a listing as the method "LIST", with bucket and
+    prefix as the key.
 
     Parameters
     ----------
-    latency_s : float, optional
-        Delay of each answer in seconds. It can be changed while the server runs.
+    latency_s : float, Exponential, Mixed or callable, optional
+        Delay of each answer in seconds, a distribution, or a function that returns the delay of
+        the next answer (not for a server in another process). It can be changed while the server
+        runs.
     root : path, optional
         Serve the files of this directory. By default, objects are in memory.
     process : bool, optional
@@ -51,11 +61,23 @@ class ObjectServer:
     ...     server.log.count("GET")
     b'hello'
     1
+
+    How s3fs, obstore and icechunk reach a bucket of it::
+
+        s3fs.S3FileSystem(key="any", secret="any", client_kwargs={"endpoint_url": server.url})
+        obstore.store.S3Store(
+            "bucket", endpoint=server.url, region="any", access_key_id="any",
+            secret_access_key="any", client_options={"allow_http": True},
+        )
+        icechunk.s3_storage(
+            bucket="bucket", prefix="repo", endpoint_url=server.url, allow_http=True,
+            force_path_style=True, region="any", access_key_id="any", secret_access_key="any",
+        )
     """
 
     def __init__(
         self,
-        latency_s: float = 0.0,
+        latency_s: Latency = 0.0,
         root: str | os.PathLike[str] | None = None,
         process: bool = False,
         bytes_per_s: float = 0.0,
@@ -133,6 +155,9 @@ class ObjectServer:
         probability: float = 1.0,
         seed: int = 0,
         retry_after: float | str | None = None,
+        code: str | None = None,
+        above: int | None = None,
+        above_per_s: float | None = None,
     ) -> None:
         """Let requests for matching keys fail from now on.
 
@@ -143,14 +168,17 @@ class ObjectServer:
         effect : int, str or None, optional
             What happens:
 
-            - a number: the answer is this HTTP status, without a body;
+            - a number: the answer is this HTTP status, with a body for clients of S3 only;
             - ``"reset"``: the connection is reset, and nothing is read, stored or deleted;
             - ``"lose"``: what was requested is done, then the connection is reset;
-            - ``"stall"``: no answer ever comes;
+            - ``"stall"``: no answer ever comes, and nothing is read, stored or deleted;
+            - ``"stall-body"``: what was requested is done, but only half of the body ever comes, or
+              half of the headers if there is no body;
             - ``"truncate"``: the connection closes after half of the body;
             - ``"extend"``: the body is 16 bytes longer than it should be, and its announced
               length too;
             - ``"overrun"``: 16 bytes more than were announced follow the body;
+            - ``"flip"``: one bit in the middle of the body is wrong;
             - None: the answer is as it should be.
         method : str, optional
             Glob of the HTTP verbs.
@@ -165,6 +193,13 @@ class ObjectServer:
             The seed of the random numbers: the same requests fail in every run.
         retry_after : float or str, optional
             The header "Retry-After" of a status: seconds, or a date.
+        code : str, optional
+            The code of a status for clients of S3; by default "SlowDown" for 503, "InternalError"
+            for 500, and so on.
+        above : int, optional
+            Only requests fail that arrive while the server is at work on this many others.
+        above_per_s : float, optional
+            Only requests fail that exceed this many a second; as many may come at once.
 
         Examples
         --------
@@ -183,7 +218,25 @@ class ObjectServer:
         b'hello'
         """
         wait = None if retry_after is None else str(retry_after)
-        self._running.fail(Fault(glob, effect, method, after, times, probability, seed, wait))
+        self._running.fail(
+            Fault(
+                glob,
+                effect,
+                method,
+                after,
+                times,
+                probability,
+                seed,
+                wait,
+                code,
+                above,
+                above_per_s,
+            )
+        )
+
+    def mend(self) -> None:
+        """Forget all rules of `fail`. Stalled requests stay without an answer."""
+        self._running.mend()
 
     def close(self) -> None:
         """Disconnect all clients and stop. Objects in memory are lost."""
@@ -233,19 +286,24 @@ class ObjectServer:
         self.data[key] = data
 
     @property
-    def latency_s(self) -> float:
-        """Delay of each answer in seconds; can be set."""
+    def latency_s(self) -> Latency:
+        """Delay of each answer in seconds, or its distribution; can be set."""
         return self._running.latency_s
 
     @latency_s.setter
-    def latency_s(self, seconds: float) -> None:
-        self._running.latency_s = seconds
+    def latency_s(self, latency: Latency) -> None:
+        self._running.latency_s = latency
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the server from the command line until interrupted; prints the port first."""
     parser = argparse.ArgumentParser(prog="python -m aioxarray.testing", description=__doc__)
-    parser.add_argument("--latency-s", type=float, default=0.0)
+    parser.add_argument(
+        "--latency-s",
+        type=latency_from_json,
+        default=0.0,
+        help='seconds, or as {"kind": "Exponential", "mean_s": 0.05}',
+    )
     parser.add_argument("--bytes-per-s", type=float, default=0.0, help="0: no limit")
     parser.add_argument("--root", default=None, help="a directory; without it, in memory")
     parser.add_argument("--until-stdin-ends", action="store_true", help=argparse.SUPPRESS)

@@ -11,11 +11,13 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from functools import lru_cache, partial
 from http import HTTPStatus
-from urllib.parse import unquote
+from urllib.parse import parse_qsl, unquote
 
 from aioxarray.testing._log import Outcome, Request
-from aioxarray.testing._serving.faults import Effect, reset
-from aioxarray.testing._serving.site import CONTROL, Answer, Site, parse_range
+from aioxarray.testing._serving import s3
+from aioxarray.testing._serving.faults import Effect, Fault, flipped, reset
+from aioxarray.testing._serving.messages import Answer, Incoming, parse_range
+from aioxarray.testing._serving.site import CONTROL, Site, worded
 
 __all__ = ["Connection"]
 
@@ -119,33 +121,47 @@ class Connection(asyncio.Protocol):
         return True
 
     def _begin(self, headers: Mapping[str, str], body: bytes) -> None:
-        method, target, version = self._start
-        key = unquote(target.partition("?")[0]).removeprefix("/")
-        part = parse_range(headers["range"]) if "range" in headers else None
-        request = Request(method, key, part)
+        method, _, version = self._start
+        incoming = self._incoming(headers, body)
+        request = incoming.request
         keep_alive = version == "HTTP/1.1" and headers.get("connection", "").lower() != "close"
-        if key.startswith(CONTROL):
+        if request.key.startswith(CONTROL):
             self._send(method, self._site.control(request, body), keep_alive)
             return
         self._counted = self._site.log.begin(request)
-        fault = self._site.faults.of(request)
+        fault = self._site.fault_of(request)
         effect = None if fault is None else fault.effect
         if effect == "stall":
             # Never done: the request ends when the client disconnects.
             self._pending = asyncio.get_running_loop().create_future()
             return
-        deep = headers.get("depth", "infinity") == "infinity"
         finish = partial(self._finish, method, len(body), keep_alive, effect)
-        answer = partial(self._site.answer, request, body, deep)
+        answer = partial(self._site.answer, incoming)
         if fault is not None and isinstance(effect, int):
-            answer = partial(Answer, HTTPStatus(effect), fault.headers)
+            answer = partial(_refused, incoming, fault)
         elif effect == "reset":
             answer = partial(Answer, HTTPStatus.OK)
-        step = partial(self._later, self._site.latency_s, partial(self._answer, answer, finish))
+        step = partial(
+            self._later, self._site.next_latency_s(), partial(self._answer, answer, finish)
+        )
         if self._site.gate is None:
             step()
         else:
-            self._passing(self._site.gate.passage(key), step)
+            self._passing(self._site.gate.passage(request.key), step)
+
+    def _incoming(self, headers: Mapping[str, str], body: bytes) -> Incoming:
+        method, target, _ = self._start
+        path, has_query, parameters = target.partition("?")
+        key = unquote(path).removeprefix("/")
+        query = dict(parse_qsl(parameters, keep_blank_values=True)) if has_query else {}
+        is_s3 = s3.speaks_s3(headers, query)
+        if is_s3:
+            if s3.is_listing(method, key, query):
+                method, key = s3.LIST, s3.listed_key(key, query)
+            if "aws-chunked" in headers.get("content-encoding", ""):
+                body = s3.unchunked(body)
+        part = parse_range(headers["range"]) if "range" in headers else None
+        return Incoming(Request(method, key, part), body, headers, query, is_s3)
 
     def _passing(self, passage: Coroutine[object, object, None], step: Callable[[], None]) -> None:
         """Call ``step`` when the gate lets the request pass, and go on with the next request."""
@@ -208,18 +224,24 @@ class Connection(asyncio.Protocol):
         self._send(method, answer, keep_alive)
 
     def _send_faulty(self, method: str, answer: Answer, effect: Effect) -> None:
-        self._count_out("failed")
+        if effect == "stall-body":
+            # As with "stall", the request ends when the client disconnects.
+            self._pending = asyncio.get_running_loop().create_future()
+        else:
+            self._count_out("failed")
         if effect in ("reset", "lose"):
             reset(self._transport)
             return
         body = bytes(answer.body)
-        if effect == "extend":
-            self._send(method, replace(answer, body=body + EXCESS), keep_alive=True)
+        if effect in ("extend", "flip"):
+            body = body + EXCESS if effect == "extend" else flipped(body)
+            self._send(method, replace(answer, body=body), keep_alive=True)
             return
         length = len(body) if answer.length is None else answer.length
-        sent = body[: len(body) // 2] if effect == "truncate" else body + EXCESS
         head = self._head(answer, length, keep_alive=True)
-        self._transport.write(head if method == "HEAD" else head + sent)
+        if method == "HEAD":
+            body = b""
+        self._transport.write(head + body + EXCESS if effect == "overrun" else _half(head, body))
         if effect == "truncate":
             self._transport.close()
 
@@ -249,3 +271,14 @@ class Connection(asyncio.Protocol):
         if not keep_alive:
             lines.append("Connection: close")
         return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+
+def _refused(incoming: Incoming, fault: Fault) -> Answer:
+    """Return the answer for a fault that is a status."""
+    assert isinstance(fault.effect, int)
+    return worded(incoming, Answer(HTTPStatus(fault.effect), fault.headers), fault.code)
+
+
+def _half(head: bytes, body: bytes) -> bytes:
+    """Return an answer up to the middle of its body or, if it has none, of its head."""
+    return head + body[: len(body) // 2] if body else head[: len(head) // 2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import random
 import socket
 import struct
@@ -16,9 +17,9 @@ from typing import TYPE_CHECKING, Literal, get_args
 if TYPE_CHECKING:
     from aioxarray.testing._log import Request
 
-__all__ = ["Effect", "Fault", "Faults", "reset"]
+__all__ = ["Effect", "Fault", "Faults", "flipped", "reset"]
 
-Effect = Literal["reset", "lose", "stall", "truncate", "extend", "overrun"]
+Effect = Literal["reset", "lose", "stall", "stall-body", "truncate", "extend", "overrun", "flip"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,9 @@ class Fault:
     probability: float = 1.0
     seed: int = 0
     retry_after: str | None = None
+    code: str | None = None
+    above: int | None = None
+    above_per_s: float | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.effect, str):
@@ -47,8 +51,13 @@ class Fault:
             raise ValueError(f"probability must be between 0 and 1; got {self.probability!r}")
         if self.after < 0 or (self.times is not None and self.times < 0):
             raise ValueError(f"after and times count requests; got {self.after!r}, {self.times!r}")
-        if self.retry_after is not None and not isinstance(self.effect, int):
-            raise ValueError(f"only a status has a Retry-After; got {self.effect!r}")
+        for name, value in (("Retry-After", self.retry_after), ("code", self.code)):
+            if value is not None and not isinstance(self.effect, int):
+                raise ValueError(f"only a status has a {name}; got {self.effect!r}")
+        if self.above is not None and self.above < 0:
+            raise ValueError(f"above must not be negative; got {self.above!r}")
+        if self.above_per_s is not None and self.above_per_s < 1:
+            raise ValueError(f"above_per_s must be at least 1; got {self.above_per_s!r}")
 
     @property
     def headers(self) -> dict[str, str]:
@@ -73,20 +82,44 @@ class _Rule:
         self._seen = 0
         self._failed = 0
         self._random = random.Random(fault.seed)
+        # What is left of the requests of a second, and when that was.
+        self._left = fault.above_per_s or 0.0
+        self._left_at = -math.inf
 
     def matches(self, request: Request) -> bool:
         fault = self.fault
         return fnmatchcase(request.key, fault.key) and fnmatchcase(request.method, fault.method)
 
-    def strikes(self) -> bool:
-        """Count a request that matches; return whether it goes wrong."""
+    def strikes(self, in_flight: int, now: float) -> bool:
+        """Count a request that matches; return whether it goes wrong.
+
+        Parameters
+        ----------
+        in_flight
+            The number of requests in flight at the server, this one included.
+        now
+            The time in seconds.
+        """
         fault = self.fault
+        if fault.above is not None and in_flight <= fault.above:
+            return False
+        if fault.above_per_s is not None and self._is_within_rate(fault.above_per_s, now):
+            return False
         self._seen += 1
         if self._seen <= fault.after or self._failed == fault.times:
             return False
         if fault.probability < 1 and self._random.random() >= fault.probability:
             return False
         self._failed += 1
+        return True
+
+    def _is_within_rate(self, per_s: float, now: float) -> bool:
+        """Take one of the requests of a second, if one is left; they come back evenly."""
+        self._left = min(per_s, self._left + (now - self._left_at) * per_s)
+        self._left_at = now
+        if self._left < 1:
+            return False
+        self._left -= 1
         return True
 
 
@@ -96,17 +129,33 @@ class Faults:
     def __init__(self) -> None:
         self._rules: list[_Rule] = []
 
+    def __bool__(self) -> bool:
+        return bool(self._rules)
+
     def add(self, fault: Fault) -> None:
         """Add a rule, which takes precedence over earlier ones; thread-safe."""
         # A new list: the server may be iterating over the old one.
         self._rules = [*self._rules, _Rule(fault)]
 
-    def of(self, request: Request) -> Fault | None:
+    def clear(self) -> None:
+        """Drop all rules; thread-safe."""
+        self._rules = []
+
+    def of(self, request: Request, in_flight: int, now: float) -> Fault | None:
         """Return the fault of a request that has arrived; None if it is answered well."""
         for rule in reversed(self._rules):
-            if rule.matches(request) and rule.strikes():
+            if rule.matches(request) and rule.strikes(in_flight, now):
                 return None if rule.fault.effect is None else rule.fault
         return None
+
+
+def flipped(body: bytes) -> bytes:
+    """Return a body with one bit of its middle byte flipped."""
+    if not body:
+        return body
+    damaged = bytearray(body)
+    damaged[len(body) // 2] ^= 1
+    return bytes(damaged)
 
 
 def reset(transport: asyncio.Transport) -> None:

@@ -21,6 +21,7 @@ from aioxarray.testing._serving.connection import Connection
 from aioxarray.testing._serving.faults import Fault
 from aioxarray.testing._serving.objects import DirectoryObjects, MemoryObjects
 from aioxarray.testing._serving.site import CONTROL, Site, from_json
+from aioxarray.testing.latency import Latency, latency_to_json
 
 __all__ = ["HOST", "Host", "ProcessHost", "ThreadHost", "make_site", "serve"]
 
@@ -30,7 +31,7 @@ PATIENCE_S = 60.0
 
 
 def make_site(
-    latency_s: float, bytes_per_s: float, root: str | os.PathLike[str] | None, alone: bool
+    latency_s: Latency, bytes_per_s: float, root: str | os.PathLike[str] | None, alone: bool
 ) -> Site:
     if root is None:
         return Site(MemoryObjects(), latency_s, bytes_per_s, off_loop=False)
@@ -58,9 +59,11 @@ class Host(Protocol):
     port: int
     log: RequestLog
     data: MutableMapping[str, bytes]
-    latency_s: float
+    latency_s: Latency
 
     def fail(self, fault: Fault) -> None: ...
+
+    def mend(self) -> None: ...
 
     def close(self) -> None: ...
 
@@ -93,16 +96,20 @@ class ThreadHost:
             started.set_exception(error)
 
     @property
-    def latency_s(self) -> float:
+    def latency_s(self) -> Latency:
         return self.site.latency_s
 
     @latency_s.setter
-    def latency_s(self, seconds: float) -> None:
-        self.site.latency_s = seconds
+    def latency_s(self, latency: Latency) -> None:
+        self.site.latency_s = latency
 
     def fail(self, fault: Fault) -> None:
         """Add a rule by which requests fail."""
         self.site.faults.add(fault)
+
+    def mend(self) -> None:
+        """Drop the rules."""
+        self.site.faults.clear()
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
@@ -113,12 +120,12 @@ class ProcessHost:
     """Host that runs the server in another process, which ends when its standard input does."""
 
     def __init__(
-        self, latency_s: float, bytes_per_s: float, root: str | os.PathLike[str] | None
+        self, latency_s: Latency, bytes_per_s: float, root: str | os.PathLike[str] | None
     ) -> None:
         # The child must import the same package as this process.
         path = [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")]
         command = [sys.executable, "-m", "aioxarray.testing"]
-        command += ["--latency-s", str(latency_s), "--bytes-per-s", str(bytes_per_s)]
+        command += ["--latency-s", latency_to_json(latency_s), "--bytes-per-s", str(bytes_per_s)]
         if root is not None:
             command += ["--root", os.fspath(root)]
         self._process = subprocess.Popen(
@@ -139,17 +146,21 @@ class ProcessHost:
         self._latency_s = latency_s
 
     @property
-    def latency_s(self) -> float:
+    def latency_s(self) -> Latency:
         return self._latency_s
 
     @latency_s.setter
-    def latency_s(self, seconds: float) -> None:
-        self.call("PUT", "latency", str(seconds).encode())
-        self._latency_s = seconds
+    def latency_s(self, latency: Latency) -> None:
+        self.call("PUT", "latency", latency_to_json(latency).encode())
+        self._latency_s = latency
 
     def fail(self, fault: Fault) -> None:
         """Add a rule by which requests fail."""
         self.call("PUT", "fault", fault.to_json())
+
+    def mend(self) -> None:
+        """Drop the rules."""
+        self.call("PUT", "mend")
 
     def call(self, method: str, what: str, body: bytes | None = None) -> bytes | None:
         """Send a control request to the other process; return the body, or None for a 404."""
@@ -190,6 +201,13 @@ class _RemoteLog(RequestLog):
         data = self._host.call("GET", "stats")
         assert data is not None
         return from_json(data)
+
+    @property
+    def in_flight(self) -> int:
+        return self.snapshot().in_flight
+
+    def wait_idle(self, timeout_s: float = 30.0) -> bool:
+        raise TypeError("only a server in this process can tell when no request is in flight")
 
     def clear(self) -> None:
         self._host.call("PUT", "reset")

@@ -7,7 +7,7 @@ import os
 import stat
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +32,10 @@ class Objects(MutableMapping[str, bytes]):
 
     def children(self, prefix: str) -> list[str]:
         """Return the names directly below ``prefix`` ("" or "…/"); directories end in ``/``."""
+        raise NotImplementedError
+
+    def below(self, prefix: str) -> Sequence[str]:
+        """Return the keys that begin with ``prefix``, sorted."""
         raise NotImplementedError
 
     def __getitem__(self, key: str) -> bytes:
@@ -68,17 +72,22 @@ class MemoryObjects(Objects):
         return Found(len(data), etag, read)
 
     def children(self, prefix: str) -> list[str]:
+        names: dict[str, None] = {}
+        for key in self.below(prefix):
+            name, slash, _ = key[len(prefix) :].partition("/")
+            names[name + slash] = None
+        return list(names)
+
+    def below(self, prefix: str) -> Sequence[str]:
         with self._lock:
             if self._sorted is None:
                 self._sorted = sorted(self._objects)
             keys = self._sorted
-        names: dict[str, None] = {}
-        for i in range(bisect_left(keys, prefix), len(keys)):
-            if not keys[i].startswith(prefix):
-                break
-            name, slash, _ = keys[i][len(prefix) :].partition("/")
-            names[name + slash] = None
-        return list(names)
+        first = bisect_left(keys, prefix)
+        last = first
+        while last < len(keys) and keys[last].startswith(prefix):
+            last += 1
+        return keys[first:last]
 
     def __setitem__(self, key: str, data: bytes) -> None:
         data = bytes(data)
@@ -136,6 +145,13 @@ class DirectoryObjects(Objects):
         except (KeyError, OSError):
             return []
 
+    def below(self, prefix: str) -> Sequence[str]:
+        try:
+            folder = self._path(prefix.rpartition("/")[0]) if "/" in prefix else self._root
+        except KeyError:
+            return []
+        return sorted(key for key in self._walk(folder) if key.startswith(prefix))
+
     def __setitem__(self, key: str, data: bytes) -> None:
         path = Path(self._path(key))
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -151,6 +167,9 @@ class DirectoryObjects(Objects):
             raise KeyError(key) from None
 
     def __iter__(self) -> Iterator[str]:
-        for folder, _, names in os.walk(self._root):
+        return self._walk(self._root)
+
+    def _walk(self, top: str) -> Iterator[str]:
+        for folder, _, names in os.walk(top):
             for name in names:
                 yield Path(folder, name).relative_to(self._root).as_posix()

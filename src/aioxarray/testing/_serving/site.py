@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import threading
+import time
+from dataclasses import replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -14,8 +15,11 @@ from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteReques
 
 from aioxarray.testing._gate import Gate
 from aioxarray.testing._log import LogSnapshot, Request, RequestLog
+from aioxarray.testing._serving import s3
 from aioxarray.testing._serving.faults import Fault, Faults
+from aioxarray.testing._serving.messages import Answer, Incoming, parse_range, span
 from aioxarray.testing._serving.webdav import multistatus
+from aioxarray.testing.latency import Latency, latency_from_json, sampler
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
@@ -23,48 +27,10 @@ if TYPE_CHECKING:
     from aioxarray.testing._serving.connection import Connection
     from aioxarray.testing._serving.objects import Objects
 
-__all__ = ["CONTROL", "Answer", "Site", "from_json", "parse_range", "span", "to_json"]
+__all__ = ["CONTROL", "Site", "from_json", "to_json", "worded"]
 
 # Prefix of the private control requests (to read and reset the counters), which are not counted.
 CONTROL = "-/"
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """Status, headers and body of an answer."""
-
-    status: HTTPStatus
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes | memoryview = b""
-    # For HEAD: the length of the body that is not sent.
-    length: int | None = None
-
-
-def parse_range(header: str) -> ByteRequest | None:
-    """Parse a Range header; None if the standard says to ignore it."""
-    unit, _, spec = header.partition("=")
-    first, dash, last = (part.strip() for part in spec.partition("-"))
-    if unit.strip() != "bytes" or not dash or not (first + last).isdecimal():
-        return None  # several ranges in one header may be ignored too
-    if not first:
-        return SuffixByteRequest(int(last))
-    if not last:
-        return OffsetByteRequest(int(first))
-    if int(last) < int(first):
-        return None
-    return RangeByteRequest(int(first), int(last) + 1)
-
-
-def span(part: ByteRequest, size: int) -> tuple[int, int] | None:
-    """Return start and end of a part in an object of ``size`` bytes; None if it is empty there."""
-    match part:
-        case RangeByteRequest(start, end):
-            start, end = start, min(end, size)
-        case OffsetByteRequest(offset):
-            start, end = offset, size
-        case SuffixByteRequest(suffix):
-            start, end = max(0, size - suffix), size
-    return (start, end) if start < end else None
 
 
 def _range_header(part: ByteRequest | None) -> str | None:
@@ -102,8 +68,8 @@ class Site:
     ----------
     objects : Objects
         The objects to serve.
-    latency_s : float
-        Delay of each answer in seconds.
+    latency_s : Latency
+        Delay of each answer.
     bytes_per_s : float
         Bandwidth for bodies, shared by all connections, which use it one after the other; 0 for
         no limit.
@@ -113,10 +79,13 @@ class Site:
     """
 
     def __init__(
-        self, objects: Objects, latency_s: float, bytes_per_s: float, off_loop: bool
+        self, objects: Objects, latency_s: Latency, bytes_per_s: float, off_loop: bool
     ) -> None:
         self.objects = objects
         self.latency_s = latency_s
+        self._uploads = s3.Uploads(objects)
+        # Held by a write that depends on what is there.
+        self._conditional = threading.Lock()
         self._bytes_per_s = bytes_per_s
         # When everything sent so far has been transferred.
         self._line_free_at = 0.0
@@ -127,6 +96,16 @@ class Site:
         self.gate: Gate | None = None
         self.faults = Faults()
 
+    @property
+    def latency_s(self) -> Latency:
+        """Delay of each answer; can be set."""
+        return self._latency_s
+
+    @latency_s.setter
+    def latency_s(self, latency: Latency) -> None:
+        self.next_latency_s = sampler(latency)
+        self._latency_s = latency
+
     def carried_at(self, byte_count: int, now: float) -> float:
         """Return when ``byte_count`` more bytes will have been transferred, from ``now`` on."""
         if self._bytes_per_s <= 0:
@@ -134,31 +113,35 @@ class Site:
         self._line_free_at = max(now, self._line_free_at) + byte_count / self._bytes_per_s
         return self._line_free_at
 
-    def answer(self, request: Request, body: bytes, deep: bool = True) -> Answer:
-        """Return the answer to a request; ``deep`` makes a listing recursive."""
-        try:
-            return self._do(request, body, deep)
-        except OSError:  # a file that cannot be read, or was deleted meanwhile
-            return Answer(HTTPStatus.INTERNAL_SERVER_ERROR)
+    def fault_of(self, request: Request) -> Fault | None:
+        """Return the fault of a request that was counted; None if it is answered well."""
+        if not self.faults:
+            return None
+        return self.faults.of(request, self.log.in_flight, time.monotonic())
 
-    def _do(self, request: Request, body: bytes, deep: bool) -> Answer:
+    def answer(self, incoming: Incoming) -> Answer:
+        """Return the answer to a request."""
+        try:
+            answer = self._uploads.answer(incoming) if incoming.is_s3 else None
+            if answer is None:
+                answer = self._do(incoming)
+        except OSError:  # a file that cannot be read, or was deleted meanwhile
+            answer = Answer(HTTPStatus.INTERNAL_SERVER_ERROR)
+        return worded(incoming, answer)
+
+    def _do(self, incoming: Incoming) -> Answer:
+        request = incoming.request
         match request.method:
             case "GET" | "HEAD":
-                return self._read(request)
+                return self._read(incoming)
             case "PUT":
-                try:
-                    self.objects[request.key] = body
-                except (KeyError, OSError):
-                    return Answer(HTTPStatus.BAD_REQUEST)
-                # Clients of S3 expect the new tag.
-                written = self.objects.find(request.key)
-                tag = {} if written is None else {"ETag": written.etag}
-                return Answer(HTTPStatus.CREATED, tag)
+                return self._write(incoming)
             case "DELETE":
                 if self.objects.pop(request.key, None) is None:
                     return Answer(HTTPStatus.NOT_FOUND)
                 return Answer(HTTPStatus.NO_CONTENT)
             case "PROPFIND":
+                deep = incoming.headers.get("depth", "infinity") == "infinity"
                 listed = multistatus(self.objects, request.key, deep)
                 if listed is None:
                     return Answer(HTTPStatus.NOT_FOUND)
@@ -167,15 +150,40 @@ class Site:
         allowed = "GET, HEAD, PUT, DELETE, PROPFIND"
         return Answer(HTTPStatus.METHOD_NOT_ALLOWED, {"Allow": allowed})
 
-    def _read(self, request: Request) -> Answer:
+    def _write(self, incoming: Incoming) -> Answer:
+        key = incoming.request.key
+        if "if-match" in incoming.headers or "if-none-match" in incoming.headers:
+            with self._conditional:
+                found = self.objects.find(key)
+                if not _holds(incoming, None if found is None else found.etag):
+                    return Answer(HTTPStatus.PRECONDITION_FAILED)
+                return self._store(incoming)
+        return self._store(incoming)
+
+    def _store(self, incoming: Incoming) -> Answer:
+        key = incoming.request.key
+        try:
+            self.objects[key] = incoming.body
+        except (KeyError, OSError):
+            return Answer(HTTPStatus.BAD_REQUEST)
+        written = self.objects.find(key)
+        tag = {} if written is None else {"ETag": written.etag}
+        return Answer(HTTPStatus.OK if incoming.is_s3 else HTTPStatus.CREATED, tag)
+
+    def _read(self, incoming: Incoming) -> Answer:
+        request = incoming.request
         found = self.objects.find(request.key)
         if found is None:
-            return self._index(request)
+            return Answer(HTTPStatus.NOT_FOUND) if incoming.is_s3 else self._index(request)
         headers = {
             "Content-Type": "application/octet-stream",
             "Accept-Ranges": "bytes",
             "ETag": found.etag,
         }
+        if not _holds(incoming, found.etag):
+            is_changed = "if-match" in incoming.headers
+            status = HTTPStatus.PRECONDITION_FAILED if is_changed else HTTPStatus.NOT_MODIFIED
+            return Answer(status, headers)
         if request.method == "HEAD":
             return Answer(HTTPStatus.OK, headers, length=found.size)
         if request.byte_range is None:
@@ -211,7 +219,10 @@ class Site:
                 self.log.clear()
                 return Answer(HTTPStatus.OK)
             case ("latency", _, _):
-                self.latency_s = float(body)
+                self.latency_s = latency_from_json(body)
+                return Answer(HTTPStatus.OK)
+            case ("mend", _, _):
+                self.faults.clear()
                 return Answer(HTTPStatus.OK)
             case ("fault", _, _):
                 self.faults.add(Fault.from_json(body))
@@ -219,5 +230,22 @@ class Site:
             case ("keys", _, _):
                 return Answer(HTTPStatus.OK, body=json.dumps(list(self.objects)).encode())
             case ("objects", _, key):
-                return self.answer(Request(request.method, key, request.byte_range), body)
+                request = Request(request.method, key, request.byte_range)
+                return self.answer(Incoming(request, body))
         return Answer(HTTPStatus.NOT_FOUND)
+
+
+def worded(incoming: Incoming, answer: Answer, code: str | None = None) -> Answer:
+    """Return an answer with S3's words for an error, if the client speaks S3's protocol."""
+    if not incoming.is_s3 or answer.status < HTTPStatus.BAD_REQUEST or answer.body:
+        return answer
+    error = s3.error(answer.status, incoming.request.key, code)
+    return replace(error, headers={**answer.headers, **error.headers})
+
+
+def _holds(incoming: Incoming, etag: str | None) -> bool:
+    """Return whether the conditions of a request hold for an object; None if there is none."""
+    wanted, unwanted = (incoming.headers.get(name) for name in ("if-match", "if-none-match"))
+    if wanted is not None and (etag is None or wanted not in ("*", etag)):
+        return False
+    return unwanted is None or etag is None or unwanted not in ("*", etag)
