@@ -239,20 +239,29 @@ class Failure:
 def is_answer(error: BaseException) -> bool:
     """Return whether callers take the error for an answer: there is no such key, or there is one.
 
-    zarr is one of these callers, so such errors must not change.
+    zarr is one of these callers, so such errors must not change. But fsspec also says that a file
+    does not exist if the server failed when it was asked for the size.
     """
-    return isinstance(error, _ANSWERS)
+    if not isinstance(error, _ANSWERS):
+        return False
+    below = None if error.__cause__ is None else failure_of(error.__cause__)
+    return below is None or not below.passes
 
 
 def failure_of(error: BaseException) -> Failure | None:
     """Return what has failed; None for an answer ("no such key"), and if it is unknown."""
+    found: Failure | None = None
     for each in _causes(error):
-        if is_answer(each):
+        if found is None and is_answer(each):
             return None
-        found = _failure(each)
-        if found is not None:
-            return found
-    return None
+        here = None if isinstance(each, _ANSWERS) else _failure(each)
+        if here is None:
+            continue
+        if here.status is not None:
+            # A client may have translated the answer into a class that does not have the status.
+            return here if found is None or here.kind is found.kind else found
+        found = found or here
+    return found
 
 
 def transient(error: BaseException) -> Failure | None:

@@ -73,8 +73,10 @@ def translated(
         kind = RefusedError
     store = repr(printable(request.store))
     place = f"{request.key!r} of {store}" if request.key else store
+    # A "no such file" that hides a failure is not one: zarr would take it for a missing key.
+    is_denial = isinstance(error, FileNotFoundError)
     new = _made(
-        _kind_of_both(kind, type(error)),
+        kind if is_denial else _kind_of_both(kind, type(error)),
         f"could not {_VERBS[request.kind]} {place}: {_MEANINGS[kind]} ({failure.cause})",
         error,
     )
