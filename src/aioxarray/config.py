@@ -196,7 +196,18 @@ def retry_policy() -> RetryPolicy:
     Raises TypeError if a setting is not a number, and ValueError if it is too small or if there is
     no such profile.
     """
-    return _policy_of(config.get("retry"))
+    settings = config.get("retry")
+    try:
+        return _kept_policy(tuple(settings), *settings.values())
+    except TypeError:
+        # One of the values has the wrong type, perhaps one that cannot be hashed.
+        return _policy_of(settings)
+
+
+# Every call checks the settings, and there may be thousands of calls. Typed, as True is not 1 here.
+@functools.lru_cache(maxsize=32, typed=True)
+def _kept_policy(names: tuple[str, ...], *values: Any) -> RetryPolicy:
+    return _policy_of(dict(zip(names, values, strict=True)))
 
 
 def stall_seconds() -> float:

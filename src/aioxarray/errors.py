@@ -5,6 +5,7 @@
     AioxarrayError
       TryAgainError               ask again later
         ServerUnavailableError    ConnectionError    the server failed: HTTP 5xx
+          WrongLengthError        ConnectionError    an answer has more bytes than were asked for
         ThrottledError            ConnectionError    the server refuses so many requests: HTTP 429
         UnreachableError          ConnectionError    no connection, or it broke
         TimedOutError             TimeoutError       a call took longer than its ``timeout``
@@ -14,7 +15,8 @@
         Overloaded                RuntimeError       more calls wait than ``queue`` allows
       WrongRequestError           change the request
         AccessDeniedError         PermissionError    HTTP 401 and 403
-        RefusedError              OSError            other statuses from 400 to 499
+        UntrustedServerError      ConnectionError    the certificate of the server is not valid
+        RefusedError              OSError            other statuses from 400 on
       ReopenError                 open the data again
         ForkError                 RuntimeError       this process was forked since it was opened
         DataChangedError          OSError            it was replaced or deleted since it was opened
@@ -58,6 +60,10 @@ class ServerUnavailableError(TryAgainError, ConnectionError):
     """The server failed, or a proxy before it: for example, HTTP 500 or 503."""
 
 
+class WrongLengthError(ServerUnavailableError):
+    """An answer has more bytes than were asked for: perhaps the server ignores byte ranges."""
+
+
 class ThrottledError(TryAgainError, ConnectionError):
     """The server refuses this many requests: for example, HTTP 429 or "SlowDown"."""
 
@@ -98,6 +104,10 @@ class WrongRequestError(AioxarrayError):
 
 class AccessDeniedError(WrongRequestError, PermissionError):
     """The credentials are missing, wrong or expired, or do not allow the request."""
+
+
+class UntrustedServerError(WrongRequestError, ConnectionError):
+    """The certificate of the server is not valid, or not one that this machine trusts."""
 
 
 class RefusedError(WrongRequestError, OSError):

@@ -369,7 +369,7 @@ class Reads:
 
     def loads(self, *counts: int, concurrency: float = 128) -> list[float]:
         """Read as many chunks at once as each of ``counts`` says; return the seconds of each."""
-        took = []
+        took: list[float] = []
 
         async def main() -> None:
             with grants.requests.share(concurrency) as places:
@@ -461,7 +461,7 @@ def test_stalled_connection(client: Callable[[str], Store], number: int) -> None
     with ObjectServer() as server, config.set(stall_s=0.5):
         for key, value in stored(ds)._store_dict.items():
             server.put(f"bucket/data/{key}", value.to_bytes())
-        store = client(server.url)
+        store: Any = client(server.url)
         server.fail(f"*/v/c/{number}/0", "stall", times=1)
         got = aioxarray.load_dataset(store, engine="zarr", consolidated=True)
         xr.testing.assert_identical(got, ds)

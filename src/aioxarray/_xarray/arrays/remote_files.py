@@ -16,7 +16,7 @@ from zarr.abc.store import RangeByteRequest
 from aioxarray._runtime.loops import io_loop, run_blocking, run_on
 from aioxarray._runtime.threads.pool import Pool
 from aioxarray._xarray.compat import H5netcdfBackendEntrypoint, _open_remote_file, is_remote_uri
-from aioxarray._zarr.stores.request import Request, send_alone
+from aioxarray._zarr.stores.request import Request, send, send_alone
 
 # The defaults of xarray's engine.
 _BLOCK_BYTES = 4 << 20
@@ -224,12 +224,7 @@ def read_ahead(engine: Any, source: Any, options: Mapping[str, Any]) -> tuple[An
     rest = dict(options)
     given = rest.pop("open_kwargs", None) or {}
     caching = _DEFAULTS if given.get("cache_type", "blockcache") == "blockcache" else {}
-    with Request("exists", source, ""):
-        # fsspec asks for the size. That takes no place in the limit: it cannot be cancelled, and a
-        # stalled server would keep the place.
-        file = _open_remote_file(
-            source, "rb", rest.pop("storage_options", None), {**caching, **given}
-        )
+    file = _opened(source, rest.pop("storage_options", None), {**caching, **given})
     # fsspec's whole-file caches return a plain local file, which has no ``size``.
     if not getattr(file, "size", 0):
         return file, rest
@@ -240,3 +235,19 @@ def read_ahead(engine: Any, source: Any, options: Mapping[str, Any]) -> tuple[An
         file.close()
         raise
     return (ahead if ahead.is_hdf5 else file), rest
+
+
+def _opened(url: str, storage_options: Any, options: dict[str, Any]) -> Any:
+    """Open a remote file with fsspec, which asks the server for its size.
+
+    That takes no place in the limit: it cannot be cancelled, and a stalled server would keep the
+    place. So it runs in a separate thread, which is abandoned.
+    """
+
+    def open_file() -> Any:
+        return _open_remote_file(url, "rb", storage_options, options)
+
+    async def ask() -> Any:
+        return await send(Request("exists", url, ""), None, partial(_fetchers.run, open_file))
+
+    return run_blocking(ask)

@@ -30,25 +30,35 @@ class AioArray(ExplicitlyIndexedNDArrayMixin):
         Keeps the file of the data open, for HDF5 and netCDF-C; None for other backends.
     together
         Arrays that are read with this one as soon as xarray needs the values of one of them.
+    label
+        Names it in notes of errors; by default "a lazy array".
     """
 
     # Python clears slots in alphabetical order, so the file is released after its readers.
-    __slots__ = ("_together", "array", "file")
+    __slots__ = ("_together", "array", "file", "label")
 
     def __init__(
-        self, array: Any, file: OpenFile | None = None, together: ReadTogether | None = None
+        self,
+        array: Any,
+        file: OpenFile | None = None,
+        together: ReadTogether | None = None,
+        label: str = "a lazy array",
     ) -> None:
         self.array = array
         self.file = file
+        self.label = label
         self._together = together
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Without ``together``, which only matters while opening. A deep or unpickled copy opens the
         # file again, perhaps in another process, and so needs its own `OpenFile`.
-        return _rebuilt, (self.array, self.file is not None)
+        return _rebuilt, (self.array, self.file is not None, self.label)
 
     def __copy__(self) -> AioArray:
-        return type(self)(self.array, self.file)
+        return self._of(self.array)
+
+    def _of(self, array: Any) -> AioArray:
+        return type(self)(array, self.file, label=self.label)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.array!r})"
@@ -70,17 +80,17 @@ class AioArray(ExplicitlyIndexedNDArrayMixin):
 
     def transpose(self, order: Any) -> AioArray:
         """Return the array with its axes permuted, still lazy."""
-        return type(self)(self.array.transpose(order), self.file)
+        return self._of(self.array.transpose(order))
 
     def _oindex_get(self, indexer: Any) -> AioArray:
-        return type(self)(self.array.oindex[indexer], self.file)
+        return self._of(self.array.oindex[indexer])
 
     def _vindex_get(self, indexer: Any) -> AioArray:
-        return type(self)(self.array.vindex[indexer], self.file)
+        return self._of(self.array.vindex[indexer])
 
     def __getitem__(self, indexer: Any) -> AioArray:
         self._check_and_raise_if_non_basic_indexer(indexer)
-        return type(self)(self.array[indexer], self.file)
+        return self._of(self.array[indexer])
 
 
 class OpenFile:
@@ -113,14 +123,13 @@ def keep_open(array: Any) -> OpenFile | None:
     return OpenFile(base.datastore, lane_of_hdf5()) if reads_hdf5(base) else None
 
 
-def _rebuilt(array: Any, has_file: bool) -> AioArray:
-    return AioArray(array, keep_open(array) if has_file else None)
+def _rebuilt(array: Any, has_file: bool, label: str) -> AioArray:
+    return AioArray(array, keep_open(array) if has_file else None, label=label)
 
 
 async def read_arrays(arrays: Sequence[AioArray]) -> list[Any]:
     """Return the values of ``arrays``; on the I/O loop."""
-    label = "a lazy array"
-    lazies = [Lazy(each, label, each.size * each.dtype.itemsize) for each in arrays]
+    lazies = [Lazy(each, each.label, each.size * each.dtype.itemsize) for each in arrays]
     return await read_all(lazies, Options())
 
 
@@ -141,21 +150,23 @@ class ReadTogether:
         # The chains, not the arrays, which refer to this object: without reference cycles, a
         # dataset closes its file as soon as it is dropped.
         self._chains: list[Any] = []
+        self._labels: list[str] = []
         self._file: OpenFile | None = None
         self._values: dict[int, Any] = {}
 
-    def add(self, array: Any, file: OpenFile | None) -> AioArray:
+    def add(self, array: Any, file: OpenFile | None, label: str) -> AioArray:
         """Wrap ``array`` in an `AioArray` that is read together with the others."""
         self._file = file
         self._chains.append(array)
-        return AioArray(array, file, self)
+        self._labels.append(label)
+        return AioArray(array, file, self, label)
 
     def take(self, array: AioArray) -> Any:
         """Return the values of ``array``; the first call reads all arrays."""
         chain = array.array
         with self._lock:
             if self._chains:
-                values = self._read(self._chains)
+                values = self._read(self._chains, self._labels)
                 ids = [id(each) for each in self._chains]
                 self._values = dict(zip(ids, values, strict=True))
                 if self._after is not None:
@@ -165,16 +176,16 @@ class ReadTogether:
             if id(chain) in self._values:
                 return self._values.pop(id(chain))
         # The values were handed out before, but the receiver did not keep them.
-        return self._read([chain])[0]
+        return self._read([chain], [array.label])[0]
 
-    def _read(self, chains: Sequence[Any]) -> list[Any]:
+    def _read(self, chains: Sequence[Any], labels: Sequence[str]) -> list[Any]:
         if self._file is not None:
             # All arrays are in the same lane: read them in one call there.
             return run_blocking(lambda: in_hdf5(lambda: [each.get_duck_array() for each in chains]))
         values = [prefetched_data(each) for each in chains]
         unknown = [index for index, value in enumerate(values) if value is None]
         if unknown:
-            arrays = [AioArray(chains[index]) for index in unknown]
+            arrays = [AioArray(chains[index], label=labels[index]) for index in unknown]
             read = run_blocking(lambda: read_arrays(arrays))
             for index, value in zip(unknown, read, strict=True):
                 values[index] = value

@@ -17,7 +17,7 @@ from aioxarray._zarr import tuning
 from aioxarray._zarr.stores.calls import Call, calling
 from aioxarray._zarr.stores.grants import Grants, open_grants
 from aioxarray._zarr.stores.request import for_variable
-from aioxarray.config import cache_limit, memory_limit, request_limit, thread_count
+from aioxarray.config import cache_limit, memory_limit, request_limit, retry_policy, thread_count
 from aioxarray.progress import Meter, Progress, check_progress, meter
 
 
@@ -36,6 +36,7 @@ class Options:
         memory_limit()
         cache_limit()
         thread_count()
+        retry_policy()
         check_progress(self.progress)
         if self.timeout is None:
             return
@@ -106,7 +107,7 @@ class _Load:
         lazy = self._lazies[index]
         report = self._counter.part(lazy.nbytes)
         try:
-            with self._call.awaiting(f"variable {lazy.label}"), for_variable(lazy.label):
+            with self._call.awaiting(lazy.label), for_variable(lazy.label):
                 self.values[index] = await load_data(lazy, self._grants, report)
         except Exception as error:
             error.add_note(f"while loading {lazy.label}")
@@ -118,7 +119,7 @@ class _Load:
         start = 0
         while start < len(indexes):
             run = indexes[start : start + tuning.RUN_VARIABLES]
-            with self._call.awaiting(f"variable {self._lazies[run[0]].label}"):
+            with self._call.awaiting(self._lazies[run[0]].label):
                 values = await read_run(place, self._lazies, run, self._grants)
             start += len(values)
             for index, value in zip(run, values, strict=False):
@@ -134,7 +135,7 @@ class _Load:
         try:
             with contextlib.ExitStack() as labelled:
                 for lazy in lazies:
-                    labelled.enter_context(self._call.awaiting(f"variable {lazy.label}"))
+                    labelled.enter_context(self._call.awaiting(lazy.label))
                 arrays = [lazy.data for lazy in lazies]
                 values = await compute_chunked(arrays, self._options.dask)
         except Exception as error:

@@ -316,7 +316,10 @@ def _wrap(
             is_index = variable.dims == (name,)
             if store is not None and not (is_index and ahead):
                 _replace_store(data, store)
-            variable._data = together.add(data, file) if is_index else AioArray(data, file)
+            label = f"variable {name!r}"
+            variable._data = (
+                together.add(data, file, label) if is_index else AioArray(data, file, label=label)
+            )
 
 
 def _datasets(result: Any) -> list[Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from aioxarray._zarr.stores import grants
 from aioxarray._zarr.stores.printable import printable
+from aioxarray.errors import TimedOutError
 
 if TYPE_CHECKING:
     from aioxarray._zarr.stores.request import Request
@@ -190,7 +191,7 @@ async def _limited(this: Call, timeout: float) -> AsyncIterator[None]:
     except TimeoutError as error:
         if not limit.expired():
             raise
-        raise TimeoutError(
+        raise TimedOutError(
             f"not {this.aim} within the timeout of {timeout} s: {state or this.state()}"
         ) from error
     finally:

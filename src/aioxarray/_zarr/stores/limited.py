@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from zarr.abc.store import RangeByteRequest, Store
+from zarr.abc.store import RangeByteRequest, Store, SuffixByteRequest
 from zarr.storage import WrapperStore
 
 from aioxarray._runtime.budget import Share
 from aioxarray._runtime.tasks import first_error, gather
+from aioxarray._zarr.stores.denials import check_empty, check_missing, exists, is_icechunk
 from aioxarray._zarr.stores.printable import NamedAsWrapped
 from aioxarray._zarr.stores.request import Kind, Request, send
-from aioxarray._zarr.stores.retries.errors import BodyTooLongError
+from aioxarray.errors import WrongLengthError
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
@@ -75,15 +75,18 @@ class LimitedStore(NamedAsWrapped, WrapperStore[Store]):
 
         async def ask() -> Buffer | None:
             value = await self._store.get(key, prototype, byte_range)
-            request.nbytes = 0 if value is None else len(value)
-            if value is not None and type(byte_range) is RangeByteRequest:
+            if value is None:
+                await check_missing(self._store, key)
+                request.nbytes = 0
+            else:
+                request.nbytes = len(value)
                 _check_length(len(value), byte_range)
             return value
 
         return await send(request, self._places.requests, ask, size)
 
     async def exists(self, key: str) -> bool:
-        return await self._send("exists", key, lambda: self._store.exists(key))
+        return await self._send("exists", key, lambda: exists(self._store, key))
 
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
@@ -150,12 +153,19 @@ class LimitedStore(NamedAsWrapped, WrapperStore[Store]):
         self, prefix: str, listing: Callable[[], AsyncIterator[str]]
     ) -> Sequence[str]:
         async def read() -> Sequence[str]:
-            return [name async for name in listing()]
+            names = [name async for name in listing()]
+            await check_empty(self._store, prefix, names)
+            return names
 
         return await self._send("list", prefix, read)
 
     async def is_empty(self, prefix: str) -> bool:
-        return await self._send("list", prefix, lambda: self._store.is_empty(prefix))
+        async def ask() -> bool:
+            is_empty = await self._store.is_empty(prefix)
+            await check_empty(self._store, prefix, [] if is_empty else [prefix])
+            return is_empty
+
+        return await self._send("list", prefix, ask)
 
     async def set(self, key: str, value: Buffer) -> None:
         request = Request("set", self._store, key, nbytes=len(value))
@@ -180,15 +190,21 @@ class LimitedStore(NamedAsWrapped, WrapperStore[Store]):
         return False
 
 
-def _check_length(length: int, wanted: RangeByteRequest) -> None:
+def _check_length(length: int, wanted: ByteRequest | None) -> None:
     """Check that an answer is not longer than the range that was asked for.
 
     It may be shorter: a range can go beyond the end of a value.
     """
-    if length > wanted.end - wanted.start:
-        raise BodyTooLongError(
-            f"{length} bytes were received for the range {wanted.start} to {wanted.end}; "
-            "perhaps the server ignores byte ranges"
+    match wanted:
+        case RangeByteRequest(start=start, end=end):
+            most, name = end - start, f"the range {start} to {end}"
+        case SuffixByteRequest(suffix=most):
+            name = f"the last {most} bytes"
+        case _:
+            return
+    if length > most:
+        raise WrongLengthError(
+            f"{length} bytes were received for {name}; perhaps the server ignores byte ranges"
         )
 
 
@@ -198,8 +214,7 @@ def _has_documents_in_one_object(store: Store) -> bool:
     Icechunk has it in its snapshot. One call for many documents takes a tenth of the time of a call
     for each. That does not hold for chunks, of which such a call reads only ten at a time.
     """
-    # If icechunk has not been imported, the store cannot be icechunk's.
-    return type(store) is getattr(sys.modules.get("icechunk"), "IcechunkStore", None)
+    return is_icechunk(store)
 
 
 class ForeignStore(LimitedStore):

@@ -291,7 +291,7 @@ class ObjectSource:
                 return data
         except Exception as error:
             attempts = Attempts(request)
-            if held is None or not attempts.goes_on(error):
+            if not attempts.goes_on(error, last=held is None) or held is None:
                 raise
         finally:
             self.shortest_s = min(self.shortest_s, perf_counter() - begun)

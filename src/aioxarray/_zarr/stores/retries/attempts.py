@@ -18,12 +18,14 @@ from zarr.abc.store import Store
 from zarr.storage import FsspecStore, ObjectStore
 
 from aioxarray._zarr.stores.identity import unwrapped
-from aioxarray._zarr.stores.retries.errors import BodyTooLongError, transient
+from aioxarray._zarr.stores.retries.errors import failure_of, is_answer
+from aioxarray._zarr.stores.retries.translation import translated
 from aioxarray.config import retry_policy
+from aioxarray.errors import WrongLengthError
 
 if TYPE_CHECKING:
     from aioxarray._zarr.stores.request import Request
-    from aioxarray._zarr.stores.retries.errors import Transient
+    from aioxarray._zarr.stores.retries.errors import Failure
 
 # The filesystems that retry by themselves; fsspec's HTTP, for example, does not.
 _RETRYING = frozenset({"abfs", "abfss", "adl", "az", "gcs", "gs", "oci", "oss", "s3", "s3a", "tos"})
@@ -55,38 +57,51 @@ class Attempts:
         self._begun = clock()
         self._failed: list[tuple[float, str]] = []
         self._most = self._policy.attempts
-        # Why no further attempt is made, if all that failed could have been repeated.
+        # Why no further attempt is made.
         self._reason = ""
         self.wait_s = 0.0
         self._request = request
 
-    def goes_on(self, error: Exception) -> bool:
+    def goes_on(self, error: Exception, *, last: bool = False) -> bool:
         """Record a failed attempt; return whether there is another one.
 
-        If there is none, ``error`` gets a note with all attempts.
+        If there is none, ``error`` gets a note with all attempts. If its client is known, this
+        raises the error that the user sees in its place (see `translated`).
+
+        Parameters
+        ----------
+        error
+            The error of the attempt.
+        last
+            Whether the caller cannot make another one.
         """
-        found = transient(error)
+        if is_answer(error):
+            return False
+        found = failure_of(error)
         elapsed = clock() - self._begun
-        if found is not None:
-            self._failed.append((elapsed, found.cause))
+        self._failed.append((elapsed, type(error).__name__ if found is None else found.cause))
+        if found is None or not found.passes:
+            self._reason = "this error cannot be retried"
+        elif last:
+            self._reason = "the caller cannot wait for another one"
+        else:
             self._reason = self._end(error, found, elapsed)
             if not self._reason:
                 return True
-        elif self._failed:
-            self._failed.append((elapsed, type(error).__name__))
-            self._reason = "the last error cannot be retried"
-        if self._failed:
-            note = self._note()
-            if note not in getattr(error, "__notes__", ()):
-                error.add_note(note)
+        final = translated(error, found, self._request, len(self._failed))
+        note = self._note()
+        if note not in getattr(final, "__notes__", ()):
+            final.add_note(note)
+        if final is not error:
+            raise final from error
         return False
 
-    def _end(self, error: Exception, found: Transient, elapsed: float) -> str:
+    def _end(self, error: Exception, found: Failure, elapsed: float) -> str:
         """Return why there is no further attempt; "" if there is one, after ``wait_s``."""
         policy, count = self._policy, len(self._failed)
         if not self._request.repeatable:
             return "it is not safe to repeat"
-        if isinstance(error, BodyTooLongError):
+        if isinstance(error, WrongLengthError):
             # Unless it was an accident, the server ignores byte ranges.
             self._most = min(self._most, 2)
         elif (client := retrying_client(self._request.store, error)) is not None:

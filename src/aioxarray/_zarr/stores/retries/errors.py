@@ -1,7 +1,8 @@
-"""Errors of clients: whether the same request may succeed if it is made again.
+"""Errors of clients: what has failed, and whether the same request may succeed later.
 
 Clients are optional, so their errors are recognized by attributes, by the names of their types and,
-if there is no other way, by their text.
+if there is no other way, by their text. A failure is described by the class of `aioxarray.errors`
+that the user will see: a request is made again if that is a `TryAgainError`.
 """
 
 from __future__ import annotations
@@ -15,36 +16,80 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from aioxarray.errors import SilentServerError
+from aioxarray.errors import (
+    AccessDeniedError,
+    AioxarrayError,
+    DataChangedError,
+    RefusedError,
+    ServerUnavailableError,
+    ThrottledError,
+    TimedOutError,
+    TryAgainError,
+    UnreachableError,
+    UntrustedServerError,
+)
 
 # 408 Request Timeout, 425 Too Early, 429 Too Many Requests, and the statuses of overloaded or
 # restarting servers and proxies.
-_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
+_KINDS: dict[int, type[AioxarrayError]] = {
+    401: AccessDeniedError,
+    403: AccessDeniedError,
+    404: DataChangedError,
+    408: ServerUnavailableError,
+    410: DataChangedError,
+    412: DataChangedError,
+    416: DataChangedError,
+    425: ServerUnavailableError,
+    429: ThrottledError,
+    500: ServerUnavailableError,
+    502: ServerUnavailableError,
+    503: ServerUnavailableError,
+    504: ServerUnavailableError,
+}
 
 # Codes in the answers of S3, GCS and Azure; some come with statuses that say nothing.
-_CODES = frozenset(
-    {
-        "BandwidthLimitExceeded",
-        "EC2ThrottledException",
-        "InternalError",
-        "OperationTimedOut",
-        "RequestLimitExceeded",
-        "RequestThrottled",
-        "RequestThrottledException",
-        "RequestTimeout",
-        "ServerBusy",
-        "ServiceUnavailable",
-        "SlowDown",
-        "ThrottledException",
-        "Throttling",
-        "ThrottlingException",
-        "TooManyRequests",
-        "TooManyRequestsException",
-        "backendError",
-        "rateLimitExceeded",
-        "userRateLimitExceeded",
-    }
-)
+_CODES: dict[str, type[AioxarrayError]] = {
+    **dict.fromkeys(
+        (
+            "BandwidthLimitExceeded",
+            "EC2ThrottledException",
+            "RequestLimitExceeded",
+            "RequestThrottled",
+            "RequestThrottledException",
+            "SlowDown",
+            "ThrottledException",
+            "Throttling",
+            "ThrottlingException",
+            "TooManyRequests",
+            "TooManyRequestsException",
+            "rateLimitExceeded",
+            "userRateLimitExceeded",
+        ),
+        ThrottledError,
+    ),
+    **dict.fromkeys(
+        (
+            "InternalError",
+            "OperationTimedOut",
+            "RequestTimeout",
+            "ServerBusy",
+            "ServiceUnavailable",
+            "backendError",
+        ),
+        ServerUnavailableError,
+    ),
+    **dict.fromkeys(
+        (
+            "AccessDenied",
+            "AuthenticationFailed",
+            "ExpiredToken",
+            "InvalidAccessKeyId",
+            "InvalidToken",
+            "SignatureDoesNotMatch",
+        ),
+        AccessDeniedError,
+    ),
+}
 
 _ERRNOS = frozenset(
     getattr(errno, name)
@@ -63,16 +108,7 @@ _ERRNOS = frozenset(
     if hasattr(errno, name)
 )
 
-# Builtin errors that a client raises on purpose, since the answer was clear; and the error of a
-# request that was made again already.
-_FINAL = (
-    SilentServerError,
-    FileExistsError,
-    FileNotFoundError,
-    IsADirectoryError,
-    NotADirectoryError,
-    PermissionError,
-)
+_ANSWERS = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 # Connections that could not be made, broke or timed out, and bodies that ended early.
 _TYPES = frozenset(
@@ -102,8 +138,38 @@ _TYPES = frozenset(
     }
 )
 # Among the subtypes of those: a certificate does not become valid.
-_FINAL_TYPES = frozenset(
-    {"aiohttp.ClientSSLError", "aiohttp.InvalidURL", "botocore.SSLError", "requests.SSLError"}
+_UNTRUSTED = frozenset(
+    {
+        "aiohttp.ClientSSLError",
+        "botocore.SSLError",
+        "requests.SSLError",
+        "ssl.SSLCertVerificationError",
+    }
+)
+# Types that stand for one failure.
+_KINDS_OF_TYPES: dict[str, type[AioxarrayError]] = {
+    "aiohttp.InvalidURL": RefusedError,
+    "azure.ClientAuthenticationError": AccessDeniedError,
+    "botocore.NoCredentialsError": AccessDeniedError,
+    "botocore.PartialCredentialsError": AccessDeniedError,
+    "obstore.InvalidPathError": RefusedError,
+}
+_STATUSES_OF_TYPES = {
+    "obstore.NotFoundError": 404,
+    "obstore.PermissionDeniedError": 403,
+    "obstore.PreconditionError": 412,
+    "obstore.UnauthenticatedError": 401,
+}
+# Beside the builtin class.
+_TIMED_OUT = frozenset(
+    {
+        "botocore.ConnectTimeoutError",
+        "botocore.ReadTimeoutError",
+        "httpcore.TimeoutException",
+        "httpx.TimeoutException",
+        "requests.Timeout",
+        "urllib3.TimeoutError",
+    }
 )
 # The answer was not HTTP: for example, bytes of an earlier body that was too long.
 _GARBLED = frozenset({"aiohttp.HttpProcessingError"})
@@ -130,6 +196,8 @@ _UNREACHED = frozenset(
 _UNREACHED_IN_TEXT = re.compile(
     r"dns error|connection refused|tcp connect error|ConnectError", re.IGNORECASE
 )
+_UNTRUSTED_IN_TEXT = re.compile(r"certificate", re.IGNORECASE)
+_CHANGED_IN_TEXT = re.compile(r"object not found|NoSuchKey|NoSuchBucket")
 
 # In texts of obstore, this separates the message from details for its developers.
 _DEBUG = "\n\nDebug source:"
@@ -138,36 +206,68 @@ _DEBUG = "\n\nDebug source:"
 _DEEPEST = 6
 
 
-class BodyTooLongError(OSError):
-    """An answer has more bytes than were asked for."""
-
-
 @dataclass(frozen=True)
-class Transient:
-    """The failure of a request that may succeed if it is made again.
+class Failure:
+    """The failure of a request.
 
     Attributes
     ----------
+    kind
+        The class of the error that the user will see.
     cause
         A short description without a URL: "HTTP 503", "ClientPayloadError".
+    status
+        The HTTP status; None if there is none.
     retry_after
         The seconds after which the server wants to be asked again; None if it did not say.
     unreached
         Whether no connection to the server was made.
     """
 
+    kind: type[AioxarrayError]
     cause: str
+    status: int | None = None
     retry_after: float | None = None
     unreached: bool = False
 
+    @property
+    def passes(self) -> bool:
+        """Whether making the request again may help."""
+        return issubclass(self.kind, TryAgainError)
 
-def transient(error: BaseException) -> Transient | None:
-    """Return the failure if making the request again may help; None if it cannot."""
+
+def is_answer(error: BaseException) -> bool:
+    """Return whether callers take the error for an answer: there is no such key, or there is one.
+
+    zarr is one of these callers, so such errors must not change. But fsspec also says that a file
+    does not exist if the server failed when it was asked for the size.
+    """
+    if not isinstance(error, _ANSWERS):
+        return False
+    below = None if error.__cause__ is None else failure_of(error.__cause__)
+    return below is None or not below.passes
+
+
+def failure_of(error: BaseException) -> Failure | None:
+    """Return what has failed; None for an answer ("no such key"), and if it is unknown."""
+    found: Failure | None = None
     for each in _causes(error):
-        verdict = _verdict(each)
-        if verdict is not None:
-            return verdict if isinstance(verdict, Transient) else None
-    return None
+        if found is None and is_answer(each):
+            return None
+        here = None if isinstance(each, _ANSWERS) else _failure(each)
+        if here is None:
+            continue
+        if here.status is not None:
+            # A client may have translated the answer into a class that does not have the status.
+            return here if found is None or here.kind is found.kind else found
+        found = found or here
+    return found
+
+
+def transient(error: BaseException) -> Failure | None:
+    """Return the failure if making the request again may help; None if it cannot."""
+    found = failure_of(error)
+    return found if found is not None and found.passes else None
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -179,33 +279,49 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
-_NEVER = False
-
-
-def _verdict(error: BaseException) -> Transient | bool | None:
-    """Return `_NEVER` if making the request again cannot help, and None if that is unknown."""
-    if isinstance(error, _FINAL):
-        return _NEVER
+def _failure(error: BaseException) -> Failure | None:
+    """Return what ``error`` itself says, without its causes."""
+    name = type(error).__name__
+    if isinstance(error, AioxarrayError):
+        return Failure(type(error), name, error.status, error.retry_after)
     names = _names(error)
-    if names & _FINAL_TYPES:
-        return _NEVER
+    if names & _UNTRUSTED:
+        return Failure(UntrustedServerError, name)
     if names & _GARBLED or (error.__cause__ is not None and _names(error.__cause__) & _GARBLED):
         # aiohttp gives it the status 400, though the server sent none.
-        return Transient("an answer that is not HTTP")
+        return Failure(ServerUnavailableError, "an answer that is not HTTP")
     status, code, headers = _answer(error)
-    if code in _CODES:
-        return Transient(code, _retry_after(headers))
+    if code is not None and (kind := _CODES.get(code)) is not None:
+        return Failure(kind, code, status, _retry_after(headers))
+    if status is None:
+        status = next(
+            (_STATUSES_OF_TYPES[each] for each in names & _STATUSES_OF_TYPES.keys()), None
+        )
     if status is not None:
-        return Transient(f"HTTP {status}", _retry_after(headers)) if status in _STATUSES else _NEVER
+        return _of_status(status, _retry_after(headers))
+    for each in names:
+        if (kind := _KINDS_OF_TYPES.get(each)) is not None:
+            return Failure(kind, name)
+    if isinstance(error, PermissionError):
+        # The system's own error has the name of a file.
+        return None if error.filename is not None else Failure(AccessDeniedError, name)
     if _is_broken(error, names):
-        return Transient(type(error).__name__, unreached=_is_unreached(error, names))
-    if any(name.partition(".")[0] in _BY_TEXT for name in names):
+        late = isinstance(error, TimeoutError) or bool(names & _TIMED_OUT)
+        kind = TimedOutError if late else UnreachableError
+        return Failure(kind, name, unreached=_is_unreached(error, names))
+    if any(each.partition(".")[0] in _BY_TEXT for each in names):
         return _of_text(str(error))
     return None
 
 
+def _of_status(status: int, retry_after: float | None = None) -> Failure | None:
+    if status < 400:
+        return None
+    return Failure(_KINDS.get(status, RefusedError), f"HTTP {status}", status, retry_after)
+
+
 def _is_broken(error: BaseException, names: frozenset[str]) -> bool:
-    if isinstance(error, ConnectionError | TimeoutError | socket.gaierror | BodyTooLongError):
+    if isinstance(error, ConnectionError | TimeoutError | socket.gaierror):
         return True
     return bool(names & _TYPES) or (isinstance(error, OSError) and error.errno in _ERRNOS)
 
@@ -240,16 +356,22 @@ def _answer(error: BaseException) -> tuple[int | None, str | None, Any]:
     return status, code if isinstance(code, str) else None, headers
 
 
-def _of_text(whole: str) -> Transient | bool | None:
+def _of_text(whole: str) -> Failure | None:
     text = whole.partition(_DEBUG)[0]
+    code = _CODE_IN_TEXT.search(text)
     status = _STATUS_IN_TEXT.search(text)
-    if status is not None:
-        number = int(status[1])
-        return Transient(f"HTTP {number}") if number in _STATUSES else _NEVER
-    for pattern in (_CODE_IN_TEXT, _BROKEN_IN_TEXT):
-        found = pattern.search(text)
-        if found is not None:
-            return Transient(found[0], unreached=bool(_UNREACHED_IN_TEXT.search(whole)))
+    number = None if status is None else int(status[1])
+    if code is not None:
+        return Failure(_CODES[code[1]], code[1], number)
+    if number is not None:
+        return _of_status(number)
+    if _UNTRUSTED_IN_TEXT.search(whole):
+        return Failure(UntrustedServerError, "certificate")
+    if found := _BROKEN_IN_TEXT.search(text):
+        kind = TimedOutError if found[0].lower() == "timed out" else UnreachableError
+        return Failure(kind, found[0], unreached=bool(_UNREACHED_IN_TEXT.search(whole)))
+    if found := _CHANGED_IN_TEXT.search(text):
+        return Failure(DataChangedError, found[0])
     return None
 
 
