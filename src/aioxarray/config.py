@@ -170,6 +170,17 @@ def cache_limit() -> int:
     return 0 if value is None else max(0, _byte_count("cache", value))
 
 
+def byte_bound(name: str, value: Any) -> int:
+    """Return ``value``, the argument ``name``, as a number of bytes.
+
+    Raises the same errors as `memory_limit`, and ValueError if the number is negative.
+    """
+    count = _byte_count(name, value)
+    if count < 0:
+        raise ValueError(f"{name} must not be negative, got {value!r}; None means no limit")
+    return count
+
+
 def thread_count() -> int:
     """Return the number of threads that decode.
 
