@@ -11,6 +11,7 @@ import pytest
 
 from aioxarray._runtime.cache import Cache
 from aioxarray._runtime.flights import Flight, Flights, Follower
+from aioxarray.errors import Overloaded
 from tests.runtime.helpers import PATIENCE_S, settle, until
 
 
@@ -128,6 +129,20 @@ def test_what_is_given_up_is_left_to_who_follows() -> None:
         follower = follow(several)
         with pytest.raises(KeyboardInterrupt):
             raise_in(flight, KeyboardInterrupt())
+        assert await follower.outcome() is None
+
+    asyncio.run(main())
+
+
+def test_the_refusal_of_one_call_leaves_the_work_to_the_followers() -> None:
+    """`Overloaded` says nothing of the key: the followers' calls may have their turn already."""
+
+    async def main() -> None:
+        several = flights()
+        flight = lead(several)
+        follower = follow(several)
+        with pytest.raises(Overloaded):
+            raise_in(flight, Overloaded("too many"))
         assert await follower.outcome() is None
 
     asyncio.run(main())

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from aioxarray._runtime.cache import Cache
+from aioxarray.errors import Overloaded
 
 K = TypeVar("K", bound=Hashable)
 P = TypeVar("P")
@@ -153,7 +154,13 @@ class Flight(Generic[K, V]):
             follower._take_from(value)
 
     def fail(self, error: Exception) -> None:
-        """Raise a copy of ``error`` in each follower."""
+        """Raise a copy of ``error`` in each follower.
+
+        `Overloaded` concerns only the owner's call, so the work is then left to the followers.
+        """
+        if isinstance(error, Overloaded):
+            self.give_up()
+            return
         with self._flights._lock:
             followers = self._end()
         for follower in followers:

@@ -21,6 +21,7 @@ from aioxarray.config import (
     byte_bound,
     cache_limit,
     memory_limit,
+    queue_limit,
     request_limit,
     thread_count,
 )
@@ -42,6 +43,7 @@ class Options:
         request_limit(self.concurrency)
         memory_limit()
         cache_limit()
+        queue_limit()
         thread_count()
         check_progress(self.progress)
         self.most_bytes()

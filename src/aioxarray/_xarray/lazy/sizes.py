@@ -15,6 +15,7 @@ from aioxarray.errors import TooLargeError
 
 # How many of the largest variables an error names.
 _NAMED = 3
+_UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 
 class Sizing:
@@ -79,11 +80,7 @@ def _is_unknown(data: Any) -> bool:
 
 def _text(count: int) -> str:
     """Return a number of bytes as a text in binary units, such as "1.5 GiB"."""
-    size = float(count)
-    for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
-        if size < 1024:
-            break
-        size /= 1024
-    else:
-        unit = "PiB"
-    return f"{count} bytes" if unit == "bytes" else f"{size:.4g} {unit}"
+    if count < 1024:
+        return f"{count} bytes"
+    power = min((count.bit_length() - 1) // 10, len(_UNITS))
+    return f"{count / 1024**power:.4g} {_UNITS[power - 1]}"
