@@ -17,7 +17,7 @@ from __future__ import annotations
 from aioxarray._zarr.chunks.pipeline import CodecPipeline
 from aioxarray.accessors import Installation, install, register
 from aioxarray.config import config
-from aioxarray.errors import ForkError
+from aioxarray.errors import ForkError, Overloaded, TooLargeError
 from aioxarray.loading import compute, compute_async, load, load_async
 from aioxarray.opening import (
     load_dataarray,
@@ -47,6 +47,8 @@ __all__ = [
     "CodecPipeline",
     "ForkError",
     "Installation",
+    "Overloaded",
+    "TooLargeError",
     "compute",
     "compute_async",
     "config",

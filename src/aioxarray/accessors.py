@@ -55,9 +55,16 @@ class AioAccessor:
         concurrency: int | None = None,
         timeout: float | None = None,
         progress: Progress = None,
+        max_bytes: int | str | None = None,
     ) -> Any:
         """See `aioxarray.load`."""
-        return load(self._obj, concurrency=concurrency, timeout=timeout, progress=progress)
+        return load(
+            self._obj,
+            concurrency=concurrency,
+            timeout=timeout,
+            progress=progress,
+            max_bytes=max_bytes,
+        )
 
     async def load_async(
         self,
@@ -65,10 +72,15 @@ class AioAccessor:
         concurrency: int | None = None,
         timeout: float | None = None,
         progress: Progress = None,
+        max_bytes: int | str | None = None,
     ) -> Any:
         """See `aioxarray.load_async`."""
         return await load_async(
-            self._obj, concurrency=concurrency, timeout=timeout, progress=progress
+            self._obj,
+            concurrency=concurrency,
+            timeout=timeout,
+            progress=progress,
+            max_bytes=max_bytes,
         )
 
     def compute(
@@ -77,9 +89,16 @@ class AioAccessor:
         concurrency: int | None = None,
         timeout: float | None = None,
         progress: Progress = None,
+        max_bytes: int | str | None = None,
     ) -> Any:
         """See `aioxarray.compute`."""
-        return compute(self._obj, concurrency=concurrency, timeout=timeout, progress=progress)
+        return compute(
+            self._obj,
+            concurrency=concurrency,
+            timeout=timeout,
+            progress=progress,
+            max_bytes=max_bytes,
+        )
 
     async def compute_async(
         self,
@@ -87,10 +106,15 @@ class AioAccessor:
         concurrency: int | None = None,
         timeout: float | None = None,
         progress: Progress = None,
+        max_bytes: int | str | None = None,
     ) -> Any:
         """See `aioxarray.compute_async`."""
         return await compute_async(
-            self._obj, concurrency=concurrency, timeout=timeout, progress=progress
+            self._obj,
+            concurrency=concurrency,
+            timeout=timeout,
+            progress=progress,
+            max_bytes=max_bytes,
         )
 
     @_with_signature_of(to_zarr)

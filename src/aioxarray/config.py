@@ -13,6 +13,8 @@ name            default    meaning
 ``threads``     None       threads that decode; None: one for each core this process may use
 ``cache``       0          bytes of decoded chunks kept for later loads in this process, or a
                            string like ``"1GiB"``; None, 0 or below: no cache
+``queue``       None       calls that may wait for their first turn in this process while the
+                           limits are used up; more fail with `Overloaded`; None: no limit
 ``retry``       see below  how failed requests are made again
 =============== ========== ==================================================================
 
@@ -69,6 +71,7 @@ _DEFAULTS: dict[str, Any] = {
     "memory": "1GiB",
     "threads": None,
     "cache": 0,
+    "queue": None,
     "retry": {"profile": "interactive", "attempts": None, "deadline": None, "backoff_s": None},
     "stall_s": 5,
     "hedge": False,
@@ -176,6 +179,17 @@ def cache_limit() -> int:
     return 0 if value is None else max(0, _byte_count("cache", value))
 
 
+def byte_bound(name: str, value: Any) -> int:
+    """Return ``value``, the argument ``name``, as a number of bytes.
+
+    Raises the same errors as `memory_limit`, and ValueError if the number is negative.
+    """
+    count = _byte_count(name, value)
+    if count < 0:
+        raise ValueError(f"{name} must not be negative, got {value!r}; None means no limit")
+    return count
+
+
 def thread_count() -> int:
     """Return the number of threads that decode.
 
@@ -187,6 +201,20 @@ def thread_count() -> int:
     count = _integer("threads", value)
     if count < 1:
         raise ValueError(f"threads must be at least 1, or None for one a core; got {value!r}")
+    return count
+
+
+def queue_limit() -> int | None:
+    """Return how many calls may wait for their first turn; None for no limit.
+
+    Raises TypeError if the setting is not an integer, and ValueError if it is negative.
+    """
+    value = config.get("queue")
+    if value is None:
+        return None
+    count = _integer("queue", value, "an integer or None")
+    if count < 0:
+        raise ValueError(f"queue must not be negative, got {value!r}; None means no limit")
     return count
 
 

@@ -9,6 +9,7 @@ from aioxarray._runtime.loops import blocking, io_loop, run_on
 from aioxarray._runtime.tasks import after_return, in_steps
 from aioxarray._xarray.lazy.find import each_variable, find_variables, shallow_copy
 from aioxarray._xarray.lazy.loader import Options, read_all
+from aioxarray._xarray.lazy.sizes import Sizing
 from aioxarray._xarray.lazy.variables import Assignment, Lazies
 from aioxarray.progress import Progress
 
@@ -23,6 +24,7 @@ async def load_async(
     concurrency: int | None = None,
     timeout: float | None = None,
     progress: Progress = None,
+    max_bytes: int | str | None = None,
 ) -> T:
     """Load the data of ``obj`` into memory, in place, and return ``obj``.
 
@@ -45,6 +47,10 @@ async def load_async(
         True for a tqdm bar in bytes, or a callable that takes (done, total): decoded bytes of
         the loaded arrays. It is called on the caller's event loop or, from a blocking call, in
         the waiting thread. An error in it is logged and does not end the load.
+    max_bytes
+        The most bytes to load, such as ``"2GiB"`` or a number; None for no limit. What counts is
+        the decoded values of the lazy variables in ``obj``. Objects, strings of any length and
+        dask arrays of unknown shape do not count, since their size is not known beforehand.
 
     Returns
     -------
@@ -55,6 +61,8 @@ async def load_async(
     ------
     TypeError
         If ``obj`` holds anything else, or an argument has the wrong type.
+    TooLargeError
+        If there are more than ``max_bytes`` bytes to load; before any request.
     TimeoutError
         If ``timeout`` has passed.
     Exception
@@ -85,7 +93,7 @@ async def load_async(
     --------
     compute_async : return new objects instead.
     """
-    await _load(obj, Options(concurrency, timeout, progress), share=True)
+    await _load(obj, Options(concurrency, timeout, progress, max_bytes), share=True)
     return obj
 
 
@@ -95,6 +103,7 @@ async def compute_async(
     concurrency: int | None = None,
     timeout: float | None = None,
     progress: Progress = None,
+    max_bytes: int | str | None = None,
 ) -> T:
     """Return ``obj`` with its data loaded into memory; ``obj`` itself stays lazy.
 
@@ -106,7 +115,7 @@ async def compute_async(
         A new object of the same kind, or a new list, tuple or dict of new objects. Data already
         in memory is shared with ``obj``, not copied.
     """
-    return await computed(obj, Options(concurrency, timeout, progress))
+    return await computed(obj, Options(concurrency, timeout, progress, max_bytes))
 
 
 load = blocking(load_async)
@@ -131,6 +140,11 @@ async def _load(obj: Any, options: Options, *, share: bool) -> None:
     lazies = Lazies()
     await in_steps(lazies.collecting(each_variable(obj)))
     if lazies:
+        limit = options.most_bytes()
+        if limit is not None:
+            sizing = Sizing(lazies)
+            await in_steps(sizing.counting())
+            sizing.check(limit, repr(options.max_bytes))
         values = await run_on(io_loop(), partial(read_all, lazies, options))
         assignment = Assignment(lazies, values, share=share)
         await in_steps(assignment.preparing())

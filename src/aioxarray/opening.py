@@ -237,7 +237,7 @@ async def _loaded(
             opened = await opening(source, **options)
         closes = partial(close, opened)
         async with closing_on_error(closes):
-            loaded = await load_async(opened, progress=how.progress)
+            loaded = await load_async(opened, progress=how.progress, max_bytes=how.max_bytes)
         await in_worker(closes)
         return loaded
 
@@ -251,10 +251,11 @@ async def load_dataset_async(
     concurrency: int | None = None,
     timeout: float | None = None,
     progress: Progress = None,
+    max_bytes: int | str | None = None,
     **options: Any,
 ) -> xr.Dataset:
     """Open a dataset, load it into memory and close it."""
-    how = Options(concurrency, timeout, progress)
+    how = Options(concurrency, timeout, progress, max_bytes)
     return await _loaded("load_dataset", open_dataset_async, filename_or_obj, options, how)
 
 
@@ -265,10 +266,11 @@ async def load_dataarray_async(
     concurrency: int | None = None,
     timeout: float | None = None,
     progress: Progress = None,
+    max_bytes: int | str | None = None,
     **options: Any,
 ) -> xr.DataArray:
     """Open a DataArray, load it into memory and close it."""
-    how = Options(concurrency, timeout, progress)
+    how = Options(concurrency, timeout, progress, max_bytes)
     return await _loaded("load_dataarray", open_dataarray_async, filename_or_obj, options, how)
 
 
@@ -279,10 +281,11 @@ async def load_datatree_async(
     concurrency: int | None = None,
     timeout: float | None = None,
     progress: Progress = None,
+    max_bytes: int | str | None = None,
     **options: Any,
 ) -> xr.DataTree:
     """Open a tree of groups, load it into memory and close it."""
-    how = Options(concurrency, timeout, progress)
+    how = Options(concurrency, timeout, progress, max_bytes)
     return await _loaded("load_datatree", open_datatree_async, filename_or_obj, options, how)
 
 

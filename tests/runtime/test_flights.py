@@ -12,6 +12,7 @@ import pytest
 
 from aioxarray._runtime.cache import Cache
 from aioxarray._runtime.flights import Flight, Flights, failing, withdraw
+from aioxarray.errors import Overloaded
 from tests.runtime.helpers import PATIENCE_S, settle, until
 
 
@@ -156,6 +157,20 @@ def test_work_that_is_given_up_is_left_to_the_followers() -> None:
         follower = follow(several)
         with pytest.raises(KeyboardInterrupt):
             raise_in(flight, KeyboardInterrupt())
+        assert await outcome(follower) is None
+
+    asyncio.run(main())
+
+
+def test_the_refusal_of_one_call_leaves_the_work_to_the_followers() -> None:
+    """`Overloaded` says nothing of the key: the followers' calls may have their turn already."""
+
+    async def main() -> None:
+        several = flights()
+        flight = lead(several)
+        follower = follow(several)
+        with pytest.raises(Overloaded):
+            raise_in(flight, Overloaded("too many"))
         assert await outcome(follower) is None
 
     asyncio.run(main())

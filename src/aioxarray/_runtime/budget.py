@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
+from aioxarray._runtime.queueing import current_ticket
 from aioxarray._runtime.threads.forks import after_fork
 
 
@@ -69,6 +70,9 @@ class Budget:
     extra
         Returns the size of the reserve beyond a bound. An amount larger than the reserve is
         admitted to it alone.
+    begins
+        Whether a call begins with its first place here, and leaves the queue of calls that wait
+        for their turn.
     """
 
     def __init__(
@@ -77,8 +81,10 @@ class Budget:
         *,
         reserved: Callable[[float], float] = _nothing,
         extra: Callable[[float], float] = _nothing,
+        begins: bool = False,
     ) -> None:
         self.unit = unit
+        self._begins = begins
         self._reserved = reserved
         self._extra = extra
         self._generation = 0
@@ -253,6 +259,7 @@ class Share:
         "_in_reserve_turns",
         "_in_turns",
         "_is_open",
+        "_ticket",
         "bound",
         "in_use",
         "waiting",
@@ -265,6 +272,8 @@ class Share:
         self._budget = budget
         self._generation = budget._generation
         self._is_open = False
+        # That of the call, in the queue of calls; None once the call has begun.
+        self._ticket = current_ticket()
         # Whether the share is in the queue of the budget, and in that of the reserve.
         self._in_turns = False
         self._in_reserve_turns = False
@@ -316,6 +325,8 @@ class Share:
             pass
         else:
             self._take(amount, long)
+            if self._ticket is not None and self._budget._begins:
+                self._begin()
         self._line_up()
 
     def _grant(self, amount: int, long: bool, place: asyncio.Future[None]) -> None:
@@ -329,6 +340,11 @@ class Share:
         self._budget.in_use += amount
         if long:
             self._budget._long_in_use += amount
+
+    def _begin(self) -> None:
+        ticket, self._ticket = self._ticket, None
+        if ticket is not None:
+            ticket.begin()
 
     def release(self, amount: int = 1, *, long: bool = False) -> None:
         """Release ``amount``, which was acquired with the same ``long``; thread-safe."""
@@ -382,13 +398,20 @@ class Share:
     async def acquire(self, amount: int = 1, *, long: bool = False) -> None:
         """Wait until ``amount`` is free, and hold it until `release`.
 
-        For amounts that are released elsewhere; otherwise use `hold`.
+        For amounts that are released elsewhere; otherwise use `hold`. Raises `Overloaded` if the
+        call would have to wait for its first turn, and more calls do than its queue may hold.
         """
         budget = self._budget
         with budget._lock:
             if self._is_free(amount, long):
+                if self._ticket is not None:
+                    self._ticket.check()
+                    if budget._begins:
+                        self._begin()
                 self._take(amount, long)
                 return
+            if self._ticket is not None:
+                self._ticket.wait()
             place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             if not self.waiting:
                 self.waiting = deque()

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from aioxarray._runtime.cache import Cache
+from aioxarray.errors import Overloaded
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -172,7 +173,13 @@ class Flight(Generic[P]):
                     follower.set_result((result,))
 
     def fail(self, error: Exception) -> None:
-        """Raise a copy of ``error`` in each follower."""
+        """Raise a copy of ``error`` in each follower.
+
+        `Overloaded` concerns only the owner's call, so the work is then left to the followers.
+        """
+        if isinstance(error, Overloaded):
+            self.give_up()
+            return
         for follower, _, _ in self._end():
             if follower.set_running_or_notify_cancel():
                 follower.set_exception(_copy_of(error))

@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from typing import Protocol, TypeVar, cast
 
 from aioxarray._runtime.loops import deliver_if_sent
+from aioxarray._runtime.queueing import current_ticket
 from aioxarray._runtime.threads.cancel_scope import CancelScope
 from aioxarray._runtime.threads.forks import after_fork
 from aioxarray._runtime.threads.outcomes import Outcome, until_done
@@ -188,16 +189,21 @@ class Lane:
     def _queue(self, function: Callable[[], T], outcome: Outcome[T]) -> Future[None]:
         call: Future[None] = Future()
         context = contextvars.copy_context()
+        ticket = current_ticket()
         # Popped, so that the thread holds no reference to it once the call is done.
         functions = [function]
 
         def take_turn() -> None:
             with self._turn:
+                if ticket is not None:
+                    ticket.begin()
                 outcome.of(lambda: context.run(functions.pop()))
                 self._release_dropped()
             self._tidy()
 
         with self._lock:
+            if ticket is not None and self._busy:
+                ticket.wait()
             self._calls.append((call, take_turn))
             start, self._busy = not self._busy, True
         if start:

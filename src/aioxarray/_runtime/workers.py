@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 from aioxarray._runtime.loops import io_loop, run_on
+from aioxarray._runtime.queueing import current_ticket
 from aioxarray._runtime.threads.cancel_scope import CancelScope
 from aioxarray._runtime.threads.outcomes import Outcome, until_done
 from aioxarray._runtime.threads.pool import Pool
@@ -49,6 +50,8 @@ async def in_worker(function: Callable[[], T], discard: Callable[[T], object] = 
 
     def work() -> None:
         _depth.set(depth + 1)
+        if (ticket := current_ticket()) is not None:
+            ticket.serve()
         ended: Future[None] = Future()
         ends.append(ended)
         try:
@@ -63,6 +66,9 @@ async def in_worker(function: Callable[[], T], discard: Callable[[T], object] = 
             discard(result)
 
     async def wait() -> T:
+        ticket = current_ticket()
+        if ticket is not None and pool.is_full:
+            ticket.wait()
         try:
             await pool.run(work)
         except asyncio.CancelledError:

@@ -215,6 +215,12 @@ class Pool(Executor):
         future.add_done_callback(lambda _: self._end(place, long))
         return future
 
+    @property
+    def is_full(self) -> bool:
+        """Whether a function that is submitted now has to wait for a thread."""
+        threads = self._threads
+        return threads is not None and threads.is_full
+
     def _end(self, place: object, long: bool) -> None:
         self._queue.discard(place)
         with self._lock:

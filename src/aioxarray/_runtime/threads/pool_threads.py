@@ -73,6 +73,12 @@ class PoolThreads:
                         self._queue.get()
                         raise
 
+    @property
+    def is_full(self) -> bool:
+        """Whether work that is submitted now has to wait for a thread."""
+        with self._lock:
+            return not self._idle and self._count >= self._size
+
     def _add(self) -> None:
         """Start a thread; the lock is held."""
         _at_exit()

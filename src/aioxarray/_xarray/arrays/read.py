@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from aioxarray._runtime.collector import collector
 from aioxarray._runtime.lanes import Lane
+from aioxarray._runtime.queueing import beginning, current_ticket
 from aioxarray._runtime.threads.pool import BLOCKING_THREADS, Pool
 from aioxarray._xarray.arrays.joined import JoinedArray
 from aioxarray._xarray.arrays.plan import Opaque, Read
@@ -60,7 +61,7 @@ async def read(
             except NotImplementedError:
                 # An adapter around an array that cannot be read asynchronously.
                 pass
-        return await blocking_pool.run(array.get_duck_array)
+        return await _in_any_thread(array.get_duck_array)
     if is_zarr(array):
         key = source.key.tuple
         part = None
@@ -119,10 +120,18 @@ def _without_scalars(key: ExplicitIndexer) -> ExplicitIndexer:
 _no_async_array = ExplicitlyIndexedNDArrayMixin.async_get_duck_array
 
 
+async def _in_any_thread(function: Callable[[], Any]) -> Any:
+    """Await ``function()``, which reads without requests of this package, in a worker thread."""
+    ticket = current_ticket()
+    if ticket is not None and blocking_pool.is_full:
+        ticket.wait()
+    return await blocking_pool.run(beginning(function))
+
+
 async def _read_in_thread(function: Callable[[], Any], array: Any) -> Any:
     key = _lock_key(_lock_of(array))
     if key is None:
-        return await blocking_pool.run(function)
+        return await _in_any_thread(function)
     if key == HDF5_LOCK.token:
         # Private: the file manager of an xarray store, and the arguments of its file.
         store: Any = getattr(array, "datastore", None)

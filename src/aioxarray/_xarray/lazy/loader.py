@@ -17,7 +17,15 @@ from aioxarray._zarr import tuning
 from aioxarray._zarr.stores.calls import Call, calling
 from aioxarray._zarr.stores.grants import Grants, open_grants
 from aioxarray._zarr.stores.request import for_variable
-from aioxarray.config import cache_limit, memory_limit, request_limit, retry_policy, thread_count
+from aioxarray.config import (
+    byte_bound,
+    cache_limit,
+    memory_limit,
+    queue_limit,
+    request_limit,
+    retry_policy,
+    thread_count,
+)
 from aioxarray.progress import Meter, Progress, check_progress, meter
 
 
@@ -28,6 +36,7 @@ class Options:
     concurrency: int | None = None
     timeout: float | None = None
     progress: Progress = None
+    max_bytes: int | str | None = None
     dask: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
@@ -35,15 +44,21 @@ class Options:
         request_limit(self.concurrency)
         memory_limit()
         cache_limit()
+        queue_limit()
         thread_count()
         retry_policy()
         check_progress(self.progress)
+        self.most_bytes()
         if self.timeout is None:
             return
         if isinstance(self.timeout, bool) or not isinstance(self.timeout, int | float):
             raise TypeError(f"timeout must be a number of seconds or None, got {self.timeout!r}")
         if not self.timeout >= 0:
             raise ValueError(f"timeout must not be negative, got {self.timeout!r}")
+
+    def most_bytes(self) -> int | None:
+        """Return ``max_bytes`` as a number; None for no limit."""
+        return None if self.max_bytes is None else byte_bound("max_bytes", self.max_bytes)
 
 
 async def read_all(lazies: Sequence[Lazy], options: Options) -> list[Any]:

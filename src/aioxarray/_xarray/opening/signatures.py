@@ -38,8 +38,9 @@ _TIMEOUT = """\
 ``timeout`` (not in xarray, keyword only) is the number of seconds after which the call raises
     TimeoutError, including the wait for its turn. The error says what the call was waiting for."""
 _OF_LOAD = """\
-``concurrency``, ``timeout`` and ``progress`` (not in xarray, keyword only) are those of
-    `load_async`; the first two apply to opening and loading together."""
+``concurrency``, ``timeout``, ``progress`` and ``max_bytes`` (not in xarray, keyword only) are
+    those of `load_async`; the first two apply to opening and loading together. Opening makes its
+    requests, and loads the indexes, before ``max_bytes`` is checked."""
 _LAZY = """\
 the metadata and the index coordinates. Data stays lazy and reads itself asynchronously:
     xarray's own ``load`` and ``load_async`` on it go through aioxarray."""

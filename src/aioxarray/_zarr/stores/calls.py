@@ -10,8 +10,10 @@ from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from aioxarray._runtime.queueing import queued
 from aioxarray._zarr.stores import grants
 from aioxarray._zarr.stores.printable import printable
+from aioxarray.config import queue_limit
 from aioxarray.errors import TimedOutError
 
 if TYPE_CHECKING:
@@ -139,7 +141,7 @@ class calling:
     """
 
     # A class, because a generator costs more, and there may be thousands of loads.
-    __slots__ = ("_call", "_limit", "_outer", "_token")
+    __slots__ = ("_call", "_limit", "_outer", "_queued", "_token")
 
     def __init__(
         self, aim: str, timeout: float | None = None, concurrency: int | None = None
@@ -149,9 +151,14 @@ class calling:
             concurrency = self._outer.concurrency
         self._call = Call(aim, concurrency)
         self._limit = None if timeout is None else _limited(self._call, timeout)
+        # A nested call has its turn with the outer one.
+        length = queue_limit() if self._outer is None else None
+        self._queued = None if length is None else queued(length)
 
     async def __aenter__(self) -> Call:
         self._token = _current.set(self._call)
+        if self._queued is not None:
+            self._queued.__enter__()
         if self._outer is not None:
             self._outer._inner[self._call] = None
         if self._limit is not None:
@@ -169,6 +176,8 @@ class calling:
                 await self._limit.__aexit__(kind, error, traceback)
         finally:
             _current.reset(self._token)
+            if self._queued is not None:
+                self._queued.__exit__()
             if self._outer is not None:
                 self._outer._end(self._call)
 

@@ -43,7 +43,7 @@ def _one_extra(bound: float) -> float:
 
 # One of each per process, since a limit only works if everything counts towards it. In each of
 # them, small chunks need not wait until large ones have arrived and are decoded.
-requests = Budget("requests", reserved=_reserved_requests)
+requests = Budget("requests", reserved=_reserved_requests, begins=True)
 memory = Budget("bytes", extra=_extra_bytes)
 threads = Budget("threads", extra=_one_extra)
 # Threads in blocking calls to servers; `Client.turns` also limits the threads of each client.
