@@ -21,6 +21,7 @@ from aioxarray.loading import (
     load_async,
     load_into,
 )
+from aioxarray.config import Concurrency
 from aioxarray.progress import Progress
 from aioxarray.saving import to_netcdf, to_netcdf_async, to_zarr, to_zarr_async
 
@@ -52,7 +53,7 @@ class AioAccessor:
     def load(
         self,
         *,
-        concurrency: int | None = None,
+        concurrency: Concurrency | None = None,
         timeout: float | None = None,
         progress: Progress = None,
     ) -> Any:
@@ -62,7 +63,7 @@ class AioAccessor:
     async def load_async(
         self,
         *,
-        concurrency: int | None = None,
+        concurrency: Concurrency | None = None,
         timeout: float | None = None,
         progress: Progress = None,
     ) -> Any:
@@ -74,7 +75,7 @@ class AioAccessor:
     def compute(
         self,
         *,
-        concurrency: int | None = None,
+        concurrency: Concurrency | None = None,
         timeout: float | None = None,
         progress: Progress = None,
     ) -> Any:
@@ -84,7 +85,7 @@ class AioAccessor:
     async def compute_async(
         self,
         *,
-        concurrency: int | None = None,
+        concurrency: Concurrency | None = None,
         timeout: float | None = None,
         progress: Progress = None,
     ) -> Any:

@@ -10,6 +10,7 @@ from aioxarray._runtime.tasks import after_return, in_steps
 from aioxarray._xarray.lazy.find import each_variable, find_variables, shallow_copy
 from aioxarray._xarray.lazy.loader import Options, read_all
 from aioxarray._xarray.lazy.variables import Assignment, Lazies
+from aioxarray.config import Concurrency
 from aioxarray.progress import Progress
 
 __all__ = ["compute", "compute_async", "load", "load_async"]
@@ -20,7 +21,7 @@ T = TypeVar("T")
 async def load_async(
     obj: T,
     *,
-    concurrency: int | None = None,
+    concurrency: Concurrency | None = None,
     timeout: float | None = None,
     progress: Progress = None,
 ) -> T:
@@ -92,7 +93,7 @@ async def load_async(
 async def compute_async(
     obj: T,
     *,
-    concurrency: int | None = None,
+    concurrency: Concurrency | None = None,
     timeout: float | None = None,
     progress: Progress = None,
 ) -> T:

@@ -24,6 +24,7 @@ from aioxarray._xarray.opening.calls import (
 from aioxarray._xarray.opening.many import Combining, open_and_combine, preprocessed
 from aioxarray._xarray.opening.signatures import like
 from aioxarray.loading import load_async
+from aioxarray.config import Concurrency
 from aioxarray.progress import Progress
 
 T = TypeVar("T", xr.Dataset, xr.DataArray, xr.DataTree)
@@ -248,7 +249,7 @@ async def _loaded(
 async def load_dataset_async(
     filename_or_obj: Any,
     *,
-    concurrency: int | None = None,
+    concurrency: Concurrency | None = None,
     timeout: float | None = None,
     progress: Progress = None,
     **options: Any,
@@ -262,7 +263,7 @@ async def load_dataset_async(
 async def load_dataarray_async(
     filename_or_obj: Any,
     *,
-    concurrency: int | None = None,
+    concurrency: Concurrency | None = None,
     timeout: float | None = None,
     progress: Progress = None,
     **options: Any,
@@ -276,7 +277,7 @@ async def load_dataarray_async(
 async def load_datatree_async(
     filename_or_obj: Any,
     *,
-    concurrency: int | None = None,
+    concurrency: Concurrency | None = None,
     timeout: float | None = None,
     progress: Progress = None,
     **options: Any,

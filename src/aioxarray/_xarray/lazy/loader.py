@@ -17,7 +17,13 @@ from aioxarray._zarr import tuning
 from aioxarray._zarr.stores.calls import Call, calling
 from aioxarray._zarr.stores.grants import Grants, open_grants
 from aioxarray._zarr.stores.request import for_variable
-from aioxarray.config import cache_limit, memory_limit, request_limit, thread_count
+from aioxarray.config import (
+    Concurrency,
+    cache_limit,
+    memory_limit,
+    request_limit,
+    thread_count,
+)
 from aioxarray.progress import Meter, Progress, check_progress, meter
 
 
@@ -25,7 +31,7 @@ from aioxarray.progress import Meter, Progress, check_progress, meter
 class Options:
     """The options of one load; see `load_async`. ``dask`` has options for ``dask.compute``."""
 
-    concurrency: int | None = None
+    concurrency: Concurrency | None = None
     timeout: float | None = None
     progress: Progress = None
     dask: Mapping[str, Any] = field(default_factory=dict)

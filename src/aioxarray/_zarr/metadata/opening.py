@@ -22,9 +22,9 @@ from aioxarray._zarr.stores.calls import current_concurrency
 from aioxarray._zarr.stores.fork import usable_after_fork
 from aioxarray._zarr.stores.identity import libraries
 from aioxarray._zarr.stores.limited import ForeignStore, Places
+from aioxarray._zarr.stores.pacing import request_share
 from aioxarray._zarr.stores.printable import NamedPath, printable, without_secrets
 from aioxarray._zarr.stores.request import DOCUMENTS
-from aioxarray.config import request_limit
 
 if TYPE_CHECKING:
     from aioxarray._zarr.metadata.hierarchy import Hierarchy
@@ -79,7 +79,7 @@ class Opened:
 @contextmanager
 def places() -> Iterator[Places]:
     """Open a share of the requests in flight for an open."""
-    with grants.requests.share(request_limit(current_concurrency())) as share:
+    with request_share(grants.requests, current_concurrency()) as share:
         given = Places(share)
         try:
             yield given

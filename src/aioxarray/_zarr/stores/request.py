@@ -20,11 +20,11 @@ from aioxarray._runtime.threads.cancel_scope import request_scope
 from aioxarray._runtime.threads.forks import after_fork
 from aioxarray._zarr.stores.calls import current_call, current_concurrency
 from aioxarray._zarr.stores.grants import is_long, requests
+from aioxarray._zarr.stores.pacing import place, request_share
 from aioxarray._zarr.stores.printable import printable
 from aioxarray._zarr.stores.retries import attempts as retrying
 from aioxarray._zarr.stores.retries.attempts import Attempts
 from aioxarray._zarr.stores.retries.silence import answer
-from aioxarray.config import request_limit
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
@@ -211,10 +211,10 @@ async def send(
         try:
             if places is None:
                 return await answer(request, places, ask, size)
-            async with places.hold(long=is_long(size)):
+            async with place(request, places, long=is_long(size)):
                 return await answer(request, places, ask, size)
         except Exception as error:
-            attempts = Attempts(request)
+            attempts = Attempts(request, places)
             if not attempts.goes_on(error):
                 raise
         return await send_again(request, places, ask, attempts, size)
@@ -236,7 +236,8 @@ async def send_again(
             await retrying.sleep(attempts.wait_s)
         request.attempt += 1
         try:
-            async with nullcontext() if places is None else places.hold(long=is_long(size)):
+            long = is_long(size)
+            async with nullcontext() if places is None else place(request, places, long=long):
                 return await answer(request, places, ask, size)
         except Exception as error:
             if not attempts.goes_on(error):
@@ -245,7 +246,7 @@ async def send_again(
 
 async def send_alone(request: Request, ask: Callable[[], Awaitable[T]]) -> T:
     """Await ``ask()``, which makes ``request`` outside of a load, in a share of its own."""
-    with requests.share(request_limit(current_concurrency())) as places:
+    with request_share(requests, current_concurrency()) as places:
         return await send(request, places, ask)
 
 

@@ -20,16 +20,13 @@ from typing import Any
 _STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 # Codes in the answers of S3, GCS and Azure; some come with statuses that say nothing.
-_CODES = frozenset(
+_REFUSING_CODES = frozenset(
     {
         "BandwidthLimitExceeded",
         "EC2ThrottledException",
-        "InternalError",
-        "OperationTimedOut",
         "RequestLimitExceeded",
         "RequestThrottled",
         "RequestThrottledException",
-        "RequestTimeout",
         "ServerBusy",
         "ServiceUnavailable",
         "SlowDown",
@@ -38,11 +35,16 @@ _CODES = frozenset(
         "ThrottlingException",
         "TooManyRequests",
         "TooManyRequestsException",
-        "backendError",
         "rateLimitExceeded",
         "userRateLimitExceeded",
     }
 )
+_LATE_CODES = frozenset({"OperationTimedOut", "RequestTimeout"})
+_CODES = _REFUSING_CODES | _LATE_CODES | {"InternalError", "backendError"}
+
+# The server has too many requests, or was too slow for one.
+_REFUSALS = _REFUSING_CODES | {429, 503}
+_LATE = _LATE_CODES | {408, 504}
 
 _ERRNOS = frozenset(
     getattr(errno, name)
@@ -97,6 +99,18 @@ _TYPES = frozenset(
         "urllib3.TimeoutError",
     }
 )
+# Among those: the client has stopped waiting.
+_TIMEOUTS = frozenset(
+    {
+        "botocore.ConnectTimeoutError",
+        "botocore.ReadTimeoutError",
+        "fsspec.FSTimeoutError",
+        "httpcore.TimeoutException",
+        "httpx.TimeoutException",
+        "requests.Timeout",
+        "urllib3.TimeoutError",
+    }
+)
 # Among the subtypes of those: a certificate does not become valid.
 _FINAL_TYPES = frozenset(
     {"aiohttp.ClientSSLError", "aiohttp.InvalidURL", "botocore.SSLError", "requests.SSLError"}
@@ -126,6 +140,7 @@ _UNREACHED = frozenset(
 _UNREACHED_IN_TEXT = re.compile(
     r"dns error|connection refused|tcp connect error|ConnectError", re.IGNORECASE
 )
+_LATE_IN_TEXT = re.compile(r"\btimed out\b|\bTimedOut\b")
 
 # In texts of obstore, this separates the message from details for its developers.
 _DEBUG = "\n\nDebug source:"
@@ -150,11 +165,23 @@ class Transient:
         The seconds after which the server wants to be asked again; None if it did not say.
     unreached
         Whether no connection to the server was made.
+    refused
+        Whether the server refused the request because it has too many.
+    late
+        Whether no answer came in time.
     """
 
     cause: str
     retry_after: float | None = None
     unreached: bool = False
+    refused: bool = False
+    late: bool = False
+
+    @classmethod
+    def of_answer(cls, answer: int | str, retry_after: float | None = None) -> Transient:
+        """Return the failure that a status or a code in the answer stands for."""
+        cause = f"HTTP {answer}" if isinstance(answer, int) else answer
+        return cls(cause, retry_after, refused=answer in _REFUSALS, late=answer in _LATE)
 
 
 def transient(error: BaseException) -> Transient | None:
@@ -190,11 +217,12 @@ def _verdict(error: BaseException) -> Transient | bool | None:
         return Transient("an answer that is not HTTP")
     status, code, headers = _answer(error)
     if code in _CODES:
-        return Transient(code, _retry_after(headers))
+        return Transient.of_answer(code, _retry_after(headers))
     if status is not None:
-        return Transient(f"HTTP {status}", _retry_after(headers)) if status in _STATUSES else _NEVER
+        return Transient.of_answer(status, _retry_after(headers)) if status in _STATUSES else _NEVER
     if _is_broken(error, names):
-        return Transient(type(error).__name__, unreached=_is_unreached(error, names))
+        late = isinstance(error, TimeoutError) or bool(names & _TIMEOUTS)
+        return Transient(type(error).__name__, unreached=_is_unreached(error, names), late=late)
     if any(name.partition(".")[0] in _BY_TEXT for name in names):
         return _of_text(str(error))
     return None
@@ -241,11 +269,14 @@ def _of_text(whole: str) -> Transient | bool | None:
     status = _STATUS_IN_TEXT.search(text)
     if status is not None:
         number = int(status[1])
-        return Transient(f"HTTP {number}") if number in _STATUSES else _NEVER
-    for pattern in (_CODE_IN_TEXT, _BROKEN_IN_TEXT):
-        found = pattern.search(text)
-        if found is not None:
-            return Transient(found[0], unreached=bool(_UNREACHED_IN_TEXT.search(whole)))
+        return Transient.of_answer(number) if number in _STATUSES else _NEVER
+    code = _CODE_IN_TEXT.search(text)
+    if code is not None:
+        return Transient.of_answer(code[0])
+    broken = _BROKEN_IN_TEXT.search(text)
+    if broken is not None:
+        unreached = bool(_UNREACHED_IN_TEXT.search(whole))
+        return Transient(broken[0], unreached=unreached, late=bool(_LATE_IN_TEXT.search(whole)))
     return None
 
 
