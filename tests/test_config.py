@@ -178,11 +178,26 @@ def test_retries_of_the_environment(
 
 
 BAD: list[tuple[str, Any, type[Exception], str]] = [
-    ("concurrency", "32", TypeError, r"concurrency must be an integer, got '32' \(str\)"),
-    ("concurrency", 1.0, TypeError, r"concurrency must be an integer, got 1\.0 \(float\)"),
-    ("concurrency", True, TypeError, r"concurrency must be an integer, got True \(bool\)"),
-    ("concurrency", None, TypeError, r"concurrency must be an integer, got None"),
-    ("concurrency", [4], TypeError, r"concurrency must be an integer, got \[4\] \(list\)"),
+    ("concurrency", "32", TypeError, r"concurrency must be an integer or 'auto', got '32' \(str\)"),
+    (
+        "concurrency",
+        1.0,
+        TypeError,
+        r"concurrency must be an integer or 'auto', got 1\.0 \(float\)",
+    ),
+    (
+        "concurrency",
+        True,
+        TypeError,
+        r"concurrency must be an integer or 'auto', got True \(bool\)",
+    ),
+    ("concurrency", None, TypeError, r"concurrency must be an integer or 'auto', got None"),
+    (
+        "concurrency",
+        [4],
+        TypeError,
+        r"concurrency must be an integer or 'auto', got \[4\] \(list\)",
+    ),
     ("memory", 1e9, TypeError, r"number of bytes or a text like '1GiB', got 1000000000\.0 \(float"),
     (
         "memory",
@@ -231,7 +246,7 @@ def test_a_bad_setting_is_refused_before_the_first_request(
 def test_a_bad_limit_is_refused_by_opening_too() -> None:
     store = RecordingStore(stored(samples.numbers()))
     with config.set(concurrency="8"):
-        with pytest.raises(TypeError, match="concurrency must be an integer, got '8'"):
+        with pytest.raises(TypeError, match="concurrency must be an integer or 'auto', got '8'"):
             aioxarray.open_zarr(store)
     assert store.log.requests == ()
 

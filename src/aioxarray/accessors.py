@@ -13,6 +13,7 @@ import xarray as xr
 
 from aioxarray._runtime.loops import run_blocking
 from aioxarray._xarray.lazy.loader import Options
+from aioxarray.config import Concurrency
 from aioxarray.loading import (
     compute,
     compute_async,
@@ -52,7 +53,7 @@ class AioAccessor:
     def load(
         self,
         *,
-        concurrency: int | None = None,
+        concurrency: Concurrency | None = None,
         timeout: float | None = None,
         progress: Progress = None,
         max_bytes: int | str | None = None,
@@ -69,7 +70,7 @@ class AioAccessor:
     async def load_async(
         self,
         *,
-        concurrency: int | None = None,
+        concurrency: Concurrency | None = None,
         timeout: float | None = None,
         progress: Progress = None,
         max_bytes: int | str | None = None,
@@ -86,7 +87,7 @@ class AioAccessor:
     def compute(
         self,
         *,
-        concurrency: int | None = None,
+        concurrency: Concurrency | None = None,
         timeout: float | None = None,
         progress: Progress = None,
         max_bytes: int | str | None = None,
@@ -103,7 +104,7 @@ class AioAccessor:
     async def compute_async(
         self,
         *,
-        concurrency: int | None = None,
+        concurrency: Concurrency | None = None,
         timeout: float | None = None,
         progress: Progress = None,
         max_bytes: int | str | None = None,

@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument(
         "--concurrency",
-        type=int,
+        type=_concurrency,
         metavar="N",
         help="maximum number of aioxarray's store requests in flight (default: the setting, "
         f"{aioxarray.config.get('concurrency')})",
@@ -81,6 +81,15 @@ def _parser() -> argparse.ArgumentParser:
         "--quick", action="store_true", help="little data and one run each, to check that it works"
     )
     return parser
+
+
+def _concurrency(text: str) -> Concurrency:
+    if text == "auto":
+        return "auto"
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be an integer or 'auto', got {text!r}") from None
 
 
 def _latency(text: str) -> float:

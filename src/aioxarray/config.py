@@ -7,7 +7,8 @@
 =============== ========== ==================================================================
 name            default    meaning
 =============== ========== ==================================================================
-``concurrency`` 128        store requests in flight in this process; 0 or below: no limit
+``concurrency`` 128        store requests in flight in this process; 0 or below: no limit;
+                           ``"auto"``: what each server accepts, see below
 ``memory``      ``"1GiB"`` bytes of chunks in flight (fetched or being decoded) in this
                            process, results excluded; 0 or below: no limit
 ``threads``     None       threads that decode; None: one for each core this process may use
@@ -23,6 +24,12 @@ eighth of ``concurrency`` is reserved for smaller chunks (nothing if ``concurren
 a small chunk then waits for its place). Beyond the limits, smaller chunks also get one thread, and
 an eighth of ``memory`` or one chunk. So the bytes in flight are at most ``memory``, or a single
 chunk larger than it, plus an eighth of ``memory`` or a single chunk of up to 4 MiB.
+
+With ``concurrency="auto"``, requests are bounded only by the file descriptors of the process until
+a server refuses one for its load (429, 503, SlowDown and the like) or does not answer it in time.
+From then on, that server gets as many at once as it accepted or, if it limits their rate, as many a
+second. Now and then more is tried. "Retry-After" holds for all requests to the server. A refused
+request is made again when the server has room, however often, until ``retry.deadline``.
 
 Cached chunks are read without a request. Writes by aioxarray and by its `CodecPipeline` drop the
 cached chunks of that store. Other writes, in this process or another, go unnoticed, and so do
@@ -59,12 +66,18 @@ import operator
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import donfig
 
+from aioxarray._runtime.descriptors import spare_descriptors
 from aioxarray._runtime.threads.pool import usable_cores
 from aioxarray.errors import did_you_mean
+
+Concurrency: TypeAlias = int | Literal["auto"]
+
+MOST_REQUESTS = 1024
+"""The most requests in flight with ``concurrency="auto"``."""
 
 _DEFAULTS: dict[str, Any] = {
     "concurrency": 128,
@@ -150,13 +163,21 @@ _BYTES = "a number of bytes or a text like '1GiB'"
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
 
-def request_limit(concurrency: int | None = None) -> float:
+def is_adaptive(concurrency: Concurrency | None = None) -> bool:
+    """Return whether ``concurrency``, or the setting if it is None, is "auto"."""
+    return (config.get("concurrency") if concurrency is None else concurrency) == "auto"
+
+
+def request_limit(concurrency: Concurrency | None = None) -> float:
     """Return the limit on requests in flight: ``concurrency``, or the setting if it is None.
 
-    ``math.inf`` means no limit. Raises TypeError if the value is not an integer.
+    ``math.inf`` means no limit. For "auto" it is the number of connections that the process can
+    open. Raises TypeError if the value is neither an integer nor "auto".
     """
     value = config.get("concurrency") if concurrency is None else concurrency
-    limit = _integer("concurrency", value)
+    if value == "auto":
+        return max(1, min(MOST_REQUESTS, spare_descriptors()))
+    limit = _integer("concurrency", value, "an integer or 'auto'")
     return limit if limit > 0 else math.inf
 
 

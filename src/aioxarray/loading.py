@@ -11,6 +11,7 @@ from aioxarray._xarray.lazy.find import each_variable, find_variables, shallow_c
 from aioxarray._xarray.lazy.loader import Options, read_all
 from aioxarray._xarray.lazy.sizes import Sizing
 from aioxarray._xarray.lazy.variables import Assignment, Lazies
+from aioxarray.config import Concurrency
 from aioxarray.progress import Progress
 
 __all__ = ["compute", "compute_async", "load", "load_async"]
@@ -21,7 +22,7 @@ T = TypeVar("T")
 async def load_async(
     obj: T,
     *,
-    concurrency: int | None = None,
+    concurrency: Concurrency | None = None,
     timeout: float | None = None,
     progress: Progress = None,
     max_bytes: int | str | None = None,
@@ -100,7 +101,7 @@ async def load_async(
 async def compute_async(
     obj: T,
     *,
-    concurrency: int | None = None,
+    concurrency: Concurrency | None = None,
     timeout: float | None = None,
     progress: Progress = None,
     max_bytes: int | str | None = None,

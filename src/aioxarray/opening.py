@@ -23,6 +23,7 @@ from aioxarray._xarray.opening.calls import (
 )
 from aioxarray._xarray.opening.many import Combining, open_and_combine, preprocessed
 from aioxarray._xarray.opening.signatures import like
+from aioxarray.config import Concurrency
 from aioxarray.loading import load_async
 from aioxarray.progress import Progress
 
@@ -248,7 +249,7 @@ async def _loaded(
 async def load_dataset_async(
     filename_or_obj: Any,
     *,
-    concurrency: int | None = None,
+    concurrency: Concurrency | None = None,
     timeout: float | None = None,
     progress: Progress = None,
     max_bytes: int | str | None = None,
@@ -263,7 +264,7 @@ async def load_dataset_async(
 async def load_dataarray_async(
     filename_or_obj: Any,
     *,
-    concurrency: int | None = None,
+    concurrency: Concurrency | None = None,
     timeout: float | None = None,
     progress: Progress = None,
     max_bytes: int | str | None = None,
@@ -278,7 +279,7 @@ async def load_dataarray_async(
 async def load_datatree_async(
     filename_or_obj: Any,
     *,
-    concurrency: int | None = None,
+    concurrency: Concurrency | None = None,
     timeout: float | None = None,
     progress: Progress = None,
     max_bytes: int | str | None = None,

@@ -12,6 +12,7 @@ from aioxarray._xarray.lazy.loader import Options
 from aioxarray._xarray.saving.netcdf import save_netcdf
 from aioxarray._xarray.saving.recorder import ZarrOptions
 from aioxarray._xarray.saving.saver import save
+from aioxarray.config import Concurrency
 from aioxarray.progress import Progress
 
 __all__ = ["to_netcdf", "to_netcdf_async", "to_zarr", "to_zarr_async"]
@@ -35,7 +36,7 @@ async def to_zarr_async(
     write_empty_chunks: bool | None = None,
     write_inherited_coords: bool = False,
     chunkmanager_store_kwargs: Mapping[str, Any] | None = None,
-    concurrency: int | None = None,
+    concurrency: Concurrency | None = None,
     timeout: float | None = None,
     progress: Progress = None,
 ) -> Any:
@@ -133,7 +134,7 @@ async def to_netcdf_async(
     path: Any = None,
     mode: str = "w",
     *,
-    concurrency: int | None = None,
+    concurrency: Concurrency | None = None,
     timeout: float | None = None,
     progress: Progress = None,
     **options: Any,

@@ -54,9 +54,7 @@ def test_it_can_be_passed_to_another_process(latency: Latency) -> None:
         (partial(sampler, -0.5), "latency_s must not be negative; got -0.5"),
     ],
 )
-def test_a_latency_that_makes_no_sense_is_refused(
-    make: Callable[[], object], message: str
-) -> None:
+def test_a_latency_that_makes_no_sense_is_refused(make: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
 

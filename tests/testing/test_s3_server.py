@@ -199,6 +199,8 @@ def test_clients_see_errors_of_s3(server: ObjectServer) -> None:
 
 
 def test_a_body_in_chunks_with_checksums_is_put_together(server: ObjectServer) -> None:
-    body = b"5;chunk-signature=0\r\nhello\r\n4\r\n you\r\n0\r\nx-amz-checksum-crc32:AAAAAA==\r\n\r\n"
+    body = (
+        b"5;chunk-signature=0\r\nhello\r\n4\r\n you\r\n0\r\nx-amz-checksum-crc32:AAAAAA==\r\n\r\n"
+    )
     assert ask(server, "PUT", "/bucket/a", body, Content_Encoding="aws-chunked")[0] == 200
     assert server.data["bucket/a"] == b"hello you"

@@ -12,6 +12,7 @@ from typing import Any
 import xarray as xr
 
 import aioxarray
+from aioxarray.config import Concurrency
 from aioxarray.loading import load, load_async
 from aioxarray.testing import RequestLog, StallMonitor
 
@@ -70,7 +71,7 @@ def opening(url: str, function: Callable[..., Any], **options: Any) -> list[Way]
     ]
 
 
-def loading(obj: xr.Dataset | xr.DataTree, concurrency: int | None) -> list[Way]:
+def loading(obj: xr.Dataset | xr.DataTree, concurrency: Concurrency | None) -> list[Way]:
     """Return the ways to load ``obj``, plain xarray's blocking one first."""
     name = "tree" if isinstance(obj, xr.DataTree) else "ds"
     return [

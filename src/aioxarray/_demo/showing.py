@@ -17,7 +17,7 @@ from aioxarray._demo.extent import describe, extents
 from aioxarray._demo.measuring import Measured, Way, best, check_same, loading, opening
 from aioxarray._runtime.threads.pool import usable_cores
 from aioxarray._zarr.stores.printable import printable, without_secrets
-from aioxarray.config import request_limit
+from aioxarray.config import Concurrency, request_limit
 from aioxarray.testing import ObjectServer, RequestLog
 
 __all__ = ["DemoError", "run"]
@@ -47,7 +47,7 @@ class Options:
 
     url: str | None = None
     latency_ms: float = 50.0
-    concurrency: int | None = None
+    concurrency: Concurrency | None = None
     quick: bool = False
 
 

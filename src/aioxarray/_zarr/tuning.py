@@ -107,6 +107,17 @@ HEDGE_HISTORY = 512
 MOST_HOSTS = 256
 """The number of servers that are remembered."""
 
+FIRST_IN_FLIGHT = 256
+"""Under "auto", the first bound on the requests to a server.
+
+A process makes up to 2500 requests a second, so that is enough for answers within 100 ms. For a
+slower server the bound doubles; with half as many, a load of 1000 chunks from a server at 200 ms
+would take a third longer.
+"""
+
+PACE_SLACK_S = 0.005
+"""Requests that are paced by a rate catch up on this much time: timers are late by milliseconds."""
+
 # --- files -----------------------------------------------------------------------------------
 
 FIRST_READ_BYTES = 64 << 10

@@ -18,6 +18,7 @@ from aioxarray._zarr.stores.calls import Call, calling
 from aioxarray._zarr.stores.grants import Grants, open_grants
 from aioxarray._zarr.stores.request import for_variable
 from aioxarray.config import (
+    Concurrency,
     byte_bound,
     cache_limit,
     memory_limit,
@@ -33,7 +34,7 @@ from aioxarray.progress import Meter, Progress, check_progress, meter
 class Options:
     """The options of one load; see `load_async`. ``dask`` has options for ``dask.compute``."""
 
-    concurrency: int | None = None
+    concurrency: Concurrency | None = None
     timeout: float | None = None
     progress: Progress = None
     max_bytes: int | str | None = None

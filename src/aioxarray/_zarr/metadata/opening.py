@@ -24,7 +24,7 @@ from aioxarray._zarr.stores.identity import libraries
 from aioxarray._zarr.stores.limited import ForeignStore, Places
 from aioxarray._zarr.stores.printable import NamedPath, printable, without_secrets
 from aioxarray._zarr.stores.request import DOCUMENTS
-from aioxarray.config import request_limit
+from aioxarray._zarr.stores.servers.pacing import request_share
 from aioxarray.errors import SilentServerError, UnreachableError
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class Opened:
 @contextmanager
 def places() -> Iterator[Places]:
     """Open a share of the requests in flight for an open."""
-    with grants.requests.share(request_limit(current_concurrency())) as share:
+    with request_share(grants.requests, current_concurrency()) as share:
         given = Places(share)
         try:
             yield given

@@ -18,6 +18,7 @@ from aioxarray.errors import TimedOutError
 
 if TYPE_CHECKING:
     from aioxarray._zarr.stores.request import Request
+    from aioxarray.config import Concurrency
 
 
 class Call:
@@ -35,7 +36,7 @@ class Call:
         Describes how far the call has come; None if the call does not track that.
     """
 
-    def __init__(self, aim: str, concurrency: int | None = None) -> None:
+    def __init__(self, aim: str, concurrency: Concurrency | None = None) -> None:
         self.aim = aim
         self.concurrency = concurrency
         self._done = 0
@@ -114,7 +115,7 @@ def current_call() -> Call | None:
     return _current.get()
 
 
-def current_concurrency() -> int | None:
+def current_concurrency() -> Concurrency | None:
     """Return the current call's own limit on requests; None if it has none."""
     call = _current.get()
     return None if call is None else call.concurrency
@@ -144,7 +145,7 @@ class calling:
     __slots__ = ("_call", "_limit", "_outer", "_queued", "_token")
 
     def __init__(
-        self, aim: str, timeout: float | None = None, concurrency: int | None = None
+        self, aim: str, timeout: float | None = None, concurrency: Concurrency | None = None
     ) -> None:
         self._outer = _current.get()
         if concurrency is None and self._outer is not None:

@@ -94,13 +94,15 @@ class Held:
 
     Attributes
     ----------
+    requests
+        The same share.
     asked_at
         When the call made the request that it waits for, in the loop's time; None between requests.
     """
 
     def __init__(self, client: Client, requests: Share, size: int, *, long: bool) -> None:
         self._client = client
-        self._requests = requests
+        self.requests = requests
         self._size = size
         self._long = long
         self._loop = asyncio.get_running_loop()
@@ -166,10 +168,10 @@ class Held:
         with self._lock:
             if self._is_lost:
                 raise asyncio.CancelledError
-            self._places.remove((self._requests, 1))
+            self._places.remove((self.requests, 1))
             retry = asyncio.run_coroutine_threadsafe(self._in_place(ask), self._loop)
             self._retry = retry
-        self._requests.release(1, long=self._long)
+        self.requests.release(1, long=self._long)
         try:
             return retry.result()
         except CancelledFuture:
@@ -179,7 +181,7 @@ class Held:
 
     async def _in_place(self, ask: Callable[[Share, int], Coroutine[Any, Any, T]]) -> T:
         try:
-            result = await ask(self._requests, self._size)
+            result = await ask(self.requests, self._size)
         except Exception:
             await self._take_back()
             raise
@@ -188,12 +190,12 @@ class Held:
 
     async def _take_back(self) -> None:
         """Acquire the place of the call's next request again."""
-        await self._requests.acquire(1, long=self._long)
+        await self.requests.acquire(1, long=self._long)
         with self._lock:
             if not self._is_lost:
-                self.add(self._requests, 1)
+                self.add(self.requests, 1)
                 return
-        self._requests.release(1, long=self._long)
+        self.requests.release(1, long=self._long)
         raise asyncio.CancelledError
 
     def release(self) -> None:

@@ -17,7 +17,8 @@ from aioxarray._runtime.threads.pool import Pool, usable_cores
 from aioxarray._zarr import tuning
 from aioxarray._zarr.stores.clients import Client, Held, Nearness, fetchers, held_here
 from aioxarray._zarr.stores.retries.silence import SilentCall
-from aioxarray.config import cache_limit, is_hedging, memory_limit, request_limit, thread_count
+from aioxarray._zarr.stores.servers.pacing import pace_of, request_share
+from aioxarray.config import Concurrency, cache_limit, is_hedging, memory_limit, thread_count
 
 T = TypeVar("T")
 
@@ -177,7 +178,11 @@ class Grants:
     def can_fetch(self, client: Client) -> bool:
         """Return whether threads may wait for ``client``; see `fetch`."""
         # A thread cannot take the first of two answers, as the setting ``hedge`` wants.
-        return self.fetching.bound >= 1 and not client.is_stalled and not is_hedging()
+        if self.fetching.bound < 1 or client.is_stalled or is_hedging():
+            return False
+        # Nor can it be cancelled while it waits for its turn at a server that refuses requests.
+        pace = pace_of(client.store, self.requests)
+        return pace is None or not pace.is_bounded
 
     async def fetch(
         self, client: Client, function: Callable[[], object], size: int, stop: Callable[[], object]
@@ -248,7 +253,7 @@ class Grants:
         return turns
 
 
-def open_grants(concurrency: int | None = None) -> Grants:
+def open_grants(concurrency: Concurrency | None = None) -> Grants:
     """Return the shares of one load, with the current configuration, to open as a context.
 
     ``concurrency`` is its own limit on requests in flight; None for the configured one.
@@ -257,5 +262,5 @@ def open_grants(concurrency: int | None = None) -> Grants:
     decoders.resize(count)
     kept = cache_limit()
     cache.resize(kept)
-    places = requests.share(request_limit(concurrency))
+    places = request_share(requests, concurrency)
     return Grants(places, memory.share(memory_limit()), count, kept > 0)

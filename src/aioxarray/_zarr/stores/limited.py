@@ -11,9 +11,9 @@ from zarr.storage import WrapperStore
 
 from aioxarray._runtime.budget import Share
 from aioxarray._runtime.tasks import first_error, gather
-from aioxarray._zarr.stores.denials import check_empty, check_missing, exists, is_icechunk
 from aioxarray._zarr.stores.printable import NamedAsWrapped
 from aioxarray._zarr.stores.request import Kind, Request, send
+from aioxarray._zarr.stores.servers.denials import check_empty, check_missing, exists, is_icechunk
 from aioxarray.errors import WrongLengthError
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from aioxarray._zarr.stores.printable import printable
 from aioxarray._zarr.stores.retries import attempts as retrying
 from aioxarray._zarr.stores.retries.attempts import Attempts
 from aioxarray._zarr.stores.retries.silence import answer
-from aioxarray.config import request_limit
+from aioxarray._zarr.stores.servers.pacing import place, request_share
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
@@ -216,10 +216,10 @@ async def send(
         try:
             if places is None:
                 return await answer(request, places, ask, size)
-            async with places.hold(long=is_long(size)):
+            async with place(request, places, long=is_long(size)):
                 return await answer(request, places, ask, size)
         except Exception as error:
-            attempts = Attempts(request)
+            attempts = Attempts(request, places)
             if not attempts.goes_on(error):
                 raise
         return await send_again(request, places, ask, attempts, size)
@@ -241,7 +241,8 @@ async def send_again(
             await retrying.sleep(attempts.wait_s)
         request.attempt += 1
         try:
-            async with nullcontext() if places is None else places.hold(long=is_long(size)):
+            long = is_long(size)
+            async with nullcontext() if places is None else place(request, places, long=long):
                 return await answer(request, places, ask, size)
         except Exception as error:
             if not attempts.goes_on(error):
@@ -250,7 +251,7 @@ async def send_again(
 
 async def send_alone(request: Request, ask: Callable[[], Awaitable[T]]) -> T:
     """Await ``ask()``, which makes ``request`` outside of a load, in a share of its own."""
-    with requests.share(request_limit(current_concurrency())) as places:
+    with request_share(requests, current_concurrency()) as places:
         return await send(request, places, ask)
 
 

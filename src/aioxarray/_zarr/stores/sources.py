@@ -6,7 +6,7 @@ import importlib
 import math
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,8 +17,9 @@ from zarr.storage import LocalStore, MemoryStore, ObjectStore
 from aioxarray._runtime.scratch import scratch
 from aioxarray._zarr import tuning
 from aioxarray._zarr.stores.clients import client_of, held_here
-from aioxarray._zarr.stores.request import Request, is_observed, send_again
+from aioxarray._zarr.stores.request import Request, is_observed, send, send_again
 from aioxarray._zarr.stores.retries.attempts import Attempts
+from aioxarray._zarr.stores.servers.pacing import pace_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -274,9 +275,12 @@ class ObjectSource:
         self.shortest_s = math.inf
 
     def read(self, key: str) -> Any | None:
-        begun = perf_counter()
-        request = Request("get", self._store, key)
         held = held_here.get()
+        places = None if held is None else held.requests
+        request = Request("get", self._store, key)
+        pace = pace_of(self._store, places)
+        if held is not None and pace is not None and pace.is_bounded:
+            return held.run_in_place(partial(self._by_coroutine, request, None))
 
         def ask() -> Any | None:
             try:
@@ -284,24 +288,28 @@ class ObjectSource:
             except _MISSING:
                 return None
 
+        begun = perf_counter()
         try:
-            with request:
+            with nullcontext() if pace is None else pace.counted(), request:
                 data = ask() if held is None else held.ask(ask)
                 request.nbytes = 0 if data is None else len(data)
                 return data
         except Exception as error:
-            attempts = Attempts(request)
+            attempts = Attempts(request, places)
             if not attempts.goes_on(error, last=held is None) or held is None:
                 raise
         finally:
             self.shortest_s = min(self.shortest_s, perf_counter() - begun)
             self.client.heard()
-        return held.run_in_place(partial(self._again, request, attempts))
+        return held.run_in_place(partial(self._by_coroutine, request, attempts))
 
-    async def _again(
-        self, request: Request, attempts: Attempts, places: Share, size: int
+    async def _by_coroutine(
+        self, request: Request, attempts: Attempts | None, places: Share, size: int
     ) -> Any | None:
-        """Make a request that failed in a thread again, with coroutines, which can wait for it."""
+        """Make a request of a thread with coroutines, which can wait for it.
+
+        ``attempts`` are those that have failed in the thread, if any.
+        """
 
         async def ask() -> Any | None:
             try:
@@ -312,6 +320,8 @@ class ObjectSource:
             request.nbytes = len(data)
             return data
 
+        if attempts is None:
+            return await send(request, places, ask, size)
         return await send_again(request, places, ask, attempts, size)
 
     def read_small(self, key: str, most: int) -> Any | None:

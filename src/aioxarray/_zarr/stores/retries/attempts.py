@@ -20,10 +20,12 @@ from zarr.storage import FsspecStore, ObjectStore
 from aioxarray._zarr.stores.identity import unwrapped
 from aioxarray._zarr.stores.retries.errors import failure_of, is_answer
 from aioxarray._zarr.stores.retries.translation import translated
+from aioxarray._zarr.stores.servers.pacing import pace_of
 from aioxarray.config import retry_policy
-from aioxarray.errors import WrongLengthError
+from aioxarray.errors import SilentServerError, WrongLengthError
 
 if TYPE_CHECKING:
+    from aioxarray._runtime.budget import Share
     from aioxarray._zarr.stores.request import Request
     from aioxarray._zarr.stores.retries.errors import Failure
 
@@ -52,7 +54,7 @@ class Attempts:
         The seconds to wait before the next attempt.
     """
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, places: Share | None) -> None:
         self._policy = retry_policy()
         self._begun = clock()
         self._failed: list[tuple[float, str]] = []
@@ -61,6 +63,9 @@ class Attempts:
         self._reason = ""
         self.wait_s = 0.0
         self._request = request
+        # Whether the next attempt waits until the server has room for it.
+        self._is_paced = pace_of(request.store, places) is not None
+        self._uncounted = 0
 
     def goes_on(self, error: Exception, *, last: bool = False) -> bool:
         """Record a failed attempt; return whether there is another one.
@@ -75,7 +80,8 @@ class Attempts:
         last
             Whether the caller cannot make another one.
         """
-        if is_answer(error):
+        if is_answer(error) or isinstance(error, SilentServerError):
+            # A silent request was made again until the deadline.
             return False
         found = failure_of(error)
         elapsed = clock() - self._begun
@@ -101,14 +107,17 @@ class Attempts:
         policy, count = self._policy, len(self._failed)
         if not self._request.repeatable:
             return "it is not safe to repeat"
-        if isinstance(error, WrongLengthError):
+        if self._is_paced and found.refused:
+            # The server had no room; as soon as it has, the attempt is repeated.
+            self._uncounted += 1
+        elif isinstance(error, WrongLengthError):
             # Unless it was an accident, the server ignores byte ranges.
             self._most = min(self._most, 2)
         elif (client := retrying_client(self._request.store, error)) is not None:
             return f"{client} retries by itself"
         elif found.unreached and self._request.is_first_contact and count >= _TO_REACH:
             return "the server was never reached"
-        if count >= self._most:
+        if count - self._uncounted >= self._most:
             return f"attempts exhausted (retry.attempts={policy.attempts})"
         # "Full jitter": clients that failed together do not come back together.
         most = min(policy.longest_s, math.ldexp(policy.backoff_s, min(count - 1, 60)))

@@ -91,6 +91,10 @@ _CODES: dict[str, type[AioxarrayError]] = {
     ),
 }
 
+# Those of servers that have too many requests, or were too slow for one.
+_OVERLOADED = frozenset({"ServerBusy", "ServiceUnavailable"})
+_LATE = frozenset({"OperationTimedOut", "RequestTimeout"})
+
 _ERRNOS = frozenset(
     getattr(errno, name)
     for name in (
@@ -234,6 +238,17 @@ class Failure:
     def passes(self) -> bool:
         """Whether making the request again may help."""
         return issubclass(self.kind, TryAgainError)
+
+    @property
+    def refused(self) -> bool:
+        """Whether the server refused the request because it has too many."""
+        return self.kind is ThrottledError or self.status == 503 or self.cause in _OVERLOADED
+
+    @property
+    def late(self) -> bool:
+        """Whether no answer came in time."""
+        is_late = issubclass(self.kind, TimedOutError) or self.cause in _LATE
+        return is_late or self.status in (408, 504)
 
 
 def is_answer(error: BaseException) -> bool:

@@ -26,7 +26,7 @@ from aioxarray._runtime.connections import Connection, moved_bytes, plain_addres
 from aioxarray._zarr import tuning
 from aioxarray._zarr.stores.retries.attempts import retrying_client
 from aioxarray._zarr.stores.retries.errors import transient
-from aioxarray._zarr.stores.retries.hosts import Host, host_of
+from aioxarray._zarr.stores.servers.hosts import Host, host_of
 from aioxarray.config import is_hedging, retry_policy, stall_seconds
 from aioxarray.errors import SilentServerError
 

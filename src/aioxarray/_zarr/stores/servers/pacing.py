@@ -1,0 +1,273 @@
+"""Pacing: under ``concurrency="auto"``, requests wait for their turn at their server.
+
+The turns of a server (a host) are for all its stores and all calls of this process. A request has
+its turn before it takes a place among the requests of all servers, so that a server which refuses
+much does not hold up others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+import time
+import weakref
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from aioxarray._runtime.budget import Budget, Share
+from aioxarray._runtime.threads.forks import after_fork
+from aioxarray._zarr.stores.retries.errors import transient
+from aioxarray._zarr.stores.servers.hosts import Host, host_of
+from aioxarray._zarr.stores.servers.limits import ServerLimits
+from aioxarray.config import Concurrency, is_adaptive, request_limit
+
+if TYPE_CHECKING:
+    from aioxarray._zarr.stores.request import Request
+
+
+class PacedShare(Share):
+    """A share of the requests in flight, whose requests also wait for their turn at the server."""
+
+    __slots__ = ()
+
+
+def request_share(requests: Budget, concurrency: Concurrency | None) -> Share:
+    """Return a share of ``requests`` for a call with the limit ``concurrency``."""
+    kind = PacedShare if is_adaptive(concurrency) else Share
+    return kind(requests, request_limit(concurrency))
+
+
+def pace_of(store: Any, places: Share | None) -> Pace | None:
+    """Return the pace of the server behind ``store``; None without a server or "auto"."""
+    if not isinstance(places, PacedShare) or (host := host_of(store)) is None:
+        return None
+    pace = _paces.get(host)
+    if pace is None:
+        with _lock:
+            pace = _paces.setdefault(host, Pace())
+    return pace
+
+
+def place(request: Request, places: Share, *, long: bool) -> AbstractAsyncContextManager[None]:
+    """Return a context that waits for a place in ``places``, and holds it while it is open.
+
+    Before that, under "auto", it waits for the request's turn at its server.
+    """
+    pace = pace_of(request.store, places)
+    if pace is None:
+        return places.hold(long=long)
+    return _Turn(pace, places, long=long, again=request.attempt > 1)
+
+
+# The future gets the era in which the request is made; see `ServerLimits`.
+_Waiting = tuple[asyncio.Future[int], asyncio.AbstractEventLoop]
+
+
+class Pace:
+    """The turns of the requests to one server, in any event loop or thread.
+
+    Waiting is fair among calls, as in `Budget`; requests that were refused go first.
+    """
+
+    def __init__(self) -> None:
+        self.limits = ServerLimits()
+        self.in_flight = 0
+        self._lock = threading.Lock()
+        self._again: deque[_Waiting] = deque()
+        # By share, in the order of their turns; each has an entry.
+        self._queues: OrderedDict[Share, deque[_Waiting]] = OrderedDict()
+        # When the next request is let in, and the loop that has the timer for it.
+        self._alarm: tuple[float, asyncio.AbstractEventLoop] | None = None
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether the server has refused a request."""
+        return self.limits.is_bounded
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Open a context for a request that does not wait for its turn, in any thread."""
+        with self._lock:
+            era = self._send(time.monotonic())
+        error: BaseException | None = None
+        try:
+            yield
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            self.leave(era, time.monotonic(), error)
+
+    async def turn(self, places: Share, *, again: bool) -> int:
+        """Wait for the turn of a request; return the era, for `leave`.
+
+        ``again``: the request has been made before.
+        """
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        with self._lock:
+            if not self._is_waited_for and self.limits.opens_at(now, self.in_flight) <= now:
+                return self._send(now)
+            future: asyncio.Future[int] = loop.create_future()
+            queue = self._again if again else self._queues.setdefault(places, deque())
+            queue.append((future, loop))
+            self._let_in(now)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if future.cancelled():
+                # The timer may be in a loop that ends.
+                with self._lock:
+                    self._alarm = None
+                    self._let_in(loop.time())
+            else:
+                self.leave(future.result(), loop.time(), None, answered=False)
+            raise
+
+    def leave(
+        self, era: int, now: float, error: BaseException | None, *, answered: bool = True
+    ) -> None:
+        """Record the end of a request, and let others in; thread-safe.
+
+        Parameters
+        ----------
+        era
+            The result of `turn`.
+        now
+            The time of the loop.
+        error
+            The error of the request; None if it succeeded.
+        answered
+            False if the request was not made after all.
+        """
+        answered = answered and (error is None or isinstance(error, Exception))
+        found = transient(error) if answered and error is not None else None
+        with self._lock:
+            if answered and found is None:
+                # Errors such as "not found" are answers, too.
+                self.limits.accepted(era, now, wanted=self._is_waited_for)
+            elif found is not None and (found.refused or found.late):
+                self.limits.refused(
+                    era, now, self.in_flight, late=found.late, retry_after=found.retry_after
+                )
+            else:
+                self.limits.dropped(era)
+            self.in_flight -= 1
+            if self._is_waited_for:
+                self._let_in(now)
+            elif self.in_flight == 0:
+                self.limits.idle()
+
+    def _send(self, now: float) -> int:
+        self.in_flight += 1
+        return self.limits.sent(now)
+
+    @property
+    def _is_waited_for(self) -> bool:
+        return bool(self._again or self._queues)
+
+    def _let_in(self, now: float) -> None:
+        """Let in the requests whose turn it is; the lock is held."""
+        while (waiting := self._first()) is not None:
+            future, loop = waiting
+            when = self.limits.opens_at(now, self.in_flight)
+            if when == math.inf:
+                return
+            try:
+                if when > now:
+                    self._wake_at(when, loop)
+                    return
+                loop.call_soon_threadsafe(self._grant, future, loop, self._send(now))
+            except RuntimeError:
+                # The loop was closed while the request waited.
+                if when <= now:
+                    self.in_flight -= 1
+            self._remove_first()
+
+    def _first(self) -> _Waiting | None:
+        """Return the request whose turn is next."""
+        while self._is_waited_for:
+            queue = self._again or next(iter(self._queues.values()))
+            if not queue[0][0].cancelled():
+                return queue[0]
+            self._remove_first()
+        return None
+
+    def _remove_first(self) -> None:
+        if self._again:
+            self._again.popleft()
+            return
+        places, queue = next(iter(self._queues.items()))
+        queue.popleft()
+        if queue:
+            self._queues.move_to_end(places)
+        else:
+            del self._queues[places]
+
+    def _grant(
+        self, future: asyncio.Future[int], loop: asyncio.AbstractEventLoop, era: int
+    ) -> None:
+        if future.cancelled():
+            self.leave(era, loop.time(), None, answered=False)
+        else:
+            future.set_result(era)
+
+    def _wake_at(self, when: float, loop: asyncio.AbstractEventLoop) -> None:
+        """Call `_let_in` at ``when``, in ``loop``."""
+        alarm = self._alarm
+        if alarm is None or when < alarm[0] or alarm[1].is_closed():
+            loop.call_soon_threadsafe(self._set_timer, when, loop)
+            self._alarm = when, loop
+
+    def _set_timer(self, when: float, loop: asyncio.AbstractEventLoop) -> None:
+        loop.call_at(when, self._ring, loop)
+
+    def _ring(self, loop: asyncio.AbstractEventLoop) -> None:
+        with self._lock:
+            self._alarm = None
+            self._let_in(loop.time())
+
+
+class _Turn:
+    """A context in which a request has its turn at its server, and a place."""
+
+    __slots__ = ("_again", "_era", "_long", "_loop", "_pace", "_places")
+
+    def __init__(self, pace: Pace, places: Share, *, long: bool, again: bool) -> None:
+        self._pace = pace
+        self._places = places
+        self._long = long
+        self._again = again
+
+    async def __aenter__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._era = await self._pace.turn(self._places, again=self._again)
+        try:
+            await self._places.acquire(long=self._long)
+        except BaseException as error:
+            self._pace.leave(self._era, self._loop.time(), error, answered=False)
+            raise
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._places.release(long=self._long)
+        self._pace.leave(self._era, self._loop.time(), error)
+
+
+_lock = threading.Lock()
+_paces: weakref.WeakKeyDictionary[Host, Pace] = weakref.WeakKeyDictionary()
+
+
+@after_fork
+def _reset_after_fork() -> None:
+    global _lock
+    _lock = threading.Lock()
+    _paces.clear()
