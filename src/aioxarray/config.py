@@ -17,6 +17,9 @@ name            default    meaning
 ``queue``       None       calls that may wait for their first turn in this process while the
                            limits are used up; more fail with `Overloaded`; None: no limit
 ``retry``       see below  how failed requests are made again
+``stall_s``     5          seconds without an answer after which a request is made again;
+                           None: never
+``hedge``       False      whether reads that take unusually long are made a second time
 =============== ========== ==================================================================
 
 Chunks of more than 4 MiB never take the whole budget, so smaller chunks need not wait for them. An
@@ -56,6 +59,19 @@ A server that an open cannot reach at all is tried three times: its name may be 
 
 Clients that retry by themselves are left to it (s3fs, gcsfs, adlfs, icechunk, and obstore unless it
 was made with ``max_retries=0``).
+
+A request is silent if it has no answer after ``stall_s`` seconds, and one more for each megabyte
+that is expected, while its server sends nothing, or answers requests that began later. A read then
+gets a second request beside it, within the limits; the first answer counts, and the other request
+is cancelled. A write, and a read that finds no free place because all requests of its server are
+silent, is cancelled and made again. If all are silent until ``retry.deadline``, the error is
+`SilentServerError`. A body that arrives slowly is not given up: on Linux, the bytes on the
+connections show that; elsewhere, only answers to later requests make one silent. Clients that retry
+by themselves get one more request.
+
+With ``hedge=True``, a read that takes a quarter longer than 97 % of the last 512 answers of its
+server gets a second request, and perhaps a third, if places are free. These are at most 5 % of all
+requests, and 1 % while answers are slow. Nearby object stores are then not read in threads.
 """
 
 from __future__ import annotations
@@ -275,6 +291,9 @@ def is_hedging() -> bool:
 def _stall_seconds(value: Any) -> float:
     if value is None:
         return math.inf
+    # Asked for each request.
+    if type(value) in (int, float) and value > 0:
+        return float(value)
     if (seconds := _seconds("stall_s", value)) == 0:
         raise ValueError("stall_s must be more than 0, or None to wait for any answer; got 0")
     return seconds

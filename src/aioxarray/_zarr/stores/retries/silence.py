@@ -82,41 +82,53 @@ async def answer(
         The bytes that are expected: many may take long.
     """
     stall_s, hedges = stall_seconds(), is_hedging()
-    if not (hedges or stall_s < math.inf) or (host := host_of(request.store)) is None:
+    if (stall_s == math.inf and not hedges) or (host := host_of(request.store)) is None:
         with request:
             return await ask()
-    return await _Asked(request, places, ask, size, host).answer(hedges=hedges)
-
-
-def _patience_s(size: int) -> float:
-    """Return the seconds after which an answer of ``size`` bytes is overdue."""
-    return stall_seconds() + size / tuning.SLOW_BYTES_A_SECOND
+    watch = _watch()
+    asked = _Asked(request, places, ask, size, watch, host)
+    asked.due = asked.begun + stall_s + size / tuning.SLOW_BYTES_A_SECOND
+    if hedges and request.kind == "get":
+        asked.is_hedged = True
+        asked.hedge_at = asked.begun + watch.of(host).slow_s
+    watch.add(asked)
+    try:
+        with request:
+            answer = await ask()
+    except BaseException as error:  # noqa: BLE001 - raised again unless there is another answer
+        return await asked.recover(error)
+    else:
+        watch.answered(asked, asked.begun)
+        return answer
+    finally:
+        watch.remove(asked)
+        if asked.others or asked.interrupted:
+            await asked.end()
 
 
 class _Asked(Generic[T]):
-    """A request in flight, and others beside it that were made because it is silent or slow."""
+    """A request in flight, and others beside it that were made because it is silent or slow.
 
-    __slots__ = (
-        "_answers",
-        "_ask",
-        "_attempts",
-        "_cancelling",
-        "_context",
-        "_error",
-        "_interrupted",
-        "_others",
-        "_patience_s",
-        "_places",
-        "_queued",
-        "_size",
-        "_task",
-        "_watch",
-        "begun",
-        "due",
-        "hedge_at",
-        "host",
-        "request",
-    )
+    Attributes
+    ----------
+    others
+        The other requests.
+    is_hedged
+        Whether another one is made if it is slow.
+    interrupted
+        Whether the task was cancelled here, to end the first request.
+    """
+
+    # Attributes of the class as long as they do not change: nearly all requests are answered.
+    due = hedge_at = math.inf
+    others: Sequence[asyncio.Task[T]] = ()
+    is_hedged = False
+    # The one of them that waits for a place.
+    _queued: asyncio.Task[T] | None = None
+    _answer: tuple[T] | None = None
+    _error: SilentServerError | None = None
+    interrupted = False
+    _attempts = 1
 
     def __init__(
         self,
@@ -124,78 +136,66 @@ class _Asked(Generic[T]):
         places: Share | None,
         ask: Callable[[], Awaitable[T]],
         size: int,
+        watch: Watch,
         host: Host,
     ) -> None:
         self.request = request
         self.host = host
+        self.begun = watch.loop.time()
         self._places = places
         self._ask = ask
         self._size = size
-        self._patience_s = _patience_s(size)
+        self._watch = watch
+        self._task: Any = asyncio.current_task(watch.loop)
+        self._cancelling = self._task.cancelling()
         self._context = contextvars.copy_context()
-        self._others: list[asyncio.Task[T]] = []
-        # The one of them that waits for a place.
-        self._queued: asyncio.Task[T] | None = None
-        self._answers: list[T] = []
-        self._error: SilentServerError | None = None
-        # Whether the task was cancelled here, to end the first request.
-        self._interrupted = False
-        self._attempts = 1
 
-    async def answer(self, *, hedges: bool) -> T:
-        """Make the request, and return the first answer."""
-        task = asyncio.current_task()
-        assert task is not None
-        self._task = task
-        self._cancelling = task.cancelling()
-        self._watch = watch = _watch()
-        self.begun = watch.loop.time()
-        self.due = self.begun + self._patience_s
-        self.hedge_at = math.inf
-        if hedges and self.request.kind == "get":
-            self.hedge_at = self.begun + watch.of(self.host).slow_s
-        try:
-            while True:
-                watch.add(self)
-                try:
-                    with self.request:
-                        answer = await self._ask()
-                except asyncio.CancelledError:
-                    if not self._interrupted or task.uncancel() > self._cancelling:
-                        raise
-                    self._interrupted = False
-                    if self._answers:
-                        return self._answers.pop()
-                    if self._error is not None:
-                        raise self._error from None
-                    self.request.attempt = self._attempts
-                except Exception as error:
-                    watch.remove(self)
-                    if transient(error) is None:
-                        raise
-                    while self._others and not self._answers:
-                        await asyncio.wait(self._others, return_when=asyncio.FIRST_COMPLETED)
-                        # Until the callbacks of those that are done have run.
-                        await asyncio.sleep(0)
-                    if not self._answers:
-                        raise
-                    return self._answers.pop()
-                else:
-                    watch.answered(self, self.begun)
-                    return answer
-        finally:
-            watch.remove(self)
-            if self._interrupted:
-                # The client has swallowed it.
-                task.uncancel()
-            if self._others:
-                await _end(self._others)
+    async def recover(self, error: BaseException) -> T:
+        """Return another answer after an error of the first request; raise the error if none comes.
+
+        The error may be that the request was cancelled here.
+        """
+        while isinstance(error, asyncio.CancelledError):
+            if not self.interrupted or self._task.uncancel() > self._cancelling:
+                raise error
+            self.interrupted = False
+            if self._answer is not None:
+                return self._answer[0]
+            if self._error is not None:
+                raise self._error from None
+            self.request.attempt = self._attempts
+            self._watch.add(self)
+            try:
+                with self.request:
+                    answer = await self._ask()
+            except BaseException as latest:  # noqa: BLE001 - as in `answer`
+                error = latest
+            else:
+                self._watch.answered(self, self.begun)
+                return answer
+        self._watch.remove(self)
+        if isinstance(error, Exception) and transient(error) is not None:
+            while self.others and self._answer is None:
+                await asyncio.wait(self.others, return_when=asyncio.FIRST_COMPLETED)
+                # Until the callbacks of those that are done have run.
+                await asyncio.sleep(0)
+            if self._answer is not None:
+                return self._answer[0]
+        raise error
+
+    async def end(self) -> None:
+        """Cancel the other requests, and wait for their end."""
+        if self.interrupted:
+            # The client has swallowed that.
+            self._task.uncancel()
+        await _end(self.others)
 
     def on_silence(self, now: float, *, is_quiet: bool) -> None:
         """Make the request again, or give it up; ``is_quiet`` if the server sends nothing."""
         policy = retry_policy()
+        patience_s = stall_seconds() + self._size / tuning.SLOW_BYTES_A_SECOND
         silent_s = now - self.begun
-        if silent_s >= self._patience_s + policy.deadline:
+        if silent_s >= patience_s + policy.deadline:
             requests = "1 request" if self._attempts == 1 else f"{self._attempts} requests"
             self._error = SilentServerError(
                 f"no answer to {requests} in {silent_s:.1f} s (stall_s={stall_seconds():g}, "
@@ -205,7 +205,7 @@ class _Asked(Generic[T]):
             self.request.name_in(self._error)
             self._interrupt()
             return
-        in_place = bool(self._others) or self.request.kind in ("set", "delete")
+        in_place = bool(self.others) or self.request.kind in ("set", "delete")
         if self._queued is not None:
             if not is_quiet:
                 return
@@ -218,7 +218,7 @@ class _Asked(Generic[T]):
         if self._attempts >= min(most, policy.attempts) or not self.request.repeatable:
             return
         self._attempts += 1
-        self.due = now + math.ldexp(self._patience_s, self._attempts - 1)
+        self.due = now + math.ldexp(patience_s, self._attempts - 1)
         statistics.silent += 1
         if in_place:
             self._interrupt()
@@ -227,7 +227,7 @@ class _Asked(Generic[T]):
 
     def on_slowness(self) -> bool:
         """Make the request once more if a place is free; return whether that was done."""
-        if len(self._others) >= tuning.HEDGES_OF_ONE or not (
+        if len(self.others) >= tuning.HEDGES_OF_ONE or not (
             self._places is None or self._places.take_if_free(long=self._long)
         ):
             return False
@@ -242,8 +242,8 @@ class _Asked(Generic[T]):
 
     def _interrupt(self) -> None:
         """End the first request."""
-        if not self._interrupted:
-            self._interrupted = True
+        if not self.interrupted:
+            self.interrupted = True
             self._watch.remove(self)
             self._task.cancel()
 
@@ -252,7 +252,7 @@ class _Asked(Generic[T]):
         other = self._watch.loop.create_task(
             self._ask_in_place(has_place=has_place), context=self._context
         )
-        self._others.append(other)
+        self.others = [*self.others, other]
         other.add_done_callback(self._on_other)
         return other
 
@@ -274,14 +274,14 @@ class _Asked(Generic[T]):
                 places.release(long=self._long)
 
     def _on_other(self, other: asyncio.Task[T]) -> None:
-        self._others.remove(other)
+        self.others = [each for each in self.others if each is not other]
         if other is self._queued:
             self._queued = None
         if other.cancelled() or other.exception() is not None:
             # Another one may still be answered; if not, there will be a further one.
             return
         statistics.won += 1
-        self._answers.append(other.result())
+        self._answer = (other.result(),)
         if self in self._watch:
             self._interrupt()
 
@@ -312,7 +312,7 @@ class SilentCall:
         self.host = host_of(store) or Host("memory", None)
         self.is_taken_over = False
         self._held = held
-        self._patience_s = _patience_s(size)
+        self._patience_s = stall_seconds() + size / tuning.SLOW_BYTES_A_SECOND
 
     def __enter__(self) -> None:
         task = asyncio.current_task()
@@ -437,6 +437,8 @@ class Watch:
         self.loop = loop
         self._asked: dict[_Awaited, None] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._wakes_at = math.inf
+        self._look_s = _look_s()
         self._heard: dict[Host, _Heard] = {}
         self._moved: Mapping[Connection, int] = {}
         self._growing: frozenset[Connection] | None = None
@@ -457,9 +459,8 @@ class Watch:
     def add(self, asked: _Awaited) -> None:
         """Watch a request that is being made."""
         self._asked[asked] = None
-        wake_at = min(asked.due - _look_s(), asked.hedge_at)
-        if wake_at < math.inf:
-            self._wake_at(wake_at)
+        if (when := min(asked.due - self._look_s, asked.hedge_at)) < self._wakes_at:
+            self._wake_at(when)
 
     def remove(self, asked: _Awaited) -> None:
         """Watch a request no more."""
@@ -468,21 +469,22 @@ class Watch:
     def answered(self, asked: _Asked[Any], begun: float) -> None:
         """Record that a request was answered which had begun at ``begun``."""
         heard = self.of(asked.host)
-        heard.answered = max(heard.answered, begun)
-        if is_hedging() and asked.request.kind == "get":
+        if begun > heard.answered:
+            heard.answered = begun
+        if asked.is_hedged:
             heard.record(self.loop.time() - begun)
 
     def _wake_at(self, when: float) -> None:
-        timer = self._timer
-        if timer is None or when < timer.when():
-            if timer is not None:
-                timer.cancel()
-            self._timer = self.loop.call_at(when, self._look)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._wakes_at = when
+        self._timer = self.loop.call_at(when, self._look)
 
     def _look(self) -> None:
-        self._timer = None
+        self._timer, self._wakes_at = None, math.inf
         # A timer may be early by the resolution of the clock; and close ones need but one look.
-        now, look_s = self.loop.time() + _RESOLUTION_S, _look_s()
+        now = self.loop.time() + _RESOLUTION_S
+        self._look_s = look_s = _look_s()
         wake_at = math.inf
         counted = False
         for asked in list(self._asked):
@@ -496,7 +498,7 @@ class Watch:
                     self._judge(asked, now)
             if asked in self._asked:
                 wake_at = min(wake_at, asked.hedge_at, max(asked.due - look_s, now + look_s))
-        if wake_at < math.inf:
+        if wake_at < self._wakes_at:
             self._wake_at(wake_at)
 
     def _hedge(self, asked: _Awaited) -> None:
