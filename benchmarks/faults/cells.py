@@ -82,7 +82,7 @@ FAULTS: dict[str, Fault] = {
     "reset": Fault("reset"),
     "lose": Fault("lose"),
     "truncate": Fault("truncate"),
-    "extend": Fault("extend"),
+    "extend": Fault("extend", only_chunks=True, verbs=("load",)),
     "overrun": Fault("overrun"),
     "flip": Fault("flip", only_chunks=True, verbs=("load",)),
     "stall": Fault("stall"),

@@ -29,7 +29,7 @@ from benchmarks.soak.data import dataset
 from benchmarks.soak.serving import WORKERS, Application
 
 LATENCY_S = 0.02
-TIMEOUT_S = 10.0
+TIMEOUT_S = 30.0
 # The faults of the object server: 5 % of the answers.
 FAULTS: tuple[tuple[int | str, float], ...] = (
     (503, 0.02),
@@ -92,9 +92,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
+    parser.add_argument("--phase", action="append", help="only this row; may be repeated")
     parser.add_argument("--without-peer", action="store_true", help="aioxarray only")
     options = parser.parse_args(argv)
     phases = _phases(options.seconds, options.without_peer)
+    if options.phase:
+        phases = [each for each in phases if each.name in options.phase]
     load = Load(options.clients, cancelled=0.05, timeout_s=TIMEOUT_S)
     with TemporaryDirectory() as folder:
         dataset().to_zarr(Path(folder, "data"), consolidated=False, zarr_format=3)
@@ -102,6 +105,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         for phase in phases:
             _run(phase, load, folder, options.seed)
             print(_row(phase), flush=True)
+            if phase.outcomes.failed:
+                print(f"    {dict(phase.outcomes.failed)}", flush=True)
+            for status, text in phase.outcomes.examples.items():
+                print(f"    {status}: {text[:500]}", flush=True)
     problems = [
         f"{phase.name}: {each}"
         for phase in phases

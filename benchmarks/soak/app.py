@@ -54,14 +54,21 @@ async def window(name: str, y: int, x: int) -> Response:
             loaded = await aioxarray.compute_async(part, timeout=TIMEOUT_S)
         else:
             loaded = await run_in_threadpool(part.compute)
-    except TimeoutError:
-        raise HTTPException(504, "the data did not arrive in time") from None
+    except TimeoutError as error:
+        raise HTTPException(504, _words(error)) from None
+    except Exception as error:  # noqa: BLE001  # the clients count them by what they say
+        raise HTTPException(500, _words(error)) from None
     body = loaded.values.tobytes()
     return Response(
         body,
         media_type="application/octet-stream",
         headers={"X-Checksum": f"{zlib.crc32(body):08x}"},
     )
+
+
+def _words(error: Exception) -> str:
+    text = " | ".join([str(error), *getattr(error, "__notes__", ())])
+    return f"{type(error).__name__}: {text}"
 
 
 @app.get("/state")

@@ -32,6 +32,8 @@ class Outcomes:
 
     seconds: list[float] = field(default_factory=list)
     failed: Counter[str] = field(default_factory=Counter)
+    # The first error of each status.
+    examples: dict[int, str] = field(default_factory=dict)
     cancelled: int = 0
     wrong: int = 0
     late: int = 0
@@ -110,6 +112,7 @@ async def _one(
         body = await answer.read()
     if answer.status != 200:
         outcomes.failed[f"HTTP {answer.status}"] += 1
+        outcomes.examples.setdefault(answer.status, body.decode(errors="replace"))
         return
     part = values(window.name)[window.y : window.y + WINDOW, window.x : window.x + WINDOW].tobytes()
     if body != part or answer.headers["X-Checksum"] != f"{zlib.crc32(part):08x}":
