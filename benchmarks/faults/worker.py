@@ -19,7 +19,7 @@ import aioxarray
 from aioxarray.config import config
 from aioxarray.testing import ObjectServer
 from benchmarks.faults.cells import FAULTS, Cell, Verb
-from benchmarks.faults.clients import BUCKET, CLIENTS, Target, dataset, populate, repository
+from benchmarks.faults.clients import BUCKET, CLIENTS, dataset, populate, repository
 from benchmarks.faults.leaks import Watch
 from benchmarks.faults.verdicts import Result, Verdict, of_error
 
@@ -146,25 +146,17 @@ class _Call:
             self._url = f"http://127.0.0.1:{fault.port}"
         if fault.host is not None:
             self._url = f"http://{fault.host}:{server.url.rpartition(':')[2]}"
-        self._opened: Any = None
         self._ds: xr.Dataset | None = None
         self._lazy: list[str] = []
 
     def prepare(self) -> None:
         """Make the client and what the call needs, before there is a fault."""
-        if self._cell.client == "icechunk":
-            if self._cell.verb == "save":
-                repository(self._server.url, self._name, create=True)
-            if self._url == self._server.url:
-                self._target = self._make()
-        else:
-            self._target = self._make()
+        if self._cell.client == "icechunk" and self._cell.verb == "save":
+            repository(self._server.url, self._name, create=True)
+        self._target = CLIENTS[self._cell.client](self._url, self._name)
         if self._cell.verb == "load":
             self._ds = aioxarray.open_zarr(self._target.store, **self._target.arguments())
             self._lazy = _lazy(self._ds)
-
-    def _make(self) -> Target:
-        return CLIENTS[self._cell.client](self._url, self._name)
 
     async def make(self) -> None:
         """Make the call."""

@@ -140,6 +140,10 @@ class Site:
                 if self.objects.pop(request.key, None) is None:
                     return Answer(HTTPStatus.NOT_FOUND)
                 return Answer(HTTPStatus.NO_CONTENT)
+            case "MKCOL":
+                # A directory is there as long as something is in it; obstore asks for some after
+                # a PUT that was answered with a 404.
+                return Answer(HTTPStatus.CREATED)
             case "PROPFIND":
                 deep = incoming.headers.get("depth", "infinity") == "infinity"
                 listed = multistatus(self.objects, request.key, deep)
@@ -147,7 +151,7 @@ class Site:
                     return Answer(HTTPStatus.NOT_FOUND)
                 headers = {"Content-Type": "application/xml; charset=utf-8"}
                 return Answer(HTTPStatus.MULTI_STATUS, headers, listed)
-        allowed = "GET, HEAD, PUT, DELETE, PROPFIND"
+        allowed = "GET, HEAD, PUT, DELETE, PROPFIND, MKCOL"
         return Answer(HTTPStatus.METHOD_NOT_ALLOWED, {"Allow": allowed})
 
     def _write(self, incoming: Incoming) -> Answer:
