@@ -22,6 +22,8 @@ import numpy as np
 from numcodecs.shuffle import Shuffle
 from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, ZstdCodec
 
+from aioxarray.errors import DamagedDataError
+
 try:
     import zstandard
 except ImportError:
@@ -38,8 +40,6 @@ try:
     from isal import isal_zlib as _inflating
 except ImportError:
     pass
-
-from aioxarray.errors import DamagedDataError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
