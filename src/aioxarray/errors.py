@@ -134,7 +134,10 @@ class DataChangedError(ReopenError, OSError):
 
 
 class DamagedDataError(ReopenError, ValueError):
-    """The stored bytes do not match their checksum, and did not when they were asked for again."""
+    """The bytes of a chunk or of the index of a shard do not match their checksum.
+
+    If they came from a server, they were requested twice.
+    """
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:

@@ -30,7 +30,7 @@ from aioxarray._zarr.stores.retries import attempts as retrying
 from aioxarray._zarr.stores.retries.attempts import retrying_client
 from aioxarray._zarr.stores.retries.errors import transient
 from aioxarray.config import config
-from aioxarray.errors import ThrottledError, TryAgainError
+from aioxarray.errors import ServerUnavailableError, TryAgainError
 from aioxarray.testing import FaultyStore, ObjectServer
 from tests.concurrency import clients
 from tests.concurrency.test_requests import Seen
@@ -441,13 +441,13 @@ def test_only_what_its_client_leaves_out_is_added(server: ObjectServer) -> None:
 
 
 def test_s3fs_is_left_to_its_own_retries(server: ObjectServer, waits: Waits) -> None:
-    server.fail("*a", 503)
-    with pytest.raises(ThrottledError, match="SlowDown") as caught:
+    server.fail("*a", 503, code="ServiceUnavailable")
+    with pytest.raises(ServerUnavailableError, match="ServiceUnavailable") as caught:
         get(clients.s3fs(server.url), PART)
     # It was made with one attempt.
     assert server.log.count("GET", "*a") == 1
     assert not waits.seconds
-    assert "1 attempt: SlowDown; S3FileSystem retries by itself" in notes(caught.value)
+    assert "1 attempt: ServiceUnavailable; S3FileSystem retries by itself" in notes(caught.value)
 
 
 def test_clients_that_retry_are_known() -> None:

@@ -275,7 +275,7 @@ class _Saving:
 @contextlib.contextmanager
 def _error_note(write: Write) -> Iterator[None]:
     try:
-        with for_variable(repr(write.target.path)):
+        with for_variable(f"variable {write.target.path!r}"):
             yield
     except Exception as error:
         error.add_note(f"while saving variable {write.target.path!r}")

@@ -231,7 +231,9 @@ class ChunkReads:
         long = is_long(self.held)
         with self.noted(chunk), flight:
             async with self.grants.memory.hold(self.held, long=long):
-                data: Any = await self.limited.get(chunk.key, chunk.spec.prototype, size=self.held)
+                data: Any = await self.limited.get(
+                    chunk.key, chunk.spec.prototype, size=self.held, check=self.plan.check
+                )
                 there = data is not None
                 if there and not self.result.by_zarr:
                     data = data.as_numpy_array()

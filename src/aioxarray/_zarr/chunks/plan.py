@@ -11,6 +11,7 @@ from aioxarray._zarr import tuning
 from aioxarray._zarr.chunks.result import Result
 from aioxarray._zarr.chunks.shards import ShardLayout
 from aioxarray._zarr.codecs.decoders import decoding
+from aioxarray._zarr.codecs.steps import check_of
 from aioxarray._zarr.selection import byte_count
 from aioxarray._zarr.stores.sources import LocalSource, ObjectSource, source_of
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from aioxarray._zarr.compat import ArraySpec
     from aioxarray._zarr.selection import Chunk
+    from aioxarray._zarr.stores.limited import Check
 
 
 class Way(Enum):
@@ -69,6 +71,8 @@ class ReadPlan:
         A key that is equal for reads that can share decoded chunks; None if nothing is shared.
     way, reason
         The way of reading, and why it was chosen.
+    check
+        Verifies the checksum of a chunk that is not a shard; None if it has none.
     """
 
     store: Store
@@ -80,6 +84,7 @@ class ReadPlan:
     shared_as: Hashable | None
     way: Way
     reason: str
+    check: Check | None = None
 
     @property
     def nbytes(self) -> int:
@@ -116,7 +121,8 @@ def plan_read(
     keeps
         Whether decoded chunks are kept for later reads.
     """
-    source = source_of(store)
+    check = check_of(pipeline)
+    source = source_of(store, check)
     partial: bool = pipeline.supports_partial_decode
     shards = ShardLayout.of(pipeline, spec, result) if partial else None
     # Reading memory or a local file again is faster than sharing the chunks.
@@ -131,7 +137,7 @@ def plan_read(
         nbytes = min(nbytes, max(wanted, shards.inner_bytes))
     is_tiny = nbytes * count <= tuning.INLINE_BYTES and not result.by_zarr and not shared
     way, reason = _way(source, is_sharded=partial, is_known=shards is not None, is_tiny=is_tiny)
-    return ReadPlan(store, source, chunks, count, nbytes, shards, shared_as, way, reason)
+    return ReadPlan(store, source, chunks, count, nbytes, shards, shared_as, way, reason, check)
 
 
 def _way(

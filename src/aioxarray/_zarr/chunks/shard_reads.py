@@ -19,6 +19,7 @@ from aioxarray._zarr import tuning
 from aioxarray._zarr.chunks.chunk_reads import ChunkReads
 from aioxarray._zarr.chunks.shards import INDEXES, ShardLayout, ShardPart, gaps
 from aioxarray._zarr.stores.grants import is_long
+from aioxarray._zarr.stores.limited import Check
 from aioxarray._zarr.stores.sources import LocalSource, ReadPart
 
 if TYPE_CHECKING:
@@ -212,7 +213,8 @@ class ByCoroutines(ShardReads):
         if part.is_all(led):
             async with memory.hold(size, long=is_long(size)):
                 with failing(led):
-                    whole: Any = await self._get(part, size=size)
+                    check = partial(part.check_whole, wanted=led)
+                    whole: Any = await self._get(part, None, check, size=size)
                     index = self.sharing.keep(INDEXES, part.cut_index(whole), part)
                 ranges, there = self.ranges(part, index, led, gaps(part.chunk.spec))
                 # If the shard does not exist, there are no ranges.
@@ -225,7 +227,8 @@ class ByCoroutines(ShardReads):
         async def fetch(each: ByteRange) -> tuple[Any, ByteRange]:
             with failing([span.part for span in each.spans]):
                 wanted = RangeByteRequest(each.start, each.stop)
-                return await self._get(part, wanted, size=each.stop - each.start), each
+                check, size = partial(part.check_range, of=each), each.stop - each.start
+                return await self._get(part, wanted, check, size=size), each
 
         async with memory.hold(size, long=is_long(size)):
             await self._decode(part, await gather([partial(fetch, each) for each in ranges]))
@@ -236,13 +239,16 @@ class ByCoroutines(ShardReads):
         start, stop = flight.part.index_range()
         wanted = SuffixByteRequest(-start) if stop is None else RangeByteRequest(start, stop)
         with flight:
-            return [self.sharing.put(INDEXES, await self._get(flight.part, wanted), flight)]
+            data = await self._get(flight.part, wanted, flight.part.check_index)
+            return [self.sharing.put(INDEXES, data, flight)]
 
     async def _get(
-        self, part: ShardPart, wanted: ByteRequest | None = None, *, size: int = 0
+        self, part: ShardPart, wanted: ByteRequest | None, check: Check, *, size: int = 0
     ) -> Any | None:
         prototype = part.chunk.spec.prototype
-        data: Any = await self.reads.limited.get(part.key, prototype, wanted, size=size)
+        data: Any = await self.reads.limited.get(
+            part.key, prototype, wanted, size=size, check=check
+        )
         return None if data is None else data.as_numpy_array()
 
     async def _decode(self, part: ShardPart, fetched: Sequence[tuple[Any, ByteRange]]) -> None:

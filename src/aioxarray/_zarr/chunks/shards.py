@@ -18,6 +18,7 @@ from zarr.codecs import ShardingCodec
 from aioxarray._runtime.flights import Flight
 from aioxarray._zarr.chunks.result import Result
 from aioxarray._zarr.codecs.decoders import Decoder, Prepared, decoding, prepare
+from aioxarray._zarr.codecs.steps import check_of
 from aioxarray._zarr.compat import BatchedCodecPipeline, UInt64, get_indexer, regular_grid
 from aioxarray._zarr.points import Points, selection_of
 from aioxarray._zarr.selection import (
@@ -82,6 +83,8 @@ class ShardLayout:
         self.inner_spec = replace(spec, shape=tuple(codec.chunk_shape))
         self.pipeline = BatchedCodecPipeline.from_codecs(codec.codecs)
         self.prepared = prepare(self.pipeline, self.inner_spec)
+        self.check = check_of(self.pipeline)
+        self.check_index = check_of(BatchedCodecPipeline.from_codecs(codec.index_codecs))
         self._indexes: dict[tuple[int, ...], _Index] = {}
 
     @classmethod
@@ -241,6 +244,28 @@ class ShardPart:
                 )
             found.append(Span(start, start + length, flight))
         return merged(found, *gaps), there
+
+    def check_index(self, data: Any) -> None:
+        """Verify the checksum of the index, ``data``; raises `DamagedDataError`."""
+        # One of another size is truncated. Decoding it raises the error.
+        if self._layout.check_index is not None and len(data) == self.index.size:
+            self._layout.check_index(data)
+
+    def check_range(self, data: Any, of: ByteRange) -> None:
+        """Verify the checksums of the inner chunks in ``data``, the bytes of the range ``of``."""
+        check = self._layout.check
+        if check is not None and len(data) == of.stop - of.start:
+            for start, stop, _ in of.spans:
+                check(data[start - of.start : stop - of.start])
+
+    def check_whole(self, data: Any, wanted: Sequence[Flight[Chunk]]) -> None:
+        """Verify the checksums of the index and of the inner chunks ``wanted`` in the shard."""
+        index = self.cut_index(data)
+        self.check_index(index)
+        if self._layout.check is not None:
+            ranges, _ = self.ranges(self.index.decoder.array(index), wanted, gaps(self.chunk.spec))
+            for each in ranges:
+                self.check_range(data[each.start : each.stop], each)
 
     def finish(self) -> None:
         """Copy a separate buffer into the result."""

@@ -22,6 +22,8 @@ import numpy as np
 from numcodecs.shuffle import Shuffle
 from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, ZstdCodec
 
+from aioxarray.errors import DamagedDataError
+
 try:
     import zstandard
 except ImportError:
@@ -41,6 +43,8 @@ except ImportError:
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from aioxarray._zarr.stores.limited import Check
 
     # Decodes data into the given memory, which it must fill exactly.
     Expand = Callable[[Any, NDArray[np.uint8]], None]
@@ -228,12 +232,12 @@ def _unshuffle(element_size: int) -> Expand:
 
 def _crc32c(data: Any) -> Any:
     if len(data) < 4:
-        raise ValueError("the chunk is too short for its checksum")
+        raise DamagedDataError("the chunk is too short for its checksum")
     content = data[:-4]
     stored = int.from_bytes(data[-4:], "little")
     computed = google_crc32c.value(np.frombuffer(content, np.uint8))
     if stored != computed:
-        raise ValueError(f"the checksum is {computed:#010x}, the stored one {stored:#010x}")
+        raise DamagedDataError(f"the checksum is {computed:#010x}, the stored one {stored:#010x}")
     return content
 
 
@@ -298,6 +302,18 @@ def _step(codec: Any) -> Step | None:
     if type(codec) is Shuffle:
         return Step("shuffle", expand=_unshuffle(codec.elementsize), longer_by=0)
     return None
+
+
+def check_of(pipeline: Any) -> Check | None:
+    """Return the function that verifies the checksum of a chunk; None if it does not end with one.
+
+    Parameters
+    ----------
+    pipeline
+        The codec pipeline of the chunk.
+    """
+    last = pipeline.bytes_bytes_codecs[-1:]
+    return _crc32c if last and type(last[0]) is Crc32cCodec else None
 
 
 def steps_of(codecs: Sequence[Any]) -> tuple[Step, ...] | None:

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from aioxarray.config import Concurrency
 
 
+# The most things named in a note.
+_NAMED = 3
+
+
 class Call:
     """An open, a load or a save in progress, and its requests.
 
@@ -98,6 +102,17 @@ class Call:
         if done or requests:
             parts.append(f"{done} {'request' if done == 1 else 'requests'} done")
         return "; ".join(parts) or "no request had been made"
+
+    def awaited(self) -> str:
+        """Name what the call waits for, such as ``"variable 'v' and 3 more"``; "" if unknown."""
+        calls = list(self._all())
+        variables = [each.variable for call in calls for each in list(call._requests)]
+        labels = [each.label for call in calls for each in list(call._labels)]
+        names = list(dict.fromkeys(filter(None, [*variables, *labels])))
+        most = (
+            names if len(names) <= _NAMED + 1 else [*names[:_NAMED], f"{len(names) - _NAMED} more"]
+        )
+        return " and ".join(filter(None, [", ".join(most[:-1]), *most[-1:]]))
 
     def _end(self, inner: Call) -> None:
         with self._lock:
@@ -187,11 +202,11 @@ class calling:
 async def _limited(this: Call, timeout: float) -> AsyncIterator[None]:
     loop = asyncio.get_running_loop()
     when = loop.time() + timeout
-    state = ""
+    state, names = "", ""
 
     def look() -> None:
-        nonlocal state
-        state = this.state()
+        nonlocal state, names
+        state, names = this.state(), this.awaited()
 
     # Runs when the timeout cancels the requests, before any of them has ended.
     timer = loop.call_at(when, look)
@@ -201,9 +216,12 @@ async def _limited(this: Call, timeout: float) -> AsyncIterator[None]:
     except TimeoutError as error:
         if not limit.expired():
             raise
-        raise TimedOutError(
+        late = TimedOutError(
             f"not {this.aim} within the timeout of {timeout} s: {state or this.state()}"
-        ) from error
+        )
+        if names:
+            late.add_note(f"while waiting for {names}")
+        raise late from error
     finally:
         timer.cancel()
 

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# Raises `DamagedDataError` if the bytes do not match their checksum.
+Check = Callable[[Any], object]
+
 
 class Places:
     """The share of requests of an open or a save; None once that has ended."""
@@ -69,8 +72,13 @@ class LimitedStore(NamedAsWrapped, WrapperStore[Store]):
         byte_range: ByteRequest | None = None,
         *,
         size: int = 0,
+        check: Check | None = None,
     ) -> Buffer | None:
-        """Read a value, or a part of it, of about ``size`` bytes, as far as that is known."""
+        """Read a value, or a part of it, of about ``size`` bytes, as far as that is known.
+
+        ``check`` is called with the bytes. If it raises `DamagedDataError`, they are requested once
+        more.
+        """
         request = Request("get", self._store, key, byte_range)
 
         async def ask() -> Buffer | None:
@@ -81,6 +89,8 @@ class LimitedStore(NamedAsWrapped, WrapperStore[Store]):
             else:
                 request.nbytes = len(value)
                 _check_length(len(value), byte_range)
+                if check is not None:
+                    check(value.as_numpy_array())
             return value
 
         return await send(request, self._places.requests, ask, size)

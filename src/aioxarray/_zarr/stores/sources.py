@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from zarr.abc.store import Store
 
     from aioxarray._runtime.budget import Share
+    from aioxarray._zarr.stores.limited import Check
 
 
 class Source(Protocol):
@@ -69,9 +70,10 @@ class LocalSource(Source, Protocol):
         """Open a function that reads byte ranges of the value at ``key``."""
 
 
-def source_of(store: Store) -> LocalSource | ObjectSource | None:
+def source_of(store: Store, check: Check | None = None) -> LocalSource | ObjectSource | None:
     """Return the source that reads ``store``, or None if its coroutines are the better way.
 
+    A remote source calls ``check`` with each value; see `LimitedStore.get`.
     Types must match exactly: a subclass or a wrapper may change what ``get`` returns.
     """
     local: LocalSource | None = None
@@ -82,7 +84,7 @@ def source_of(store: Store) -> LocalSource | ObjectSource | None:
     if local is not None:
         return ObservedSource(local, store) if is_observed() else local
     if type(store) is ObjectStore:
-        return ObjectSource(store)
+        return ObjectSource(store, check)
     return None
 
 
@@ -269,8 +271,9 @@ class ObjectSource:
     instant = False
     remote = True
 
-    def __init__(self, store: ObjectStore[Any]) -> None:
+    def __init__(self, store: ObjectStore[Any], check: Check | None = None) -> None:
         self._store = store
+        self._check = check
         self.client = client_of(store.store)
         self.shortest_s = math.inf
 
@@ -293,6 +296,8 @@ class ObjectSource:
             with nullcontext() if pace is None else pace.counted(), request:
                 data = ask() if held is None else held.ask(ask)
                 request.nbytes = 0 if data is None else len(data)
+                if data is not None and self._check is not None:
+                    self._check(data)
                 return data
         except Exception as error:
             attempts = Attempts(request, places)
@@ -318,6 +323,8 @@ class ObjectSource:
             except _MISSING:
                 return None
             request.nbytes = len(data)
+            if self._check is not None:
+                self._check(data)
             return data
 
         if attempts is None:

@@ -22,7 +22,7 @@ from aioxarray._zarr.stores.retries.errors import failure_of, is_answer
 from aioxarray._zarr.stores.retries.translation import translated
 from aioxarray._zarr.stores.servers.pacing import pace_of
 from aioxarray.config import retry_policy
-from aioxarray.errors import SilentServerError, WrongLengthError
+from aioxarray.errors import DamagedDataError, SilentServerError, WrongLengthError
 
 if TYPE_CHECKING:
     from aioxarray._runtime.budget import Share
@@ -58,7 +58,6 @@ class Attempts:
         self._policy = retry_policy()
         self._begun = clock()
         self._failed: list[tuple[float, str]] = []
-        self._most = self._policy.attempts
         # Why no further attempt is made.
         self._reason = ""
         self.wait_s = 0.0
@@ -110,14 +109,15 @@ class Attempts:
         if self._is_paced and found.refused:
             # The server had no room; as soon as it has, the attempt is repeated.
             self._uncounted += 1
-        elif isinstance(error, WrongLengthError):
-            # Unless it was an accident, the server ignores byte ranges.
-            self._most = min(self._most, 2)
+        elif isinstance(error, WrongLengthError | DamagedDataError):
+            # No client notices these. Unless the first was an accident, more attempts do not help.
+            if count > 1:
+                return "a damaged answer is requested twice at most"
         elif (client := retrying_client(self._request.store, error)) is not None:
             return f"{client} retries by itself"
         elif found.unreached and self._request.is_first_contact and count >= _TO_REACH:
             return "the server was never reached"
-        if count - self._uncounted >= self._most:
+        if count - self._uncounted >= policy.attempts:
             return f"attempts exhausted (retry.attempts={policy.attempts})"
         # "Full jitter": clients that failed together do not come back together.
         most = min(policy.longest_s, math.ldexp(policy.backoff_s, min(count - 1, 60)))

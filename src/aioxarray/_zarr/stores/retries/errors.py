@@ -19,9 +19,11 @@ from typing import Any
 from aioxarray.errors import (
     AccessDeniedError,
     AioxarrayError,
+    DamagedDataError,
     DataChangedError,
     RefusedError,
     ServerUnavailableError,
+    SilentServerError,
     ThrottledError,
     TimedOutError,
     TryAgainError,
@@ -237,7 +239,10 @@ class Failure:
     @property
     def passes(self) -> bool:
         """Whether making the request again may help."""
-        return issubclass(self.kind, TryAgainError)
+        if issubclass(self.kind, SilentServerError):
+            # It has been made again already.
+            return False
+        return issubclass(self.kind, TryAgainError | DamagedDataError)
 
     @property
     def refused(self) -> bool:
