@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
 import threading
 import weakref
 from collections import deque
@@ -11,6 +10,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
+from aioxarray._runtime.largest import Largest
 from aioxarray._runtime.queueing import current_ticket
 from aioxarray._runtime.threads.forks import after_fork
 
@@ -96,7 +96,7 @@ class Budget:
         # Shares of an earlier generation belong to the parent of a forked process.
         self._generation += 1
         self._open: set[Share] = set()
-        self._bounds = _Largest()
+        self._bounds = Largest()
         # Queues of the shares with a task to admit next, each share once: for the budget, and for
         # the reserve. A share that has no such task any more is dropped when it comes up.
         self._turns: deque[Share] = deque()
@@ -177,17 +177,16 @@ class Budget:
         turns = self._turns
         while turns:
             share = turns[0]
-            if share._has_turn():
+            has_turn = share._has_turn()
+            if has_turn:
                 amount, long, _ = share.waiting[0]
                 if not self._fits(amount, long):
                     self._kept = True
                     return
-                turns.popleft()
-                share._in_turns = False
+            turns.popleft()
+            share._in_turns = False
+            if has_turn:
                 share._let_in_next()
-            else:
-                turns.popleft()
-                share._in_turns = False
 
     def _first_for_reserve(self) -> Share | None:
         """Return the share that is next in the reserve, if the reserve has room for it."""
@@ -199,39 +198,6 @@ class Budget:
             turns.popleft()
             share._in_reserve_turns = False
         return None
-
-
-class _Largest:
-    """The maximum of a changing multiset of numbers, updated in logarithmic time."""
-
-    def __init__(self) -> None:
-        self._counts: dict[float, int] = {}
-        # The numbers, negated; those that are removed stay until they reach the top.
-        self._heap: list[float] = []
-        self.largest: float = 0
-
-    def add(self, number: float) -> bool:
-        """Add ``number``; return whether it is larger than all others."""
-        count = self._counts.get(number, 0)
-        self._counts[number] = count + 1
-        if count == 0:
-            heapq.heappush(self._heap, -number)
-        if number <= self.largest:
-            return False
-        self.largest = number
-        return True
-
-    def remove(self, number: float) -> bool:
-        """Remove ``number``; return whether the largest number has changed."""
-        self._counts[number] -= 1
-        if self._counts[number]:
-            return False
-        before = self.largest
-        del self._counts[number]
-        while self._heap and -self._heap[0] not in self._counts:
-            heapq.heappop(self._heap)
-        self.largest = -self._heap[0] if self._heap else 0
-        return self.largest != before
 
 
 _budgets: weakref.WeakSet[Budget] = weakref.WeakSet()
