@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
 import threading
 import weakref
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
+from aioxarray._runtime.largest import Largest
 from aioxarray._runtime.queueing import current_ticket
 from aioxarray._runtime.threads.forks import after_fork
 
@@ -96,11 +96,11 @@ class Budget:
         # Shares of an earlier generation belong to the parent of a forked process.
         self._generation += 1
         self._open: set[Share] = set()
-        self._bounds = _Largest()
-        # Queues of the shares with a task to admit next, each share once: for the budget, and for
-        # the reserve. A share that has no such task any more is dropped when it comes up.
-        self._turns: deque[Share] = deque()
-        self._reserve_turns: deque[Share] = deque()
+        self._bounds = Largest()
+        # Queues of the shares with a task to admit next, as the keys: for the budget, and for the
+        # reserve. A share that has no such task any more is dropped when it comes up.
+        self._turns: OrderedDict[Share, None] = OrderedDict()
+        self._reserve_turns: OrderedDict[Share, None] = OrderedDict()
         # Whether the first share waits for more than is free, so that no other is admitted.
         self._kept = False
         self.in_use = 0
@@ -165,10 +165,9 @@ class Budget:
         """Admit waiting tasks to free places; the lock is held."""
         self._let_in_by_turns()
         while self._kept and (share := self._first_for_reserve()) is not None:
-            self._reserve_turns.popleft()
-            share._in_reserve_turns = False
+            del self._reserve_turns[share]
             share._let_in_next()
-            if self._turns[0] is share:
+            if next(iter(self._turns)) is share:
                 # The next amount, for which places are kept, may have changed.
                 self._let_in_by_turns()
 
@@ -176,62 +175,26 @@ class Budget:
         self._kept = False
         turns = self._turns
         while turns:
-            share = turns[0]
-            if share._has_turn():
+            share = next(iter(turns))
+            has_turn = share._has_turn()
+            if has_turn:
                 amount, long, _ = share.waiting[0]
                 if not self._fits(amount, long):
                     self._kept = True
                     return
-                turns.popleft()
-                share._in_turns = False
+            del turns[share]
+            if has_turn:
                 share._let_in_next()
-            else:
-                turns.popleft()
-                share._in_turns = False
 
     def _first_for_reserve(self) -> Share | None:
         """Return the share that is next in the reserve, if the reserve has room for it."""
         turns = self._reserve_turns
         while turns:
-            share = turns[0]
+            share = next(iter(turns))
             if share._has_turn() and not share.waiting[0][1]:
                 return share if self._fits_reserve(share.waiting[0][0]) else None
-            turns.popleft()
-            share._in_reserve_turns = False
+            del turns[share]
         return None
-
-
-class _Largest:
-    """The maximum of a changing multiset of numbers, updated in logarithmic time."""
-
-    def __init__(self) -> None:
-        self._counts: dict[float, int] = {}
-        # The numbers, negated; those that are removed stay until they reach the top.
-        self._heap: list[float] = []
-        self.largest: float = 0
-
-    def add(self, number: float) -> bool:
-        """Add ``number``; return whether it is larger than all others."""
-        count = self._counts.get(number, 0)
-        self._counts[number] = count + 1
-        if count == 0:
-            heapq.heappush(self._heap, -number)
-        if number <= self.largest:
-            return False
-        self.largest = number
-        return True
-
-    def remove(self, number: float) -> bool:
-        """Remove ``number``; return whether the largest number has changed."""
-        self._counts[number] -= 1
-        if self._counts[number]:
-            return False
-        before = self.largest
-        del self._counts[number]
-        while self._heap and -self._heap[0] not in self._counts:
-            heapq.heappop(self._heap)
-        self.largest = -self._heap[0] if self._heap else 0
-        return self.largest != before
 
 
 _budgets: weakref.WeakSet[Budget] = weakref.WeakSet()
@@ -256,8 +219,6 @@ class Share:
     __slots__ = (
         "_budget",
         "_generation",
-        "_in_reserve_turns",
-        "_in_turns",
         "_is_open",
         "_ticket",
         "bound",
@@ -274,9 +235,6 @@ class Share:
         self._is_open = False
         # That of the call, in the queue of calls; None once the call has begun.
         self._ticket = current_ticket()
-        # Whether the share is in the queue of the budget, and in that of the reserve.
-        self._in_turns = False
-        self._in_reserve_turns = False
 
     def __enter__(self) -> Share:
         self._is_open = True
@@ -309,12 +267,10 @@ class Share:
         """Join the queues of the budget and the reserve, if a task waits."""
         if not self.waiting or not self._has_turn():
             return
-        if not self._in_turns:
-            self._in_turns = True
-            self._budget._turns.append(self)
-        if not self._in_reserve_turns and not self.waiting[0][1] and self._budget._reserve > 0:
-            self._in_reserve_turns = True
-            self._budget._reserve_turns.append(self)
+        # A share that is in a queue keeps its place there.
+        self._budget._turns[self] = None
+        if not self.waiting[0][1] and self._budget._reserve > 0:
+            self._budget._reserve_turns[self] = None
 
     def _let_in_next(self) -> None:
         amount, long, place = self.waiting.popleft()
@@ -325,8 +281,7 @@ class Share:
             pass
         else:
             self._take(amount, long)
-            if self._ticket is not None and self._budget._begins:
-                self._begin()
+            self._begin()
         self._line_up()
 
     def _grant(self, amount: int, long: bool, place: asyncio.Future[None]) -> None:
@@ -342,9 +297,10 @@ class Share:
             self._budget._long_in_use += amount
 
     def _begin(self) -> None:
-        ticket, self._ticket = self._ticket, None
-        if ticket is not None:
-            ticket.begin()
+        """Take the call out of the queue of calls, if calls begin with a place here."""
+        if self._ticket is not None and self._budget._begins:
+            self._ticket.begin()
+            self._ticket = None
 
     def release(self, amount: int = 1, *, long: bool = False) -> None:
         """Release ``amount``, which was acquired with the same ``long``; thread-safe."""
@@ -363,22 +319,19 @@ class Share:
             turns = budget._turns
             has_own = False
             # Ends: shares without a waiting task are dropped, and this one is in the queue once.
-            while turns and (turns[0] is self or not turns[0]._has_turn()):
-                share = turns.popleft()
-                share._in_turns = False
+            while turns and ((share := next(iter(turns))) is self or not share._has_turn()):
+                del turns[share]
                 has_own = has_own or share is self
             wanted = bool(turns)
             if has_own and self._has_turn():
-                self._in_turns = True
-                turns.appendleft(self)
+                turns[self] = None
+                turns.move_to_end(self, last=False)
             return wanted
 
     def take_if_free(self, amount: int = 1, *, long: bool = False) -> bool:
         """Hold ``amount`` until `release` if it is free and no task waits; return whether it is."""
-        budget = self._budget
-        with budget._lock:
-            is_free = self._is_free(amount, long)
-            if is_free:
+        with self._budget._lock:
+            if is_free := self._is_free(amount, long):
                 self._take(amount, long)
             return is_free
 
@@ -406,8 +359,7 @@ class Share:
             if self._is_free(amount, long):
                 if self._ticket is not None:
                     self._ticket.check()
-                    if budget._begins:
-                        self._begin()
+                    self._begin()
                 self._take(amount, long)
                 return
             if self._ticket is not None:

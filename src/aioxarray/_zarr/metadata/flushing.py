@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterable, Mapping
+from enum import IntEnum, auto
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,22 @@ if TYPE_CHECKING:
 _RESTORE_S = 5.0
 
 
+class _Wave(IntEnum):
+    """The waves in their order."""
+
+    VALUES = auto()
+    # Before the arrays that they belong to, so that no reader finds these without them.
+    ATTRIBUTES = auto()
+    ARRAYS = auto()
+    # Those of groups, and of arrays that are not written: they may name other arrays.
+    OTHER_ATTRIBUTES = auto()
+    GROUPS = auto()
+    OUTERMOST_GROUP = auto()
+    CONSOLIDATED_GROUPS = auto()
+    CONSOLIDATED_METADATA = auto()
+    DELETIONS = auto()
+
+
 def waves(changes: Changes, answers: Answers) -> list[dict[str, Buffer | None]]:
     """Return the writes of ``changes`` in waves, without the values that the store already has.
 
@@ -47,11 +64,10 @@ def waves(changes: Changes, answers: Answers) -> list[dict[str, Buffer | None]]:
     }
     groups = [key.rpartition("/")[0] for key, value in values.items() if _is_group(key, value)]
     outermost = min(groups, key=len, default="")
-    by_rank: dict[int, dict[str, Buffer | None]] = {}
+    found: dict[_Wave, dict[str, Buffer | None]] = {}
     for key, value in values.items():
-        rank = _rank(key, value, values, outermost)
-        by_rank.setdefault(rank, {})[key] = value
-    return [by_rank[rank] for rank in sorted(by_rank)]
+        found.setdefault(_wave_of(key, value, values, outermost), {})[key] = value
+    return [found[wave] for wave in sorted(found)]
 
 
 def _is_stored(key: str, value: Buffer | None, answers: Answers) -> bool:
@@ -63,23 +79,22 @@ def _is_stored(key: str, value: Buffer | None, answers: Answers) -> bool:
     return value.to_bytes() == stored.to_bytes()
 
 
-def _rank(
+def _wave_of(
     key: str, value: Buffer | None, values: Mapping[str, Buffer | None], outermost: str
-) -> int:
+) -> _Wave:
     path, _, name = key.rpartition("/")
     if value is None:
-        return 9
+        return _Wave.DELETIONS
     if name == ".zmetadata":
-        return 8
+        return _Wave.CONSOLIDATED_METADATA
     if _is_group(key, value):
         if _has_consolidated(name, value):
-            return 7
-        return 6 if path == outermost else 5
+            return _Wave.CONSOLIDATED_GROUPS
+        return _Wave.OUTERMOST_GROUP if path == outermost else _Wave.GROUPS
     if name == ".zattrs":
-        # Right after a ``.zarray`` that is written beside them; those of unchanged arrays and of
-        # groups after the arrays, which they may name.
-        return 1 if join(path, ".zarray") in values else 4
-    return 3 if name in DOCUMENTS else 0
+        is_beside = join(path, ".zarray") in values
+        return _Wave.ATTRIBUTES if is_beside else _Wave.OTHER_ATTRIBUTES
+    return _Wave.ARRAYS if name in DOCUMENTS else _Wave.VALUES
 
 
 def _is_group(key: str, value: Buffer | None) -> bool:
