@@ -230,7 +230,7 @@ def test_large_bodies_may_take_longer() -> None:
 @pytest.mark.usefixtures("quiet")
 def test_server_that_never_answers() -> None:
     store, opened = scripted(chunks(4), lambda key, number: NEVER)
-    with pytest.raises(SilentServerError, match=r"no answer to \d+ requests in 3[5-6].") as caught:
+    with pytest.raises(SilentServerError, match=r"no answer to \d+ attempts in 3[5-6].") as caught:
         load(opened)
     notes = "\n".join(caught.value.__notes__)
     assert "v/c/" in notes

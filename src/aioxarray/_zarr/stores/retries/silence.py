@@ -196,16 +196,19 @@ class _Asked(Generic[T]):
         patience_s = stall_seconds() + self._size / tuning.SLOW_BYTES_A_SECOND
         silent_s = now - self.begun
         if silent_s >= patience_s + policy.deadline:
-            requests = "1 request" if self._attempts == 1 else f"{self._attempts} requests"
+            attempts = "1 attempt" if self._attempts == 1 else f"{self._attempts} attempts"
             self._error = SilentServerError(
-                f"no answer to {requests} in {silent_s:.1f} s (stall_s={stall_seconds():g}, "
+                f"no answer to {attempts} in {silent_s:.1f} s (stall_s={stall_seconds():g}, "
                 f"retry.deadline={policy.deadline:g})"
             )
             self._error.attempts = self._attempts
             self.request.name_in(self._error)
             self._interrupt()
             return
-        in_place = bool(self.others) or self.request.kind in ("set", "delete")
+        client = retrying_client(self.request.store)
+        # icechunk would make the second one wait for the first.
+        is_single = self.request.kind in ("set", "delete") or client == "icechunk"
+        in_place = is_single or bool(self.others)
         if self._queued is not None:
             if not is_quiet:
                 return
@@ -214,7 +217,7 @@ class _Asked(Generic[T]):
             self._queued = None
             self._attempts -= 1
         # Clients that retry by themselves are helped out once.
-        most = policy.attempts if retrying_client(self.request.store) is None else 2
+        most = policy.attempts if client is None else 2
         if self._attempts >= min(most, policy.attempts) or not self.request.repeatable:
             return
         self._attempts += 1
