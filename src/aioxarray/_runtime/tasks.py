@@ -38,8 +38,9 @@ async def gather(functions: Iterable[Callable[[], Awaitable[T]]]) -> list[T]:
             for index, function in enumerate(listed):
                 group.create_task(run(index, function))
     except BaseExceptionGroup as errors:
-        # ``from None``, because the group would add nothing to the traceback.
-        raise first_error(errors) from None
+        # With its own cause, because the group would add nothing to the traceback.
+        first = first_error(errors)
+        raise first from first.__cause__
     return [results[index] for index in range(len(listed))]
 
 

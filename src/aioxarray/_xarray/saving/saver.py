@@ -249,7 +249,8 @@ class _Saving:
                 options = self._options.chunkmanager_store_kwargs or {}
                 await store_chunked(sources, targets, regions, options)
         except BaseExceptionGroup as errors:
-            raise first_error(errors) from None
+            first = first_error(errors)
+            raise first from first.__cause__
 
     def _array(self, write: Write) -> zarr.Array[Any]:
         """Return the target of a write, which from now on uses the store itself."""

@@ -13,7 +13,7 @@ from aioxarray._runtime.budget import Share
 from aioxarray._runtime.tasks import first_error, gather
 from aioxarray._zarr.stores.printable import NamedAsWrapped
 from aioxarray._zarr.stores.request import Kind, Request, send
-from aioxarray._zarr.stores.servers.denials import check_empty, check_missing, exists, is_icechunk
+from aioxarray._zarr.stores.servers.denials import check_snapshot, exists, is_icechunk
 from aioxarray.errors import WrongLengthError
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class LimitedStore(NamedAsWrapped, WrapperStore[Store]):
         async def ask() -> Buffer | None:
             value = await self._store.get(key, prototype, byte_range)
             if value is None:
-                await check_missing(self._store, key)
+                await check_snapshot(self._store)
                 request.nbytes = 0
             else:
                 request.nbytes = len(value)
@@ -142,7 +142,8 @@ class LimitedStore(NamedAsWrapped, WrapperStore[Store]):
             _, others = errors.split(FileNotFoundError)
             if others is None:
                 raise
-            raise first_error(others) from None
+            first = first_error(others)
+            raise first from first.__cause__
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
         """List the names below ``prefix``: one request."""
@@ -164,7 +165,8 @@ class LimitedStore(NamedAsWrapped, WrapperStore[Store]):
     ) -> Sequence[str]:
         async def read() -> Sequence[str]:
             names = [name async for name in listing()]
-            await check_empty(self._store, prefix, names)
+            if not names:
+                await check_snapshot(self._store)
             return names
 
         return await self._send("list", prefix, read)
@@ -172,7 +174,8 @@ class LimitedStore(NamedAsWrapped, WrapperStore[Store]):
     async def is_empty(self, prefix: str) -> bool:
         async def ask() -> bool:
             is_empty = await self._store.is_empty(prefix)
-            await check_empty(self._store, prefix, [] if is_empty else [prefix])
+            if is_empty:
+                await check_snapshot(self._store)
             return is_empty
 
         return await self._send("list", prefix, ask)

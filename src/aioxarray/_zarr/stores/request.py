@@ -113,7 +113,8 @@ class Request:
 
     @property
     def _is_for_chunk(self) -> bool:
-        is_value = self.kind in ("get", "set")
+        # Without a key, it is made for a file.
+        is_value = self.kind in ("get", "set") and self.key != ""
         return is_value and self.key.rpartition("/")[2] not in DOCUMENTS
 
     def again(self, attempt: int) -> Request:

@@ -309,7 +309,7 @@ def _failure(error: BaseException) -> Failure | None:
         return Failure(UntrustedServerError, name)
     if names & _GARBLED or (error.__cause__ is not None and _names(error.__cause__) & _GARBLED):
         # aiohttp gives it the status 400, though the server sent none.
-        return Failure(ServerUnavailableError, "an answer that is not HTTP")
+        return Failure(UnreachableError, "an answer that is not HTTP")
     status, code, headers = _answer(error)
     if code is not None and (kind := _CODES.get(code)) is not None:
         return Failure(kind, code, status, _retry_after(headers))

@@ -6,7 +6,6 @@ Callers would open too little, or take missing chunks for the fill value.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from zarr.storage import FsspecStore
@@ -42,20 +41,15 @@ async def exists(store: Store, key: str) -> bool:
     return found
 
 
-async def check_missing(store: Store, key: str) -> None:
-    """Raise the error that made ``store`` say that it has no value at ``key``, if there was one.
+async def check_snapshot(store: Store) -> None:
+    """Raise the error that made ``store`` say that it has nothing, if there was one.
 
     icechunk says so if it cannot read its snapshot, except when asked whether a key exists. That
-    makes no further request once it has the snapshot.
+    makes no further request once it has the snapshot. It has no keys of format 2, and raises
+    KeyError for these.
     """
     if is_icechunk(unwrapped(store)):
-        await store.exists(key)
-
-
-async def check_empty(store: Store, prefix: str, names: Sequence[str]) -> None:
-    """Raise the error that made ``store`` list nothing below ``prefix``, if there was one."""
-    if not names:
-        await check_missing(store, f"{prefix}/zarr.json" if prefix else "zarr.json")
+        await store.exists("zarr.json")
 
 
 def _is_http(filesystem: Any) -> bool:
