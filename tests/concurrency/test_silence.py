@@ -23,7 +23,7 @@ import aioxarray
 from aioxarray._zarr.stores import grants
 from aioxarray._zarr.stores.limited import LimitedStore
 from aioxarray._zarr.stores.request import observed
-from aioxarray._zarr.stores.retries import silence
+from aioxarray._zarr.stores.retries import silence, watch
 from aioxarray.config import config
 from aioxarray.errors import SilentServerError
 from aioxarray.testing import ObjectServer, RecordingStore, VirtualClock
@@ -128,7 +128,7 @@ def connections(monkeypatch: pytest.MonkeyPatch) -> Connections:
     """Set what the system says of the bytes on each connection."""
 
     def count(function: Callable[[], Any]) -> None:
-        monkeypatch.setattr(silence, "count_moved", function)
+        monkeypatch.setattr(watch, "count_moved", function)
 
     return count
 

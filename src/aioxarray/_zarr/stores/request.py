@@ -23,7 +23,7 @@ from aioxarray._zarr.stores.grants import is_long, requests
 from aioxarray._zarr.stores.printable import printable
 from aioxarray._zarr.stores.retries import attempts as retrying
 from aioxarray._zarr.stores.retries.attempts import Attempts
-from aioxarray._zarr.stores.retries.silence import answer
+from aioxarray._zarr.stores.retries.silence import first_answer
 from aioxarray._zarr.stores.servers.pacing import place, request_share
 
 if TYPE_CHECKING:
@@ -216,9 +216,9 @@ async def send(
     with request_scope():
         try:
             if places is None:
-                return await answer(request, places, ask, size)
+                return await first_answer(request, places, ask, size)
             async with place(request, places, long=is_long(size)):
-                return await answer(request, places, ask, size)
+                return await first_answer(request, places, ask, size)
         except Exception as error:
             attempts = Attempts(request, places)
             if not attempts.goes_on(error):
@@ -244,7 +244,7 @@ async def send_again(
         try:
             long = is_long(size)
             async with nullcontext() if places is None else place(request, places, long=long):
-                return await answer(request, places, ask, size)
+                return await first_answer(request, places, ask, size)
         except Exception as error:
             if not attempts.goes_on(error):
                 raise
