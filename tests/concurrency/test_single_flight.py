@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numcodecs
@@ -12,10 +14,12 @@ import pytest
 import xarray as xr
 import zarr
 from zarr.abc.store import RangeByteRequest
-from zarr.storage import MemoryStore
+from zarr.storage import LocalStore, MemoryStore
 
 import aioxarray
+from aioxarray._zarr.stores.grants import decoders
 from aioxarray._zarr.stores.sharing import forget
+from aioxarray._zarr.stores.sources import FileSource
 from aioxarray.testing import FaultyStore, GatedStore, RecordingStore
 from tests.concurrency.helpers import PATIENCE_S, followed, lazily, same, written
 
@@ -295,3 +299,42 @@ def test_if_the_leading_load_of_a_shard_is_cancelled_another_takes_over() -> Non
 
     run(main)
     assert shared.requests == 3, "the index twice, and the range"
+
+
+def test_an_error_in_opening_a_local_shard_reaches_loads_of_other_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = LocalStore(tmp_path)
+    ds = xr.Dataset({"v0": ("x", np.arange(16))})
+    encoding = {"v0": {"chunks": (4,), "shards": (16,)}}
+    ds.to_zarr(store, zarr_format=3, consolidated=False, encoding=encoding)
+    shard = tmp_path / "v0" / "c" / "0"
+    shard.unlink()
+    shard.symlink_to(shard)
+    opens: list[str] = []
+    opened = FileSource.opened
+
+    def counted(source: FileSource, key: str) -> Any:
+        opens.append(key)
+        return opened(source, key)
+
+    monkeypatch.setattr(FileSource, "opened", counted)
+    lazy = lazily(store)
+    go_on = threading.Event()
+
+    async def main() -> None:
+        # The only thread is busy, until the second load follows the first one.
+        decoders.resize(1)
+        busy = decoders.submit(go_on.wait, PATIENCE_S)
+        parts = [lazy.isel(x=slice(start, start + 4)) for start in (0, 4)]
+        loads = [asyncio.create_task(aioxarray.compute_async(part)) for part in parts]
+        # Of the shard's index.
+        await followed(1)
+        go_on.set()
+        errors = await asyncio.gather(*loads, return_exceptions=True)
+        assert busy.result()
+        assert all(isinstance(each, OSError) and each.errno == errno.ELOOP for each in errors)
+
+    with aioxarray.config.set(cache="1MiB", threads=1):
+        run(main)
+    assert opens == ["v0/c/0"]

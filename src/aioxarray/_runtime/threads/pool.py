@@ -185,10 +185,10 @@ class Pool(Executor):
             return await asyncio.shield(future)
         except asyncio.CancelledError:
             stop()
-            if not wait:
-                _soon(call.give_up)
             if wait:
                 await until_done(future)
+            else:
+                _soon(call.give_up)
             # Retrieve an error, so that asyncio does not log it.
             future.add_done_callback(lambda ended: ended.exception())
             raise

@@ -253,17 +253,29 @@ class Step:
     expand_many: ExpandMany | None = None
 
 
-_SHRINKING: dict[str, Expand] = {
-    "zstd": _of_size(_zstd_size, _zstd),
-    "blosc": _of_size(_blosc_size, numcodecs.blosc.decompress),
-    "lz4": _of_size(_lz4_size, numcodecs.lz4.decompress),
-    "gzip": _inflate(zlib.MAX_WBITS | 16),
-    "zlib": _inflate(zlib.MAX_WBITS),
+# Compressors with the decoded size in a header.
+_SIZES: dict[str, Callable[[Any], int | None]] = {
+    "zstd": _zstd_size,
+    "blosc": _blosc_size,
+    "lz4": _lz4_size,
 }
-# Needs zstandard, from the extra "fast".
-_MANY: dict[str, ExpandMany] = {"zstd": _zstd_many} if _ZSTD_SMALL >= 0 else {}
-_OF_ZARR: dict[type, str] = {ZstdCodec: "zstd", BloscCodec: "blosc", GzipCodec: "gzip"}
-_OF_NUMCODECS: dict[type, str] = {
+_COMPRESSORS = {
+    "zstd": Step(
+        "zstd",
+        _of_size(_zstd_size, _zstd),
+        # Needs zstandard, from the extra "fast".
+        expand_many=_zstd_many if _ZSTD_SMALL >= 0 else None,
+    ),
+    "blosc": Step("blosc", _of_size(_blosc_size, numcodecs.blosc.decompress)),
+    "lz4": Step("lz4", _of_size(_lz4_size, numcodecs.lz4.decompress)),
+    "gzip": Step("gzip", _inflate(zlib.MAX_WBITS | 16)),
+    "zlib": Step("zlib", _inflate(zlib.MAX_WBITS)),
+}
+# By the classes of zarr and of numcodecs.
+_NAMES: dict[type, str] = {
+    ZstdCodec: "zstd",
+    BloscCodec: "blosc",
+    GzipCodec: "gzip",
     numcodecs.Zstd: "zstd",
     numcodecs.Blosc: "blosc",
     numcodecs.LZ4: "lz4",
@@ -272,21 +284,12 @@ _OF_NUMCODECS: dict[type, str] = {
 }
 
 
-# Codecs with the decoded size in a header.
-_SIZES: dict[str, Callable[[Any], int | None]] = {
-    "zstd": _zstd_size,
-    "blosc": _blosc_size,
-    "lz4": _lz4_size,
-}
-
-
 def announced(codec: Any, data: Any) -> int | None:
     """Return the decoded size that the header of ``data`` gives for ``codec``; None if unknown.
 
     Raises ValueError if ``data`` is truncated so that the codec would read beyond its end.
     """
-    name = _OF_ZARR.get(type(codec)) or _OF_NUMCODECS.get(type(codec))
-    size = None if name is None else _SIZES.get(name)
+    size = _SIZES.get(_NAMES.get(type(codec), ""))
     return None if size is None else size(data)
 
 
@@ -295,8 +298,8 @@ def _step(codec: Any) -> Step | None:
 
     Types must match exactly: a subclass may behave differently.
     """
-    if (name := _OF_ZARR.get(type(codec)) or _OF_NUMCODECS.get(type(codec))) is not None:
-        return Step(name, expand=_SHRINKING[name], expand_many=_MANY.get(name))
+    if (name := _NAMES.get(type(codec))) is not None:
+        return _COMPRESSORS[name]
     if type(codec) is Crc32cCodec:
         return Step("crc32c", strip=_crc32c, longer_by=4)
     if type(codec) is Shuffle:

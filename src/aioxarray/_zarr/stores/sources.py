@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from zarr.abc.store import RangeByteRequest, SuffixByteRequest
 from zarr.storage import LocalStore, MemoryStore, ObjectStore
@@ -24,10 +24,12 @@ from aioxarray._zarr.stores.servers.pacing import pace_of
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from zarr.abc.store import Store
+    from zarr.abc.store import ByteRequest, Store
 
     from aioxarray._runtime.budget import Share
     from aioxarray._zarr.stores.limited import Check
+
+T = TypeVar("T")
 
 
 class Source(Protocol):
@@ -107,12 +109,7 @@ class MemorySource:
         return None if data is None else data.data
 
     def read_into(self, key: str, dest: NDArray[np.uint8]) -> int | None:
-        data = self.read(key)
-        if data is None:
-            return None
-        if len(data) == dest.size:
-            dest.reshape(-1)[...] = data
-        return len(data)
+        return _put(self.read(key), dest)
 
     @contextmanager
     def opened(self, key: str) -> Iterator[ReadPart]:
@@ -135,48 +132,42 @@ class FileSource:
         self._first_read = tuning.FIRST_READ_BYTES
 
     def read(self, key: str) -> Any | None:
-        file = _open(self._root + key)
-        if file is None:
-            return None
-        try:
-            # Most chunks are read by one call.
-            buffer = scratch("file", self._first_read)
-            count = _fill(file, buffer)
-            if count == len(buffer):
-                size = max(os.fstat(file).st_size, count) + 1
-                larger = scratch("large file", size)
-                larger[:count] = buffer
-                count += _fill(file, larger[count:], count)
-                buffer = larger
-                # The chunks of an array usually have similar lengths.
-                self._first_read = min(size + size // 4, tuning.LONGEST_FIRST_READ_BYTES)
-            return buffer[:count].data
-        except IsADirectoryError:
-            return None
-        finally:
-            os.close(file)
+        return self._from_file(key, self._read_growing)
+
+    def _read_growing(self, file: int) -> Any:
+        # Most chunks are read by one call.
+        buffer = scratch("file", self._first_read)
+        count = _fill(file, buffer)
+        if count == len(buffer):
+            size = max(os.fstat(file).st_size, count) + 1
+            larger = scratch("large file", size)
+            larger[:count] = buffer
+            count += _fill(file, larger[count:], count)
+            buffer = larger
+            # The chunks of an array usually have similar lengths.
+            self._first_read = min(size + size // 4, tuning.LONGEST_FIRST_READ_BYTES)
+        return buffer[:count].data
 
     def read_small(self, key: str, most: int) -> Any | None:
-        file = _open(self._root + key)
-        if file is None:
-            return None
-        try:
+        def read(file: int) -> bytes:
             data = more = os.read(file, most + 1)
             while more:
                 more = os.read(file, max(most + 1, len(data)))
                 data = data + more if more else data
             return data
-        except IsADirectoryError:
-            return None
-        finally:
-            os.close(file)
+
+        return self._from_file(key, read)
 
     def read_into(self, key: str, dest: NDArray[np.uint8]) -> int | None:
+        return self._from_file(key, lambda file: _copy(file, dest.reshape(-1)))
+
+    def _from_file(self, key: str, read: Callable[[int], T]) -> T | None:
+        """Return ``read(file)`` for the file at ``key``; None if there is none."""
         file = _open(self._root + key)
         if file is None:
             return None
         try:
-            return _copy(file, dest.reshape(-1))
+            return read(file)
         except IsADirectoryError:
             return None
         finally:
@@ -220,16 +211,10 @@ class ObservedSource:
         self._store = store
 
     def read(self, key: str) -> Any | None:
-        with Request("get", self._store, key) as request:
-            data = self._source.read(key)
-            request.nbytes = 0 if data is None else len(data)
-            return data
+        return self._report(key, None, partial(self._source.read, key))
 
     def read_small(self, key: str, most: int) -> Any | None:
-        with Request("get", self._store, key) as request:
-            data = self._source.read_small(key, most)
-            request.nbytes = 0 if data is None else len(data)
-            return data
+        return self._report(key, None, partial(self._source.read_small, key, most))
 
     def read_into(self, key: str, dest: NDArray[np.uint8]) -> int | None:
         with Request("get", self._store, key) as request:
@@ -245,12 +230,15 @@ class ObservedSource:
                 wanted = (
                     SuffixByteRequest(-start) if stop is None else RangeByteRequest(start, stop)
                 )
-                with Request("get", self._store, key, wanted) as request:
-                    data = read_part(start, stop)
-                    request.nbytes = 0 if data is None else len(data)
-                    return data
+                return self._report(key, wanted, partial(read_part, start, stop))
 
             yield read
+
+    def _report(self, key: str, wanted: ByteRequest | None, read: Callable[[], Any]) -> Any:
+        with Request("get", self._store, key, wanted) as request:
+            data = read()
+            request.nbytes = 0 if data is None else len(data)
+            return data
 
 
 class ObjectSource:
@@ -335,12 +323,16 @@ class ObjectSource:
         return self.read(key)
 
     def read_into(self, key: str, dest: NDArray[np.uint8]) -> int | None:
-        data = self.read(key)
-        if data is None:
-            return None
-        if len(data) == dest.size:
-            dest.reshape(-1).data[:] = data
-        return len(data)
+        return _put(self.read(key), dest)
+
+
+def _put(data: Any | None, dest: NDArray[np.uint8]) -> int | None:
+    """Copy ``data`` to ``dest``, if it fits exactly, and return its length."""
+    if data is None:
+        return None
+    if len(data) == dest.size:
+        dest.reshape(-1).data[:] = data
+    return len(data)
 
 
 # The errors that zarr takes for a missing chunk.
