@@ -14,12 +14,14 @@ import xarray as xr
 from zarr.storage import MemoryStore, StorePath
 
 import aioxarray
+from aioxarray._runtime.loops import io_loop
 from aioxarray._xarray.saving import saver
 from aioxarray._zarr.stores import grants
 from aioxarray.testing import (
     FaultyStore,
     GatedStore,
     LatencyStore,
+    ObjectServer,
     RecordingStore,
     Request,
     VirtualClock,
@@ -177,6 +179,44 @@ def test_icechunk_sessions_are_left_uncommitted(tmp_path: Any) -> None:
     assert not session.has_uncommitted_changes
     aioxarray.to_zarr(sample(large=True), session.store, append_dim="time")
     assert session.has_uncommitted_changes
+
+
+@pytest.mark.parametrize("mode", ["w-", "w", "a"])
+def test_a_new_group_of_an_icechunk_session(mode: Any) -> None:
+    icechunk = pytest.importorskip("icechunk")
+    repository = icechunk.Repository.create(icechunk.in_memory_storage())
+    store = repository.writable_session("main").store
+    for group in ("new", "new/below"):
+        aioxarray.to_zarr(sample(), store, group=group, mode=mode)
+        found = xr.open_zarr(store, group=group, chunks=None, consolidated=False)
+        xr.testing.assert_equal(found, sample())
+
+
+def test_listing_an_icechunk_session_does_not_block_the_io_loop() -> None:
+    icechunk = pytest.importorskip("icechunk")
+    with ObjectServer() as server:
+        storage = icechunk.s3_storage(
+            bucket="bucket",
+            prefix="repo",
+            endpoint_url=server.url,
+            allow_http=True,
+            force_path_style=True,
+            region="any",
+            access_key_id="any",
+            secret_access_key="any",
+        )
+        icechunk.Repository.create(storage)
+        # Another client, which knows nothing about the repository's contents.
+        store = icechunk.Repository.open(storage).writable_session("main").store
+        server.hold("*/snapshots/*")
+        save = threading.Thread(target=aioxarray.to_zarr, args=(sample(), store))
+        save.start()
+        server.wait_requested("*/snapshots/*")
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0), io_loop()).result(30)
+        assert save.is_alive()
+        server.release()
+        save.join(60)
+        xr.testing.assert_equal(xr.open_zarr(store, chunks=None, consolidated=False), sample())
 
 
 @pytest.mark.parametrize("fails", ["*/c/0*", "*zarr.json"])

@@ -45,12 +45,7 @@ async def survey(
 
     async def what_is_there() -> None:
         try:
-            if mode == "w":
-                keys = [key async for key in limited.list_prefix(join(path, "") if path else "")]
-                start = len(join(path, "")) if path else 0
-                names = dict.fromkeys(key[start:].partition("/")[0] for key in keys)
-            else:
-                names = dict.fromkeys([name async for name in limited.list_dir(path)])
+            names = dict.fromkeys([name async for name in limited.list_dir(path)])
         except Exception as error:
             error.add_note(
                 "while asking what is there before anything is written: to save, a store must be "

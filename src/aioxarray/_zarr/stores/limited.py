@@ -11,6 +11,7 @@ from zarr.storage import WrapperStore
 
 from aioxarray._runtime.budget import Share
 from aioxarray._runtime.tasks import first_error, gather
+from aioxarray._zarr.stores.clients import fetchers
 from aioxarray._zarr.stores.printable import NamedAsWrapped
 from aioxarray._zarr.stores.request import Kind, Request, send
 from aioxarray._zarr.stores.servers.denials import check_snapshot, exists, is_icechunk
@@ -164,7 +165,9 @@ class LimitedStore(NamedAsWrapped, WrapperStore[Store]):
         self, prefix: str, listing: Callable[[], AsyncIterator[str]]
     ) -> Sequence[str]:
         async def read() -> Sequence[str]:
-            names = [name async for name in listing()]
+            # icechunk's functions make requests, which block, before they return an iterator.
+            iterator = await fetchers.run(listing) if is_icechunk(self._store) else listing()
+            names = [name async for name in iterator]
             if not names:
                 await check_snapshot(self._store)
             return names
