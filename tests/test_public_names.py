@@ -35,6 +35,7 @@ VERBS = {
     "to_zarr",
 }
 OTHERS = {
+    "ArrayChangedError",
     "CodecPipeline",
     "ForkError",
     "Installation",

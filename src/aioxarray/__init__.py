@@ -17,7 +17,7 @@ from __future__ import annotations
 from aioxarray._zarr.chunks.pipeline import CodecPipeline
 from aioxarray.accessors import Installation, install, register
 from aioxarray.config import config
-from aioxarray.errors import ForkError, Overloaded, TooLargeError
+from aioxarray.errors import ArrayChangedError, ForkError, Overloaded, TooLargeError
 from aioxarray.loading import compute, compute_async, load, load_async
 from aioxarray.opening import (
     load_dataarray,
@@ -44,6 +44,7 @@ from aioxarray.saving import to_netcdf, to_netcdf_async, to_zarr, to_zarr_async
 __version__ = "0.1.0"
 
 __all__ = [
+    "ArrayChangedError",
     "CodecPipeline",
     "ForkError",
     "Installation",

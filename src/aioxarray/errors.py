@@ -10,6 +10,7 @@
         UnreachableError          ConnectionError    no connection, or it broke
         TimedOutError             TimeoutError       a call took longer than its ``timeout``
           SilentServerError       TimeoutError       a request had no answer
+        ArrayChangedError         RuntimeError       your array was changed while it was saved
       AskForLessError             ask for less, or with fewer calls at once
         TooLargeError             MemoryError        more bytes than ``max_bytes`` allows
         Overloaded                RuntimeError       more calls wait than ``queue`` allows
@@ -78,6 +79,10 @@ class TimedOutError(TryAgainError, TimeoutError):
 
 class SilentServerError(TimedOutError):
     """A request, and those that replaced it, had no answer."""
+
+
+class ArrayChangedError(TryAgainError, RuntimeError):
+    """An array in memory was changed while a save read it."""
 
 
 # --- ask for less ----------------------------------------------------------------------------

@@ -80,6 +80,9 @@ async def to_zarr_async(
         As xarray's function, if the data cannot be saved as asked; raised before the first write
         request. Two cases are refused in addition: names with a slash, which xarray would not
         find again, and, with mode "w", lazy data from the store contents that would be deleted.
+    ArrayChangedError
+        If a NumPy array of ``obj`` was changed while it was being saved, which counts as not saved.
+        Lazy and chunked data is not checked.
     TimeoutError
         If ``timeout`` has passed.
     Exception
@@ -160,6 +163,9 @@ async def to_netcdf_async(
     ------
     TypeError
         If ``obj`` is anything else, or an argument has the wrong type.
+    ArrayChangedError
+        If a NumPy array of ``obj`` was changed while it was being saved. A new local file is then
+        removed. Chunked data is not checked.
     TimeoutError
         If ``timeout`` has passed.
     Exception

@@ -24,6 +24,7 @@ from aioxarray._xarray.lazy.loader import Options, read_all
 from aioxarray._xarray.lazy.variables import assign, lazy_data
 from aioxarray._xarray.opening.error_notes import error_note
 from aioxarray._xarray.opening.packages import how_to_install, missing_for_netcdf
+from aioxarray._xarray.saving.unchanged import Unchanged
 from aioxarray._zarr.stores.calls import Call, calling
 from aioxarray._zarr.stores.printable import printable
 from aioxarray.errors import did_you_mean
@@ -50,6 +51,9 @@ async def _write(
     _check(obj, final, options)
     loaded = shallow_copy(obj)
     found = find_variables(loaded)
+    unchanged = Unchanged()
+    # Private: the data of a variable, of whatever kind.
+    in_memory = [(each.label.removeprefix("variable "), each.variable._data) for each in found]
     lazies = lazy_data(found)
     lazies = lazies.chosen([index for index, each in enumerate(lazies) if not each.chunked])
     if lazies:
@@ -62,17 +66,22 @@ async def _write(
     distinct = await in_worker(lambda: with_distinct_names([each._data for each in chunked]))
     for variable, data in zip(chunked, distinct, strict=True):
         variable._data = data
+
+    def write(target: Any) -> Any:
+        for name, values in in_memory:
+            unchanged.add(name, values)
+        result = loaded.to_netcdf(target, mode, **options)
+        unchanged.check()
+        return result
+
     if final is not None and is_remote_uri(final):
         with error_note(_LOCAL_ONLY):
-            return await _call(lambda: loaded.to_netcdf(path, mode, **options), alone=not chunked)
+            return await _call(lambda: write(path), alone=not chunked)
     if final is None or mode != "w" or options.get("compute") is False:
-        return await _call(lambda: loaded.to_netcdf(path, mode, **options), alone=not chunked)
+        return await _call(lambda: write(path), alone=not chunked)
     file = _Replaced(final)
     try:
-        return await _call(
-            lambda: file.write(lambda part: loaded.to_netcdf(part, mode, **options)),
-            alone=not chunked,
-        )
+        return await _call(lambda: file.write(write), alone=not chunked)
     except asyncio.CancelledError:
         file.abandon()
         raise

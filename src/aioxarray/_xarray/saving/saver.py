@@ -38,10 +38,12 @@ from aioxarray._xarray.saving.recorder import (
     as_nodes,
     record,
 )
+from aioxarray._xarray.saving.unchanged import Unchanged
 from aioxarray._zarr import tuning
 from aioxarray._zarr.chunks.writing import writable, write_block
 from aioxarray._zarr.grid import write_edges
 from aioxarray._zarr.metadata import flushing
+from aioxarray._zarr.metadata.hierarchy import join
 from aioxarray._zarr.metadata.opening import replace_store, store_path
 from aioxarray._zarr.metadata.prefetched import Answers
 from aioxarray._zarr.metadata.surveying import survey
@@ -107,10 +109,11 @@ class _Saving:
         self._root = root
         self._store: Store = usable_after_fork(root.store)
         self._limited = LimitedStore(self._store, grants.requests)
+        self._unchanged = Unchanged()
 
     async def run(self) -> Any:
         options = self._options
-        nodes = await in_worker(lambda: as_nodes(self._obj, options))
+        nodes = await in_worker(self._recorded_nodes)
         await self._load_first(nodes)
         answers = await self._survey()
         changes = Changes()
@@ -132,10 +135,23 @@ class _Saving:
             # arrays before chunks.
             await flushing.write_all(self._limited, reversed(waves))
             await self._write_values(writes)
+            await self._unchanged.check_in(self._grants.decoders)
         else:
             await self._write_values(writes)
+            await self._unchanged.check_in(self._grants.decoders)
             await flushing.write_or_restore(self._limited, waves, changes, answers)
         return await self._result(recorded, writes)
+
+    def _recorded_nodes(self) -> Sequence[SavedNode]:
+        """Return the datasets to write, and record those arrays that are encoded as a whole."""
+        nodes = as_nodes(self._obj, self._options)
+        for node in nodes:
+            for name, variable in node.dataset.variables.items():
+                if not defers(variable):
+                    path = join("" if node.path == "." else node.path, str(name))
+                    # Private: the data of a variable, of whatever kind.
+                    self._unchanged.add(path, variable._data)
+        return nodes
 
     async def _load_first(self, nodes: Sequence[SavedNode]) -> None:
         """Load the data that xarray must see as a whole, and the data that this save overwrites."""
@@ -223,16 +239,21 @@ class _Saving:
         nbytes = int(part.nbytes)
         with _error_note(write):
             async with self._staged.hold(nbytes):
-                values = await self._encoded(source, part)
+                values = await self._encoded(write, part)
                 await write_block(array, block, values)
         counter.part(nbytes)(1, 1)
 
-    async def _encoded(self, source: Deferred, part: xr.Variable) -> Any:
-        """Load ``part`` of the variable behind ``source``, and return its encoded values."""
+    async def _encoded(self, write: Write, part: xr.Variable) -> Any:
+        """Load ``part`` of the variable that is written, and return its encoded values."""
+        source: Deferred = write.source
         lazy = Lazy(part._data, "", int(part.nbytes))
         value = await load_data(lazy, self._grants)
         loaded = xr.Variable(part.dims, value, part.attrs, part.encoding)
-        encode = partial(source.encoded, loaded)
+
+        def encode() -> Any:
+            self._unchanged.add(write.target.path, part._data)
+            return source.encoded(loaded)
+
         return await self._grants.decoders.run(encode, long=is_long(lazy.nbytes))
 
     async def _write_chunked(self, writes: Sequence[Write], counter: Meter) -> None:
