@@ -224,12 +224,13 @@ class Pace:
             self._alarm = when, loop
 
     def _set_timer(self, when: float, loop: asyncio.AbstractEventLoop) -> None:
-        loop.call_at(when, self._ring, loop)
+        loop.call_at(when, self._ring, when, loop)
 
-    def _ring(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _ring(self, when: float, loop: asyncio.AbstractEventLoop) -> None:
         with self._lock:
             self._alarm = None
-            self._let_in(loop.time())
+            # A loop calls a bit early, by the resolution of its clock.
+            self._let_in(max(when, loop.time()))
 
 
 class _Turn:
