@@ -177,15 +177,16 @@ async def holds_zarr(
                 found = await fetch(store, (join(path, name) for path in paths for name in _ROOT))
         finally:
             root.store.close()
-    except (SilentServerError, UnreachableError):
-        raise
-    except Exception as error:  # noqa: BLE001 - opening it by other means raises an error again
+    except Exception as error:
         _logger.debug(
             "asking %s for Zarr's metadata failed: %s: %s",
             printable(source),
             type(error).__name__,
             without_secrets(str(error)),
         )
+        if isinstance(error, SilentServerError | UnreachableError):
+            raise
+        # Opening the source by other means raises the error again.
         return False
     # A server may answer with a page saying that the object does not exist.
     return any(value is not None and parse(value.to_bytes()) for value in found.values())

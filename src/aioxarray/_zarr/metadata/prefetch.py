@@ -77,16 +77,16 @@ async def prefetch(
     reader = _Prefetch(store, deep=deep, times=times, indexes=indexes, drop=drop)
     try:
         await reader.read(root, group, consolidated, zarr_format)
-    except TryAgainError:
-        # All attempts have been made; zarr would make as many.
-        raise
-    except Exception as error:  # noqa: BLE001 - zarr's own request raises it again
+    except Exception as error:
         _logger.debug(
             "prefetching for %s stopped: %s: %s",
             printable(store),
             type(error).__name__,
             without_secrets(str(error)),
         )
+        if isinstance(error, TryAgainError):
+            # All attempts have been made. Any other error zarr's own request raises again.
+            raise
     return reader.answers
 
 
