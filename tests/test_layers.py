@@ -224,7 +224,7 @@ def test_layers() -> None:
 # Parts of a layer, lowest first: a part may import itself, those before it, and the modules that
 # lie beside the parts ("").
 ORDERS = {
-    "_runtime": ["threads", ""],
+    "_runtime": ["threads", "system", ""],
     "_zarr": ["", "stores", "metadata", "codecs", "chunks"],
     "_xarray": ["", "arrays", "dask", "lazy", "hdf5", "opening", "saving"],
 }

@@ -86,7 +86,7 @@ from typing import Any, Literal, TypeAlias
 
 import donfig
 
-from aioxarray._runtime.descriptors import spare_descriptors
+from aioxarray._runtime.system.descriptors import spare_descriptors
 from aioxarray._runtime.threads.pool import usable_cores
 from aioxarray.errors import did_you_mean
 

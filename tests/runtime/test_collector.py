@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from aioxarray._runtime import collector as module
-from aioxarray._runtime.collector import collector
+from aioxarray._runtime.system import collector as module
+from aioxarray._runtime.system.collector import collector
 from tests.runtime.helpers import PATIENCE_S, run_script
 
 
@@ -176,7 +176,7 @@ def test_an_interrupted_call_leaves_the_collector_as_it_was() -> None:
 
 FORKED = """
 import gc, os
-from aioxarray._runtime.collector import collector
+from aioxarray._runtime.system.collector import collector
 with collector.held():
     child = os.fork()
     if child == 0:

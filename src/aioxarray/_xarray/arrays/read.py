@@ -9,9 +9,9 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any, TypeVar
 
-from aioxarray._runtime.collector import collector
 from aioxarray._runtime.lanes import Lane
 from aioxarray._runtime.queueing import beginning, current_ticket
+from aioxarray._runtime.system.collector import collector
 from aioxarray._runtime.threads.pool import BLOCKING_THREADS, Pool
 from aioxarray._xarray.arrays.joined import JoinedArray
 from aioxarray._xarray.arrays.plan import Opaque, Read

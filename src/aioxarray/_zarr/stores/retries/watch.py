@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from aioxarray._runtime.connections import Connection, moved_bytes, plain_address
+from aioxarray._runtime.system.connections import Connection, moved_bytes, plain_address
 from aioxarray._zarr import tuning
 from aioxarray._zarr.stores.servers.hosts import Host
 from aioxarray.config import stall_seconds
