@@ -353,11 +353,7 @@ def test_a_timeout_names_the_variable_and_the_chunk(client: str, server: ObjectS
 
 def of_client(error: Exception, kind: Any = "get") -> Any:
     """Return the error that users see for one that a client raised."""
-    request = Request(kind, MemoryStore(), "v/0")
-    try:
-        raise translated(error, failure_of(error), request, 1) from error
-    except Exception as new:
-        return new
+    return translated(error, failure_of(error), Request(kind, MemoryStore(), "v/0"), 1)
 
 
 def response_error(status: int) -> aiohttp.ClientResponseError:
