@@ -24,6 +24,17 @@
         DamagedDataError          ValueError         a checksum does not match
 
 The class beside each name is the builtin that it also is, whichever client the error came from.
+
+When a request has failed for good, the error of the store's client is the ``__cause__`` of one of
+these. That is also of the client's own class, with its attributes, so that programs that catch
+``aiohttp.ClientResponseError`` or ``botocore.exceptions.ClientError`` work on; only icechunk's
+errors cannot be combined with others. It is pickled as the class above, without what the client
+added. The message names the request and the failure, and has no text of the client, which may show
+credentials.
+
+Errors of codecs and backends, errors that are unknown, and those that mean that there is no such
+key, such as ``FileNotFoundError``, reach the caller unchanged. All errors have notes that name the
+request and its attempts, the chunk, the store and the variable (`BaseException.add_note`).
 """
 
 from __future__ import annotations

@@ -203,6 +203,8 @@ _UNREACHED_IN_TEXT = re.compile(
     r"dns error|connection refused|tcp connect error|ConnectError", re.IGNORECASE
 )
 _UNTRUSTED_IN_TEXT = re.compile(r"certificate", re.IGNORECASE)
+# Any other code in an answer of S3, as icechunk tells it.
+_REFUSED_IN_TEXT = re.compile(r"unhandled error \((\w+)\)")
 _CHANGED_IN_TEXT = re.compile(r"object not found|NoSuchKey|NoSuchBucket")
 
 # In texts of obstore, this separates the message from details for its developers.
@@ -392,6 +394,8 @@ def _of_text(whole: str) -> Failure | None:
         return Failure(kind, found[0], unreached=bool(_UNREACHED_IN_TEXT.search(whole)))
     if found := _CHANGED_IN_TEXT.search(text):
         return Failure(DataChangedError, found[0])
+    if found := _REFUSED_IN_TEXT.search(text):
+        return Failure(RefusedError, found[1])
     return None
 
 
