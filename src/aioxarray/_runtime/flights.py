@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ class Flights(Generic[K, V]):
     def statistics(self) -> FlightStatistics:
         """Return the state of the flights at this moment; from any thread."""
         with self._lock:
-            followers = sum(len(flight._followers or ()) for flight in self._open.values())
+            followers = sum(len(flight._waiting()) for flight in self._open.values())
             return FlightStatistics(len(self._open), followers)
 
     def join(
@@ -132,7 +132,11 @@ class Flight(Generic[K, V]):
         """Allow no more followers; return whether there are any."""
         with self._flights._lock:
             self._close()
-            return self._followers is not None
+            return bool(self._waiting())
+
+    def _waiting(self) -> Sequence[Follower[V, Any]]:
+        """Return the followers that have not been withdrawn; the lock is held."""
+        return [each for each in self._followers or () if not each._outcome.done()]
 
     def _close(self) -> None:
         if self._is_open:
