@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import threading
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -58,7 +58,7 @@ class Flights:
     def statistics(self) -> FlightStatistics:
         """Return the state of the flights at this moment; from any thread."""
         with self._lock:
-            followers = sum(len(flight._followers or ()) for flight in self._open.values())
+            followers = sum(len(flight._waiting()) for flight in self._open.values())
             return FlightStatistics(len(self._open), followers)
 
     def join(
@@ -154,7 +154,11 @@ class Flight(Generic[P]):
             return False
         with self._flights._lock:
             self._close(self._flights)
-            return self._followers is not None
+            return bool(self._waiting())
+
+    def _waiting(self) -> Sequence[_Follower]:
+        """Return the followers that have not been withdrawn; the lock is held."""
+        return [each for each in self._followers or () if not each[0].done()]
 
     def _close(self, flights: Flights) -> None:
         if self._is_open:
