@@ -13,6 +13,7 @@ import xarray as xr
 
 from aioxarray._runtime.loops import run_blocking
 from aioxarray._xarray.lazy.loader import Options
+from aioxarray.config import Concurrency
 from aioxarray.loading import (
     compute,
     compute_async,
@@ -21,7 +22,6 @@ from aioxarray.loading import (
     load_async,
     load_into,
 )
-from aioxarray.config import Concurrency
 from aioxarray.progress import Progress
 from aioxarray.saving import to_netcdf, to_netcdf_async, to_zarr, to_zarr_async
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 import aioxarray
+from aioxarray.config import Concurrency
 
 __all__ = ["main"]
 

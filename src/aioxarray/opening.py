@@ -23,8 +23,8 @@ from aioxarray._xarray.opening.calls import (
 )
 from aioxarray._xarray.opening.many import Combining, open_and_combine, preprocessed
 from aioxarray._xarray.opening.signatures import like
-from aioxarray.loading import load_async
 from aioxarray.config import Concurrency
+from aioxarray.loading import load_async
 from aioxarray.progress import Progress
 
 T = TypeVar("T", xr.Dataset, xr.DataArray, xr.DataTree)

@@ -185,6 +185,16 @@ class ObjectServer:
         wait = None if retry_after is None else str(retry_after)
         self._running.fail(Fault(glob, effect, method, after, times, probability, seed, wait))
 
+    def refuse_above(self, most: float) -> None:
+        """Answer requests beyond ``most`` at once with the status 503, without delay, from now on.
+
+        Parameters
+        ----------
+        most : int
+            How many requests are served at once; ``math.inf`` for no limit.
+        """
+        self._running.refuse_above(most)
+
     def close(self) -> None:
         """Disconnect all clients and stop. Objects in memory are lost."""
         host, self._host = self._host, None

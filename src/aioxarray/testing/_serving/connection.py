@@ -51,6 +51,7 @@ class Connection(asyncio.Protocol):
         self._start: tuple[str, str, str] = ("", "", "")
         # The log's token for the current request.
         self._counted: object = None
+        self._is_served = False
         # The timer, gate or task that delays the answer to the current request.
         self._pending: asyncio.TimerHandle | asyncio.Future[Answer] | asyncio.Task[None] | None = (
             None
@@ -128,6 +129,12 @@ class Connection(asyncio.Protocol):
             self._send(method, self._site.control(request, body), keep_alive)
             return
         self._counted = self._site.log.begin(request)
+        if self._site.serving >= self._site.most:
+            self._count_out("completed")
+            self._send(method, Answer(HTTPStatus.SERVICE_UNAVAILABLE), keep_alive)
+            return
+        self._site.serving += 1
+        self._is_served = True
         fault = self._site.faults.of(request)
         effect = None if fault is None else fault.effect
         if effect == "stall":
@@ -227,6 +234,9 @@ class Connection(asyncio.Protocol):
         if self._counted is not None:
             self._site.log.end(self._counted, outcome)
             self._counted = None
+        if self._is_served:
+            self._is_served = False
+            self._site.serving -= 1
 
     def _send(self, method: str, answer: Answer, keep_alive: bool) -> None:
         length = len(answer.body) if answer.length is None else answer.length

@@ -62,6 +62,8 @@ class Host(Protocol):
 
     def fail(self, fault: Fault) -> None: ...
 
+    def refuse_above(self, most: float) -> None: ...
+
     def close(self) -> None: ...
 
 
@@ -103,6 +105,10 @@ class ThreadHost:
     def fail(self, fault: Fault) -> None:
         """Add a rule by which requests fail."""
         self.site.faults.add(fault)
+
+    def refuse_above(self, most: float) -> None:
+        """Refuse requests beyond ``most`` at once."""
+        self.site.most = most
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
@@ -150,6 +156,10 @@ class ProcessHost:
     def fail(self, fault: Fault) -> None:
         """Add a rule by which requests fail."""
         self.call("PUT", "fault", fault.to_json())
+
+    def refuse_above(self, most: float) -> None:
+        """Refuse requests beyond ``most`` at once."""
+        self.call("PUT", "most", str(most).encode())
 
     def call(self, method: str, what: str, body: bytes | None = None) -> bytes | None:
         """Send a control request to the other process; return the body, or None for a 404."""

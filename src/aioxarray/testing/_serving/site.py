@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -126,6 +127,9 @@ class Site:
         # Holds requests by key; None holds none.
         self.gate: Gate | None = None
         self.faults = Faults()
+        # How many requests may be served at once, and how many are.
+        self.most: float = math.inf
+        self.serving = 0
 
     def carried_at(self, byte_count: int, now: float) -> float:
         """Return when ``byte_count`` more bytes will have been transferred, from ``now`` on."""
@@ -215,6 +219,9 @@ class Site:
                 return Answer(HTTPStatus.OK)
             case ("fault", _, _):
                 self.faults.add(Fault.from_json(body))
+                return Answer(HTTPStatus.OK)
+            case ("most", _, _):
+                self.most = float(body)
                 return Answer(HTTPStatus.OK)
             case ("keys", _, _):
                 return Answer(HTTPStatus.OK, body=json.dumps(list(self.objects)).encode())
