@@ -10,6 +10,7 @@ import asyncio
 import math
 from collections import OrderedDict
 from collections.abc import Coroutine
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -22,7 +23,7 @@ from zarr.storage import MemoryStore
 import aioxarray
 from aioxarray._runtime.budget import Budget, BudgetStatistics, Share
 from aioxarray._runtime.cache import Cache, CacheStatistics
-from aioxarray._runtime.flights import Flight, Flights, FlightStatistics, Follower
+from aioxarray._runtime.flights import Flight, Flights, FlightStatistics, withdraw
 from aioxarray._runtime.loops import use_io_loop
 from aioxarray._zarr.stores.request import Request, send
 from aioxarray.testing.clock import _VirtualLoop
@@ -206,7 +207,7 @@ class ModelFlights:
     """A table of flights: by key, the one who leads, and those who follow."""
 
     def __init__(self, cache: Cache) -> None:
-        self.flights: Flights[str, int] = Flights(cache)
+        self.flights: Flights = Flights(cache)
         self.open: dict[str, list[int]] = {}
 
 
@@ -228,17 +229,17 @@ class FlightsMachine(OnALoop):
         self.kept: OrderedDict[tuple[int, str], tuple[int, int]] = OrderedDict()
         self.count = 0
 
-    async def read(self, flights: Flights[str, int], name: int, key: str) -> None:
+    async def read(self, flights: Flights, name: int, key: str) -> None:
         while True:
-            match flights.join(key, lambda value, part: (value, part), name):
-                case Follower() as follower:
+            match flights.join(key, name, lambda value, part: (value, part)):
+                case Future() as follower:
                     try:
-                        outcome = await follower.outcome()
+                        outcome = await asyncio.wrap_future(follower)
                     except OSError as error:
                         self.got[name] = str(error)
                         return
                     finally:
-                        await follower.withdraw()
+                        await withdraw(follower)
                     if outcome is not None:
                         value, part = outcome[0]
                         assert part == name
