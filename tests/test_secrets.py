@@ -7,6 +7,7 @@ import logging
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,14 @@ from zarr.storage import (
 
 import aioxarray
 from aioxarray._runtime.budget import Budget
+from aioxarray._runtime.loops import run_blocking
 from aioxarray._zarr.metadata.prefetched import Answers, PrefetchedStore
 from aioxarray._zarr.metadata.write_behind import Changes, WriteBehindStore
 from aioxarray._zarr.stores.limited import LimitedStore
 from aioxarray._zarr.stores.printable import NamedPath, printable, without_secrets
 from aioxarray.cli import main
+from aioxarray.config import config
+from aioxarray.errors import AioxarrayError
 from aioxarray.testing import ObjectServer
 from tests import samples
 from tests.opening.helpers import Way, every_way
@@ -278,3 +282,131 @@ def test_a_url_that_cannot_be_guessed(way: Way) -> None:
         way("open_dataset", f"nowhere://user:{SECRET}@host/a?{SECRET}")
     assert "while opening 'nowhere://host/a'" in shown(caught.value)
     assert SECRET not in shown(caught.value)
+
+
+# --- errors of requests, of every client ---------------------------------------------------------
+
+
+def fsspec_http(server: ObjectServer) -> Any:
+    url = f"{with_password(server)}/bucket/data"
+    return FsspecStore.from_url(url, storage_options={"skip_instance_cache": True})
+
+
+def s3fs(server: ObjectServer) -> Any:
+    options = {
+        "key": SECRET,
+        "secret": SECRET,
+        "token": SECRET,
+        "client_kwargs": {"endpoint_url": server.url},
+        "config_kwargs": {"retries": {"max_attempts": 0}},
+        "skip_instance_cache": True,
+    }
+    return FsspecStore.from_url("s3://bucket/data", storage_options=options)
+
+
+def obstore_http(server: ObjectServer) -> Any:
+    url = f"{with_password(server)}/bucket/data"
+    options: Any = {"client_options": {"allow_http": True}, "retry_config": {"max_retries": 0}}
+    return ObjectStore(obstore.store.HTTPStore.from_url(url, **options))
+
+
+def obstore_s3(server: ObjectServer) -> Any:
+    options: Any = {"client_options": {"allow_http": True}, "retry_config": {"max_retries": 0}}
+    return ObjectStore(
+        obstore.store.S3Store(
+            "bucket",
+            prefix="data",
+            endpoint=with_password(server),
+            access_key_id=SECRET,
+            secret_access_key=SECRET,
+            session_token=SECRET,
+            region="us-east-1",
+            **options,
+        )
+    )
+
+
+def of_icechunk(server: ObjectServer) -> Any:
+    storage = icechunk.s3_storage(
+        bucket="bucket",
+        prefix="repo",
+        endpoint_url=server.url,
+        allow_http=True,
+        force_path_style=True,
+        access_key_id=SECRET,
+        secret_access_key=SECRET,
+        session_token=SECRET,
+        region="us-east-1",
+    )
+    once = icechunk.StorageSettings(retries=icechunk.StorageRetriesSettings(max_tries=1))
+    config = icechunk.RepositoryConfig(storage=once)
+    repository = icechunk.Repository.open_or_create(storage, config)
+    store = repository.writable_session("main").store
+    if not server.log.count("PUT", "*/manifests/*"):
+        samples.numbers().to_zarr(store, consolidated=False, zarr_format=3)
+        store.session.commit("data")
+        store = repository.writable_session("main").store
+    return store
+
+
+FIVE = [fsspec_http, s3fs, obstore_http, obstore_s3, of_icechunk]
+SLOW = (of_icechunk, 500)
+
+
+@pytest.fixture
+def bucket() -> Iterator[ObjectServer]:
+    with ObjectServer() as server:
+        for key, value in contents(stored(samples.numbers())).items():
+            server.put(f"bucket/data/{key}", value)
+        yield server
+
+
+@contextmanager
+def closing(store: Any) -> Iterator[None]:
+    """Close the session of aiohttp at the end, which fsspec leaves to the garbage collector."""
+
+    async def close() -> None:
+        filesystem = getattr(store, "fs", None)
+        if (s3 := getattr(filesystem, "_s3creator", None)) is not None:
+            await s3.__aexit__(None, None, None)
+        elif (session := getattr(filesystem, "_session", None)) is not None:
+            await session.close()
+
+    try:
+        yield
+    finally:
+        run_blocking(close)
+
+
+@pytest.mark.filterwarnings("ignore:Failed to open Zarr store with consolidated:RuntimeWarning")
+@pytest.mark.matrix(together=2)
+@pytest.mark.parametrize("verb", ["open", "load", "save"])
+@pytest.mark.parametrize(
+    ("client", "fault"),
+    # At other statuses, icechunk itself tries again for half a minute.
+    [(client, fault) for client in FIVE for fault in (403, 500) if (client, fault) != SLOW],
+)
+def test_a_failed_request(
+    client: Callable[[ObjectServer], Any], verb: str, fault: Any, bucket: ObjectServer
+) -> None:
+    store = client(bucket)
+    if verb == "open":
+        bucket.fail("*/manifests/*" if client is of_icechunk else "*", fault)
+
+    def call() -> None:
+        if verb == "save":
+            bucket.fail("*", fault, method="PUT")
+            aioxarray.to_zarr(samples.numbers(), store, group="new", consolidated=False)
+        lazy = aioxarray.open_zarr(store)
+        bucket.fail("*", fault)
+        aioxarray.load(lazy)
+
+    with (
+        closing(store),
+        config.set({"retry.attempts": 1}),
+        pytest.raises(AioxarrayError) as caught,
+    ):
+        call()
+    for text in (str(caught.value), repr(caught.value), shown(caught.value)):
+        assert SECRET not in text
+    assert SECRET not in repr(caught.value.args)
