@@ -11,11 +11,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
 import xarray as xr
+from zarr.storage import MemoryStore
 
 import aioxarray
 from aioxarray._runtime.threads.pool import usable_cores
@@ -32,9 +33,6 @@ from aioxarray.testing import GatedStore, RecordingStore
 from tests import samples
 from tests.oracle import lazy
 from tests.samples import opened, stored
-
-if TYPE_CHECKING:
-    from zarr.storage import MemoryStore
 
 
 @contextmanager
@@ -288,6 +286,9 @@ def test_limits_of_the_environment_may_be_none(monkeypatch: pytest.MonkeyPatch) 
         ("CACHE", "much", ValueError),
         ("CONCURRENCY", "many", TypeError),
         ("MEMORY", "1e9", TypeError),
+        ("RETRY", "often", ValueError),
+        ("RETRY__ATTEMPTS", "0", ValueError),
+        ("RETRY__DEADLINE", "soon", TypeError),
         ("THREADS", "0", ValueError),
     ],
 )
@@ -295,8 +296,15 @@ def test_a_bad_environment(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str, kind: type[Exception]
 ) -> None:
     with environment(monkeypatch, {f"AIOXARRAY_{name}": value}):
-        with pytest.raises(kind, match=name.lower()):
+        setting = name.lower().replace("__", ".")
+        with pytest.raises(kind, match=setting):
             aioxarray.load(samples.numbers())
+        with pytest.raises(kind, match=setting):
+            aioxarray.open_zarr("memory://nothing")
+        store = MemoryStore()
+        with pytest.raises(kind, match=setting):
+            aioxarray.to_zarr(samples.numbers(), store)
+        assert not store._store_dict
 
 
 SHOW = (

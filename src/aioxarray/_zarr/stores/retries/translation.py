@@ -68,16 +68,22 @@ def translated(
         return error
     if failure is None:
         return error
-    kind = failure.kind
+    # If the cause is such an error, its class may be that of a client, too.
+    kind = getattr(failure.kind, "_kind", failure.kind)
     if kind is DataChangedError and request.kind in ("set", "delete"):
         kind = RefusedError
+    meaning = next((_MEANINGS[each] for each in kind.__mro__ if each in _MEANINGS), None)
+    if meaning is None:
+        return error
     store = repr(printable(request.store))
     place = f"{request.key!r} of {store}" if request.key else store
     # A "no such file" that hides a failure is not one: zarr would take it for a missing key.
     is_denial = isinstance(error, FileNotFoundError)
+    # mypy mistakes the hash of an instance for that of a class.
+    both = kind if is_denial else _kind_of_both(kind, type(error))  # type: ignore[arg-type]
     new = _made(
-        kind if is_denial else _kind_of_both(kind, type(error)),
-        f"could not {_VERBS[request.kind]} {place}: {_MEANINGS[kind]} ({failure.cause})",
+        both,
+        f"could not {_VERBS[request.kind]} {place}: {meaning} ({failure.cause})",
         error,
     )
     new.attempts = attempts
@@ -103,7 +109,8 @@ class _OfClient(AioxarrayError):
         return f"{type(self).__name__}({self.args[0]!r})"
 
     def __copy__(self) -> Self:
-        return _filled(type(self), self.args[0], self)
+        new: Self = _filled(type(self), self.args[0], self)
+        return new
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Without what the client added: some of that cannot be pickled (aiohttp's headers), and the
@@ -130,7 +137,8 @@ def _made(kind: type[AioxarrayError], message: str, error: Exception) -> Aioxarr
     new = _filled(kind, message, error) if issubclass(kind, _OfClient) else kind(message)
     if isinstance(error, OSError) and isinstance(new, OSError):
         new.errno = error.errno
-    new.__notes__ = list(getattr(error, "__notes__", ()))
+    if hasattr(error, "__notes__"):
+        new.__notes__ = list(error.__notes__)
     return new
 
 
@@ -143,4 +151,6 @@ def _filled(kind: Any, message: str, error: Exception) -> Any:
     new = base.__new__(kind, message)
     new.args = (message,)
     vars(new).update(vars(error))
+    if hasattr(error, "__notes__"):
+        new.__notes__ = list(error.__notes__)
     return new
