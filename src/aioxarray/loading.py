@@ -64,10 +64,13 @@ async def load_async(
         If ``obj`` holds anything else, or an argument has the wrong type.
     TooLargeError
         If there are more than ``max_bytes`` bytes to load; before any request.
-    TimeoutError
-        If ``timeout`` has passed.
+    TimedOutError
+        If ``timeout`` has passed. It is a TimeoutError.
+    AioxarrayError
+        If a request has failed for good. It is also of a builtin class, such as ConnectionError or
+        PermissionError, and of that of the store's client; see `aioxarray.errors`.
     Exception
-        The first error from a store, codec or backend, as it was raised, with notes that name
+        The first error from a codec or backend, as it was raised. All errors have notes that name
         the variable, the chunk and the store.
 
     Notes

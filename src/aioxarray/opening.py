@@ -175,8 +175,9 @@ async def open_mfdataset_async(
     ValueError
         If the datasets do not combine; with ``chunks=None`` also if combining them needs values
         that are not loaded. The message says what to do.
-    TimeoutError
-        If ``timeout`` has passed. The message says what the call was waiting for.
+    TimedOutError
+        If ``timeout`` has passed. The message says what the call was waiting for. It is a
+        TimeoutError.
     Exception
         The error from opening a file, with a note that names the file, if ``errors="raise"``.
 

@@ -83,11 +83,13 @@ async def to_zarr_async(
     ArrayChangedError
         If a NumPy array of ``obj`` was changed while it was being saved, which counts as not saved.
         Lazy and chunked data is not checked.
-    TimeoutError
-        If ``timeout`` has passed.
+    TimedOutError
+        If ``timeout`` has passed. It is a TimeoutError.
+    AioxarrayError
+        If a request has failed for good; see `load_async`.
     Exception
-        The first error from a store, codec or backend, as it was raised, with notes that name the
-        variable and the chunk.
+        The first error from a codec or backend, as it was raised. All errors have notes that name
+        the variable and the chunk.
 
     Notes
     -----
@@ -166,8 +168,8 @@ async def to_netcdf_async(
     ArrayChangedError
         If a NumPy array of ``obj`` was changed while it was being saved. A new local file is then
         removed. Chunked data is not checked.
-    TimeoutError
-        If ``timeout`` has passed.
+    TimedOutError
+        If ``timeout`` has passed. It is a TimeoutError.
     Exception
         The errors of xarray's method, and those of loading.
 
