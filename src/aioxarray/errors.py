@@ -27,7 +27,7 @@ The class beside each name is the builtin that it also is, whichever client the 
 
 When a request has failed for good, the error of the store's client is the ``__cause__`` of one of
 these. That is also of the client's own class, with its attributes, so that programs that catch
-``aiohttp.ClientResponseError`` or ``botocore.exceptions.ClientError`` work on; only icechunk's
+``aiohttp.ClientResponseError`` or ``botocore.exceptions.ClientError`` keep working; only icechunk's
 errors cannot be combined with others. It is pickled as the class above, without what the client
 added. The message names the request and the failure, and has no text of the client, which may show
 credentials.
