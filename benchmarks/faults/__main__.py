@@ -63,8 +63,9 @@ def _run_in_process(chosen: Iterable[Cell], verbose: bool) -> Iterator[Result]:
             result = process.run(cell)
             if result is None:
                 code = process.end()
-                ended = f"no answer after {PATIENCE_S:g} s" if code is None else f"exit code {code}"
-                result = Result(cell, "hang", ended)
+                result = Result(cell, "hang", f"no answer after {PATIENCE_S:g} s")
+                if code is not None:
+                    result = Result(cell, "not run", f"it could not be prepared: exit code {code}")
                 process = None
             if verbose:
                 print(f"{cell}: {result.verdict} ({result.seconds} s) {result.detail}", flush=True)
@@ -129,8 +130,8 @@ class _Process:
 
 def table(results: Sequence[Result]) -> Iterator[str]:
     """Return the lines of a table: the verdicts by fault, client, and once or always."""
-    short = dict(zip(VERDICTS, "rcvwhl", strict=True))
-    yield "r right, c clear error, v vague, w wrong, h hang, l leak, . not possible"
+    short = dict(zip(VERDICTS, "rcvwhl-", strict=True))
+    yield "r right, c clear error, v vague, w wrong, h hang, l leak, - not run, . not possible"
     yield f"each: {' '.join(VERBS)} at the {', '.join(ONCE)} request, and always"
     found = {result.cell: short[result.verdict] for result in results}
     clients = [name for name in CLIENTS if any(cell.client == name for cell in found)]

@@ -10,7 +10,7 @@ from aioxarray import errors
 from benchmarks.faults.cells import FAULTS, Cell
 from benchmarks.faults.clients import BUCKET
 
-Verdict = Literal["right", "clear error", "vague", "wrong", "hang", "leak"]
+Verdict = Literal["right", "clear error", "vague", "wrong", "hang", "leak", "not run"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 # What a handler can catch without knowing the client. A plain OSError says no more than the type
