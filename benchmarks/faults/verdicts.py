@@ -47,6 +47,12 @@ class Result:
         """Return the result as JSON's types."""
         return {**self.cell._asdict(), **{k: v for k, v in asdict(self).items() if k != "cell"}}
 
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Result:
+        """Return the result of which `to_json` returned ``values``."""
+        cell = Cell(*(values.pop(name) for name in Cell._fields))
+        return cls(cell, **values)
+
     @property
     def meets_goal(self) -> bool:
         """Whether it is as it should be."""
