@@ -19,7 +19,7 @@ RUN := "$(VENV)/bin/python" -m
 # What the caller's shell has active must not decide which packages are seen.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: help demo test test-slow check bench test-lowest format clean venv-demo venv-test venv-bench
+.PHONY: help demo test test-slow check bench faults soak test-lowest format clean venv-demo venv-test venv-bench
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -40,6 +40,12 @@ check: venv-test ## ruff and mypy
 
 bench: venv-bench ## run the benchmarks
 	@$(RUN) benchmarks $(ARGS)
+
+faults: venv-bench ## run the matrix of faults: each fault, with each client, in each call
+	@$(RUN) benchmarks.faults $(ARGS)
+
+soak: venv-bench ## serve windows of a remote Zarr for ten minutes, while much goes wrong
+	@$(RUN) benchmarks.soak $(ARGS)
 
 test-lowest: ## run the tests with every dependency at its lower bound
 	@$(MAKE) test test-slow VENV=.venv-lowest CONSTRAIN=lowest

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import select
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -16,10 +13,8 @@ from pathlib import Path
 
 from benchmarks.faults.cells import FAULTS, ONCE, VERBS, WHENS, Cell, cells
 from benchmarks.faults.clients import CLIENTS
+from benchmarks.faults.runner import CellRunner
 from benchmarks.faults.verdicts import VERDICTS, Result
-
-# More than a cell may take, with what it leaves behind; a process also starts in it.
-PATIENCE_S = 60.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,82 +50,19 @@ def run(chosen: Sequence[Cell], jobs: int = 1, verbose: bool = False) -> list[Re
 
 
 def _run_in_process(chosen: Iterable[Cell], verbose: bool) -> Iterator[Result]:
-    """Run cells in a process, and in a new one after it was stuck."""
-    process: _Process | None = None
-    try:
+    """Run cells in a process of their own."""
+    with CellRunner() as runner:
         for cell in chosen:
-            process = process or _Process()
-            result = process.run(cell)
-            if result is None:
-                code = process.end()
-                ended = f"no answer after {PATIENCE_S:g} s" if code is None else f"exit code {code}"
-                result = Result(cell, "hang", ended)
-                process = None
+            result = runner.run(cell)
             if verbose:
                 print(f"{cell}: {result.verdict} ({result.seconds} s) {result.detail}", flush=True)
-            if process is not None and result.verdict == "leak":
-                # What is left must not count against the next cell.
-                process.end()
-                process = None
             yield result
-    finally:
-        if process is not None:
-            process.end()
-
-
-class _Process:
-    """A process that runs cells; see `benchmarks.faults.worker`."""
-
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.faults.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=Path(__file__).parents[2],
-            env={**os.environ, "PYTHONWARNINGS": "ignore"},
-        )
-        if self._line() is None:
-            self.end()
-            raise RuntimeError("the process of the cells did not start")
-
-    def run(self, cell: Cell) -> Result | None:
-        """Run a cell; return None if there is no result in time."""
-        assert self._process.stdin is not None
-        print(json.dumps(cell), file=self._process.stdin, flush=True)
-        line = self._line()
-        if line is None:
-            return None
-        values = json.loads(line)
-        del values["client"], values["fault"], values["verb"], values["when"]
-        return Result(cell, **values)
-
-    def _line(self) -> str | None:
-        """Return its next line; None if there is none in time."""
-        assert self._process.stdout is not None
-        if not select.select([self._process.stdout], [], [], PATIENCE_S)[0]:
-            return None
-        return self._process.stdout.readline() or None
-
-    def end(self) -> int | None:
-        """End the process, by force if it is stuck; return its exit code, or None if it was."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        try:
-            return self._process.wait(5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-            return None
-        finally:
-            self._process.stdout.close()
 
 
 def table(results: Sequence[Result]) -> Iterator[str]:
     """Return the lines of a table: the verdicts by fault, client, and once or always."""
-    short = dict(zip(VERDICTS, "rcvwhl", strict=True))
-    yield "r right, c clear error, v vague, w wrong, h hang, l leak, . not possible"
+    short = dict(zip(VERDICTS, "rcvwhl-", strict=True))
+    yield "r right, c clear error, v vague, w wrong, h hang, l leak, - not run, . not possible"
     yield f"each: {' '.join(VERBS)} at the {', '.join(ONCE)} request, and always"
     found = {result.cell: short[result.verdict] for result in results}
     clients = [name for name in CLIENTS if any(cell.client == name for cell in found)]

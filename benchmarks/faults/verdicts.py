@@ -10,7 +10,7 @@ from aioxarray import errors
 from benchmarks.faults.cells import FAULTS, Cell
 from benchmarks.faults.clients import BUCKET
 
-Verdict = Literal["right", "clear error", "vague", "wrong", "hang", "leak"]
+Verdict = Literal["right", "clear error", "vague", "wrong", "hang", "leak", "not run"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 # What a handler can catch without knowing the client. A plain OSError says no more than the type
@@ -46,6 +46,12 @@ class Result:
     def to_json(self) -> dict[str, Any]:
         """Return the result as JSON's types."""
         return {**self.cell._asdict(), **{k: v for k, v in asdict(self).items() if k != "cell"}}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Result:
+        """Return the result of which `to_json` returned ``values``."""
+        cell = Cell(*(values.pop(name) for name in Cell._fields))
+        return cls(cell, **values)
 
     @property
     def meets_goal(self) -> bool:

@@ -21,7 +21,6 @@ from aioxarray.testing import (
     FaultyStore,
     GatedStore,
     LatencyStore,
-    ObjectServer,
     RecordingStore,
     Request,
     VirtualClock,
@@ -192,31 +191,29 @@ def test_a_new_group_of_an_icechunk_session(mode: Any) -> None:
         xr.testing.assert_equal(found, sample())
 
 
-def test_listing_an_icechunk_session_does_not_block_the_io_loop() -> None:
+def test_icechunk_sessions_are_not_listed_on_the_io_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Its functions block until the server has answered, and as long as they retry.
     icechunk = pytest.importorskip("icechunk")
-    with ObjectServer() as server:
-        storage = icechunk.s3_storage(
-            bucket="bucket",
-            prefix="repo",
-            endpoint_url=server.url,
-            allow_http=True,
-            force_path_style=True,
-            region="any",
-            access_key_id="any",
-            secret_access_key="any",
-        )
-        icechunk.Repository.create(storage)
-        # Another client, which knows nothing about the repository's contents.
-        store = icechunk.Repository.open(storage).writable_session("main").store
-        server.hold("*/snapshots/*")
-        save = threading.Thread(target=aioxarray.to_zarr, args=(sample(), store))
-        save.start()
-        server.wait_requested("*/snapshots/*")
-        asyncio.run_coroutine_threadsafe(asyncio.sleep(0), io_loop()).result(30)
-        assert save.is_alive()
-        server.release()
-        save.join(60)
-        xr.testing.assert_equal(xr.open_zarr(store, chunks=None, consolidated=False), sample())
+    threads: list[threading.Thread] = []
+    for name in ("list", "list_dir", "list_prefix"):
+        real = getattr(icechunk.IcechunkStore, name)
+
+        def listed(*args: Any, real: Any = real) -> Any:
+            threads.append(threading.current_thread())
+            return real(*args)
+
+        monkeypatch.setattr(icechunk.IcechunkStore, name, listed)
+
+    async def current() -> threading.Thread:
+        return threading.current_thread()
+
+    store = icechunk.Repository.create(icechunk.in_memory_storage()).writable_session("main").store
+    modes: list[Any] = ["w-", "w", "a"]
+    for mode in modes:
+        aioxarray.to_zarr(sample(), store, group="new", mode=mode)
+    aioxarray.open_datatree(store, engine="zarr").close()
+    assert threads
+    assert asyncio.run_coroutine_threadsafe(current(), io_loop()).result(60) not in threads
 
 
 @pytest.mark.parametrize("fails", ["*/c/0*", "*zarr.json"])
