@@ -329,6 +329,8 @@ class FlightsMachine(OnALoop):
             assert table.flights.statistics() == FlightStatistics(len(table.open), followers)
         size = sum(each for _, each in self.kept.values())
         assert self.cache.statistics() == CacheStatistics(len(self.kept), size, self.LIMIT)
+        # In the order in which they will be evicted.
+        assert [key for _, key in self.cache.entries] == [key for _, key in self.kept]
         # Those who lead, and only they, have begun to work.
         leading = {names[0] for table in self.tables for names in table.open.values()}
         assert leading == {name for name, answer in self.answers.items() if not answer.done()}

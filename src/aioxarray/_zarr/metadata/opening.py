@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 from collections.abc import Iterable, Iterator, MutableMapping
 from contextlib import contextmanager
@@ -14,9 +15,10 @@ from zarr.abc.store import Store
 from zarr.storage import ObjectStore, StorePath
 
 from aioxarray._zarr.compat import make_store_path
-from aioxarray._zarr.metadata.hierarchy import ROOT_KEYS, is_json, join, parse
+from aioxarray._zarr.metadata.hierarchy import ROOT_KEYS, join, parse
 from aioxarray._zarr.metadata.prefetch import fetch, prefetch
 from aioxarray._zarr.metadata.prefetched import PrefetchedStore
+from aioxarray._zarr.metadata.validity import problems
 from aioxarray._zarr.stores import grants
 from aioxarray._zarr.stores.calls import current_concurrency
 from aioxarray._zarr.stores.fork import usable_after_fork
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("aioxarray")
 
+# How many invalid documents an error names.
+_NOTES = 5
 # The documents of which every Zarr group or array that can be opened has one.
 _ROOT = tuple(name for name in ROOT_KEYS if name != ".zattrs")
 
@@ -64,16 +68,17 @@ class Opened:
 
     @contextlib.contextmanager
     def error_notes(self) -> Iterator[None]:
-        """Add notes to an error of the body, one for each metadata document that is not JSON."""
+        """Add notes to an error of the body, one for each invalid metadata document."""
         try:
             yield
         except Exception as error:
-            for key, value in self.answers.values.items():
-                if key.rpartition("/")[2] in DOCUMENTS and value is not None:
-                    data = value.to_bytes()
-                    if not is_json(data):
-                        kind = "an HTML page" if data.lstrip()[:1] == b"<" else "no JSON document"
-                        error.add_note(f"{key!r} holds {kind}")
+            documents = {
+                key: None if value is None else value.to_bytes()
+                for key, value in self.answers.values.items()
+                if key.rpartition("/")[2] in DOCUMENTS
+            }
+            for problem in itertools.islice(problems(documents), _NOTES):
+                error.add_note(problem)
             raise
 
 
