@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import math
-import os
 
 
 def spare_descriptors() -> float:
-    """Return how many descriptors can be used for connections; ``math.inf`` for no limit.
+    """Return how many descriptors connections may use: half of those that the process may have.
 
-    A quarter of those that were free at the first call is left for files and other purposes.
+    ``math.inf`` if there is no limit.
     """
     try:
         import resource
     except ImportError:  # Windows
         return math.inf
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
-        return math.inf
-    return (soft - _open_at_first()) * 3 // 4
-
-
-@functools.cache
-def _open_at_first() -> int:
-    # Counted once: later, connections of this package that are open for reuse would count, too.
-    try:
-        return len(os.listdir("/dev/fd"))
-    except OSError:
-        return 0
+    return math.inf if soft == resource.RLIM_INFINITY else soft // 2

@@ -66,6 +66,11 @@ class Attempts:
         self._is_paced = pace_of(request.store, places) is not None
         self._uncounted = 0
 
+    @property
+    def left_s(self) -> float:
+        """The seconds in which another attempt may begin."""
+        return self._policy.deadline - (clock() - self._begun)
+
     def goes_on(self, error: Exception, *, last: bool = False) -> bool:
         """Record a failed attempt; return whether there is another one.
 

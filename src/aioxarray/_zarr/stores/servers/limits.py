@@ -18,6 +18,8 @@ _LONGEST_HOLD_S = 30.0
 _FEW = 8
 # The fewest answers from which a number of answers a second is taken.
 _LEAST_COUNT = 4
+# Twice the requests in flight must bring so many more answers a second.
+_WORTH = 0.25
 # Of the rate that was accepted, as other clients may share it.
 _CAUTION = 0.95
 _SLOWER = 0.9
@@ -285,7 +287,7 @@ class ServerLimits:
         if self._base is not None and self.bound >= 1.5 * self._base[0]:
             bound, before = self._base
             self._base = None
-            if a_second < before * (1 + self.bound / bound) / 2:
+            if a_second < before * (1 + _WORTH * (self.bound / bound - 1)):
                 # More requests at once took longer, and brought hardly more answers a second.
                 self.bound = bound
                 self._hold(now, again=True)

@@ -27,6 +27,7 @@ from aioxarray.config import Concurrency, is_adaptive, request_limit
 
 if TYPE_CHECKING:
     from aioxarray._zarr.stores.request import Request
+    from aioxarray._zarr.stores.retries.attempts import Attempts
 
 
 class PacedShare(Share):
@@ -60,7 +61,7 @@ def place(request: Request, places: Share, *, long: bool) -> AbstractAsyncContex
     pace = pace_of(request.store, places)
     if pace is None:
         return places.hold(long=long)
-    return _Turn(pace, places, long=long, again=request.attempt > 1)
+    return _Turn(pace, places, request.attempts, long=long)
 
 
 # The future gets the era in which the request is made; see `ServerLimits`.
@@ -236,17 +237,24 @@ class Pace:
 class _Turn:
     """A context in which a request has its turn at its server, and a place."""
 
-    __slots__ = ("_again", "_era", "_long", "_loop", "_pace", "_places")
+    __slots__ = ("_attempts", "_era", "_long", "_loop", "_pace", "_places")
 
-    def __init__(self, pace: Pace, places: Share, *, long: bool, again: bool) -> None:
+    def __init__(self, pace: Pace, places: Share, attempts: Attempts | None, *, long: bool) -> None:
         self._pace = pace
         self._places = places
+        self._attempts = attempts
         self._long = long
-        self._again = again
 
     async def __aenter__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._era = await self._pace.turn(self._places, again=self._again)
+        if self._attempts is None:
+            self._era = await self._pace.turn(self._places, again=False)
+        else:
+            try:
+                async with asyncio.timeout(self._attempts.left_s):
+                    self._era = await self._pace.turn(self._places, again=True)
+            except TimeoutError:
+                raise TimeoutError("the server had no room for another attempt in time") from None
         try:
             await self._places.acquire(long=self._long)
         except BaseException as error:
