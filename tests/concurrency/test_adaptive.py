@@ -21,12 +21,12 @@ from zarr.storage import MemoryStore
 import aioxarray
 from aioxarray._runtime.loops import run_blocking
 from aioxarray._zarr import tuning
-from aioxarray._zarr.stores.servers import pacing
 from aioxarray._zarr.stores.grants import open_grants
 from aioxarray._zarr.stores.limited import LimitedStore
 from aioxarray._zarr.stores.request import observed
 from aioxarray._zarr.stores.retries import attempts as retrying
 from aioxarray._zarr.stores.retries.errors import transient
+from aioxarray._zarr.stores.servers import pacing
 from aioxarray.config import MOST_REQUESTS, Concurrency, config, request_limit
 from aioxarray.testing import ObjectServer, VirtualClock
 from tests.concurrency import clients
