@@ -28,11 +28,13 @@ a small chunk then waits for its place). Beyond the limits, smaller chunks also 
 an eighth of ``memory`` or one chunk. So the bytes in flight are at most ``memory``, or a single
 chunk larger than it, plus an eighth of ``memory`` or a single chunk of up to 4 MiB.
 
-With ``concurrency="auto"``, requests are bounded only by the file descriptors of the process until
-a server refuses one for its load (429, 503, SlowDown and the like) or does not answer it in time.
-From then on, that server gets as many at once as it accepted or, if it limits their rate, as many a
-second. Now and then more is tried. "Retry-After" holds for all requests to the server. A refused
-request is made again when the server has room, however often, until ``retry.deadline``.
+With ``concurrency="auto"``, up to 256 requests to a server are in flight, or more if that brings
+more answers a second, until it refuses one for its load (429, 503, SlowDown and the like) or does
+not answer it in time. From then on, that server gets as many at once as it accepted or, if it
+limits their rate, as many a second. Now and then more is tried. There are never more than 1024, nor
+than half of the file descriptors that the process may open. "Retry-After" holds for all requests to
+the server. A refused request is made again when the server has room, until ``retry.deadline``;
+``retry.attempts`` does not count refusals.
 
 Cached chunks are read without a request. Writes by aioxarray and by its `CodecPipeline` drop the
 cached chunks of that store. Other writes, in this process or another, go unnoticed, and so do

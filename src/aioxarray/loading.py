@@ -41,7 +41,8 @@ async def load_async(
         (dask) data is computed in a worker thread or, with a distributed client, awaited.
     concurrency
         Maximum number of store requests in flight for this call; overrides the setting of the
-        same name. Zero or below: no limit. All calls together stay within the largest limit.
+        same name. Zero or below: no limit; "auto": as many as each server accepts. All calls
+        together stay within the largest limit.
     timeout
         Seconds after which the call gives up, including the wait for its turn.
     progress

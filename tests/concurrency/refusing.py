@@ -92,6 +92,8 @@ class Server:
         # While the server is still, it answers at once and counts nothing.
         self.is_still = True
         self.is_down = False
+        # From a time on, another limit on the requests in flight.
+        self.later: tuple[float, float] | None = None
         self._accepted: deque[float] = deque()
         self._tokens, self._filled_at = burst, 0.0
         self._process = Line()
@@ -136,6 +138,8 @@ class Server:
 
     async def _answer(self, send: Callable[[], Awaitable[T]]) -> T:
         now = asyncio.get_running_loop().time()
+        if self.later is not None and now >= self.later[0]:
+            self.most = self.later[1]
         self.asked.append(now)
         if not self._has_room(now):
             self.refused.append(now)

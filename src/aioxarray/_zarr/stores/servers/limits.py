@@ -14,6 +14,8 @@ _LONGEST_PAUSE_S = 5.0
 # How long to wait, after a refusal, before trying more again.
 _FIRST_HOLD_S = 1.0
 _LONGEST_HOLD_S = 30.0
+# At least so many times as long as the server asks to wait.
+_ASKED_SHARE = 20
 # With so few requests in flight, one more or less is a large step: a rate is finer.
 _FEW = 8
 # The fewest answers from which a number of answers a second is taken.
@@ -76,6 +78,8 @@ class ServerLimits:
         # Whether a bound on the rate may explain that everything is refused.
         self._suggests_rate = False
         self._next_at = -math.inf
+        # How long the server asked to wait, the last time.
+        self._asked_s = 0.0
         # The largest bound and rate that worked, and the next steps beyond.
         self._good_bound = math.inf
         self._good_rate = math.inf
@@ -156,6 +160,7 @@ class ServerLimits:
         """
         self._refused_in_a_row += 1
         if retry_after is not None:
+            self._asked_s = retry_after
             self.resume_at = max(self.resume_at, now + retry_after)
         if self._pause_s:
             if era == self._era:
@@ -251,7 +256,8 @@ class ServerLimits:
     def _hold(self, now: float, *, again: bool = False) -> None:
         """Try nothing more for a while; ``again``: for twice as long as before."""
         self._hold_s = min(2 * self._hold_s, _LONGEST_HOLD_S) if again else _FIRST_HOLD_S
-        self._hold_until = now + self._hold_s
+        # Trying more may cost a wait that the server asks for.
+        self._hold_until = now + max(self._hold_s, _ASKED_SHARE * self._asked_s)
 
     def _restart_epoch(self, now: float) -> None:
         self._count = 0
