@@ -21,6 +21,7 @@ from xarray.core import indexing
 
 import aioxarray
 from aioxarray._zarr.stores.printable import printable
+from aioxarray.errors import TimedOutError
 from aioxarray.testing import FaultyStore, GatedStore, LatencyStore, RecordingStore, VirtualClock
 from tests.concurrency.helpers import (
     PATIENCE_S,
@@ -307,9 +308,9 @@ def test_a_timeout_error_of_the_stores_own_is_not_taken_for_ours() -> None:
     store = FaultyStore.kth(written(1, 4), 2, error, keys="*/c/*")
     ds = lazily(store)
     once = aioxarray.config.set({"retry.attempts": 1})
-    with once, pytest.raises(TimeoutError, match="the store gave up") as caught:
+    with once, pytest.raises(TimedOutError, match="the server did not answer in time") as caught:
         aioxarray.load(ds, timeout=1000)
-    assert caught.value is error
+    assert caught.value.__cause__ is error
 
 
 # --- errors ----------------------------------------------------------------------------------
@@ -387,8 +388,9 @@ def test_an_error_is_the_very_same_object_and_named_once() -> None:
         aioxarray.load({"here": [ds]})
     assert caught.value is error
     assert error.__cause__ is None
-    assert len(error.__notes__) == 2
-    assert error.__notes__[1].endswith("in obj['here'][0]")
+    assert len(error.__notes__) == 3
+    assert error.__notes__[0].startswith("1 attempt: StoreError")
+    assert error.__notes__[2].endswith("in obj['here'][0]")
 
 
 def test_when_all_fail_one_error_is_raised() -> None:

@@ -90,7 +90,8 @@ def server(kind: str) -> Iterator[ObjectServer]:
 
 
 def opened(server: ObjectServer, client: Callable[[str], Any]) -> xr.Dataset:
-    return aioxarray.open_zarr(client(server.url), consolidated=True)
+    ds: xr.Dataset = aioxarray.open_zarr(client(server.url), consolidated=True)
+    return ds
 
 
 # Selections that read all inner chunks of a shard, one of them, and one of the chunks.

@@ -377,6 +377,10 @@ def of_client(error: Exception, kind: Any = "get") -> Any:
     return translated(error, failure_of(error), Request(kind, MemoryStore(), "v/0"), 1)
 
 
+def is_each(error: object, *kinds: type[Exception]) -> bool:
+    return all(isinstance(error, kind) for kind in kinds)
+
+
 def response_error(status: int) -> aiohttp.ClientResponseError:
     info: Any = None
     return aiohttp.ClientResponseError(info, (), status=status, message="no")
@@ -384,8 +388,7 @@ def response_error(status: int) -> aiohttp.ClientResponseError:
 
 def test_handlers_of_a_client_still_work() -> None:
     error = of_client(response_error(503))
-    assert isinstance(error, aiohttp.ClientResponseError)
-    assert isinstance(error, errors.ServerUnavailableError)
+    assert is_each(error, aiohttp.ClientResponseError, errors.ServerUnavailableError)
     assert (error.status, error.message) == (503, "no")
     assert of_client(response_error(500)).__class__ is error.__class__
 
@@ -395,9 +398,8 @@ def test_an_error_caused_by_another_one_of_these() -> None:
     second = RuntimeError("the store's own words")
     second.__cause__ = first
     error = of_client(second)
-    assert isinstance(error, errors.ServerUnavailableError)
-    assert isinstance(error, RuntimeError)
-    assert not isinstance(error, aiohttp.ClientResponseError)
+    assert is_each(error, errors.ServerUnavailableError, RuntimeError)
+    assert not is_each(error, aiohttp.ClientResponseError)
     damaged = RuntimeError("the store's own words")
     damaged.__cause__ = errors.DamagedDataError("the checksum is wrong")
     assert of_client(damaged) is damaged
