@@ -340,24 +340,33 @@ def of_icechunk(server: ObjectServer) -> Any:
     )
     once = icechunk.StorageSettings(retries=icechunk.StorageRetriesSettings(max_tries=1))
     config = icechunk.RepositoryConfig(storage=once)
-    repository = icechunk.Repository.open_or_create(storage, config)
-    store = repository.writable_session("main").store
-    if not server.log.count("PUT", "*/manifests/*"):
-        samples.numbers().to_zarr(store, consolidated=False, zarr_format=3)
-        store.session.commit("data")
-        store = repository.writable_session("main").store
-    return store
+    return icechunk.Repository.open(storage, config).writable_session("main").store
 
 
 FIVE = [fsspec_http, s3fs, obstore_http, obstore_s3, of_icechunk]
 SLOW = (of_icechunk, 500)
 
 
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Return the objects of a bucket with data: as Zarr, and in a repository of icechunk."""
+    root = tmp_path_factory.mktemp("repo")
+    repository = icechunk.Repository.create(icechunk.local_filesystem_storage(str(root)))
+    session = repository.writable_session("main")
+    samples.numbers().to_zarr(session.store, consolidated=False, zarr_format=3)
+    session.commit("data")
+    files: list[Path] = [each for each in root.rglob("*") if each.is_file()]
+    found = {f"bucket/repo/{each.relative_to(root)}": each.read_bytes() for each in files}
+    for key, value in contents(stored(samples.numbers())).items():
+        found[f"bucket/data/{key}"] = value
+    return found
+
+
 @pytest.fixture
-def bucket() -> Iterator[ObjectServer]:
+def bucket(objects: dict[str, bytes]) -> Iterator[ObjectServer]:
     with ObjectServer() as server:
-        for key, value in contents(stored(samples.numbers())).items():
-            server.put(f"bucket/data/{key}", value)
+        for key, value in objects.items():
+            server.put(key, value)
         yield server
 
 
