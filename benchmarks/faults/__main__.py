@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from benchmarks.faults.cells import FAULTS, ONCE, VERBS, WHENS, Cell, cells
 from benchmarks.faults.clients import CLIENTS
@@ -20,7 +21,7 @@ from benchmarks.faults.verdicts import VERDICTS, Result
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the selected cells; return 1 if any of them misses its goal."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=__doc__)
-    some = {"action": "append", "default": []}
+    some: dict[str, Any] = {"action": "append", "default": []}
     parser.add_argument("--client", choices=CLIENTS, **some)
     parser.add_argument("--fault", choices=FAULTS, **some)
     parser.add_argument("--verb", choices=VERBS, **some)

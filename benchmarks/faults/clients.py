@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
-import zarr
+from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.storage import MemoryStore
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
@@ -137,14 +138,14 @@ def dataset() -> xr.Dataset:
     )
     ds["v"].encoding["chunks"] = (1, 50)
     for variable in ds.variables.values():
-        variable.encoding["compressors"] = [zarr.codecs.ZstdCodec(), zarr.codecs.Crc32cCodec()]
+        variable.encoding["compressors"] = [ZstdCodec(), Crc32cCodec()]
     return ds
 
 
 def populate(server: ObjectServer) -> None:
     """Put the data into an empty server, as plain xarray writes it."""
     store: dict[str, Any] = {}
-    memory: Store = zarr.storage.MemoryStore(store)
+    memory: Store = MemoryStore(store)
     dataset().to_zarr(memory, consolidated=False, zarr_format=3)
     for key, value in store.items():
         server.put(f"{BUCKET}/data/{key}", value.to_bytes())

@@ -204,7 +204,8 @@ class _Call:
             store = _memory_store(
                 {key.removeprefix(prefix): data[key] for key in data if key.startswith(prefix)}
             )
-        return xr.open_zarr(store, consolidated=False, zarr_format=3).load()
+        found: xr.Dataset = xr.open_zarr(store, consolidated=False, zarr_format=3).load()
+        return found
 
 
 def _memory_store(values: dict[str, bytes]) -> Any:

@@ -24,6 +24,7 @@ from typing import Any
 import psutil
 
 from aioxarray.testing import Exponential, ObjectServer
+from aioxarray.testing._serving.faults import Effect
 from benchmarks.soak.clients import Load, Outcomes, ask
 from benchmarks.soak.data import dataset
 from benchmarks.soak.serving import WORKERS, Application
@@ -31,7 +32,7 @@ from benchmarks.soak.serving import WORKERS, Application
 LATENCY_S = 0.02
 TIMEOUT_S = 30.0
 # The faults of the object server: 5 % of the answers.
-FAULTS: tuple[tuple[int | str, float], ...] = (
+FAULTS: tuple[tuple[int | Effect, float], ...] = (
     (503, 0.02),
     ("reset", 0.01),
     ("truncate", 0.01),

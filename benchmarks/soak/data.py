@@ -7,7 +7,7 @@ from functools import cache
 
 import numpy as np
 import xarray as xr
-import zarr
+from zarr.codecs import Crc32cCodec, ZstdCodec
 
 SIZE = 1200
 CHUNK = 100
@@ -46,6 +46,6 @@ def dataset() -> xr.Dataset:
     for name in NAMES:
         ds[name].encoding = {
             "chunks": (CHUNK, CHUNK),
-            "compressors": [zarr.codecs.ZstdCodec(), zarr.codecs.Crc32cCodec()],
+            "compressors": [ZstdCodec(), Crc32cCodec()],
         }
     return ds

@@ -135,6 +135,21 @@ def test_data_that_stays_damaged_is_an_error_after_two_requests(
     assert "while loading variable 'v'" in notes
 
 
+@over_each_client
+@pytest.mark.parametrize("kind", ["chunks"])
+def test_attempts_that_failed_otherwise_do_not_count(
+    client: Callable[[str], Store], server: ObjectServer
+) -> None:
+    ds = opened(server, client).isel(y=slice(0, 4))
+    server.fail(CHUNK, "flip", times=1)
+    server.fail(CHUNK, 503, times=1)
+    with config.set({"retry.backoff_s": 0}):
+        got = aioxarray.compute(ds)
+    np.testing.assert_array_equal(got["v"], VALUES[:4])
+    # A status, a damaged answer, and a right one.
+    assert server.log.count("GET", CHUNK) == 3
+
+
 @pytest.mark.parametrize("kind", ["shards"])
 def test_an_inner_chunk_is_requested_once_more_without_the_index(server: ObjectServer) -> None:
     ds = opened(server, fsspec_http).isel(y=slice(0, 4))

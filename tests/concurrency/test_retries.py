@@ -450,6 +450,36 @@ def test_s3fs_is_left_to_its_own_retries(server: ObjectServer, waits: Waits) -> 
     assert "1 attempt: ServiceUnavailable; S3FileSystem retries by itself" in notes(caught.value)
 
 
+def test_s3fs_does_not_retry_a_head_that_timed_out(server: ObjectServer) -> None:
+    # It asks for the size before it reads all.
+    server.fail("*a", 408, method="HEAD", times=1)
+    assert get(clients.s3fs(server.url)) == BODY
+    assert (server.log.count("HEAD", "*a"), server.log.count("GET", "*a")) == (2, 1)
+
+
+def test_obstore_does_not_retry_listings_that_break(server: ObjectServer) -> None:
+    from obstore.store import S3Store
+
+    client = S3Store(
+        "bucket",
+        prefix="data",
+        endpoint=server.url,
+        access_key_id="test",
+        secret_access_key="test",
+        region="us-east-1",
+        client_options={"allow_http": True},
+    )
+
+    async def names() -> list[str]:
+        with grants.requests.share(2) as places:
+            limited = LimitedStore(ObjectStore(client), places)
+            return [name async for name in limited.list_dir("")]
+
+    server.fail("*", "truncate", method="LIST", times=1)
+    assert run_blocking(names) == ["a"]
+    assert server.log.count("LIST") == 2
+
+
 def test_clients_that_retry_are_known() -> None:
     import fsspec
     import icechunk

@@ -71,7 +71,8 @@ def listed_key(path: str, query: Mapping[str, str]) -> str:
 
 def unchunked(body: bytes) -> bytes:
     """Decode a body in the encoding "aws-chunked", which may have checksums after the data."""
-    parts, at = [], 0
+    parts: list[bytes] = []
+    at = 0
     while True:
         end = body.index(b"\r\n", at)
         length = int(body[at:end].partition(b";")[0], 16)

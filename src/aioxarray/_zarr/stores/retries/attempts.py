@@ -18,7 +18,7 @@ from zarr.abc.store import Store
 from zarr.storage import FsspecStore, ObjectStore
 
 from aioxarray._zarr.stores.identity import unwrapped
-from aioxarray._zarr.stores.retries.errors import failure_of, is_answer
+from aioxarray._zarr.stores.retries.errors import causes, failure_of, is_answer
 from aioxarray._zarr.stores.retries.translation import translated
 from aioxarray._zarr.stores.servers.pacing import pace_of
 from aioxarray.config import retry_policy
@@ -34,6 +34,8 @@ _RETRYING = frozenset({"abfs", "abfss", "adl", "az", "gcs", "gs", "oci", "oss", 
 
 # Libraries whose clients all retry, unless they were told not to.
 _CLIENTS = frozenset({"botocore", "icechunk", "obstore"})
+# How obstore says that a body broke off; it retries that, but not in listings.
+_BROKEN_BODY = "request or response body error"
 # Filesystems can be wrapped: in a cache, or in a directory of another.
 _DEEPEST = 6
 
@@ -65,6 +67,7 @@ class Attempts:
         # Whether the next attempt waits until the server has room for it.
         self._is_paced = pace_of(request.store, places) is not None
         self._uncounted = 0
+        self._damaged = 0
 
     @property
     def left_s(self) -> float:
@@ -116,10 +119,12 @@ class Attempts:
             self._uncounted += 1
         elif isinstance(error, WrongLengthError | DamagedDataError):
             # No client notices these. Unless the first was an accident, more attempts do not help.
-            if count > 1:
+            self._damaged += 1
+            if self._damaged > 1:
                 return "a damaged answer is requested twice at most"
         elif (client := retrying_client(self._request.store, error)) is not None:
-            return f"{client} retries by itself"
+            if count > 1 or not self._is_left_out(error):
+                return f"{client} retries by itself"
         elif found.unreached and self._request.is_first_contact and count >= _TO_REACH:
             return "the server was never reached"
         if count - self._uncounted >= policy.attempts:
@@ -132,6 +137,24 @@ class Attempts:
                 return f"the server asks to wait {asked:g} s (retry.deadline={policy.deadline:g})"
             return f"time is up (retry.deadline={policy.deadline:g})"
         return ""
+
+    def _is_left_out(self, error: Exception) -> bool:
+        """Return whether a client that retries by itself has not retried this failure."""
+        # s3fs translates the errors of botocore.
+        for each in causes(error):
+            found, library = failure_of(each), _library(each)
+            if found is None:
+                continue
+            # Answers to HEAD have no code, by which s3fs would know them.
+            if library == "botocore" and found.cause in ("HTTP 408", "HTTP 425"):
+                return True
+            if (
+                library == "obstore"
+                and self._request.kind == "list"
+                and found.cause == _BROKEN_BODY
+            ):
+                return True
+        return False
 
     def _note(self) -> str:
         count = len(self._failed)

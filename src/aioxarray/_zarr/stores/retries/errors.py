@@ -273,7 +273,7 @@ def is_answer(error: BaseException) -> bool:
 def failure_of(error: BaseException) -> Failure | None:
     """Return what has failed; None for an answer ("no such key"), and if it is unknown."""
     found: Failure | None = None
-    for each in _causes(error):
+    for each in causes(error):
         if found is None and is_answer(each):
             return None
         here = None if isinstance(each, _ANSWERS) else _failure(each)
@@ -292,7 +292,7 @@ def transient(error: BaseException) -> Failure | None:
     return found if found is not None and found.passes else None
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
+def causes(error: BaseException | None) -> Iterator[BaseException]:
     """Iterate over an error and its causes."""
     for _ in range(_DEEPEST):
         if error is None:
