@@ -84,7 +84,7 @@ def test_functions_that_open_and_load(name: str, engine: str, tmp_path: Path) ->
     if engine == "zarr":
         ds.to_zarr(path)
     else:
-        ds.to_netcdf(path, engine=engine)
+        ds.to_netcdf(path, engine="netcdf4")
     function, coroutine = (getattr(aioxarray, f"{name}{suffix}") for suffix in ("", "_async"))
     with pytest.raises(aioxarray.TooLargeError, match="'large'"):
         function(path, engine=engine, max_bytes=799)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +76,32 @@ def test_a_small_load_goes_between_the_requests_of_a_large_one(setting: str) -> 
     # In the second wave already: three of the ten places that the first one gave back.
     assert small.ended_s == 2
     assert large.ended_s == 41
+
+
+@pytest.mark.parametrize("setting", ["concurrency", "memory"])
+@pytest.mark.parametrize("limit", [1, 2, 3, 8, 100, 0], ids=lambda limit: f"limit {limit}")
+def test_a_small_load_has_every_other_place_at_every_limit(limit: int, setting: str) -> None:
+    """Zero is no limit: then nothing waits."""
+    bytes_of_a_chunk, requests = 64, 3
+    large, small = Slow(*LARGE), Slow(requests, 1)
+
+    async def main() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(large.load(clock))
+            await asyncio.sleep(0.5)
+            await small.load(clock)
+
+    value = limit if setting == "concurrency" else limit * bytes_of_a_chunk
+    clock = VirtualClock()
+    with aioxarray.config.set({"concurrency": 0, "memory": 0, setting: value}):
+        clock.run(main)
+    if limit == 0:
+        assert (small.ended_s, large.ended_s) == (1.5, 1)
+        return
+    # After the first wave, the two loads have every other place until the small one has its last.
+    assert small.ended_s <= 1 + math.ceil((2 * requests - 1) / limit)
+    # Nor does a place stay free.
+    assert large.ended_s <= math.ceil((40 * 10 + requests) / limit)
 
 
 def test_each_round_trip_of_a_small_load_in_a_shard_is_in_the_next_wave() -> None:

@@ -217,7 +217,8 @@ def test_waiting_for_bytes_or_a_thread_counts(setting: str, tmp_path: Path) -> N
 
 
 def test_opens_and_saves_count_and_are_refused() -> None:
-    stored, target = RecordingStore(written(2, 1)), RecordingStore(MemoryStore())
+    stored: Any = RecordingStore(written(2, 1))
+    target = RecordingStore(MemoryStore())
 
     async def main() -> None:
         async with all_places_taken():

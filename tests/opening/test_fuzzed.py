@@ -54,7 +54,7 @@ def sample() -> xr.Dataset:
 def stored(zarr_format: int, consolidated: bool) -> Contents:
     store = MemoryStore()
     sample().to_zarr(
-        store,  # type: ignore[call-overload]
+        store,
         zarr_format=zarr_format,
         consolidated=consolidated,
         encoding={"numbers": {"chunks": (2, 3)}},
@@ -79,7 +79,7 @@ def chunked(kind: str) -> Contents:
     store = MemoryStore()
     encoding = {"chunks": (2, 3), **CODECS[kind]}
     sample()[["numbers"]].to_zarr(
-        store,  # type: ignore[call-overload]
+        store,
         zarr_format=2 if kind == "format 2" else 3,
         consolidated=False,
         encoding={"numbers": encoding},

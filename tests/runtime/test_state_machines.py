@@ -385,7 +385,8 @@ class RetriesMachine(OnALoop):
             finally:
                 del self.answers[name]
 
-        return await send(Request("get", self.store, f"key {name}"), self.share, ask)
+        answer: str = await send(Request("get", self.store, f"key {name}"), self.share, ask)
+        return answer
 
     def active(self) -> set[int]:
         """Return the requests that have a place or wait for one."""

@@ -71,7 +71,12 @@ async def _write(
         for name, values in in_memory:
             unchanged.add(name, values)
         result = loaded.to_netcdf(target, mode, **options)
-        unchanged.check()
+        try:
+            unchanged.check()
+        except Exception:
+            # The traceback holds this frame: hold no file in memory.
+            del result
+            raise
         return result
 
     if final is not None and is_remote_uri(final):
