@@ -14,6 +14,7 @@ from pathlib import Path
 from time import perf_counter, sleep
 
 from benchmarks import (
+    adaptive,
     budget,
     cancelling,
     growth,
@@ -40,6 +41,7 @@ GROUPS = {
     "memory": memory,
     "sharing": sharing,
     "saving": saving,
+    "adaptive": adaptive,
 }
 
 

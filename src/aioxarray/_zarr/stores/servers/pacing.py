@@ -31,9 +31,19 @@ if TYPE_CHECKING:
 
 
 class PacedShare(Share):
-    """A share of the requests in flight, whose requests also wait for their turn at the server."""
+    """A share of the requests in flight, whose requests also wait for their turn at the server.
 
-    __slots__ = ()
+    Attributes
+    ----------
+    known
+        The store of the latest request, and the pace of its server: most calls have one store.
+    """
+
+    __slots__ = ("known",)
+
+    def __init__(self, budget: Budget, bound: float) -> None:
+        super().__init__(budget, bound)
+        self.known: tuple[Any, Pace | None] = None, None
 
 
 def request_share(requests: Budget, concurrency: Concurrency | None) -> Share:
@@ -44,13 +54,24 @@ def request_share(requests: Budget, concurrency: Concurrency | None) -> Share:
 
 def pace_of(store: Any, places: Share | None) -> Pace | None:
     """Return the pace of the server behind ``store``; None without a server or "auto"."""
-    if not isinstance(places, PacedShare) or (host := host_of(store)) is None:
+    if type(places) is not PacedShare:
         return None
-    pace = _paces.get(host)
-    if pace is None:
-        with _lock:
-            pace = _paces.setdefault(host, Pace())
+    known, pace = places.known
+    if known is not store:
+        pace = _find(store)
+        places.known = store, pace
     return pace
+
+
+def _find(store: Any) -> Pace | None:
+    host = host_of(store)
+    if host is None:
+        return None
+    with _lock:
+        pace = _paces.get(host)
+        if pace is None:
+            pace = _paces[host] = Pace()
+        return pace
 
 
 def place(request: Request, places: Share, *, long: bool) -> AbstractAsyncContextManager[None]:
@@ -101,7 +122,14 @@ class Pace:
             error = raised
             raise
         finally:
-            self.leave(era, time.monotonic(), error)
+            self.leave(era, None, error)
+
+    def turn_now(self, now: float) -> int | None:
+        """Take the turn of a request if it need not wait; return the era, for `leave`."""
+        with self._lock:
+            if self._again or self._queues or self.limits.opens_at(now, self.in_flight) > now:
+                return None
+            return self._send(now)
 
     async def turn(self, places: Share, *, again: bool) -> int:
         """Wait for the turn of a request; return the era, for `leave`.
@@ -111,12 +139,10 @@ class Pace:
         loop = asyncio.get_running_loop()
         now = loop.time()
         with self._lock:
-            if not self._is_waited_for and self.limits.opens_at(now, self.in_flight) <= now:
-                return self._send(now)
             future: asyncio.Future[int] = loop.create_future()
             queue = self._again if again else self._queues.setdefault(places, deque())
             queue.append((future, loop))
-            self._let_in(now)
+            self._let_in(now, loop)
         try:
             return await future
         except asyncio.CancelledError:
@@ -124,22 +150,27 @@ class Pace:
                 # The timer may be in a loop that ends.
                 with self._lock:
                     self._alarm = None
-                    self._let_in(loop.time())
+                    self._let_in(loop.time(), loop)
             else:
-                self.leave(future.result(), loop.time(), None, answered=False)
+                self.leave(future.result(), loop, None, answered=False)
             raise
 
     def leave(
-        self, era: int, now: float, error: BaseException | None, *, answered: bool = True
+        self,
+        era: int,
+        here: asyncio.AbstractEventLoop | None,
+        error: BaseException | None,
+        *,
+        answered: bool = True,
     ) -> None:
         """Record the end of a request, and let others in; thread-safe.
 
         Parameters
         ----------
         era
-            The result of `turn`.
-        now
-            The time of the loop.
+            The result of `turn` or `turn_now`.
+        here
+            The running loop; None in a thread without one.
         error
             The error of the request; None if it succeeded.
         answered
@@ -147,6 +178,7 @@ class Pace:
         """
         answered = answered and (error is None or isinstance(error, Exception))
         found = transient(error) if answered and error is not None else None
+        now = time.monotonic() if here is None else here.time()
         with self._lock:
             if answered and found is None:
                 # Errors such as "not found" are answers, too.
@@ -159,7 +191,7 @@ class Pace:
                 self.limits.dropped(era)
             self.in_flight -= 1
             if self._is_waited_for:
-                self._let_in(now)
+                self._let_in(now, here)
             elif self.in_flight == 0:
                 self.limits.idle()
 
@@ -171,8 +203,11 @@ class Pace:
     def _is_waited_for(self) -> bool:
         return bool(self._again or self._queues)
 
-    def _let_in(self, now: float) -> None:
-        """Let in the requests whose turn it is; the lock is held."""
+    def _let_in(self, now: float, here: asyncio.AbstractEventLoop | None) -> None:
+        """Let in the requests whose turn it is; the lock is held.
+
+        ``here`` is the running loop; None in a thread without one.
+        """
         while (waiting := self._first()) is not None:
             future, loop = waiting
             when = self.limits.opens_at(now, self.in_flight)
@@ -182,7 +217,11 @@ class Pace:
                 if when > now:
                     self._wake_at(when, loop)
                     return
-                loop.call_soon_threadsafe(self._grant, future, loop, self._send(now))
+                era = self._send(now)
+                if loop is here:
+                    future.set_result(era)
+                else:
+                    loop.call_soon_threadsafe(self._grant, future, loop, era)
             except RuntimeError:
                 # The loop was closed while the request waited.
                 if when <= now:
@@ -213,7 +252,7 @@ class Pace:
         self, future: asyncio.Future[int], loop: asyncio.AbstractEventLoop, era: int
     ) -> None:
         if future.cancelled():
-            self.leave(era, loop.time(), None, answered=False)
+            self.leave(era, loop, None, answered=False)
         else:
             future.set_result(era)
 
@@ -231,7 +270,7 @@ class Pace:
         with self._lock:
             self._alarm = None
             # A loop calls a bit early, by the resolution of its clock.
-            self._let_in(max(when, loop.time()))
+            self._let_in(max(when, loop.time()), loop)
 
 
 class _Turn:
@@ -247,7 +286,10 @@ class _Turn:
 
     async def __aenter__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        if self._attempts is None:
+        era = self._pace.turn_now(self._loop.time())
+        if era is not None:
+            self._era = era
+        elif self._attempts is None:
             self._era = await self._pace.turn(self._places, again=False)
         else:
             try:
@@ -258,7 +300,7 @@ class _Turn:
         try:
             await self._places.acquire(long=self._long)
         except BaseException as error:
-            self._pace.leave(self._era, self._loop.time(), error, answered=False)
+            self._pace.leave(self._era, self._loop, error, answered=False)
             raise
 
     async def __aexit__(
@@ -268,7 +310,9 @@ class _Turn:
         traceback: TracebackType | None,
     ) -> None:
         self._places.release(long=self._long)
-        self._pace.leave(self._era, self._loop.time(), error)
+        # A coroutine that was never finished may be closed in any thread.
+        here = None if kind is GeneratorExit else self._loop
+        self._pace.leave(self._era, here, error)
 
 
 _lock = threading.Lock()
