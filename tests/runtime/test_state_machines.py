@@ -381,7 +381,7 @@ class RetriesMachine(OnALoop):
             self.attempts[name] = self.attempts.get(name, 0) + 1
             answer = self.answers[name] = asyncio.get_running_loop().create_future()
             try:
-                return await answer
+                return str(await answer)
             finally:
                 del self.answers[name]
 
