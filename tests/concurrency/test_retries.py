@@ -480,6 +480,31 @@ def test_obstore_does_not_retry_listings_that_break(server: ObjectServer) -> Non
     assert server.log.count("LIST") == 2
 
 
+def test_icechunk_does_not_retry_bodies_that_break(server: ObjectServer) -> None:
+    import icechunk
+
+    storage = icechunk.s3_storage(
+        bucket="bucket",
+        prefix="repo",
+        endpoint_url=server.url,
+        allow_http=True,
+        force_path_style=True,
+        region="us-east-1",
+        access_key_id="test",
+        secret_access_key="test",
+    )
+    session = icechunk.Repository.create(storage).writable_session("main")
+    # More than icechunk stores in its metadata.
+    values = xr.Dataset({"v": ("x", np.random.default_rng(0).random(1000))})
+    aioxarray.to_zarr(values, session.store, consolidated=False)
+    session.commit("values")
+    store = icechunk.Repository.open(storage).readonly_session("main").store
+    ds = aioxarray.open_zarr(store, consolidated=False)
+    server.fail("*", "truncate", times=1)
+    xr.testing.assert_equal(aioxarray.load(ds), values)
+    assert server.log.failed == 1
+
+
 def test_clients_that_retry_are_known() -> None:
     import fsspec
     import icechunk

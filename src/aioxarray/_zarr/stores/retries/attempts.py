@@ -34,8 +34,6 @@ _RETRYING = frozenset({"abfs", "abfss", "adl", "az", "gcs", "gs", "oci", "oss", 
 
 # Libraries whose clients all retry, unless they were told not to.
 _CLIENTS = frozenset({"botocore", "icechunk", "obstore"})
-# How obstore says that a body broke off; it retries that, but not in listings.
-_BROKEN_BODY = "request or response body error"
 # Filesystems can be wrapped: in a cache, or in a directory of another.
 _DEEPEST = 6
 
@@ -148,11 +146,11 @@ class Attempts:
             # Answers to HEAD have no code, by which s3fs would know them.
             if library == "botocore" and found.cause in ("HTTP 408", "HTTP 425"):
                 return True
-            if (
-                library == "obstore"
-                and self._request.kind == "list"
-                and found.cause == _BROKEN_BODY
-            ):
+            # icechunk asks for no body again that broke off, and obstore for no listing.
+            if library == "icechunk" and found.cause == "streaming error":
+                return True
+            is_list = self._request.kind == "list"
+            if library == "obstore" and is_list and found.cause == "request or response body error":
                 return True
         return False
 
