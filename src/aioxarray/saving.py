@@ -61,7 +61,8 @@ async def to_zarr_async(
         As in `xarray.DataTree.to_zarr`; for a DataTree only.
     concurrency
         Maximum number of store requests in flight for this call, including reads of lazy data;
-        overrides the setting of the same name. Zero or below: no limit.
+        overrides the setting of the same name. Zero or below: no limit; "auto": as many as each
+        server accepts.
     timeout
         Seconds after which the call gives up, including the wait for its turn.
     progress

@@ -26,6 +26,7 @@ _WORTH = 0.25
 _CAUTION = 0.95
 _SLOWER = 0.9
 _FIRST_RATE_STEP = 0.05
+_LARGEST_RATE_STEP = 0.25
 # Below this part of the rate, something else limits the answers.
 _LIMITED = 0.7
 # So many refusals in a row mean that everything is refused.
@@ -282,7 +283,7 @@ class ServerLimits:
             if now >= self._hold_until and a_second >= _LIMITED * self.rate:
                 self._good_rate = self.rate
                 self.rate *= 1 + self._rate_step
-                self._rate_step = min(2 * self._rate_step, 1.0)
+                self._rate_step = min(2 * self._rate_step, _LARGEST_RATE_STEP)
         else:
             self._raise_bound(now, a_second)
 
