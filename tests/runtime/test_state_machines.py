@@ -379,7 +379,8 @@ class RetriesMachine(OnALoop):
     async def request(self, name: int) -> str:
         async def ask() -> str:
             self.attempts[name] = self.attempts.get(name, 0) + 1
-            answer = self.answers[name] = asyncio.get_running_loop().create_future()
+            answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+            self.answers[name] = answer
             try:
                 return str(await answer)
             finally:

@@ -77,8 +77,10 @@ def test_a_changed_array_is_an_error(name: str, part: str) -> None:
         values = ds[name].values
         values[... if part == "all" else (-1,) * values.ndim] = NEW[name]
 
+    # A large array counts once a part of it is encoded, small ones from the beginning.
+    keys = "where/c/*" if name == "where" else "large/c/*"
     with pytest.raises(ArrayChangedError, match=f"the array of variable '{name}' was changed"):
-        asyncio.run(save_and_change(ds, store, change, encoding=LARGE_IN_ROWS))
+        asyncio.run(save_and_change(ds, store, change, keys, encoding=LARGE_IN_ROWS))
     # The chunks that were written belong to nothing.
     assert not any(key.endswith("zarr.json") for key in content(store))
 
