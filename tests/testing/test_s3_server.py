@@ -152,6 +152,15 @@ def test_large_objects_arrive_in_parts(server: ObjectServer) -> None:
     assert "bucket/b" not in server.data
 
 
+def test_objects_are_copied(either: ObjectServer) -> None:
+    either.put("bucket/a/ä", b"x")
+    status, _, copied = ask(either, "PUT", "/bucket/b", x_amz_copy_source="/bucket/a/%C3%A4")
+    assert (status, either.data["bucket/b"]) == (200, b"x")
+    assert texts(copied, "ETag")
+    status, _, missing = ask(either, "PUT", "/bucket/c", x_amz_copy_source="bucket/none")
+    assert (status, texts(missing, "Code")) == (404, ["NoSuchKey"])
+
+
 def test_writes_can_have_conditions(either: ObjectServer) -> None:
     status, first, _ = ask(either, "PUT", "/bucket/a", b"1", If_None_Match="*")
     assert status == 200

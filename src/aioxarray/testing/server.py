@@ -31,8 +31,8 @@ class ObjectServer:
     PROPFIND, for obstore. Connections are kept alive.
 
     It is also an S3 server for path-style requests: the first part of a key is the bucket, and
-    every bucket exists. Listings (ListObjectsV2), bulk deletes and multipart uploads work with
-    s3fs, obstore and icechunk; errors are XML documents with S3's codes. Signatures are not
+    every bucket exists. Listings (ListObjectsV2), bulk deletes, copies and multipart uploads work
+    with s3fs, obstore and icechunk; errors are XML documents with S3's codes. Signatures are not
     checked. The log and the rules of `fail` know a listing as the method "LIST", with bucket and
     prefix as the key.
 

@@ -1,4 +1,4 @@
-"""S3's protocol, path-style: listings, bulk deletes, multipart uploads, errors in XML.
+"""S3's protocol, path-style: listings, bulk deletes, copies, multipart uploads, errors in XML.
 
 A bucket is the first part of a key. Objects are read and written as over plain HTTP; see `Site`.
 Signatures are not checked.
@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from typing import TYPE_CHECKING
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
@@ -115,7 +115,7 @@ class Uploads:
             case "PUT" | "HEAD" if "/" not in key.rstrip("/"):
                 return Answer(HTTPStatus.OK)  # every bucket exists
             case "PUT" if "x-amz-copy-source" in incoming.headers:
-                return error(HTTPStatus.NOT_IMPLEMENTED, key)
+                return self._copy(key, incoming.headers["x-amz-copy-source"])
             case "POST" if "delete" in query:
                 return self._delete(key.rstrip("/"), incoming.body)
             case "POST" if "uploads" in query:
@@ -156,6 +156,19 @@ class Uploads:
             "</CompleteMultipartUploadResult>",
         )
 
+    def _copy(self, key: str, source: str) -> Answer:
+        name = unquote(source.partition("?")[0]).removeprefix("/")
+        if name not in self._objects:
+            return error(HTTPStatus.NOT_FOUND, name)
+        self._objects[key] = self._objects[name]
+        found = self._objects.find(key)
+        etag, modified = ("", 0) if found is None else (escape(found.etag), found.modified)
+        return _xml(
+            HTTPStatus.OK,
+            f"<CopyObjectResult {_NAMESPACE}><ETag>{etag}</ETag>"
+            f"<LastModified>{_time(modified)}</LastModified></CopyObjectResult>",
+        )
+
     def _delete(self, bucket: str, body: bytes) -> Answer:
         deleted = []
         for each in ElementTree.fromstring(body).iterfind("{*}Object/{*}Key"):
@@ -185,7 +198,7 @@ class Uploads:
             if delimiter and name.endswith(delimiter):
                 entries.append(f"<CommonPrefixes><Prefix>{text(name)}</Prefix></CommonPrefixes>")
             elif (found := self._objects.find(f"{bucket}/{name}")) is not None:
-                modified = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(found.modified))
+                modified = _time(found.modified)
                 entries.append(
                     f"<Contents><Key>{text(name)}</Key><LastModified>{modified}</LastModified>"
                     f"<ETag>{escape(found.etag)}</ETag><Size>{found.size}</Size>"
@@ -214,6 +227,10 @@ class Uploads:
             if name != last:
                 yield name
             last = name
+
+
+def _time(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(seconds))
 
 
 def _names(key: str) -> str:
