@@ -78,6 +78,10 @@ def _node(
     is_array = name == ".zarray" or document.get("node_type") == "array"
     if name == ".zattrs":
         return
+    node_type = document.get("node_type")
+    if name == "zarr.json" and node_type not in ("array", "group"):
+        yield f"{key!r}{place} is invalid: node_type is {node_type!r}, not 'array' or 'group'"
+        return
     problem = _error_of(lambda: _parsed(name, document, is_array=is_array))
     attributes = document.get("attributes")
     if problem is None and not isinstance(attributes, dict | None):
