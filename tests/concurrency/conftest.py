@@ -6,8 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from aioxarray._runtime.loops import run_blocking
 from tests.concurrency.clients import served
 from tests.concurrency.helpers import assert_idle, tasks_on_io_loop
+from tests.concurrency.sessions import close_all
 
 
 @pytest.fixture(autouse=True)
@@ -16,6 +18,13 @@ def nothing_left() -> Iterator[None]:
     before = tasks_on_io_loop()
     yield
     assert_idle(before)
+
+
+@pytest.fixture(autouse=True)
+def no_session_stays() -> Iterator[None]:
+    """Close the sessions of stores that were given to `closed_later`."""
+    yield
+    run_blocking(close_all)
 
 
 @pytest.fixture(scope="session")

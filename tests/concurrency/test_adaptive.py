@@ -19,7 +19,6 @@ from zarr.core.buffer.cpu import Buffer
 from zarr.storage import MemoryStore
 
 import aioxarray
-from aioxarray._runtime.loops import run_blocking
 from aioxarray._zarr import tuning
 from aioxarray._zarr.stores.grants import open_grants
 from aioxarray._zarr.stores.limited import LimitedStore
@@ -32,6 +31,7 @@ from aioxarray.testing import ObjectServer, VirtualClock
 from tests.concurrency import clients
 from tests.concurrency.helpers import lazily, plain, same, written
 from tests.concurrency.refusing import PROCESS_A_SECOND, ServedStore, Server
+from tests.concurrency.sessions import closed_later
 from tests.concurrency.test_requests import Seen
 from tests.samples import stored
 
@@ -331,7 +331,7 @@ def test_a_real_server_gets_what_it_accepts(
     with ObjectServer(latency_s) as server:
         for key, value in stored(data, zarr_format=2)._store_dict.items():
             server.put(f"data/{key}", value.to_bytes())
-        store = client(f"{server.url}/data")
+        store: Any = closed_later(client(f"{server.url}/data"))
         ds = aioxarray.open_zarr(store, consolidated=True)
         server.fail("*", 503, above=most)
         server.log.clear()
@@ -342,14 +342,6 @@ def test_a_real_server_gets_what_it_accepts(
         if most == 40:
             # Those of the first bound, and a few when more was tried.
             assert len(seen.failed_with) < 2 * tuning.FIRST_IN_FLIGHT
-        run_blocking(partial(_close, store))
-
-
-async def _close(store: Any) -> None:
-    """Close the session of aiohttp, which fsspec leaves to the garbage collector."""
-    session = getattr(getattr(store, "fs", None), "_session", None)
-    if session is not None:
-        await session.close()
 
 
 # --- which failures count ------------------------------------------------------------------------

@@ -12,11 +12,10 @@ from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec
 from zarr.storage import MemoryStore
 
 import aioxarray
-from aioxarray._runtime.loops import run_blocking
 from aioxarray.config import config
 from aioxarray.errors import DamagedDataError
 from aioxarray.testing import ObjectServer
-from tests.concurrency import clients
+from tests.concurrency.test_retries import fsspec_http, obstore_http
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -49,33 +48,6 @@ def stored(kind: str) -> dict[str, bytes]:
     array[...] = VALUES
     zarr.consolidate_metadata(store)
     return {key: value.to_bytes() for key, value in store._store_dict.items()}
-
-
-_OPEN: list[Any] = []
-
-
-def fsspec_http(url: str) -> Store:
-    store: Any = clients.fsspec_http(f"{url}/bucket/data")
-    _OPEN.append(store.fs)
-    return store  # type: ignore[no-any-return]
-
-
-@pytest.fixture(autouse=True)
-def no_session_stays() -> Iterator[None]:
-    """Close the sessions of aiohttp, which fsspec leaves to the garbage collector."""
-
-    async def close() -> None:
-        while _OPEN:
-            session = _OPEN.pop()._session
-            if session is not None:
-                await session.close()
-
-    yield
-    run_blocking(close)
-
-
-def obstore_http(url: str) -> Store:
-    return clients.obstore_http(f"{url}/bucket/data")
 
 
 over_each_client = pytest.mark.parametrize("client", [fsspec_http, obstore_http])

@@ -28,6 +28,7 @@ from aioxarray._zarr.stores.retries.translation import translated
 from aioxarray.config import config
 from aioxarray.testing import FaultyStore, ObjectServer
 from tests.concurrency import clients
+from tests.concurrency.sessions import closed_later
 from tests.samples import stored
 
 if TYPE_CHECKING:
@@ -88,31 +89,9 @@ def server(objects: dict[str, bytes]) -> Iterator[ObjectServer]:
         yield server
 
 
-_OPEN: list[Any] = []
-
-
-@pytest.fixture(autouse=True)
-def no_session_stays() -> Iterator[None]:
-    """Close the sessions of aiohttp, which fsspec leaves to the garbage collector."""
-
-    async def close() -> None:
-        while _OPEN:
-            filesystem = _OPEN.pop()
-            if (s3 := getattr(filesystem, "_s3creator", None)) is not None:
-                await s3.__aexit__(None, None, None)
-            elif (session := getattr(filesystem, "_session", None)) is not None:
-                await session.close()
-
-    yield
-    run_blocking(close)
-
-
 def client_of(name: str, server: ObjectServer) -> Store:
     url = f"{server.url}/bucket/data" if name.endswith("_http") else server.url
-    store: Any = CLIENTS[name](url)
-    if hasattr(store, "fs"):
-        _OPEN.append(store.fs)
-    return store  # type: ignore[no-any-return]
+    return closed_later(CLIENTS[name](url))
 
 
 def open_(store: Any) -> Any:

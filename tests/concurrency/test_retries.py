@@ -33,6 +33,7 @@ from aioxarray.config import config
 from aioxarray.errors import ServerUnavailableError, TryAgainError
 from aioxarray.testing import FaultyStore, ObjectServer
 from tests.concurrency import clients
+from tests.concurrency.sessions import closed_later
 from tests.concurrency.test_requests import Seen
 from tests.samples import stored
 
@@ -73,27 +74,8 @@ def server() -> Iterator[ObjectServer]:
         yield server
 
 
-_OPEN: list[Any] = []
-
-
 def fsspec_http(url: str) -> Store:
-    store: Any = clients.fsspec_http(f"{url}/bucket/data")
-    _OPEN.append(store.fs)
-    return store  # type: ignore[no-any-return]
-
-
-@pytest.fixture(autouse=True)
-def no_session_stays() -> Iterator[None]:
-    """Close the sessions of aiohttp, which fsspec leaves to the garbage collector."""
-
-    async def close() -> None:
-        while _OPEN:
-            session = _OPEN.pop()._session
-            if session is not None:
-                await session.close()
-
-    yield
-    run_blocking(close)
+    return closed_later(clients.fsspec_http(f"{url}/bucket/data"))
 
 
 def obstore_http(url: str) -> Store:
@@ -684,7 +666,7 @@ def test_the_error_shows_no_secret(server: ObjectServer) -> None:
     store = kind.from_url(
         f"http://user:hunter2@{host}/bucket/data", storage_options={"skip_instance_cache": True}
     )
-    _OPEN.append(store.fs)
+    closed_later(store)
     server.fail("*a", 503)
     with config.set({"retry.attempts": 2}), pytest.raises(Exception, match="503") as caught:
         get(store)

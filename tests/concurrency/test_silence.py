@@ -30,13 +30,11 @@ from aioxarray.testing import ObjectServer, RecordingStore, VirtualClock
 from aioxarray.testing._wrapper import RequestStore
 from tests import budgets
 from tests.concurrency.test_requests import Seen
-from tests.concurrency.test_retries import no_session_stays, over_each_client
+from tests.concurrency.test_retries import over_each_client
 from tests.samples import stored
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
-
-__all__ = ["no_session_stays"]
 
 T = TypeVar("T")
 
@@ -454,7 +452,6 @@ def test_loads_with_hedging_have_the_right_values() -> None:
 
 @over_each_client
 @pytest.mark.parametrize("number", [0, 17])
-@pytest.mark.usefixtures("no_session_stays")
 def test_stalled_connection(client: Callable[[str], Store], number: int) -> None:
     ds = chunks(40).compute()
     ds["v"].encoding["chunks"] = (1, 4)
