@@ -96,7 +96,7 @@ def test_objects_come_and_go(server: ObjectServer) -> None:
 
         assert client("DELETE", "/a/b")[0] == 204
         assert client("DELETE", "/a/b")[0] == 404
-        assert client("MKCOL", "/")[0] == 405
+        assert client("COPY", "/")[0] == 405
     assert [r.method for r in server.log.requests[:3]] == ["GET", "PUT", "GET"]
     assert server.log.count(key="a/b") == server.log.completed - 1
     assert server.log.most_in_flight == 1
