@@ -175,7 +175,9 @@ def check(error: Any, client: str, fault: Any, store: str) -> None:
     assert str(error).startswith("could not ")
     assert store in str(error)
     assert store in notes(error)
-    by_itself = "by itself" in notes(error)
+    # icechunk does not repeat requests whose body breaks off.
+    left_out = (client, fault) == ("icechunk", "truncate")
+    by_itself = "by itself" in notes(error) and not left_out
     is_final = not isinstance(error, errors.TryAgainError)
     assert error.attempts == (1 if by_itself or is_final else 2)
     assert f"{error.attempts} attempt" in notes(error)

@@ -279,7 +279,7 @@ metadata = pytest.mark.parametrize(
 @metadata
 def test_changed_metadata(zarr_format: int, consolidated: bool) -> None:
     rng = random.Random(f"{zarr_format} {consolidated}")
-    for _ in range(50):
+    for _ in range(20):
         fuzz_metadata(rng, zarr_format, consolidated)
 
 
@@ -295,7 +295,7 @@ def test_more_changed_metadata(zarr_format: int, consolidated: bool, seed: str) 
 @pytest.mark.parametrize("kind", CODECS)
 def test_changed_chunks(kind: str) -> None:
     rng = random.Random(kind)
-    for _ in range(25):
+    for _ in range(8):
         fuzz_chunk(rng, kind)
 
 

@@ -38,6 +38,9 @@ def make_site(
     return Site(DirectoryObjects(root), latency_s, bytes_per_s, off_loop=not alone)
 
 
+_ROUNDS = 5
+
+
 async def serve(site: Site, started: Future[int], stop: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
     # Hundreds of clients may connect before the loop gets to accept them.
@@ -48,9 +51,12 @@ async def serve(site: Site, started: Future[int], stop: asyncio.Event) -> None:
     finally:
         # Not wait_closed: it would wait for clients that keep their connections open.
         server.close()
-        for connection in tuple(site.connections):
-            connection.abort()
-        await asyncio.sleep(0)  # lets the loop close their sockets
+        # One that was just being accepted appears a few rounds of the loop later. Each round also
+        # closes the sockets of those that were aborted in the last one.
+        for _ in range(_ROUNDS):
+            for connection in tuple(site.connections):
+                connection.abort()
+            await asyncio.sleep(0)
 
 
 class Host(Protocol):

@@ -91,6 +91,7 @@ _CODES: dict[str, type[AioxarrayError]] = {
         ),
         AccessDeniedError,
     ),
+    "InvalidRequest": RefusedError,
 }
 
 # Those of servers that have too many requests, or were too slow for one.
