@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -192,16 +193,17 @@ NAMES = {
 }
 
 
-def crossed(first: list[Any], others: list[Any], faults: list[Any]) -> list[Any]:
-    """Return all faults for the ``first`` verb, and some for each of the ``others``."""
+def in_turn(names: Iterable[str], first: list[Any], others: list[Any]) -> list[Any]:
+    """Return all faults for the ``first`` verbs and two for the ``others``, each with a client."""
     pairs = [(verb, fault) for verb in first for fault in FAULTS]
-    pairs += [(verb, fault) for verb in others for fault in faults]
-    return [pytest.param(*pair, id=f"{pair[0].__name__}-{pair[1]}") for pair in pairs]
+    pairs += [(verb, fault) for verb in others for fault in (403, "reset")]
+    return [
+        pytest.param(name, verb, fault, id=f"{verb.__name__}-{fault}-{name}")
+        for (verb, fault), name in zip(pairs, itertools.cycle(names), strict=False)
+    ]
 
 
-@pytest.mark.matrix(together=1)
-@pytest.mark.parametrize("client", CLIENTS)
-@pytest.mark.parametrize(("verb", "fault"), crossed([load], [dask, tree, plain], [403, "reset"]))
+@pytest.mark.parametrize(("client", "verb", "fault"), in_turn(CLIENTS, [load], [dask, tree, plain]))
 def test_a_failed_read(
     client: str, fault: Any, verb: Callable[[Any], Callable[[], Any]], server: ObjectServer
 ) -> None:
@@ -215,11 +217,14 @@ def test_a_failed_read(
         assert "variable 'v'" in notes(error)
 
 
-@pytest.mark.matrix(together=1)
-@pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("client", [name for name in CLIENTS if name != "icechunk"])
-def test_a_failed_open(client: str, fault: Any, server: ObjectServer) -> None:
-    call = open_again(client_of(client, server))
+@pytest.mark.parametrize(
+    ("client", "verb", "fault"),
+    in_turn([name for name in CLIENTS if name != "icechunk"], [open_again], []),
+)
+def test_a_failed_open(
+    client: str, fault: Any, verb: Callable[[Any], Callable[[], Any]], server: ObjectServer
+) -> None:
+    call = verb(client_of(client, server))
     server.fail("*", fault)
     error = failed(call)
     check(error, client, fault, NAMES[client])
@@ -234,9 +239,9 @@ def test_icechunk_does_not_hide_that_its_snapshot_cannot_be_read(server: ObjectS
     check(failed(open_again(store)), "icechunk", 403, NAMES["icechunk"])
 
 
-@pytest.mark.matrix(together=1)
-@pytest.mark.parametrize("client", clients.WRITERS)
-@pytest.mark.parametrize(("verb", "fault"), crossed([save], [append, region], [403, "reset"]))
+@pytest.mark.parametrize(
+    ("client", "verb", "fault"), in_turn(clients.WRITERS, [save], [append, region])
+)
 def test_a_failed_save(
     client: str, fault: Any, verb: Callable[[Any], Callable[[], Any]], server: ObjectServer
 ) -> None:
