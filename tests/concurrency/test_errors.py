@@ -197,8 +197,12 @@ def in_turn(names: Iterable[str], first: list[Any], others: list[Any]) -> list[A
     """Return all faults for the ``first`` verbs and two for the ``others``, each with a client."""
     pairs = [(verb, fault) for verb in first for fault in FAULTS]
     pairs += [(verb, fault) for verb in others for fault in (403, "reset")]
+    # icechunk retries by itself for half a minute.
+    slow = {"icechunk": [pytest.mark.slow]}
     return [
-        pytest.param(name, verb, fault, id=f"{verb.__name__}-{fault}-{name}")
+        pytest.param(
+            name, verb, fault, id=f"{verb.__name__}-{fault}-{name}", marks=slow.get(name, [])
+        )
         for (verb, fault), name in zip(pairs, itertools.cycle(names), strict=False)
     ]
 
