@@ -22,6 +22,7 @@ from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteReques
 from zarr.storage import MemoryStore, ObjectStore
 
 from aioxarray.testing import ObjectServer, Request
+from aioxarray.testing._serving.hosts import HOST, ThreadHost, make_site
 from aioxarray.testing._serving.objects import MemoryObjects
 from aioxarray.testing._serving.site import Site
 
@@ -424,3 +425,18 @@ def test_use_before_and_after_serving_is_refused() -> None:
     server.close()
     with pytest.raises(RuntimeError, match="not running"):
         _ = server.url
+
+
+def test_a_connection_that_is_just_being_accepted_is_closed() -> None:
+    host: Any = ThreadHost(make_site(0.0, 0.0, None, alone=False))
+    clients: list[socket.socket] = []
+
+    def connect() -> None:
+        clients.append(socket.create_connection((HOST, host.port), timeout=60))
+        # The loop is told to stop in the round in which it accepts the connection.
+        host._loop.call_soon(host._stop.set)
+
+    host._loop.call_soon_threadsafe(connect)
+    host._thread.join()
+    with clients[0] as client:
+        assert client.recv(1) == b""

@@ -82,7 +82,7 @@ class _Rule:
         self._seen = 0
         self._failed = 0
         self._random = random.Random(fault.seed)
-        # What is left of the requests of a second, and when that was.
+        # The allowance of `above_per_s` that is left, and the time of the last request.
         self._left = fault.above_per_s or 0.0
         self._left_at = -math.inf
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
 import os
@@ -38,6 +39,7 @@ def make_site(
     return Site(DirectoryObjects(root), latency_s, bytes_per_s, off_loop=not alone)
 
 
+# More than a connection takes from being accepted to `Connection.connection_made`.
 _ROUNDS = 5
 
 
@@ -49,14 +51,19 @@ async def serve(site: Site, started: Future[int], stop: asyncio.Event) -> None:
         started.set_result(server.sockets[0].getsockname()[1])
         await stop.wait()
     finally:
+        # A closed server refuses a connection that the loop has just accepted, and leaves its
+        # socket open. So the loop accepts no more first, and finishes what it has accepted.
+        for listening in server.sockets:
+            # The loop of Windows has no readers.
+            with contextlib.suppress(NotImplementedError):
+                loop.remove_reader(listening)
+        for _ in range(_ROUNDS):
+            await asyncio.sleep(0)
         # Not wait_closed: it would wait for clients that keep their connections open.
         server.close()
-        # One that was just being accepted appears a few rounds of the loop later. Each round also
-        # closes the sockets of those that were aborted in the last one.
-        for _ in range(_ROUNDS):
-            for connection in tuple(site.connections):
-                connection.abort()
-            await asyncio.sleep(0)
+        for connection in tuple(site.connections):
+            connection.abort()
+        await asyncio.sleep(0)  # lets the loop close their sockets
 
 
 class Host(Protocol):

@@ -26,7 +26,7 @@ class Incoming:
     Attributes
     ----------
     request
-        What is logged, and what rules of faults match.
+        The request as it is logged; rules of faults are matched against it.
     headers
         The headers, by names in lower case.
     query
