@@ -38,6 +38,7 @@ from aioxarray.config import config
 from aioxarray.errors import AioxarrayError
 from aioxarray.testing import ObjectServer
 from tests import samples
+from tests.concurrency.clients import icechunk_storage
 from tests.opening.helpers import Way, every_way
 from tests.samples import contents, stored
 
@@ -327,16 +328,8 @@ def obstore_s3(server: ObjectServer) -> Any:
 
 
 def of_icechunk(server: ObjectServer) -> Any:
-    storage = icechunk.s3_storage(
-        bucket="bucket",
-        prefix="repo",
-        endpoint_url=server.url,
-        allow_http=True,
-        force_path_style=True,
-        access_key_id=SECRET,
-        secret_access_key=SECRET,
-        session_token=SECRET,
-        region="us-east-1",
+    storage = icechunk_storage(
+        server.url, access_key_id=SECRET, secret_access_key=SECRET, session_token=SECRET
     )
     once = icechunk.StorageSettings(retries=icechunk.StorageRetriesSettings(max_tries=1))
     config = icechunk.RepositoryConfig(storage=once)

@@ -50,9 +50,9 @@ async def load_async(
         the loaded arrays. It is called on the caller's event loop or, from a blocking call, in
         the waiting thread. An error in it is logged and does not end the load.
     max_bytes
-        The most bytes to load, such as ``"2GiB"`` or a number; None for no limit. What counts is
-        the decoded values of the lazy variables in ``obj``. Objects, strings of any length and
-        dask arrays of unknown shape do not count, since their size is not known beforehand.
+        The most bytes to load, such as ``"2GiB"`` or a number; None for no limit. The
+        decoded values of the lazy variables in ``obj`` count. Objects, strings of any length and
+        dask arrays of unknown shape do not, since their size is not known beforehand.
 
     Returns
     -------

@@ -78,19 +78,26 @@ def obstore_s3(url: str) -> Store:
     return ObjectStore(client)
 
 
-def icechunk(url: str) -> Store:
+def icechunk_storage(url: str, **credentials: str) -> Any:
+    """Return the storage of an icechunk repository in a bucket behind ``url``."""
     import icechunk as ice
 
-    storage = ice.s3_storage(
+    options: Any = {"access_key_id": "test", "secret_access_key": "test", **credentials}
+    return ice.s3_storage(
         bucket="bucket",
         prefix="repo",
         endpoint_url=url,
         allow_http=True,
         force_path_style=True,
-        access_key_id="test",
-        secret_access_key="test",
         region="us-east-1",
+        **options,
     )
+
+
+def icechunk(url: str) -> Store:
+    import icechunk as ice
+
+    storage = icechunk_storage(url)
     once = ice.StorageSettings(retries=ice.StorageRetriesSettings(max_tries=1))
     repo = ice.Repository.open(storage, ice.RepositoryConfig(storage=once))
     return repo.writable_session("main").store

@@ -465,16 +465,7 @@ def test_obstore_does_not_retry_listings_that_break(server: ObjectServer) -> Non
 def test_icechunk_does_not_retry_bodies_that_break(server: ObjectServer) -> None:
     import icechunk
 
-    storage = icechunk.s3_storage(
-        bucket="bucket",
-        prefix="repo",
-        endpoint_url=server.url,
-        allow_http=True,
-        force_path_style=True,
-        region="us-east-1",
-        access_key_id="test",
-        secret_access_key="test",
-    )
+    storage = clients.icechunk_storage(server.url)
     session = icechunk.Repository.create(storage).writable_session("main")
     # More than icechunk stores in its metadata.
     values = xr.Dataset({"v": ("x", np.random.default_rng(0).random(1000))})

@@ -78,16 +78,7 @@ def test_clients_save_open_and_load(server: ObjectServer, name: str) -> None:
     if name == "icechunk":
         import icechunk
 
-        storage = icechunk.s3_storage(
-            bucket="bucket",
-            prefix="repo",
-            endpoint_url=server.url,
-            allow_http=True,
-            force_path_style=True,
-            region="any",
-            access_key_id="any",
-            secret_access_key="any",
-        )
+        storage = clients.icechunk_storage(server.url)
         session = icechunk.Repository.create(storage).writable_session("main")
         aioxarray.to_zarr(ds, session.store, consolidated=False)
         session.commit("first")

@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import datetime
 import email.utils
-import errno
-import re
 import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from aioxarray._zarr.stores.retries import spellings
 from aioxarray.errors import (
     AccessDeniedError,
     AioxarrayError,
     DamagedDataError,
     DataChangedError,
     RefusedError,
-    ServerUnavailableError,
     SilentServerError,
     ThrottledError,
     TimedOutError,
@@ -30,186 +28,6 @@ from aioxarray.errors import (
     UnreachableError,
     UntrustedServerError,
 )
-
-# 408 Request Timeout, 425 Too Early, 429 Too Many Requests, and the statuses of overloaded or
-# restarting servers and proxies.
-_KINDS: dict[int, type[AioxarrayError]] = {
-    401: AccessDeniedError,
-    403: AccessDeniedError,
-    404: DataChangedError,
-    408: ServerUnavailableError,
-    410: DataChangedError,
-    412: DataChangedError,
-    416: DataChangedError,
-    425: ServerUnavailableError,
-    429: ThrottledError,
-    500: ServerUnavailableError,
-    502: ServerUnavailableError,
-    503: ServerUnavailableError,
-    504: ServerUnavailableError,
-}
-
-# Codes in the answers of S3, GCS and Azure; some come with statuses that say nothing.
-_CODES: dict[str, type[AioxarrayError]] = {
-    **dict.fromkeys(
-        (
-            "BandwidthLimitExceeded",
-            "EC2ThrottledException",
-            "RequestLimitExceeded",
-            "RequestThrottled",
-            "RequestThrottledException",
-            "SlowDown",
-            "ThrottledException",
-            "Throttling",
-            "ThrottlingException",
-            "TooManyRequests",
-            "TooManyRequestsException",
-            "rateLimitExceeded",
-            "userRateLimitExceeded",
-        ),
-        ThrottledError,
-    ),
-    **dict.fromkeys(
-        (
-            "InternalError",
-            "OperationTimedOut",
-            "RequestTimeout",
-            "ServerBusy",
-            "ServiceUnavailable",
-            "backendError",
-        ),
-        ServerUnavailableError,
-    ),
-    **dict.fromkeys(
-        (
-            "AccessDenied",
-            "AuthenticationFailed",
-            "ExpiredToken",
-            "InvalidAccessKeyId",
-            "InvalidToken",
-            "SignatureDoesNotMatch",
-        ),
-        AccessDeniedError,
-    ),
-    "InvalidRequest": RefusedError,
-}
-
-# Those of servers that have too many requests, or were too slow for one.
-_OVERLOADED = frozenset({"ServerBusy", "ServiceUnavailable"})
-_LATE = frozenset({"OperationTimedOut", "RequestTimeout"})
-
-_ERRNOS = frozenset(
-    getattr(errno, name)
-    for name in (
-        "ECONNABORTED",
-        "ECONNREFUSED",
-        "ECONNRESET",
-        "EHOSTDOWN",
-        "EHOSTUNREACH",
-        "ENETDOWN",
-        "ENETRESET",
-        "ENETUNREACH",
-        "EPIPE",
-        "ETIMEDOUT",
-    )
-    if hasattr(errno, name)
-)
-
-_ANSWERS = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError)
-
-# Connections that could not be made, broke or timed out, and bodies that ended early.
-_TYPES = frozenset(
-    {
-        "aiohttp.ClientConnectionError",
-        "aiohttp.ClientPayloadError",
-        "azure.IncompleteReadError",
-        "azure.ServiceRequestError",
-        "azure.ServiceResponseError",
-        "botocore.ConnectionError",
-        "botocore.HTTPClientError",
-        "botocore.IncompleteReadError",
-        "botocore.ResponseStreamingError",
-        "fsspec.FSTimeoutError",
-        "http.IncompleteRead",
-        "httpcore.NetworkError",
-        "httpcore.RemoteProtocolError",
-        "httpcore.TimeoutException",
-        "httpx.NetworkError",
-        "httpx.RemoteProtocolError",
-        "httpx.TimeoutException",
-        "requests.ChunkedEncodingError",
-        "requests.ConnectionError",
-        "requests.Timeout",
-        "urllib3.ProtocolError",
-        "urllib3.TimeoutError",
-    }
-)
-# Among the subtypes of those: a certificate does not become valid.
-_UNTRUSTED = frozenset(
-    {
-        "aiohttp.ClientSSLError",
-        "botocore.SSLError",
-        "requests.SSLError",
-        "ssl.SSLCertVerificationError",
-    }
-)
-# Types that stand for one failure.
-_KINDS_OF_TYPES: dict[str, type[AioxarrayError]] = {
-    "aiohttp.InvalidURL": RefusedError,
-    "azure.ClientAuthenticationError": AccessDeniedError,
-    "botocore.NoCredentialsError": AccessDeniedError,
-    "botocore.PartialCredentialsError": AccessDeniedError,
-    "obstore.InvalidPathError": RefusedError,
-}
-_STATUSES_OF_TYPES = {
-    "obstore.NotFoundError": 404,
-    "obstore.PermissionDeniedError": 403,
-    "obstore.PreconditionError": 412,
-    "obstore.UnauthenticatedError": 401,
-}
-# Beside the builtin class.
-_TIMED_OUT = frozenset(
-    {
-        "botocore.ConnectTimeoutError",
-        "botocore.ReadTimeoutError",
-        "httpcore.TimeoutException",
-        "httpx.TimeoutException",
-        "requests.Timeout",
-        "urllib3.TimeoutError",
-    }
-)
-# The answer was not HTTP: for example, bytes of an earlier body that was too long.
-_GARBLED = frozenset({"aiohttp.HttpProcessingError"})
-
-# Rust clients, whose errors are texts, and the words for what `_TYPES` lists.
-_BY_TEXT = frozenset({"icechunk", "obstore"})
-_STATUS_IN_TEXT = re.compile(r"status(?: code)?: (\d{3})\b")
-_CODE_IN_TEXT = re.compile(rf"\b({'|'.join(sorted(_CODES))})\b")
-_BROKEN_IN_TEXT = re.compile(
-    r"error sending request|request or response body error|error reading a body from connection"
-    r"|streaming error|dispatch failure|dns error|connection (?:reset|refused|closed)|timed out",
-    re.IGNORECASE,
-)
-# No connection was made: the server is down, or there is none of that name.
-_UNREACHED = frozenset(
-    {
-        "aiohttp.ClientConnectorError",
-        "botocore.ConnectTimeoutError",
-        "botocore.EndpointConnectionError",
-        "httpx.ConnectError",
-        "urllib3.NewConnectionError",
-    }
-)
-_UNREACHED_IN_TEXT = re.compile(
-    r"dns error|connection refused|tcp connect error|ConnectError", re.IGNORECASE
-)
-_UNTRUSTED_IN_TEXT = re.compile(r"certificate", re.IGNORECASE)
-# Any other code in an answer of S3, as icechunk tells it.
-_REFUSED_IN_TEXT = re.compile(r"unhandled error \((\w+)\)")
-_CHANGED_IN_TEXT = re.compile(r"object not found|NoSuchKey|NoSuchBucket")
-
-# In texts of obstore, this separates the message from details for its developers.
-_DEBUG = "\n\nDebug source:"
 
 # A cause may be hidden below errors that translate it.
 _DEEPEST = 6
@@ -250,12 +68,14 @@ class Failure:
     @property
     def refused(self) -> bool:
         """Whether the server refused the request because it has too many."""
-        return self.kind is ThrottledError or self.status == 503 or self.cause in _OVERLOADED
+        return (
+            self.kind is ThrottledError or self.status == 503 or self.cause in spellings.OVERLOADED
+        )
 
     @property
     def late(self) -> bool:
         """Whether no answer came in time."""
-        is_late = issubclass(self.kind, TimedOutError) or self.cause in _LATE
+        is_late = issubclass(self.kind, TimedOutError) or self.cause in spellings.LATE
         return is_late or self.status in (408, 504)
 
 
@@ -265,7 +85,7 @@ def is_answer(error: BaseException) -> bool:
     zarr is one of these callers, so such errors must not change. But fsspec also says that a file
     does not exist if the server failed when it was asked for the size.
     """
-    if not isinstance(error, _ANSWERS):
+    if not isinstance(error, spellings.ANSWERS):
         return False
     below = None if error.__cause__ is None else failure_of(error.__cause__)
     return below is None or not below.passes
@@ -277,7 +97,7 @@ def failure_of(error: BaseException) -> Failure | None:
     for each in causes(error):
         if found is None and is_answer(each):
             return None
-        here = None if isinstance(each, _ANSWERS) else _failure(each)
+        here = None if isinstance(each, spellings.ANSWERS) else _failure(each)
         if here is None:
             continue
         if here.status is not None:
@@ -308,31 +128,37 @@ def _failure(error: BaseException) -> Failure | None:
     if isinstance(error, AioxarrayError):
         return Failure(type(error), name, error.status, error.retry_after)
     names = _names(error)
-    if names & _UNTRUSTED:
+    if names & spellings.UNTRUSTED:
         return Failure(UntrustedServerError, name)
-    if names & _GARBLED or (error.__cause__ is not None and _names(error.__cause__) & _GARBLED):
+    if names & spellings.GARBLED or (
+        error.__cause__ is not None and _names(error.__cause__) & spellings.GARBLED
+    ):
         # aiohttp gives it the status 400, though the server sent none.
         return Failure(UnreachableError, "an answer that is not HTTP")
     status, code, headers = _answer(error)
-    if code is not None and (kind := _CODES.get(code)) is not None:
+    if code is not None and (kind := spellings.CODES.get(code)) is not None:
         return Failure(kind, code, status, _retry_after(headers))
     if status is None:
         status = next(
-            (_STATUSES_OF_TYPES[each] for each in names & _STATUSES_OF_TYPES.keys()), None
+            (
+                spellings.STATUSES_OF_TYPES[each]
+                for each in names & spellings.STATUSES_OF_TYPES.keys()
+            ),
+            None,
         )
     if status is not None:
         return _of_status(status, _retry_after(headers))
     for each in names:
-        if (kind := _KINDS_OF_TYPES.get(each)) is not None:
+        if (kind := spellings.KINDS_OF_TYPES.get(each)) is not None:
             return Failure(kind, name)
     if isinstance(error, PermissionError):
         # The system's own error has the name of a file.
         return None if error.filename is not None else Failure(AccessDeniedError, name)
     if _is_broken(error, names):
-        late = isinstance(error, TimeoutError) or bool(names & _TIMED_OUT)
+        late = isinstance(error, TimeoutError) or bool(names & spellings.TIMED_OUT)
         kind = TimedOutError if late else UnreachableError
         return Failure(kind, name, unreached=_is_unreached(error, names))
-    if any(each.partition(".")[0] in _BY_TEXT for each in names):
+    if any(each.partition(".")[0] in spellings.BY_TEXT for each in names):
         return _of_text(str(error))
     return None
 
@@ -340,17 +166,21 @@ def _failure(error: BaseException) -> Failure | None:
 def _of_status(status: int, retry_after: float | None = None) -> Failure | None:
     if status < 400:
         return None
-    return Failure(_KINDS.get(status, RefusedError), f"HTTP {status}", status, retry_after)
+    return Failure(spellings.KINDS.get(status, RefusedError), f"HTTP {status}", status, retry_after)
 
 
 def _is_broken(error: BaseException, names: frozenset[str]) -> bool:
     if isinstance(error, ConnectionError | TimeoutError | socket.gaierror):
         return True
-    return bool(names & _TYPES) or (isinstance(error, OSError) and error.errno in _ERRNOS)
+    return bool(names & spellings.TYPES) or (
+        isinstance(error, OSError) and error.errno in spellings.ERRNOS
+    )
 
 
 def _is_unreached(error: BaseException, names: frozenset[str]) -> bool:
-    return isinstance(error, ConnectionRefusedError | socket.gaierror) or bool(names & _UNREACHED)
+    return isinstance(error, ConnectionRefusedError | socket.gaierror) or bool(
+        names & spellings.UNREACHED
+    )
 
 
 def _names(error: BaseException) -> frozenset[str]:
@@ -380,22 +210,22 @@ def _answer(error: BaseException) -> tuple[int | None, str | None, Any]:
 
 
 def _of_text(whole: str) -> Failure | None:
-    text = whole.partition(_DEBUG)[0]
-    code = _CODE_IN_TEXT.search(text)
-    status = _STATUS_IN_TEXT.search(text)
+    text = whole.partition(spellings.DEBUG)[0]
+    code = spellings.CODE_IN_TEXT.search(text)
+    status = spellings.STATUS_IN_TEXT.search(text)
     number = None if status is None else int(status[1])
     if code is not None:
-        return Failure(_CODES[code[1]], code[1], number)
+        return Failure(spellings.CODES[code[1]], code[1], number)
     if number is not None:
         return _of_status(number)
-    if _UNTRUSTED_IN_TEXT.search(whole):
+    if spellings.UNTRUSTED_IN_TEXT.search(whole):
         return Failure(UntrustedServerError, "certificate")
-    if found := _BROKEN_IN_TEXT.search(text):
+    if found := spellings.BROKEN_IN_TEXT.search(text):
         kind = TimedOutError if found[0].lower() == "timed out" else UnreachableError
-        return Failure(kind, found[0], unreached=bool(_UNREACHED_IN_TEXT.search(whole)))
-    if found := _CHANGED_IN_TEXT.search(text):
+        return Failure(kind, found[0], unreached=bool(spellings.UNREACHED_IN_TEXT.search(whole)))
+    if found := spellings.CHANGED_IN_TEXT.search(text):
         return Failure(DataChangedError, found[0])
-    if found := _REFUSED_IN_TEXT.search(text):
+    if found := spellings.REFUSED_IN_TEXT.search(text):
         return Failure(RefusedError, found[1])
     return None
 

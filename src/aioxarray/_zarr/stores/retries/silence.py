@@ -12,13 +12,13 @@ import asyncio
 import contextvars
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from aioxarray._zarr import tuning
 from aioxarray._zarr.stores.retries.attempts import retrying_client
 from aioxarray._zarr.stores.retries.errors import transient
-from aioxarray._zarr.stores.retries.watch import Watch, watch_here
+from aioxarray._zarr.stores.retries.watch import Watch, patience_s, watch_here
 from aioxarray._zarr.stores.servers.hosts import Host, host_of
 from aioxarray._zarr.stores.servers.pacing import pace_of, place
 from aioxarray.config import is_hedging, retry_policy, stall_seconds
@@ -51,8 +51,12 @@ class SilenceStatistics:
     won: int = 0
 
 
-statistics = SilenceStatistics()
-"""The counts since the start of the process."""
+_counts = SilenceStatistics()
+
+
+def statistics() -> SilenceStatistics:
+    """Return the counts since the start of the process."""
+    return replace(_counts)
 
 
 async def first_answer(
@@ -70,13 +74,14 @@ async def first_answer(
     size
         The bytes that are expected: many may take long.
     """
-    stall_s, hedges = stall_seconds(), is_hedging()
-    if (stall_s == math.inf and not hedges) or (host := host_of(request.store)) is None:
+    hedges = is_hedging()
+    is_off = stall_seconds() == math.inf and not hedges
+    if is_off or (host := host_of(request.store)) is None:
         with request:
             return await ask()
     watch = watch_here()
     asked = _Asked(request, places, ask, size, watch, host)
-    asked.due = asked.begun + stall_s + size / tuning.SLOW_BYTES_A_SECOND
+    asked.due = asked.begun + patience_s(size)
     if hedges and request.kind == "get":
         asked.is_hedged = True
         asked.hedge_at = asked.begun + watch.of(host).slow_s
@@ -184,9 +189,9 @@ class _Asked(Generic[T]):
     def on_silence(self, now: float, *, is_quiet: bool) -> None:
         """Make the request again, or give it up; ``is_quiet`` if the server sends nothing."""
         policy = retry_policy()
-        patience_s = stall_seconds() + self._size / tuning.SLOW_BYTES_A_SECOND
+        patience = patience_s(self._size)
         silent_s = now - self.begun
-        if silent_s >= patience_s + policy.deadline:
+        if silent_s >= patience + policy.deadline:
             attempts = "1 attempt" if self._attempts == 1 else f"{self._attempts} attempts"
             self._error = SilentServerError(
                 f"no answer to {attempts} in {silent_s:.1f} s (stall_s={stall_seconds():g}, "
@@ -212,8 +217,8 @@ class _Asked(Generic[T]):
         if self._attempts >= min(most, policy.attempts) or not self.request.repeatable:
             return
         self._attempts += 1
-        self.due = now + math.ldexp(patience_s, self._attempts - 1)
-        statistics.silent += 1
+        self.due = now + math.ldexp(patience, self._attempts - 1)
+        _counts.silent += 1
         if in_place:
             self._interrupt()
         else:
@@ -229,7 +234,7 @@ class _Asked(Generic[T]):
         if places is not None and not places.take_if_free(long=self._long):
             return False
         self._attempts += 1
-        statistics.hedges += 1
+        _counts.hedges += 1
         self._ask_beside(has_place=True)
         return True
 
@@ -281,7 +286,7 @@ class _Asked(Generic[T]):
         if other.cancelled() or other.exception() is not None:
             # Another one may still be answered; if not, there will be a further one.
             return
-        statistics.won += 1
+        _counts.won += 1
         self._answer = (other.result(),)
         if self in self._watch:
             self._interrupt()
@@ -313,7 +318,7 @@ class SilentCall:
         self.host = host_of(store) or Host("memory", None)
         self.is_taken_over = False
         self._held = held
-        self._patience_s = stall_seconds() + size / tuning.SLOW_BYTES_A_SECOND
+        self._patience_s = patience_s(size)
 
     def __enter__(self) -> None:
         task = asyncio.current_task()
@@ -344,7 +349,7 @@ class SilentCall:
     def on_silence(self, now: float, *, is_quiet: bool) -> None:
         """End the wait for the thread."""
         if not self.is_taken_over and self._held.take_over():
-            statistics.silent += 1
+            _counts.silent += 1
             self.is_taken_over = True
             self._watch.remove(self)
             self._task.cancel()

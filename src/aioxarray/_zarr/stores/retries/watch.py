@@ -26,7 +26,7 @@ count_moved: Callable[[], Mapping[Connection, int] | None] = moved_bytes
 
 
 class _Heard:
-    """What was heard from a host lately."""
+    """The latest answers of a host, and the hedges that they allow."""
 
     def __init__(self) -> None:
         # When the youngest request began that was answered.
@@ -104,7 +104,7 @@ class Watch:
         return asked in self._asked
 
     def of(self, host: Host) -> _Heard:
-        """Return what was heard from ``host``."""
+        """Return the latest answers of ``host``."""
         heard = self._heard.get(host)
         if heard is None:
             if len(self._heard) >= tuning.MOST_HOSTS:
@@ -209,6 +209,11 @@ async def _resolve(address: tuple[str, int], heard: _Heard) -> None:
         found = []
     addresses = (plain_address(str(address[0])) for *_, address in found)
     heard.peers = frozenset((each, port) for each in addresses)
+
+
+def patience_s(size: int) -> float:
+    """Return the seconds after which an answer of ``size`` bytes is overdue."""
+    return stall_seconds() + size / tuning.SLOW_BYTES_A_SECOND
 
 
 def _look_s() -> float:
