@@ -22,6 +22,10 @@ from tests.loops import LOOPS
 os.environ["AIOXARRAY_STALL_S"] = "None"
 config.set(stall_s=None)
 
+# Retries follow at once: a test of their schedule replaces the clock.
+os.environ["AIOXARRAY_RETRY__BACKOFF_S"] = "0.001"
+config.set({"retry.backoff_s": 0.001})
+
 # Without a deadline: machines of CI stall now and then. In CI the same examples each time, so
 # that a change does not fail for what was wrong before it.
 hypothesis.settings.register_profile("local", max_examples=60, deadline=None)

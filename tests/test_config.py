@@ -117,6 +117,14 @@ def test_threads(value: Any) -> None:
         assert thread_count() == value
 
 
+@pytest.fixture
+def plain_retries() -> Iterator[None]:
+    """The retries of the profiles, which other tests shorten."""
+    with config.set({"retry.backoff_s": None}):
+        yield
+
+
+@pytest.mark.usefixtures("plain_retries")
 def test_retries() -> None:
     interactive = RetryPolicy(attempts=10, deadline=30, backoff_s=0.2, longest_s=5)
     batch = RetryPolicy(attempts=40, deadline=600, backoff_s=0.5, longest_s=30)

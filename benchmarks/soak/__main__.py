@@ -41,6 +41,9 @@ FAULTS: tuple[tuple[int | Effect, float], ...] = (
 )
 # After the last client has left, the workers may take this long to end what they do.
 SETTLING_S = 30.0
+# A chunk is given up if two answers in a row are damaged, by chance one in 40,000; a window has up
+# to 9 chunks.
+MOST_DAMAGED = 0.005
 # How much the memory of a worker may grow after it has warmed up, in runs long enough to tell.
 GROWTH = 0.05
 LONG_S = 240.0
@@ -78,9 +81,10 @@ class Phase:
         if not self.outcomes.seconds:
             found.append("no right response")
         if self.reader == "aioxarray":
-            answers = {k: n for k, n in self.outcomes.failed.items() if k.startswith("HTTP")}
-            if answers:
-                found.append(f"errors: {answers}")
+            if self.outcomes.errors:
+                found.append(f"errors: {self.outcomes.errors}")
+            if self.outcomes.damaged > MOST_DAMAGED * len(self.outcomes.seconds):
+                found.append(f"{self.outcomes.damaged} windows given up as damaged")
             if self.seconds >= LONG_S and not self.growth <= GROWTH:
                 found.append(f"memory grew by {self.growth:.1%}")
         return found
@@ -231,6 +235,7 @@ _COLUMNS = (
     "right",
     "wrong",
     "late",
+    "damaged",
     "errors",
     "cut off",
     "gave up",
@@ -242,13 +247,12 @@ HEADER = " ".join([f"{'':18}", *(f"{name:>8}" for name in _COLUMNS)])
 
 def _row(phase: Phase) -> str:
     seen = phase.outcomes
-    errors = sum(n for name, n in seen.failed.items() if name.startswith("HTTP"))
-    cut = sum(seen.failed.values()) - errors
+    errors = sum(seen.errors.values())
     cells = [
         f"{len(seen.seconds) / phase.seconds:.1f}",
         *(f"{1000 * seen.percentile(each):.0f}" for each in (50, 99, 99.9)),
-        *(str(n) for n in (len(seen.seconds), seen.wrong, seen.late, errors, cut)),
-        *(str(n) for n in (seen.cancelled, phase.kills)),
+        *(str(n) for n in (len(seen.seconds), seen.wrong, seen.late, seen.damaged, errors)),
+        *(str(n) for n in (seen.cut_off, seen.cancelled, phase.kills)),
         f"{phase.growth:+.1%}",
     ]
     return " ".join([f"{phase.name:18}", *(f"{cell:>8}" for cell in cells)])

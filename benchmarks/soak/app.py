@@ -21,7 +21,8 @@ from fastapi.concurrency import run_in_threadpool
 import aioxarray
 from aioxarray._runtime.loops import io_loop
 from aioxarray._zarr.stores import grants
-from benchmarks.soak.data import Window
+from aioxarray.errors import DamagedDataError
+from benchmarks.soak.data import DAMAGED, Window
 
 URL = os.environ.get("SOAK_URL", "")
 # "aioxarray" or "xarray"
@@ -56,6 +57,9 @@ async def window(name: str, y: int, x: int) -> Response:
             loaded = await run_in_threadpool(part.compute)
     except TimeoutError as error:
         raise HTTPException(504, _words(error)) from None
+    except DamagedDataError as error:
+        # Two answers in a row were damaged: the promise is an error that says so.
+        raise HTTPException(DAMAGED, _words(error)) from None
     except Exception as error:  # noqa: BLE001  # the clients count them by what they say
         raise HTTPException(500, _words(error)) from None
     body = loaded.values.tobytes()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import aiohttp
 import numpy as np
 
-from benchmarks.soak.data import NAMES, SIZE, WINDOW, Window, values
+from benchmarks.soak.data import DAMAGED, NAMES, SIZE, WINDOW, Window, values
 
 # How long a response may take beyond the timeout of its load.
 EXTRA_S = 5.0
@@ -37,6 +37,25 @@ class Outcomes:
     cancelled: int = 0
     wrong: int = 0
     late: int = 0
+
+    @property
+    def damaged(self) -> int:
+        """The number of windows given up since an answer was damaged twice."""
+        return self.failed[f"HTTP {DAMAGED}"]
+
+    @property
+    def errors(self) -> dict[str, int]:
+        """The number of other errors of the application, by status."""
+        return {
+            name: number
+            for name, number in self.failed.items()
+            if name.startswith("HTTP") and name != f"HTTP {DAMAGED}"
+        }
+
+    @property
+    def cut_off(self) -> int:
+        """The number of requests that broke off, for example as a worker was killed."""
+        return sum(n for name, n in self.failed.items() if not name.startswith("HTTP"))
 
     def percentile(self, percent: float) -> float:
         """Return a percentile of the seconds; NaN if there are none."""

@@ -14,6 +14,8 @@ CHUNK = 100
 # A window of a map; it touches nine chunks at most.
 WINDOW = 200
 NAMES = ("temperature", "wind")
+# The status that the application gives a window with a chunk that was damaged in two answers.
+DAMAGED = 502
 
 
 @dataclass(frozen=True)

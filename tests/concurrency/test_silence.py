@@ -390,6 +390,7 @@ def sometimes(share: float, seed: int = 0) -> Callable[[str, int], float]:
 
 
 @pytest.mark.usefixtures("moving")
+@pytest.mark.slow
 def test_hedging_cuts_the_tail() -> None:
     p99 = {}
     for hedge in (False, True):

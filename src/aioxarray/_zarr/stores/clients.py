@@ -136,14 +136,14 @@ class Held:
         if retry is not None:
             retry.cancel()
 
-    def ask(self, function: Callable[[], T]) -> T:
-        """Return ``function()``, a blocking request; in the thread.
+    def ask(self, function: Callable[[str], T], key: str) -> T:
+        """Return ``function(key)``, a blocking request; in the thread.
 
         Raises CancelledError if it was taken over meanwhile.
         """
         self.asked_at = self._loop.time()
         try:
-            return function()
+            return function(key)
         finally:
             with self._lock:
                 self.asked_at = None

@@ -6,8 +6,8 @@ import importlib
 import math
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from contextlib import AbstractContextManager, contextmanager
+from functools import cache, partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest, Store
 
     from aioxarray._runtime.budget import Share
+    from aioxarray._zarr.stores.clients import Held
     from aioxarray._zarr.stores.limited import Check
 
 T = TypeVar("T")
@@ -267,26 +268,17 @@ class ObjectSource:
 
     def read(self, key: str) -> Any | None:
         held = held_here.get()
-        places = None if held is None else held.requests
         request = Request("get", self._store, key)
+        places = None if held is None else held.requests
         pace = pace_of(self._store, places)
         if held is not None and pace is not None and pace.is_bounded:
             return held.run_in_place(partial(self._by_coroutine, request, None))
-
-        def ask() -> Any | None:
-            try:
-                return memoryview(obstore().get(self.client.store, key).bytes())
-            except _MISSING:
-                return None
-
         begun = perf_counter()
         try:
-            with nullcontext() if pace is None else pace.counted(), request:
-                data = ask() if held is None else held.ask(ask)
-                request.nbytes = 0 if data is None else len(data)
-                if data is not None and self._check is not None:
-                    self._check(data)
-                return data
+            if pace is None:
+                return self._ask(request, held)
+            with pace.counted():
+                return self._ask(request, held)
         except Exception as error:
             attempts = Attempts(request, places)
             if not attempts.goes_on(error, last=held is None) or held is None:
@@ -295,6 +287,21 @@ class ObjectSource:
             self.shortest_s = min(self.shortest_s, perf_counter() - begun)
             self.client.heard()
         return held.run_in_place(partial(self._by_coroutine, request, attempts))
+
+    def _ask(self, request: Request, held: Held | None) -> Any | None:
+        with request:
+            key = request.key
+            data = self._get(key) if held is None else held.ask(self._get, key)
+            request.nbytes = 0 if data is None else len(data)
+            if data is not None and self._check is not None:
+                self._check(data)
+            return data
+
+    def _get(self, key: str) -> Any | None:
+        try:
+            return memoryview(obstore().get(self.client.store, key).bytes())
+        except _MISSING:
+            return None
 
     async def _by_coroutine(
         self, request: Request, attempts: Attempts | None, places: Share, size: int
@@ -339,6 +346,7 @@ def _put(data: Any | None, dest: NDArray[np.uint8]) -> int | None:
 _MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
+@cache
 def obstore() -> Any:
     """Return the obstore package, which is optional."""
     return importlib.import_module("obstore")

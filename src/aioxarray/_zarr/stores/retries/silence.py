@@ -75,13 +75,14 @@ async def first_answer(
         The bytes that are expected: many may take long.
     """
     hedges = is_hedging()
-    is_off = stall_seconds() == math.inf and not hedges
+    patience = patience_s(size)
+    is_off = patience == math.inf and not hedges
     if is_off or (host := host_of(request.store)) is None:
         with request:
             return await ask()
     watch = watch_here()
     asked = _Asked(request, places, ask, size, watch, host)
-    asked.due = asked.begun + patience_s(size)
+    asked.due = asked.begun + patience
     if hedges and request.kind == "get":
         asked.is_hedged = True
         asked.hedge_at = asked.begun + watch.of(host).slow_s
