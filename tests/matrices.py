@@ -1,7 +1,8 @@
 """The part of a wide matrix of parameters that the fast set of tests runs.
 
 Most faults need one value of a parameter, or two values together. A small part of the matrix has
-all pairs of values. The rest is marked as slow: CI runs it too.
+all pairs of values. If each case takes seconds, as those that start processes do, one is enough.
+The rest is marked as slow: CI runs it too.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def covering(cases: Sequence[Case], together: int) -> set[int]:
 
     Those are the combinations of values of different parameters that occur in ``cases``. The next
     case taken is one with the most combinations that are new, and of several one with values that
-    were taken least.
+    were taken least. If ``together`` is 0, the first case is taken.
     """
     rest = [set(combinations(sorted(case.items()), min(together, len(case)))) for case in cases]
     missing = set().union(*rest)

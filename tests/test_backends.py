@@ -223,13 +223,14 @@ def test_http_urls(name: str, http: str, way: Way) -> None:
     check_copies(opened(f"{http}/{name}"), way)
 
 
-@pytest.mark.matrix(together=1)
+@pytest.mark.matrix(together=0)
 @every_way
 @pytest.mark.parametrize("name", FORMATS)
 def test_s3_urls(name: str, s3: dict[str, Any], bucket: str, way: Way) -> None:
     check_copies(opened(f"{bucket}/{name}", storage_options=s3), way)
 
 
+@pytest.mark.matrix(together=0)
 @every_loop
 async def test_a_url_opened_by_plain_code_is_awaited_on_any_loop(
     http: str, s3: dict[str, Any], bucket: str

@@ -154,6 +154,7 @@ def test_a_zip_file_that_is_gone(tmp_path: Path, way: Way) -> None:
     assert "while loading variable " in words
 
 
+@pytest.mark.matrix(together=0)
 @every_way
 def test_a_server_that_is_gone(way: Way) -> None:
     with ObjectServer() as server:

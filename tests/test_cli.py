@@ -35,6 +35,7 @@ def _rows(output: str, library: str) -> list[list[str]]:
     return [line.split() for line in output.splitlines() if line.startswith(f"  {library} ")]
 
 
+@pytest.mark.slow
 def test_demo_prints_every_way_of_loading_every_object_and_how_to_go_on(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -17,7 +17,7 @@ def matrix(**lengths: int) -> list[dict[str, int]]:
     ]
 
 
-@pytest.mark.parametrize(("together", "count"), [(1, 7), (2, 21), (3, 42)])
+@pytest.mark.parametrize(("together", "count"), [(0, 1), (1, 7), (2, 21), (3, 42)])
 def test_all_combinations_of_so_many_values_are_in_it(together: int, count: int) -> None:
     cases = matrix(options=7, way=3, zarr_format=2)
     taken = covering(cases, together)

@@ -79,6 +79,7 @@ def test_without_netcdf_libraries(folder: Path) -> None:
     assert "install" not in "".join(raised["absent"].notes)
 
 
+@pytest.mark.matrix(together=0)
 # zarr 3.4 imports upath, which needs fsspec, where it is installed.
 @pytest.mark.parametrize("also", [[], ["fsspec", "upath"]], ids=["", "without fsspec"])
 def test_without_clients_of_object_stores(also: list[str], folder: Path) -> None:

@@ -321,6 +321,7 @@ def test_a_process_may_open_as_many_as_it_wants(monkeypatch: pytest.MonkeyPatch)
 # --- real clients --------------------------------------------------------------------------------
 
 
+@pytest.mark.matrix(together=0)
 @pytest.mark.parametrize("client", [clients.fsspec_http, clients.obstore_http])
 # With the shorter latency, threads make the requests of obstore.
 @pytest.mark.parametrize(("latency_s", "most"), [(0.001, 4), (0.02, 40)])

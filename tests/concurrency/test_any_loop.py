@@ -89,6 +89,7 @@ WAYS: dict[str, Callable[[xr.Dataset], xr.Dataset]] = {
 }
 
 
+@pytest.mark.matrix(together=0)
 @pytest.mark.parametrize("way", WAYS)
 def test_three_times_in_a_row(ds: xr.Dataset, way: str) -> None:
     for _ in range(3):

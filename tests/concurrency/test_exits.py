@@ -102,7 +102,7 @@ ENDS: dict[str, tuple[Callable[[Child], None], int, str]] = {
 }
 
 
-@pytest.mark.matrix(together=1)
+@pytest.mark.matrix(together=0)
 @pytest.mark.parametrize("way", ENDS)
 @pytest.mark.parametrize("store", list(STORES))
 def test_with_each_store(store: str, way: str, proxy: StallingProxy) -> None:

@@ -28,6 +28,7 @@ def check(runner: CellRunner, cell: Cell) -> None:
     assert result.meets_goal, f"{cell}: {result.verdict}: {result.detail}"
 
 
+@pytest.mark.matrix(together=0)
 @pytest.mark.parametrize("client", CLIENTS)
 def test_loads_survive_a_fault(runner: CellRunner, client: str) -> None:
     for fault in QUICK:

@@ -24,12 +24,14 @@ def run(name: str) -> None:
     assert run_script(CODE.format(name=name)).splitlines()[-1] == "fine"
 
 
+@pytest.mark.matrix(together=0)
 @needs_fork
 @pytest.mark.parametrize("store", ["local", pytest.param("memory", marks=pytest.mark.slow), "http"])
 def test_a_forked_process_loads_again(store: str) -> None:
     run(store)
 
 
+@pytest.mark.matrix(together=0)
 @needs_fork
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere, its threads cannot be told")
 @pytest.mark.parametrize("store", ["object_store", "icechunk"])

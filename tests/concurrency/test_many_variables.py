@@ -90,7 +90,7 @@ def file(
     return path, request.param
 
 
-@pytest.mark.matrix(together=1)
+@pytest.mark.matrix(together=0)
 @pytest.mark.parametrize("selection", SELECTIONS)
 def test_netcdf_has_the_values_of_plain_xarray(file: tuple[Path, Any], selection: str) -> None:
     path, engine = file

@@ -59,6 +59,7 @@ def test_forty_variables_are_one_round_trip(method: str) -> None:
     assert (clock.elapsed_s, slow.requests) == (1.0, 40)
 
 
+@pytest.mark.matrix(together=0)
 @pytest.mark.parametrize(
     ("concurrency", "expected"), [(100, 10), (1000, 1), (0, 1), (-1, 1), (64, 16), (1, 1000)]
 )

@@ -115,6 +115,7 @@ def s3(folder: Path) -> Iterator[dict[str, Any]]:
         yield options
 
 
+@pytest.mark.matrix(together=0)
 @every_way
 def test_credentials_and_endpoint(way: Way, s3: dict[str, Any]) -> None:
     check(way, "s3://opening/a.zarr", storage_options=s3)

@@ -120,6 +120,7 @@ def saved(ds: xr.Dataset, form: str, path: Path) -> str:
     return str(path)
 
 
+@pytest.mark.matrix(together=0)
 @pytest.mark.filterwarnings("ignore:The data type:UserWarning:zarr")
 @pytest.mark.filterwarnings("ignore:The dtype:UserWarning:zarr")
 @pytest.mark.parametrize("form", FORMATS)
@@ -309,7 +310,7 @@ def stores_of(name: str) -> Any:
 JOINS = ["outer", "inner", "left", "right", "exact", "override"]
 
 
-@pytest.mark.matrix(together=1)
+@pytest.mark.matrix(together=0)
 @pytest.mark.filterwarnings("ignore:In a future version of xarray:FutureWarning")
 @pytest.mark.filterwarnings("ignore:The data type:UserWarning:zarr")
 @pytest.mark.filterwarnings("ignore:Numcodecs codecs:UserWarning")

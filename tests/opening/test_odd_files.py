@@ -52,7 +52,7 @@ def test_a_dataset_is_that_of_plain_xarray(name: str, options: str, way: Way, fo
     compare(way, "open_dataset", folder / f"{name}.nc", OPTIONS[options])
 
 
-@pytest.mark.matrix(together=2)
+@pytest.mark.matrix(together=0)
 @said
 @own_ways
 @every_file

@@ -126,6 +126,7 @@ print("fine")
 """
 
 
+@pytest.mark.matrix(together=0)
 @engines
 def test_a_sequential_program_survives(path: Path, engine: str) -> None:
     """It also dies, in one thread, where files stay open longer than in plain xarray."""

@@ -263,6 +263,7 @@ print(float(ds.area[0, 0]))
 """
 
 
+@pytest.mark.matrix(together=0)
 @pytest.mark.parametrize("engine", ["h5netcdf", "netcdf4", "url"])
 def test_a_program_may_end_with_a_file_open(
     folder: Path, server: ObjectServer, engine: str

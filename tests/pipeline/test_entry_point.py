@@ -86,6 +86,7 @@ def test_worker_processes(method: str) -> None:
     assert run_script(MAKE + POOLS.format(method=method)).split() == ["True"]
 
 
+@pytest.mark.slow
 def test_dask_workers() -> None:
     # The last line: distributed may log.
     assert run_script(MAKE + CLUSTER).split()[-1] == "True"

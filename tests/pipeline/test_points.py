@@ -54,6 +54,7 @@ def test_points_are_found_in_their_chunks(data: st.DataObject) -> None:
     np.testing.assert_array_equal(gathered(points, values), values[tuple(coordinates)])
 
 
+@pytest.mark.slow
 def test_more_chunks_than_two_bytes_can_number() -> None:
     # A stride that meets chunks in no order.
     places = np.arange(0, 7 * 90_000, 7) % 99_991

@@ -170,6 +170,7 @@ print("fine")
 """
 
 
+@pytest.mark.slow
 def test_an_interrupted_call_leaves_the_collector_as_it_was() -> None:
     assert run_script(INTERRUPTED).splitlines()[-1] == "fine"
 

@@ -240,6 +240,7 @@ asyncio.run(main(FUNCTION))
 """
 
 
+@pytest.mark.matrix(together=0)
 @pytest.mark.parametrize("function", ["hang", "finish"])
 def test_the_end_of_the_process_waits_for_what_must_not_be_cut_off_only(function: str) -> None:
     output = run_script(EXIT.replace("FUNCTION", function), timeout_s=PATIENCE_S)

@@ -63,6 +63,7 @@ def assert_whole(found: xr.DataTree, expected: xr.DataTree) -> None:
             xr.testing.assert_equal(variable, expected[node.path].variables[name])
 
 
+@pytest.mark.matrix(together=0)
 @formats
 def test_to_a_new_store(zarr_format: int) -> None:
     left = failed_saves(
@@ -208,6 +209,7 @@ def test_a_read_only_store_is_refused() -> None:
         aioxarray.to_zarr(sample(), MemoryStore(read_only=True))
 
 
+@pytest.mark.matrix(together=0)
 @pytest.mark.parametrize(
     "how",
     [

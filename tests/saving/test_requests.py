@@ -258,6 +258,7 @@ def test_workers_of_a_cluster_write(tmp_path: Any) -> None:
     xr.testing.assert_equal(found, ds.compute(scheduler="sync"))
 
 
+@pytest.mark.slow
 @pytest.mark.anyio
 async def test_a_save_on_a_cluster_that_is_cancelled(tmp_path: Any) -> None:
     distributed = pytest.importorskip("distributed")

@@ -70,6 +70,7 @@ def test_all_values_are_stored(
     np.testing.assert_array_equal(xr.open_zarr(store).v, expected)
 
 
+@pytest.mark.matrix(together=0)
 @pytest.mark.parametrize("compute", [True, False])
 @pytest.mark.parametrize("kind", CHUNKS)
 def test_by_workers_that_share_nothing(kind: str, compute: bool, tmp_path: Any) -> None:

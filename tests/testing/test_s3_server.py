@@ -72,6 +72,7 @@ def s3fs_client(server: ObjectServer) -> Any:
     )
 
 
+@pytest.mark.matrix(together=0)
 @pytest.mark.parametrize("name", clients.WRITERS)
 def test_clients_save_open_and_load(server: ObjectServer, name: str) -> None:
     ds = numbers()
