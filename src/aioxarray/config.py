@@ -60,7 +60,7 @@ name                interactive    batch     meaning
 A server that an open cannot reach at all is tried three times: its name may be wrong.
 
 Clients that retry by themselves are left to it (s3fs, gcsfs, adlfs, icechunk, and obstore unless it
-was made with ``max_retries=0``).
+was made with ``max_retries=0``). Those made here for URLs of S3 do not.
 
 A request is silent if it has no answer after ``stall_s`` seconds, and one more for each megabyte
 that is expected, while its server sends nothing, or answers requests that began later. A read then

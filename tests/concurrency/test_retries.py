@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future
 from datetime import timedelta
 from fnmatch import fnmatch
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -502,6 +503,41 @@ def test_stores_made_from_a_url_do_not_retry() -> None:
     store = _obstore("http://127.0.0.1:1/a.zarr", None, read_only=True)
     assert store is not None
     assert retrying_client(store) is None
+
+
+@pytest.mark.parametrize("effect", [408, 500, 503, "reset"])
+def test_a_url_of_s3_is_retried_here(effect: Any, server: ObjectServer) -> None:
+    """By s3fs and botocore themselves, there would be 5 to 23 attempts for one request."""
+    options = {"key": "a", "secret": "b", "client_kwargs": {"endpoint_url": server.url}}
+    for key, value in stored(sample(), zarr_format=3)._store_dict.items():
+        server.put(f"bucket/v/{key}", value.to_bytes())
+    how: Any = {"storage_options": options, "consolidated": False}
+    ds = aioxarray.open_zarr("s3://bucket/v", **how)
+    key = "bucket/v/v/c/1/0"
+    server.fail(key, effect)
+    with config.set({"retry.attempts": 3}), pytest.raises(TryAgainError) as caught:
+        aioxarray.load(ds)
+    # A whole value is asked for by HEAD, for its size, and GET.
+    assert server.log.count("HEAD", key) + server.log.count("GET", key) in (3, 6)
+    assert "3 attempts over " in notes(caught.value)
+    server.mend()
+    server.fail(key, effect, times=1)
+    xr.testing.assert_identical(aioxarray.compute(ds), sample())
+
+
+def test_retries_of_s3fs_that_the_caller_has_set_stay() -> None:
+    from aioxarray._zarr.metadata.opening import store_path
+
+    mine: Any = {"anon": True, "config_kwargs": {"retries": {"max_attempts": 2}}}
+    given: list[Any] = [mine, {"anon": True}, {"anon": True, "config_kwargs": {"proxies": {}}}]
+    for options, name in zip(given, ["S3FileSystem", None, None], strict=True):
+        made = partial(store_path, "s3://b/a", mode="r", storage_options=options)
+        root = run_blocking(made)
+        assert retrying_client(root.store) == name
+    import s3fs
+
+    assert s3fs.S3FileSystem.retries > 1
+    assert s3fs.S3FileSystem(anon=True, asynchronous=True).retries > 1
 
 
 # --- writes --------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from aioxarray._zarr.stores.identity import libraries
 from aioxarray._zarr.stores.limited import ForeignStore, Places
 from aioxarray._zarr.stores.printable import NamedPath, printable, without_secrets
 from aioxarray._zarr.stores.request import DOCUMENTS
+from aioxarray._zarr.stores.retries.attempts import BOTO_ONCE, attempt_once
 from aioxarray._zarr.stores.servers.pacing import request_share
 from aioxarray.errors import SilentServerError, UnreachableError
 
@@ -147,8 +148,12 @@ async def store_path(
     which fsspec lacks a package and obstore does not.
     """
     source = _as_store(source, read_only=mode == "r")
+    once = _s3fs_options(source, storage_options)
     try:
-        return await make_store_path(source, mode=mode, storage_options=storage_options)
+        root = await make_store_path(source, mode=mode, storage_options=once or storage_options)
+        if once is not None:
+            attempt_once(root.store)
+        return root
     except ImportError:
         # fsspec, which zarr uses for URLs, lacks the package for this scheme.
         by_obstore = _obstore(source, storage_options, read_only=mode == "r")
@@ -230,6 +235,19 @@ def _obstore(url: Any, storage_options: dict[str, Any] | None, *, read_only: boo
     # Requests are retried by this package.
     once: dict[str, Any] = {"retry_config": {"max_retries": 0}}
     return ObjectStore(from_url(url, **allowed, **once), read_only=read_only)
+
+
+def _s3fs_options(url: Any, storage_options: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return options with which s3fs makes a filesystem without retries for ``url``.
+
+    None if it is another client's URL, or if the caller has set retries. Since fsspec keeps
+    filesystems by their options, it is none that the caller uses otherwise.
+    """
+    given = dict(storage_options or {})
+    config = given.get("config_kwargs") or {}
+    if not isinstance(url, str) or url.partition("://")[0] not in ("s3", "s3a"):
+        return None
+    return None if "retries" in config else {**given, "config_kwargs": {**config, **BOTO_ONCE}}
 
 
 def replace_store(node: zarr.Array[Any] | zarr.Group, store: Store) -> None:

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 # The filesystems that retry by themselves; fsspec's HTTP, for example, does not.
 _RETRYING = frozenset({"abfs", "abfss", "adl", "az", "gcs", "gs", "oci", "oss", "s3", "s3a", "tos"})
 
+BOTO_ONCE = {"retries": {"max_attempts": 0}}
+"""The configuration of a client of botocore that makes one attempt."""
+
 # Libraries whose clients all retry, unless they were told not to.
 _CLIENTS = frozenset({"botocore", "icechunk", "obstore"})
 # Filesystems can be wrapped: in a cache, or in a directory of another.
@@ -196,7 +199,21 @@ def retrying_client(source: Any, error: Exception | None = None) -> str | None:
         return None if most == 0 else library
     if library in _CLIENTS:
         return library
+    if getattr(source, "retries", None) == 1 and _asks_botocore_once(source):
+        return None
     return type(source).__name__ if _protocols(source) & _RETRYING else None
+
+
+def attempt_once(store: Store) -> None:
+    """Let the filesystem of ``store`` make one attempt if it is s3fs's, made with `BOTO_ONCE`."""
+    filesystem: Any = store.fs if isinstance(store, FsspecStore) else None
+    if _library(filesystem) == "s3fs" and _asks_botocore_once(filesystem):
+        filesystem.retries = 1
+
+
+def _asks_botocore_once(filesystem: Any) -> bool:
+    config = getattr(filesystem, "config_kwargs", None) or {}
+    return bool(config.get("retries") == BOTO_ONCE["retries"])
 
 
 def _library(value: object) -> str:
