@@ -102,12 +102,14 @@ def test_without_clients_of_object_stores(also: list[str], folder: Path) -> None
         assert "://" in error.notes[0], name
 
 
+@pytest.mark.slow
 def test_options_for_a_client_need_that_client(folder: Path) -> None:
     call = "aioxarray.open_dataset('gs://b/a.zarr', storage_options={'token': 'anon'})"
     (error,) = raised_without(["gcsfs"], {"gs": call}, folder).values()
     assert error.notes[-1] == "gcsfs is not installed: pip install gcsfs"
 
 
+@pytest.mark.slow
 def test_without_dask(folder: Path) -> None:
     raised = raised_without(
         ["dask", "distributed"],

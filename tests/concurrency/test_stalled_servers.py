@@ -156,6 +156,7 @@ def test_a_load_that_waits_for_a_stalled_server_delays_no_other_load() -> None:
         asyncio.run(main())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("always_near")
 def test_clients_without_number_do_not_take_all_requests() -> None:
     async def main() -> None:

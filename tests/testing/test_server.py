@@ -390,6 +390,7 @@ def test_holding_needs_a_server_in_this_process() -> None:
         server.hold()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kills a process the Unix way")
 def test_the_process_ends_with_its_parent() -> None:
     code = (
