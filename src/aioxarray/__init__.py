@@ -40,6 +40,7 @@ from aioxarray.opening import (
     open_zarr_async,
 )
 from aioxarray.saving import to_netcdf, to_netcdf_async, to_zarr, to_zarr_async
+from aioxarray.tracing import Trace, trace
 
 __version__ = "0.1.0"
 
@@ -50,6 +51,7 @@ __all__ = [
     "Installation",
     "Overloaded",
     "TooLargeError",
+    "Trace",
     "compute",
     "compute_async",
     "config",
@@ -78,6 +80,7 @@ __all__ = [
     "to_netcdf_async",
     "to_zarr",
     "to_zarr_async",
+    "trace",
 ]
 
 register()

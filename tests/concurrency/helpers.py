@@ -14,8 +14,7 @@ from zarr.storage import MemoryStore
 
 from aioxarray._runtime.loops import io_loop, run_blocking
 from aioxarray._zarr.stores import grants, sharing
-from aioxarray._zarr.stores.request import Request as ObservedRequest
-from aioxarray._zarr.stores.request import observed
+from aioxarray._zarr.stores.observing.observers import Observer, observed
 from aioxarray.testing import RecordingStore, Request
 from aioxarray.testing._gate import Gate
 from tests.samples import opened
@@ -84,15 +83,11 @@ class CompletionStore(RecordingStore):
         await self._completions.arrival(glob, count)
 
 
-class _Followers:
+class _Followers(Observer):
     """An observer that waits for the number of chunks that loads follow."""
 
     def __init__(self) -> None:
         self._joined = threading.Condition()
-
-    def started(self, request: ObservedRequest) -> None: ...
-    def done(self, request: ObservedRequest) -> None: ...
-    def failed(self, request: ObservedRequest, error: BaseException) -> None: ...
 
     def shared(self, part: Hashable) -> None:
         with self._joined:

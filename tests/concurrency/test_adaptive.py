@@ -22,7 +22,7 @@ import aioxarray
 from aioxarray._zarr import tuning
 from aioxarray._zarr.stores.grants import open_grants
 from aioxarray._zarr.stores.limited import LimitedStore
-from aioxarray._zarr.stores.request import observed
+from aioxarray._zarr.stores.observing.observers import observed
 from aioxarray._zarr.stores.retries import attempts as retrying
 from aioxarray._zarr.stores.retries.errors import transient
 from aioxarray._zarr.stores.servers import pacing

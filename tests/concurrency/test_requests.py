@@ -17,13 +17,14 @@ import zarr
 from zarr.storage import LocalStore, MemoryStore, ObjectStore
 
 import aioxarray
-from aioxarray._zarr.stores.request import Request, observed
+from aioxarray._zarr.stores.observing.observers import Observer, observed
+from aioxarray._zarr.stores.request import Request
 from aioxarray.testing import FaultyStore, GatedStore, ObjectServer, RecordingStore
 from tests.concurrency.helpers import followed
 from tests.samples import contents, stored
 
 
-class Seen:
+class Seen(Observer):
     """An observer that notes what it is told."""
 
     def __init__(self) -> None:

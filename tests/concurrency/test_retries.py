@@ -26,7 +26,8 @@ from aioxarray._zarr.stores import clients as plain
 from aioxarray._zarr.stores import grants
 from aioxarray._zarr.stores.calls import current_call
 from aioxarray._zarr.stores.limited import LimitedStore
-from aioxarray._zarr.stores.request import Request, observed
+from aioxarray._zarr.stores.observing.observers import observed
+from aioxarray._zarr.stores.request import Request
 from aioxarray._zarr.stores.retries import attempts as retrying
 from aioxarray._zarr.stores.retries.attempts import retrying_client
 from aioxarray._zarr.stores.retries.errors import transient

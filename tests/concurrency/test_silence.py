@@ -21,7 +21,7 @@ from zarr.storage import MemoryStore
 import aioxarray
 from aioxarray._zarr.stores import grants
 from aioxarray._zarr.stores.limited import LimitedStore
-from aioxarray._zarr.stores.request import observed
+from aioxarray._zarr.stores.observing.observers import observed
 from aioxarray._zarr.stores.retries import silence, watch
 from aioxarray.config import config
 from aioxarray.errors import SilentServerError

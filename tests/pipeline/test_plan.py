@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from zarr.storage import LocalStore, MemoryStore, ObjectStore
 import aioxarray
 from aioxarray._zarr.chunks.arrays import plan_block
 from aioxarray._zarr.chunks.plan import ReadPlan, Way
-from aioxarray._zarr.stores.request import Request, observed
+from aioxarray._zarr.stores.observing.observers import Observer, observed
+from aioxarray._zarr.stores.request import Request
 from aioxarray.testing import RecordingStore
 
 VALUES = np.arange(64.0 * 64).reshape(64, 64)
@@ -53,7 +54,7 @@ def plan_of(array: zarr.Array[Any], selection: Any) -> ReadPlan:
     return plan
 
 
-class Keys:
+class Keys(Observer):
     """The keys that a read requests."""
 
     def __init__(self) -> None:
@@ -61,10 +62,6 @@ class Keys:
 
     def started(self, request: Request) -> None:
         self.keys.append(request.key)
-
-    def done(self, request: Request) -> None: ...
-    def failed(self, request: Request, error: BaseException) -> None: ...
-    def shared(self, part: Hashable) -> None: ...
 
 
 def requested(array: zarr.Array[Any], selection: Any) -> list[str]:

@@ -297,7 +297,7 @@ def _select(
     out = spec.prototype.nd_buffer.empty(
         shape=shape, dtype=spec.dtype.to_native_dtype(), order=spec.config.order
     )
-    result = Result(form.pipeline, form.prepared, out, (), basic)
+    result = Result(form.pipeline, form.prepared, out, (), basic).observed()
     return _Selected(touched.chunks(chunk_keys(inner), spec), touched.count, result)
 
 

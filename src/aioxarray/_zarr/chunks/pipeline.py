@@ -123,7 +123,7 @@ class CodecPipeline(BatchedCodecPipeline):
         basic = all(
             is_basic(selection_of(chunk.inside)) and is_basic(chunk.outside) for chunk in chunks
         )
-        return Result(self, prepare(self, chunks[0].spec), out, drop_axes, basic)
+        return Result(self, prepare(self, chunks[0].spec), out, drop_axes, basic).observed()
 
     async def read_chunks(
         self, store: Store, chunks: Iterable[Chunk], count: int, spec: ArraySpec, result: Result

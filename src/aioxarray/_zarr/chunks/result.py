@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Hashable
 from functools import cached_property
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from aioxarray._zarr.codecs.decoders import Decoder, Prepared
 from aioxarray._zarr.codecs.steps import wrong_size
 from aioxarray._zarr.compat import cpu, fill_value_or_default
 from aioxarray._zarr.points import Inside, selection_of
+from aioxarray._zarr.stores.observing.observers import Observer, listeners
+from aioxarray._zarr.stores.request import current_variable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -94,6 +97,17 @@ class Result:
     def held_chunks(self) -> int:
         """The number of copies held of each chunk being read: encoded and, possibly, decoded."""
         return 2 if self._bytes is None else 1
+
+    def observed(self) -> Result:
+        """Return this result if there are no observers; else one that tells them of its decoding.
+
+        Without observers, decoding a chunk takes no further step.
+        """
+        observers = listeners()
+        return ObservedResult(self, observers) if observers else self
+
+    def tell_decoded(self, chunk: Chunk, chunks: int, nbytes: int, begun: float) -> None:
+        """Notify the observers that ``chunks`` chunks from ``chunk`` on have been decoded."""
 
     def put(self, data: Any | None, chunk: Chunk) -> bool:
         """Decode ``data``, None for a missing chunk, into the result; return whether it exists."""
@@ -177,6 +191,42 @@ class Result:
             outside = tuple([outside[axis] for axis in self._order])
         place = self._bytes[outside]
         return place if place.nbytes == decoder.size and place.flags.c_contiguous else None
+
+
+class ObservedResult(Result):
+    """A result that notifies observers when chunks have been decoded.
+
+    Parameters
+    ----------
+    result
+        The result.
+    observers
+        The observers.
+    """
+
+    def __init__(self, result: Result, observers: tuple[Observer, ...]) -> None:
+        self.__dict__.update(result.__dict__)
+        self._observers = observers
+        self._variable = current_variable()
+
+    def tell_decoded(self, chunk: Chunk, chunks: int, nbytes: int, begun: float) -> None:
+        ended = perf_counter()
+        key = chunk.key if self._shard is None else self._shard
+        for observer in self._observers:
+            observer.decoded(key, self._variable, chunks, nbytes, begun, ended)
+
+    def put(self, data: Any | None, chunk: Chunk) -> bool:
+        begun = perf_counter()
+        there = super().put(data, chunk)
+        if data is not None:
+            self.tell_decoded(chunk, 1, len(data), begun)
+        return there
+
+    def decoded(self, data: Any, chunk: Chunk) -> NDArray[Any]:
+        begun = perf_counter()
+        array = super().decoded(data, chunk)
+        self.tell_decoded(chunk, 1, len(data), begun)
+        return array
 
 
 def read_chunk(source: Source, chunk: Chunk, result: Result) -> bool:

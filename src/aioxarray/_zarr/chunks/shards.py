@@ -194,7 +194,8 @@ class ShardPart:
         self.key = chunk.key
         self.inner = inner
         self.exists: bool | None = None
-        self.result = Result(layout.pipeline, layout.prepared, out, (), basic, chunk.key)
+        result = Result(layout.pipeline, layout.prepared, out, (), basic, chunk.key)
+        self.result = result.observed()
         self.index = layout.index_of(chunk.spec.shape)
         self._layout = layout
         self._out = out

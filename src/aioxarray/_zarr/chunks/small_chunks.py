@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from aioxarray._runtime.flights import Flight
@@ -105,7 +106,11 @@ class SmallChunks:
             decoder = self._result.prepared.decoder(led[0].part.spec.shape)
             found = [data for data in fetched if data is not None]
             have_one_shape = all(flight.part.spec.shape == decoder.shape for flight in led)
+            begun = perf_counter()
             decoded = decoder.many(found) if found and have_one_shape else None
+            if decoded is not None:
+                nbytes = sum(map(len, found))
+                self._result.tell_decoded(led[0].part, len(found), nbytes, begun)
             with turn:
                 each = None if decoded is None else iter(decoded)
                 for data, flight in zip(fetched, led, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import math
 from collections import deque
 from collections.abc import Callable
@@ -140,7 +141,8 @@ class Grants:
         """Await ``function()`` in a decoding thread, holding one request and ``size`` bytes.
 
         With ``exclusive``, the call takes the places of all decoding threads, so that no other such
-        call runs beside it. Cancelling calls ``stop`` and waits for the end of ``function``.
+        call runs beside it. ``function`` runs in the context of the caller. Cancelling calls
+        ``stop`` and waits for its end.
         """
         count = self.thread_count if exclusive else 1
         long = is_long(size)
@@ -152,9 +154,11 @@ class Grants:
                 share, amount = held.pop()
                 share.release(amount, long=long)
 
+        context = contextvars.copy_context()
+
         def work() -> T:
             try:
-                return function()
+                return context.run(function)
             finally:
                 release()
 
@@ -189,8 +193,9 @@ class Grants:
     ) -> bool:
         """Await ``function()``, which makes one request at a time, in a thread for ``client``.
 
-        The call holds ``size`` bytes. Returns False if the client has stalled, or if no place in
-        `fetching` is free: then coroutines should make the requests, since they can be cancelled.
+        The call holds ``size`` bytes, and runs in the context of the caller. Returns False if the
+        client has stalled, or if no place in `fetching` is free: then coroutines should make the
+        requests, since they can be cancelled.
 
         Cancelling calls ``stop`` and returns at once. A request in flight continues, and keeps its
         places, except those for bytes, until the server answers. So it does if it is silent; then
@@ -218,12 +223,13 @@ class Grants:
             held.release()
             raise
 
+        context = contextvars.copy_context()
+        context.run(held_here.set, held)
+
         def work() -> None:
-            token = held_here.set(held)
             try:
-                function()
+                context.run(function)
             finally:
-                held_here.reset(token)
                 held.release()
 
         silence = SilentCall(client.store, held, size)

@@ -10,16 +10,16 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import copy
-import threading
-from collections.abc import Awaitable, Callable, Hashable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import nullcontext
+from time import perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from aioxarray._runtime.threads.cancel_scope import request_scope
-from aioxarray._runtime.threads.forks import after_fork
 from aioxarray._zarr.stores.calls import current_call, current_concurrency
 from aioxarray._zarr.stores.grants import is_long, requests
+from aioxarray._zarr.stores.observing.observers import Observer, listeners
 from aioxarray._zarr.stores.printable import printable
 from aioxarray._zarr.stores.retries import attempts as retrying
 from aioxarray._zarr.stores.retries.attempts import Attempts
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 Kind = Literal["get", "exists", "list", "set", "delete"]
+
+Reason = Literal["first", "retry", "silence", "hedge"]
 
 DOCUMENTS = frozenset({"zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata"})
 """The names of all keys that hold metadata."""
@@ -55,6 +57,8 @@ class Request:
     ----------
     attempt
         The number of attempts so far, including this one.
+    reason
+        Why this attempt is made: it is the first, another one has failed, was silent, or slow.
     attempts
         The attempts that failed; None if none did.
     repeatable
@@ -63,17 +67,24 @@ class Request:
         The bytes that were read or written; None while that is unknown.
     variable
         The variable that it is made for; None if it is made for none, or for several.
+    asked, begun, ended
+        The time (of `time.perf_counter`) since which this attempt has waited for a place, when it
+        began, and when it ended. The last two are set only if there are observers.
     """
 
     __slots__ = (
         "_call",
         "_observers",
+        "asked",
         "attempt",
         "attempts",
+        "begun",
         "byte_range",
+        "ended",
         "key",
         "kind",
         "nbytes",
+        "reason",
         "repeatable",
         "store",
         "variable",
@@ -95,11 +106,13 @@ class Request:
         self.byte_range = byte_range
         self.nbytes = nbytes
         self.attempt = 1
+        self.reason: Reason = "first"
         self.attempts: Attempts | None = None
         self.repeatable = repeatable
         self.variable = _variable.get()
         self._call = current_call()
         self._observers: tuple[Observer, ...] = ()
+        self.asked = self.begun = self.ended = perf_counter()
 
     @property
     def phase(self) -> str | None:
@@ -117,10 +130,16 @@ class Request:
         is_value = self.kind in ("get", "set") and self.key != ""
         return is_value and self.key.rpartition("/")[2] not in DOCUMENTS
 
-    def again(self, attempt: int) -> Request:
+    def repeat(self, attempt: int, reason: Reason) -> None:
+        """Make this attempt number ``attempt``, which waits for a place from now on."""
+        self.attempt = attempt
+        self.reason = reason
+        self.asked = perf_counter()
+
+    def again(self, attempt: int, reason: Reason) -> Request:
         """Return the same request, made for the same call, as attempt number ``attempt``."""
         other = copy.copy(self)
-        other.attempt = attempt
+        other.repeat(attempt, reason)
         return other
 
     @contextlib.contextmanager
@@ -139,9 +158,11 @@ class Request:
         if self._call is not None:
             self._call.began(self)
         # The same are told of the end: others may come or go meanwhile.
-        self._observers = _observers
-        for observer in self._observers:
-            observer.started(self)
+        self._observers = listeners()
+        if self._observers:
+            self.begun = perf_counter()
+            for observer in self._observers:
+                observer.started(self)
         return self
 
     def __exit__(
@@ -154,6 +175,9 @@ class Request:
             self._call.ended(self, answered=error is None)
         if isinstance(error, Exception):
             self.name_in(error)
+        if not self._observers:
+            return
+        self.ended = perf_counter()
         for observer in self._observers:
             if error is None:
                 observer.done(self)
@@ -240,7 +264,7 @@ async def send_again(
     while True:
         with request.waiting(attempts):
             await retrying.sleep(attempts.wait_s)
-        request.attempt += 1
+        request.repeat(request.attempt + 1, "retry")
         try:
             long = is_long(size)
             async with nullcontext() if places is None else place(request, places, long=long):
@@ -263,6 +287,11 @@ _variable: contextvars.ContextVar[str | None] = contextvars.ContextVar(
 )
 
 
+def current_variable() -> str | None:
+    """Return the variable for which the current code makes requests; None if there is none."""
+    return _variable.get()
+
+
 @contextlib.contextmanager
 def for_variable(name: str) -> Iterator[None]:
     """Set the variable for which the requests in the body are made."""
@@ -271,67 +300,3 @@ def for_variable(name: str) -> Iterator[None]:
         yield
     finally:
         _variable.reset(token)
-
-
-# --- observers -------------------------------------------------------------------------------
-
-
-class Observer(Protocol):
-    """Is notified of every request, and of every read that shares one.
-
-    It is called in the thread of the request or of the read. It must be quick, and not raise.
-    """
-
-    def started(self, request: Request) -> None:
-        """Called when a request has its place and starts."""
-
-    def done(self, request: Request) -> None:
-        """Called when a request has been answered."""
-
-    def failed(self, request: Request, error: BaseException) -> None:
-        """Called when a request has failed or was cancelled."""
-
-    def shared(self, part: Hashable) -> None:
-        """Called when a read waits for a part of a store that another read is fetching.
-
-        The read makes no request for it, unless the other one gives up. ``part`` is a tuple that
-        begins with the key.
-        """
-
-
-# Each change makes a new tuple, so that iterating needs no lock.
-_observers: tuple[Observer, ...] = ()
-_lock = threading.Lock()
-
-
-@after_fork
-def _renew_lock() -> None:
-    # A thread of the parent may have held it.
-    global _lock
-    _lock = threading.Lock()
-
-
-def is_observed() -> bool:
-    """Return whether there is an observer. Without one, reads of local stores make no `Request`."""
-    return bool(_observers)
-
-
-def tell_shared(part: Hashable) -> None:
-    """Notify the observers that a read waits for ``part``, which another read is fetching."""
-    for observer in _observers:
-        observer.shared(part)
-
-
-@contextlib.contextmanager
-def observed(observer: Observer) -> Iterator[None]:
-    """Notify ``observer`` of all requests of this process while the context is open."""
-    global _observers
-    with _lock:
-        _observers = (*_observers, observer)
-    try:
-        yield
-    finally:
-        with _lock:
-            rest = list(_observers)
-            rest.remove(observer)
-            _observers = tuple(rest)

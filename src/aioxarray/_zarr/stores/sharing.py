@@ -22,7 +22,7 @@ from aioxarray._runtime.threads.forks import after_fork
 from aioxarray._zarr import tuning
 from aioxarray._zarr.stores.grants import cache
 from aioxarray._zarr.stores.identity import Place, same
-from aioxarray._zarr.stores.request import tell_shared
+from aioxarray._zarr.stores.observing.observers import tell_shared
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

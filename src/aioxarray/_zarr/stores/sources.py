@@ -17,7 +17,8 @@ from zarr.storage import LocalStore, MemoryStore, ObjectStore
 from aioxarray._runtime.scratch import scratch
 from aioxarray._zarr import tuning
 from aioxarray._zarr.stores.clients import client_of, held_here
-from aioxarray._zarr.stores.request import Request, is_observed, send, send_again
+from aioxarray._zarr.stores.observing.observers import is_observed
+from aioxarray._zarr.stores.request import Request, send, send_again
 from aioxarray._zarr.stores.retries.attempts import Attempts
 from aioxarray._zarr.stores.servers.pacing import pace_of
 

@@ -27,7 +27,7 @@ from aioxarray.errors import SilentServerError
 if TYPE_CHECKING:
     from aioxarray._runtime.budget import Share
     from aioxarray._zarr.stores.clients import Held
-    from aioxarray._zarr.stores.request import Request
+    from aioxarray._zarr.stores.request import Reason, Request
 
 T = TypeVar("T")
 
@@ -160,7 +160,7 @@ class _Asked(Generic[T]):
                 return self._answer[0]
             if self._error is not None:
                 raise self._error from None
-            self.request.attempt = self._attempts
+            self.request.repeat(self._attempts, "silence")
             self._watch.add(self)
             try:
                 with self.request:
@@ -223,7 +223,7 @@ class _Asked(Generic[T]):
         if in_place:
             self._interrupt()
         else:
-            other = self._ask_beside(has_place=False)
+            other = self._ask_beside("silence", has_place=False)
             self._queued = None if self._places is None else other
 
     def on_slowness(self) -> bool:
@@ -236,7 +236,7 @@ class _Asked(Generic[T]):
             return False
         self._attempts += 1
         _counts.hedges += 1
-        self._ask_beside(has_place=True)
+        self._ask_beside("hedge", has_place=True)
         return True
 
     @property
@@ -250,31 +250,32 @@ class _Asked(Generic[T]):
             self._watch.remove(self)
             self._task.cancel()
 
-    def _ask_beside(self, *, has_place: bool) -> asyncio.Task[T]:
+    def _ask_beside(self, reason: Reason, *, has_place: bool) -> asyncio.Task[T]:
         """Start another request; its place was taken already, or it waits for one."""
+        request = self.request.again(self._attempts, reason)
         other = self._watch.loop.create_task(
-            self._ask_in_place(has_place=has_place), context=self._context
+            self._ask_in_place(request, has_place=has_place), context=self._context
         )
         self.others = [*self.others, other]
         other.add_done_callback(self._on_other)
         return other
 
-    async def _ask_in_place(self, *, has_place: bool) -> T:
+    async def _ask_in_place(self, request: Request, *, has_place: bool) -> T:
         places = self._places
         if places is None:
-            return await self._ask_again()
+            return await self._ask_again(request)
         if has_place:
             try:
-                return await self._ask_again()
+                return await self._ask_again(request)
             finally:
                 places.release(long=self._long)
-        async with place(self.request, places, long=self._long):
+        async with place(request, places, long=self._long):
             self._queued = None
-            return await self._ask_again()
+            return await self._ask_again(request)
 
-    async def _ask_again(self) -> T:
+    async def _ask_again(self, request: Request) -> T:
         begun = self._watch.loop.time()
-        with self.request.again(self._attempts) as request:
+        with request:
             answer = await self._ask()
             request.nbytes = self.request.nbytes
         self._watch.answered(self.host, begun, is_hedged=self.is_hedged)

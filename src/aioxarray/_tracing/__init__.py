@@ -1,0 +1,1 @@
+"""Traces: tables, texts, a page and a file of what was recorded."""

@@ -1,0 +1,1 @@
+"""Observing requests and decoding: observers, and records of what they are told."""

@@ -1,0 +1,182 @@
+"""Observers: objects that are notified of requests, of shared reads and of decoded chunks.
+
+An observer listens to the whole process, or only to the code of a block and the calls that it
+makes. The logger ``aioxarray.requests`` is one, too, while its level is DEBUG.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import logging
+import threading
+from collections.abc import Hashable, Iterator
+from typing import TYPE_CHECKING
+
+from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteRequest
+
+from aioxarray._runtime.threads.forks import after_fork
+from aioxarray._zarr.stores.printable import printable
+from aioxarray._zarr.stores.retries.errors import failure_of
+
+if TYPE_CHECKING:
+    from zarr.abc.store import ByteRequest
+
+    from aioxarray._zarr.stores.request import Request
+
+_logger = logging.getLogger("aioxarray.requests")
+
+
+class Observer:
+    """Is notified of requests, of reads that share one, and of decoded chunks; ignores them.
+
+    The methods are called in the thread of the request, the read or the decoding. They must be
+    quick, and not raise. Times are those of `time.perf_counter`.
+    """
+
+    def started(self, request: Request) -> None:
+        """Called when a request has its place and starts."""
+
+    def done(self, request: Request) -> None:
+        """Called when a request has been answered."""
+
+    def failed(self, request: Request, error: BaseException) -> None:
+        """Called when a request has failed or was cancelled."""
+
+    def shared(self, part: Hashable) -> None:
+        """Called when a read waits for a part of a store that another read is fetching.
+
+        The read makes no request for it, unless the other one gives up. ``part`` is a tuple that
+        begins with the key.
+        """
+
+    def decoded(
+        self, key: str, variable: str | None, chunks: int, nbytes: int, begun: float, ended: float
+    ) -> None:
+        """Called when chunks have been decoded and put in the result.
+
+        Parameters
+        ----------
+        key
+            The key of the first of them; for inner chunks, that of the shard.
+        variable
+            The variable that they are read for, as `Request.variable`.
+        chunks, nbytes
+            Their number, and the bytes that were decoded.
+        begun, ended
+            The time when this began and ended.
+        """
+
+
+class _Log(Observer):
+    """Writes a record for every request that has ended."""
+
+    def done(self, request: Request) -> None:
+        size = "" if request.nbytes is None else f"{request.nbytes} bytes "
+        self._write(request, f"{size}in")
+
+    def failed(self, request: Request, error: BaseException) -> None:
+        cause = cause_of(error)
+        self._write(request, "cancelled after" if cause is None else f"{cause} after")
+
+    def _write(self, request: Request, outcome: str) -> None:
+        part = "" if request.byte_range is None else f" ({range_text(request.byte_range)})"
+        attempt = "" if request.attempt == 1 else f", attempt {request.attempt} ({request.reason})"
+        _logger.debug(
+            "%s %r%s of %r: %s %.1f ms, queued for %.1f ms%s",
+            request.kind,
+            request.key,
+            part,
+            printable(request.store),
+            outcome,
+            1e3 * (request.ended - request.begun),
+            1e3 * (request.begun - request.asked),
+            attempt,
+        )
+
+
+def cause_of(error: BaseException) -> str | None:
+    """Return a short description of an error without a URL; None if it was cancelled."""
+    if not isinstance(error, Exception):
+        return None
+    found = failure_of(error)
+    return type(error).__name__ if found is None else found.cause
+
+
+def range_text(byte_range: ByteRequest | None) -> str:
+    """Return a byte range as "0-1023", "512-" or "-512" (the last bytes); "" for None."""
+    match byte_range:
+        case RangeByteRequest(start=start, end=end):
+            return f"{start}-{end - 1}"
+        case OffsetByteRequest(offset=offset):
+            return f"{offset}-"
+        case SuffixByteRequest(suffix=suffix):
+            return f"-{suffix}"
+    return ""
+
+
+# --- who listens -----------------------------------------------------------------------------
+
+# Each change makes a new tuple, so that iterating needs no lock.
+_observers: tuple[Observer, ...] = ()
+_lock = threading.Lock()
+# The observers of a block.
+_here: contextvars.ContextVar[tuple[Observer, ...]] = contextvars.ContextVar(
+    "aioxarray_observers", default=()
+)
+_log = _Log()
+
+
+@after_fork
+def _renew_lock() -> None:
+    # A thread of the parent may have held it.
+    global _lock
+    _lock = threading.Lock()
+
+
+def listeners() -> tuple[Observer, ...]:
+    """Return the observers of the current code."""
+    found = _observers
+    if here := _here.get():
+        found = (*found, *here)
+    return (*found, _log) if _logger.isEnabledFor(logging.DEBUG) else found
+
+
+def is_observed() -> bool:
+    """Return whether there is an observer. Without one, reads of local stores make no `Request`."""
+    return bool(listeners())
+
+
+def tell_shared(part: Hashable) -> None:
+    """Notify the observers that a read waits for ``part``, which another read is fetching."""
+    for observer in listeners():
+        observer.shared(part)
+
+
+@contextlib.contextmanager
+def observed(observer: Observer) -> Iterator[None]:
+    """Notify ``observer`` of all requests of this process while the context is open."""
+    global _observers
+    with _lock:
+        _observers = (*_observers, observer)
+    try:
+        yield
+    finally:
+        with _lock:
+            rest = list(_observers)
+            rest.remove(observer)
+            _observers = tuple(rest)
+
+
+@contextlib.contextmanager
+def observed_here(observer: Observer) -> Iterator[None]:
+    """Notify ``observer`` of the requests that are made for the code in this context.
+
+    These are the requests of the calls in it, in any loop or thread, and of its child tasks.
+    """
+    _here.set((*_here.get(), observer))
+    try:
+        yield
+    finally:
+        # Not by a token: a generator may be left in another context than it was entered in.
+        _here.set(tuple(each for each in _here.get() if each is not observer))

@@ -1,0 +1,225 @@
+"""Records of requests and of decoded chunks, as compact rows of which the oldest go."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import weakref
+from collections import deque
+from collections.abc import Callable, Hashable
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from aioxarray._zarr.stores.observing.observers import Observer, cause_of, range_text
+from aioxarray._zarr.stores.printable import printable
+from aioxarray._zarr.stores.request import DOCUMENTS
+
+if TYPE_CHECKING:
+    from zarr.abc.store import ByteRequest
+
+    from aioxarray._zarr.stores.request import Kind, Reason, Request
+
+Phase = Literal["metadata", "index", "data", "write"]
+
+# The key of a chunk: the path of its array, and then "c/0/1", "c.0.1", "0/1" or "0.1".
+_WITH_LETTER = re.compile(r"(?:(.*?)/)?c(?:[/.]\d+)*")
+_NUMBERS = re.compile(r"(?:(.*?)/)?\d+(?:[/.]\d+)*")
+# The name of a variable and its group, as loads write them for errors.
+_LABEL = re.compile(r"variable(?: '(.*?)')?(?: of group '(.*?)')?(?: in .*)?")
+
+
+class RequestRecord(NamedTuple):
+    """One attempt of a request, which has ended.
+
+    Attributes
+    ----------
+    number
+        The number of the record, in the order of their ends.
+    asked, begun, ended
+        As in `Request`, in seconds.
+    kind, attempt, reason
+        As in `Request`.
+    store
+        The name of the store, without credentials.
+    key, byte_range
+        As in `Request`.
+    nbytes
+        The bytes that were read or written; 0 if there are none, or if the attempt did not succeed.
+    error
+        Why it failed; "" if it succeeded, None if it was cancelled.
+    aim
+        The aim of its call: "opened", "loaded" or "saved"; None outside of calls.
+    label
+        The variable, as in errors; None if that is unknown.
+    """
+
+    number: int
+    asked: float
+    begun: float
+    ended: float
+    kind: Kind
+    attempt: int
+    reason: Reason
+    store: str
+    key: str
+    byte_range: ByteRequest | None
+    nbytes: int
+    error: str | None
+    aim: str | None
+    label: str | None
+
+    @property
+    def outcome(self) -> Literal["done", "failed", "cancelled"]:
+        """How the attempt ended."""
+        if self.error is None:
+            return "cancelled"
+        return "failed" if self.error else "done"
+
+    @property
+    def range(self) -> str:
+        """The byte range as "0-1023", "512-" or "-512" (the last bytes); "" for the whole value."""
+        return range_text(self.byte_range)
+
+    @property
+    def phase(self) -> Phase:
+        """What the request is made for.
+
+        Reads during an open are those of metadata and of the values of indexes. In files of other
+        formats than Zarr, the two cannot be told apart.
+        """
+        if self.kind in ("set", "delete"):
+            return "write"
+        if self.kind != "get" or self.key.rpartition("/")[2] in DOCUMENTS:
+            return "metadata"
+        if self.aim == "opened":
+            return "index" if self.key else "metadata"
+        return "data"
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """The group and the name of the variable; "" if unknown."""
+        return place_of(self.key, self.label)
+
+
+class DecodeRecord(NamedTuple):
+    """Chunks that were decoded in one step; the attributes are those of `Observer.decoded`."""
+
+    number: int
+    key: str
+    label: str | None
+    chunks: int
+    nbytes: int
+    begun: float
+    ended: float
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """The group and the name of the variable; "" if unknown."""
+        return place_of(self.key, self.label)
+
+
+def place_of(key: str, label: str | None) -> tuple[str, str]:
+    """Return the group and the name of a variable, from a key and a label as in errors.
+
+    The key comes first: it has both for chunks and metadata documents of Zarr.
+    """
+    path: str | None = None
+    prefix, _, name = key.rpartition("/")
+    if name in DOCUMENTS:
+        path = prefix
+    else:
+        found = _WITH_LETTER.fullmatch(key) or _NUMBERS.fullmatch(key)
+        path = None if found is None else found[1]
+    if path:
+        group, _, name = path.rpartition("/")
+        return f"/{group}", name
+    labelled = None if label is None else _LABEL.fullmatch(label)
+    if labelled is not None:
+        return labelled[2] or "/", labelled[1] or ""
+    return ("/", "") if path == "" else ("", "")
+
+
+class Recorder(Observer):
+    """Records requests, decoded chunks and shared reads, in any thread.
+
+    Parameters
+    ----------
+    most
+        The most records that are kept of each; the oldest go.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._requests: deque[tuple[Any, ...]] = deque(maxlen=most)
+        self._decodes: deque[tuple[Any, ...]] = deque(maxlen=most)
+        # Each step of a counter is atomic, and needs no lock, which a fork could leave locked.
+        self._request_numbers = itertools.count()
+        self._decode_numbers = itertools.count()
+        self._shared_numbers = itertools.count(1)
+        self.shared_count = 0
+        # By the id of the store: a reference to it, so that no other one has its id, and its name.
+        self._names: dict[int, tuple[Callable[[], Any], str]] = {}
+
+    @property
+    def requests(self) -> list[RequestRecord]:
+        """The records of requests that have ended, in the order of their ends."""
+        return list(map(RequestRecord._make, self._requests.copy()))
+
+    @property
+    def decodes(self) -> list[DecodeRecord]:
+        """The records of decoded chunks."""
+        return list(map(DecodeRecord._make, self._decodes.copy()))
+
+    def done(self, request: Request) -> None:
+        self._add(request, request.nbytes or 0, "")
+
+    def failed(self, request: Request, error: BaseException) -> None:
+        self._add(request, 0, cause_of(error))
+
+    def _add(self, request: Request, nbytes: int, error: str | None) -> None:
+        store = request.store
+        known = self._names.get(id(store))
+        name = self._name(store) if known is None or known[0]() is not store else known[1]
+        self._requests.append(
+            (
+                next(self._request_numbers),
+                request.asked,
+                request.begun,
+                request.ended,
+                request.kind,
+                request.attempt,
+                request.reason,
+                name,
+                request.key,
+                request.byte_range,
+                nbytes,
+                error,
+                request.phase,
+                request.variable,
+            )
+        )
+
+    def _name(self, store: Any) -> str:
+        name = printable(store)
+        try:
+            reference: Callable[[], Any] = weakref.ref(store)
+        except TypeError:
+            # A string, or an object of a compiled client.
+            def reference() -> Any:
+                return store
+
+        self._names[id(store)] = reference, name
+        return name
+
+    def shared(self, part: Hashable) -> None:
+        self.shared_count = next(self._shared_numbers)
+
+    def decoded(
+        self, key: str, variable: str | None, chunks: int, nbytes: int, begun: float, ended: float
+    ) -> None:
+        number = next(self._decode_numbers)
+        self._decodes.append((number, key, variable, chunks, nbytes, begun, ended))
+
+
+def now() -> float:
+    """Return the time, on the clock of all records."""
+    return perf_counter()
