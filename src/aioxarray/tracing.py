@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import AbstractContextManager
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
+from aioxarray._tracing.page import page
 from aioxarray._tracing.recording import Recording
 from aioxarray._tracing.summary import summarize
 from aioxarray._zarr.stores.observing.observers import observed, observed_here
@@ -183,3 +186,18 @@ class Trace:
         The seconds are sums over requests, which overlap. Those of decoding are sums over threads.
         """
         return summarize(self._recording())
+
+    def to_html(self, path: str | os.PathLike[str]) -> None:
+        """Write a page that shows the trace to the file ``path``.
+
+        The page has the requests of each variable on a timeline, their concurrency and throughput
+        over time, the slowest, and all that were repeated or failed; it can be zoomed and
+        searched. It is one file that makes no request. It names stores without credentials, and
+        contains the keys.
+
+        Parameters
+        ----------
+        path
+            The file, which is replaced if it exists.
+        """
+        Path(path).write_text(page(self._recording()), "utf-8")

@@ -35,8 +35,8 @@ def summarize(recording: Recording) -> str:
     lines += ["", *_table("phase", [(name, row) for name, row in phases.items() if row.count])]
     variables: dict[str, _Row] = {}
     for each in requests:
-        variables.setdefault(_name(each), _Row()).add(each)
-    _add_decodes(recording.decodes, lambda each: variables.setdefault(_name(each), _Row()))
+        variables.setdefault(name_of(each), _Row()).add(each)
+    _add_decodes(recording.decodes, lambda each: variables.setdefault(name_of(each), _Row()))
     lines += ["", *_table("variable", _largest(variables))]
     return "\n".join(lines)
 
@@ -93,7 +93,8 @@ def _totals(recording: Recording) -> str:
     return f"{text} ({more})" if more else text
 
 
-def _name(each: RequestRecord | DecodeRecord) -> str:
+def name_of(each: RequestRecord | DecodeRecord) -> str:
+    """Return the path of the variable or group that a record is of; "(unknown)" if unknown."""
     group, name = each.place
     return f"{group.rstrip('/')}/{name}".strip("/") or (group or "(unknown)")
 
