@@ -57,7 +57,7 @@ def request(number: int, key: str = "v/c/0", **values: Any) -> RequestRecord:
         "attempt": 1,
         "reason": "first",
         "store": "s3://bucket",
-        "byte_range": None,
+        "range": "",
         "nbytes": 1000,
         "error": "",
         "aim": "loaded",
@@ -68,7 +68,7 @@ def request(number: int, key: str = "v/c/0", **values: Any) -> RequestRecord:
 
 def recording(*requests: RequestRecord, decodes: tuple[DecodeRecord, ...] = ()) -> Recording:
     ended = max((each.ended for each in requests), default=1.0)
-    return Recording(0.0, ended, 0.0, requests, decodes, 0, 0)
+    return Recording(0.0, ended, 0.0, requests, decodes, (), 0, 0)
 
 
 def test_the_page_has_the_rows(tmp_path: Path) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -11,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numcodecs
 import numpy as np
+import obstore.store
 import pytest
 import xarray as xr
-from zarr.storage import LocalStore, MemoryStore
+from zarr.storage import LocalStore, MemoryStore, ObjectStore
 
 import aioxarray
 from aioxarray._runtime.loops import run_blocking
@@ -194,7 +198,7 @@ def test_each_attempt_is_a_row() -> None:
         [2, "retry", "done", ""],
     ]
     assert attempts["bytes"].iloc[0] == 0
-    assert "1 retries, 1 failed" in t.summary()
+    assert "retries: 1, failed: 1" in t.summary()
 
 
 def test_cancelled_requests_are_rows() -> None:
@@ -353,3 +357,75 @@ def test_a_trace_records_once() -> None:
 def test_invalid_arguments(arguments: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         aioxarray.trace(**arguments)
+
+
+# --- other ways to see it --------------------------------------------------------------------
+
+
+def test_perfetto_events_have_the_rows(tmp_path: Path) -> None:
+    ds = aioxarray.open_zarr(RecordingStore(stored(sample())))
+    with aioxarray.trace() as t:
+        aioxarray.load(ds)
+    path = tmp_path / "trace.json"
+    t.to_perfetto(path)
+    events = json.loads(path.read_text("utf-8"))["traceEvents"]
+    spans = [each for each in events if each["ph"] == "X"]
+    requests = [each for each in spans if each["cat"] != "decode"]
+    assert [each["name"] for each in requests] == t.requests["key"].tolist()
+    assert [each["args"]["bytes"] for each in requests] == t.requests["bytes"].tolist()
+    assert len(spans) - len(requests) == len(t.decodes)
+    processes = {
+        each["pid"]: each["args"]["name"]
+        for each in events
+        if each["ph"] == "M" and each["name"] == "process_name"
+    }
+    assert [processes[each["pid"]] for each in requests] == t.requests["variable"].tolist()
+    # What overlaps is not in one thread.
+    threads: dict[Any, float] = {}
+    for each in spans:
+        thread = each["pid"], each["tid"]
+        assert threads.get(thread, 0.0) <= each["ts"] + 0.1
+        threads[thread] = each["ts"] + each["dur"]
+
+
+def test_requests_are_logged_at_debug(caplog: pytest.LogCaptureFixture) -> None:
+    inner = stored(sample())
+    ds = aioxarray.open_zarr(FaultyStore.kth(inner, 0, ConnectionError("cut"), keys="a/c/0/0"))
+    quick = aioxarray.config.set({"retry.backoff_s": 0.0})
+    with quick, caplog.at_level(logging.DEBUG, "aioxarray.requests"):
+        aioxarray.compute(ds)
+        aioxarray.compute(aioxarray.open_zarr(inner))
+    lines = [each.getMessage() for each in caplog.records if each.name == "aioxarray.requests"]
+    of_chunk = [line for line in lines if "'a/c/0/0'" in line]
+    assert len(of_chunk) == 3
+    assert re.fullmatch(
+        r"get 'a/c/0/0' of 'memory://\d+': ConnectionError after \d+\.\d ms, queued for .* ms",
+        of_chunk[0],
+    )
+    assert re.search(r": \d+ bytes in .* ms, queued for .* ms, attempt 2 \(retry\)$", of_chunk[1])
+    assert re.search(r": \d+ bytes in \d+\.\d ms$", of_chunk[2])
+
+
+def test_nothing_is_logged_unless_asked_for(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "aioxarray.requests"):
+        aioxarray.load(aioxarray.open_zarr(stored(sample())))
+        assert not is_observed()
+    assert not [each for each in caplog.records if each.name == "aioxarray.requests"]
+
+
+def test_no_secret_is_shown(
+    server: ObjectServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    secret = "hunter2"
+    signed = server.url.replace("://", f"://user:{secret}@")
+    client = obstore.store.HTTPStore(signed, client_options={"allow_http": True})
+    with caplog.at_level(logging.DEBUG, "aioxarray.requests"), aioxarray.trace() as t:
+        aioxarray.load(aioxarray.open_zarr(ObjectStore(client), consolidated=False))
+    t.to_html(tmp_path / "trace.html")
+    t.to_perfetto(tmp_path / "trace.json")
+    texts = [path.read_text("utf-8") for path in tmp_path.iterdir()]
+    texts += [t.summary(), str(t.verdict()), t.requests.to_string(), repr(t)]
+    texts += [each.getMessage() for each in caplog.records]
+    assert len(t.requests) >= SERVED
+    assert not [text for text in texts if secret in text]
+    assert server.url in texts[0]

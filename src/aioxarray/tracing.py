@@ -10,10 +10,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
 from aioxarray._tracing.page import page
+from aioxarray._tracing.perfetto import trace_events
 from aioxarray._tracing.recording import Recording
 from aioxarray._tracing.summary import summarize
+from aioxarray._tracing.verdicts import Verdict, judge
 from aioxarray._zarr.stores.observing.observers import observed, observed_here
 from aioxarray._zarr.stores.observing.records import Recorder, now
+from aioxarray.config import thread_count
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -128,6 +131,7 @@ class Trace:
             wall_begun=self._wall_begun,
             requests=sorted(requests, key=lambda each: each.begun),
             decodes=sorted(decodes, key=lambda each: each.begun),
+            calls=self._recorder.calls,
             shared_count=self._recorder.shared_count,
             dropped=max((each.number + 1 for each in requests), default=0) - len(requests),
         )
@@ -187,6 +191,21 @@ class Trace:
         """
         return summarize(self._recording())
 
+    def verdict(self) -> Verdict:
+        """Return the bottleneck of the work in the block, with the number that shows it.
+
+        It is "unclear" unless one thing took most of the time. The time is that of the whole
+        block, so it should contain little else than the calls in question. Whether requests wait
+        for the answer or for its bytes is judged by how long small answers took, such as those
+        with metadata: have the open in the block, too.
+
+        Returns
+        -------
+        Verdict
+            Its ``bottleneck``, ``evidence`` and ``advice``; ``str`` is all of it.
+        """
+        return judge(self._recording(), thread_count())
+
     def to_html(self, path: str | os.PathLike[str]) -> None:
         """Write a page that shows the trace to the file ``path``.
 
@@ -200,4 +219,19 @@ class Trace:
         path
             The file, which is replaced if it exists.
         """
-        Path(path).write_text(page(self._recording()), "utf-8")
+        recording = self._recording()
+        verdict = judge(recording, thread_count())
+        Path(path).write_text(page(recording, str(verdict)), "utf-8")
+
+    def to_perfetto(self, path: str | os.PathLike[str]) -> None:
+        """Write the trace events to the file ``path``, for Perfetto (ui.perfetto.dev).
+
+        The format is the JSON of Chrome's trace events, which other viewers read, too. Each
+        variable is a process, and what overlaps in it is in several threads.
+
+        Parameters
+        ----------
+        path
+            The file, which is replaced if it exists.
+        """
+        Path(path).write_text(trace_events(self._recording()), "utf-8")

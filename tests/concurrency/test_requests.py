@@ -17,7 +17,7 @@ import zarr
 from zarr.storage import LocalStore, MemoryStore, ObjectStore
 
 import aioxarray
-from aioxarray._zarr.stores.observing.observers import Observer, observed
+from aioxarray._zarr.stores.observing.observers import Observer, Origin, observed
 from aioxarray._zarr.stores.request import Request
 from aioxarray.testing import FaultyStore, GatedStore, ObjectServer, RecordingStore
 from tests.concurrency.helpers import followed
@@ -47,6 +47,19 @@ class Seen(Observer):
         with self._lock:
             self.under_way.remove(request)
             self.failed_with.append((request, error))
+
+    def read(
+        self,
+        origin: Origin,
+        key: str,
+        part: tuple[int, int | None] | None,
+        nbytes: int,
+        begun: float,
+        ended: float,
+        error: BaseException | None,
+    ) -> None:
+        with self._lock:
+            self.done_with.append(Request("get", MemoryStore(), key, nbytes=nbytes))
 
     def shared(self, part: Hashable) -> None:
         with self._lock:

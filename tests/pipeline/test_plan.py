@@ -16,7 +16,7 @@ from zarr.storage import LocalStore, MemoryStore, ObjectStore
 import aioxarray
 from aioxarray._zarr.chunks.arrays import plan_block
 from aioxarray._zarr.chunks.plan import ReadPlan, Way
-from aioxarray._zarr.stores.observing.observers import Observer, observed
+from aioxarray._zarr.stores.observing.observers import Observer, Origin, observed
 from aioxarray._zarr.stores.request import Request
 from aioxarray.testing import RecordingStore
 
@@ -62,6 +62,18 @@ class Keys(Observer):
 
     def started(self, request: Request) -> None:
         self.keys.append(request.key)
+
+    def read(
+        self,
+        origin: Origin,
+        key: str,
+        part: tuple[int, int | None] | None,
+        nbytes: int,
+        begun: float,
+        ended: float,
+        error: BaseException | None,
+    ) -> None:
+        self.keys.append(key)
 
 
 def requested(array: zarr.Array[Any], selection: Any) -> list[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 if TYPE_CHECKING:
-    from aioxarray._zarr.stores.observing.records import DecodeRecord, RequestRecord
+    from aioxarray._zarr.stores.observing.records import CallRecord, DecodeRecord, RequestRecord
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Recording:
         When the trace began and ended, on the clock of the records.
     wall_begun
         When it began, in seconds since 1970.
-    requests, decodes
-        The records, in the order in which they began.
+    requests, decodes, calls
+        The records, in the order in which they began; those of calls, in which they ended.
     shared_count
         How many reads have waited for a part that another read was fetching.
     dropped
@@ -35,6 +35,7 @@ class Recording:
     wall_begun: float
     requests: Sequence[RequestRecord]
     decodes: Sequence[DecodeRecord]
+    calls: Sequence[CallRecord]
     shared_count: int
     dropped: int
 

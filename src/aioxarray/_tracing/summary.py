@@ -87,7 +87,7 @@ def _totals(recording: Recording) -> str:
         (outcomes["failed"], "failed"),
         (outcomes["cancelled"], "cancelled"),
     ]
-    more = ", ".join(f"{count} {name}" for count, name in parts if count)
+    more = ", ".join(f"{name}: {count}" for count, name in parts if count)
     noun = "request" if len(requests) == 1 else "requests"
     text = f"{len(requests)} {noun}, {nbytes}, in {recording.seconds:.3f} s"
     return f"{text} ({more})" if more else text

@@ -7,11 +7,13 @@ import contextvars
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from aioxarray._runtime.queueing import queued
 from aioxarray._zarr.stores import grants
+from aioxarray._zarr.stores.observing.observers import listeners
 from aioxarray._zarr.stores.printable import printable
 from aioxarray.config import queue_limit
 from aioxarray.errors import TimedOutError
@@ -157,7 +159,7 @@ class calling:
     """
 
     # A class, because a generator costs more, and there may be thousands of loads.
-    __slots__ = ("_call", "_limit", "_outer", "_queued", "_token")
+    __slots__ = ("_begun", "_call", "_limit", "_outer", "_queued", "_token")
 
     def __init__(
         self, aim: str, timeout: float | None = None, concurrency: Concurrency | None = None
@@ -173,6 +175,7 @@ class calling:
 
     async def __aenter__(self) -> Call:
         self._token = _current.set(self._call)
+        self._begun = perf_counter()
         if self._queued is not None:
             self._queued.__enter__()
         if self._outer is not None:
@@ -196,6 +199,10 @@ class calling:
                 self._queued.__exit__()
             if self._outer is not None:
                 self._outer._end(self._call)
+            elif observers := listeners():
+                ended = perf_counter()
+                for observer in observers:
+                    observer.called(self._call.aim, self._begun, ended)
 
 
 @asynccontextmanager

@@ -11,21 +11,22 @@ from functools import cache, partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from zarr.abc.store import RangeByteRequest, SuffixByteRequest
 from zarr.storage import LocalStore, MemoryStore, ObjectStore
 
 from aioxarray._runtime.scratch import scratch
 from aioxarray._zarr import tuning
+from aioxarray._zarr.stores.calls import current_call
 from aioxarray._zarr.stores.clients import client_of, held_here
-from aioxarray._zarr.stores.observing.observers import is_observed
-from aioxarray._zarr.stores.request import Request, send, send_again
+from aioxarray._zarr.stores.observing.observers import Observer, Origin, listeners
+from aioxarray._zarr.stores.printable import printable
+from aioxarray._zarr.stores.request import Request, current_variable, send, send_again
 from aioxarray._zarr.stores.retries.attempts import Attempts
 from aioxarray._zarr.stores.servers.pacing import pace_of
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from zarr.abc.store import ByteRequest, Store
+    from zarr.abc.store import Store
 
     from aioxarray._runtime.budget import Share
     from aioxarray._zarr.stores.clients import Held
@@ -86,7 +87,8 @@ def source_of(store: Store, check: Check | None = None) -> LocalSource | ObjectS
     elif type(store) is MemoryStore:
         local = MemorySource(store)
     if local is not None:
-        return ObservedSource(local, store) if is_observed() else local
+        observers = listeners()
+        return ObservedSource(local, store, observers) if observers else local
     if type(store) is ObjectStore:
         return ObjectSource(store, check)
     return None
@@ -199,48 +201,78 @@ class FileSource:
 
 
 class ObservedSource:
-    """A wrapper that reports the reads of a local source to observers.
+    """A wrapper that tells observers of the reads of a local source.
 
-    Without observers, such reads create no `Request`, which costs as much as reading a small chunk
-    from memory.
+    It makes no `Request`, which would cost as much as reading a small chunk from memory.
     """
 
     remote = False
 
-    def __init__(self, source: LocalSource, store: Store) -> None:
+    def __init__(self, source: LocalSource, store: Store, observers: tuple[Observer, ...]) -> None:
         self.instant = source.instant
         self._source = source
-        self._store = store
+        self._observers = observers
+        call = current_call()
+        aim = None if call is None else call.aim
+        self._origin = Origin(printable(store), aim, current_variable())
 
     def read(self, key: str) -> Any | None:
-        return self._report(key, None, partial(self._source.read, key))
+        begun = perf_counter()
+        try:
+            data = self._source.read(key)
+        except BaseException as error:
+            self._tell(key, None, 0, begun, error)
+            raise
+        self._tell(key, None, 0 if data is None else len(data), begun)
+        return data
 
     def read_small(self, key: str, most: int) -> Any | None:
-        return self._report(key, None, partial(self._source.read_small, key, most))
+        begun = perf_counter()
+        try:
+            data = self._source.read_small(key, most)
+        except BaseException as error:
+            self._tell(key, None, 0, begun, error)
+            raise
+        self._tell(key, None, 0 if data is None else len(data), begun)
+        return data
 
     def read_into(self, key: str, dest: NDArray[np.uint8]) -> int | None:
-        with Request("get", self._store, key) as request:
+        begun = perf_counter()
+        try:
             count = self._source.read_into(key, dest)
-            request.nbytes = count or 0
-            return count
+        except BaseException as error:
+            self._tell(key, None, 0, begun, error)
+            raise
+        self._tell(key, None, count or 0, begun)
+        return count
 
     @contextmanager
     def opened(self, key: str) -> Iterator[ReadPart]:
         with self._source.opened(key) as read_part:
 
             def read(start: int, stop: int | None) -> Any | None:
-                wanted = (
-                    SuffixByteRequest(-start) if stop is None else RangeByteRequest(start, stop)
-                )
-                return self._report(key, wanted, partial(read_part, start, stop))
+                begun = perf_counter()
+                try:
+                    data = read_part(start, stop)
+                except BaseException as error:
+                    self._tell(key, (start, stop), 0, begun, error)
+                    raise
+                self._tell(key, (start, stop), 0 if data is None else len(data), begun)
+                return data
 
             yield read
 
-    def _report(self, key: str, wanted: ByteRequest | None, read: Callable[[], Any]) -> Any:
-        with Request("get", self._store, key, wanted) as request:
-            data = read()
-            request.nbytes = 0 if data is None else len(data)
-            return data
+    def _tell(
+        self,
+        key: str,
+        part: tuple[int, int | None] | None,
+        nbytes: int,
+        begun: float,
+        error: BaseException | None = None,
+    ) -> None:
+        ended = perf_counter()
+        for observer in self._observers:
+            observer.read(self._origin, key, part, nbytes, begun, ended, error)
 
 
 class ObjectSource:

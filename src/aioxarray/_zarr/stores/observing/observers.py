@@ -11,7 +11,7 @@ import contextvars
 import logging
 import threading
 from collections.abc import Hashable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteRequest
 
@@ -25,6 +25,14 @@ if TYPE_CHECKING:
     from aioxarray._zarr.stores.request import Request
 
 _logger = logging.getLogger("aioxarray.requests")
+
+
+class Origin(NamedTuple):
+    """The name of the store that is read, the aim of the call, and the variable; see `Request`."""
+
+    store: str
+    aim: str | None
+    variable: str | None
 
 
 class Observer:
@@ -43,11 +51,42 @@ class Observer:
     def failed(self, request: Request, error: BaseException) -> None:
         """Called when a request has failed or was cancelled."""
 
+    def read(
+        self,
+        origin: Origin,
+        key: str,
+        part: tuple[int, int | None] | None,
+        nbytes: int,
+        begun: float,
+        ended: float,
+        error: BaseException | None,
+    ) -> None:
+        """Called when a value in memory or in a local file was read, which makes no `Request`.
+
+        Parameters
+        ----------
+        origin
+            What is read, and for what.
+        key, part, nbytes
+            The key, the byte range as in `ReadPart` (None for the whole value), and the bytes that
+            were read.
+        begun, ended
+            The time when the read began and ended.
+        error
+            Its error; None if it succeeded.
+        """
+
     def shared(self, part: Hashable) -> None:
         """Called when a read waits for a part of a store that another read is fetching.
 
         The read makes no request for it, unless the other one gives up. ``part`` is a tuple that
         begins with the key.
+        """
+
+    def called(self, aim: str, begun: float, ended: float) -> None:
+        """Called when an open, a load or a save has ended; for ``aim`` see `Call`.
+
+        It is called in the thread of the I/O loop, and not for calls inside of others.
         """
 
     def decoded(
@@ -72,27 +111,51 @@ class _Log(Observer):
     """Writes a record for every request that has ended."""
 
     def done(self, request: Request) -> None:
-        size = "" if request.nbytes is None else f"{request.nbytes} bytes "
-        self._write(request, f"{size}in")
+        self._of_request(request, None)
 
     def failed(self, request: Request, error: BaseException) -> None:
-        cause = cause_of(error)
-        self._write(request, "cancelled after" if cause is None else f"{cause} after")
+        self._of_request(request, error)
 
-    def _write(self, request: Request, outcome: str) -> None:
-        part = "" if request.byte_range is None else f" ({range_text(request.byte_range)})"
-        attempt = "" if request.attempt == 1 else f", attempt {request.attempt} ({request.reason})"
-        _logger.debug(
-            "%s %r%s of %r: %s %.1f ms, queued for %.1f ms%s",
+    def _of_request(self, request: Request, error: BaseException | None) -> None:
+        more = f", queued for {1e3 * (request.begun - request.asked):.1f} ms"
+        if request.attempt > 1:
+            more += f", attempt {request.attempt} ({request.reason})"
+        self._write(
             request.kind,
-            request.key,
-            part,
+            f"{request.key!r}{_in_brackets(range_text(request.byte_range))}",
             printable(request.store),
-            outcome,
-            1e3 * (request.ended - request.begun),
-            1e3 * (request.begun - request.asked),
-            attempt,
+            _outcome(request.nbytes, error),
+            request.ended - request.begun,
+            more,
         )
+
+    def read(
+        self,
+        origin: Origin,
+        key: str,
+        part: tuple[int, int | None] | None,
+        nbytes: int,
+        begun: float,
+        ended: float,
+        error: BaseException | None,
+    ) -> None:
+        what = f"{key!r}{_in_brackets(part_text(part))}"
+        self._write("get", what, origin.store, _outcome(nbytes, error), ended - begun, "")
+
+    def _write(
+        self, kind: str, what: str, store: str, outcome: str, seconds: float, more: str
+    ) -> None:
+        _logger.debug("%s %s of %r: %s %.1f ms%s", kind, what, store, outcome, 1e3 * seconds, more)
+
+
+def _in_brackets(text: str) -> str:
+    return f" ({text})" if text else ""
+
+
+def _outcome(nbytes: int | None, error: BaseException | None) -> str:
+    if error is not None:
+        return f"{cause_of(error) or 'cancelled'} after"
+    return "in" if nbytes is None else f"{nbytes} bytes in"
 
 
 def cause_of(error: BaseException) -> str | None:
@@ -113,6 +176,14 @@ def range_text(byte_range: ByteRequest | None) -> str:
         case SuffixByteRequest(suffix=suffix):
             return f"-{suffix}"
     return ""
+
+
+def part_text(part: tuple[int, int | None] | None) -> str:
+    """Return a byte range as in `ReadPart` as text, as `range_text` does."""
+    if part is None:
+        return ""
+    start, stop = part
+    return str(start) if stop is None else f"{start}-{stop - 1}"
 
 
 # --- who listens -----------------------------------------------------------------------------
@@ -143,7 +214,7 @@ def listeners() -> tuple[Observer, ...]:
 
 
 def is_observed() -> bool:
-    """Return whether there is an observer. Without one, reads of local stores make no `Request`."""
+    """Return whether there is an observer."""
     return bool(listeners())
 
 

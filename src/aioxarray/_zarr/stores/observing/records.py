@@ -10,7 +10,13 @@ from collections.abc import Callable, Hashable
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from aioxarray._zarr.stores.observing.observers import Observer, cause_of, range_text
+from aioxarray._zarr.stores.observing.observers import (
+    Observer,
+    Origin,
+    cause_of,
+    part_text,
+    range_text,
+)
 from aioxarray._zarr.stores.printable import printable
 from aioxarray._zarr.stores.request import DOCUMENTS
 
@@ -41,8 +47,10 @@ class RequestRecord(NamedTuple):
         As in `Request`.
     store
         The name of the store, without credentials.
-    key, byte_range
+    key
         As in `Request`.
+    range
+        The byte range as "0-1023", "512-" or "-512" (the last bytes); "" for the whole value.
     nbytes
         The bytes that were read or written; 0 if there are none, or if the attempt did not succeed.
     error
@@ -62,7 +70,7 @@ class RequestRecord(NamedTuple):
     reason: Reason
     store: str
     key: str
-    byte_range: ByteRequest | None
+    range: str
     nbytes: int
     error: str | None
     aim: str | None
@@ -74,11 +82,6 @@ class RequestRecord(NamedTuple):
         if self.error is None:
             return "cancelled"
         return "failed" if self.error else "done"
-
-    @property
-    def range(self) -> str:
-        """The byte range as "0-1023", "512-" or "-512" (the last bytes); "" for the whole value."""
-        return range_text(self.byte_range)
 
     @property
     def phase(self) -> Phase:
@@ -118,6 +121,14 @@ class DecodeRecord(NamedTuple):
         return place_of(self.key, self.label)
 
 
+class CallRecord(NamedTuple):
+    """An open, a load or a save that has ended; the attributes are those of `Observer.called`."""
+
+    aim: str
+    begun: float
+    ended: float
+
+
 def place_of(key: str, label: str | None) -> tuple[str, str]:
     """Return the group and the name of a variable, from a key and a label as in errors.
 
@@ -140,7 +151,10 @@ def place_of(key: str, label: str | None) -> tuple[str, str]:
 
 
 class Recorder(Observer):
-    """Records requests, decoded chunks and shared reads, in any thread.
+    """Records requests, decoded chunks, shared reads and calls, in any thread.
+
+    What it is told, it appends as a tuple that the garbage collector need not traverse, and makes
+    records of them later.
 
     Parameters
     ----------
@@ -151,6 +165,7 @@ class Recorder(Observer):
     def __init__(self, most: int) -> None:
         self._requests: deque[tuple[Any, ...]] = deque(maxlen=most)
         self._decodes: deque[tuple[Any, ...]] = deque(maxlen=most)
+        self._calls: deque[CallRecord] = deque(maxlen=most)
         # Each step of a counter is atomic, and needs no lock, which a fork could leave locked.
         self._request_numbers = itertools.count()
         self._decode_numbers = itertools.count()
@@ -162,12 +177,17 @@ class Recorder(Observer):
     @property
     def requests(self) -> list[RequestRecord]:
         """The records of requests that have ended, in the order of their ends."""
-        return list(map(RequestRecord._make, self._requests.copy()))
+        return [_record(*each) for each in self._requests.copy()]
 
     @property
     def decodes(self) -> list[DecodeRecord]:
         """The records of decoded chunks."""
         return list(map(DecodeRecord._make, self._decodes.copy()))
+
+    @property
+    def calls(self) -> list[CallRecord]:
+        """The records of calls that have ended."""
+        return list(self._calls.copy())
 
     def done(self, request: Request) -> None:
         self._add(request, request.nbytes or 0, "")
@@ -176,29 +196,41 @@ class Recorder(Observer):
         self._add(request, 0, cause_of(error))
 
     def _add(self, request: Request, nbytes: int, error: str | None) -> None:
-        store = request.store
-        known = self._names.get(id(store))
-        name = self._name(store) if known is None or known[0]() is not store else known[1]
         self._requests.append(
             (
                 next(self._request_numbers),
-                request.asked,
                 request.begun,
                 request.ended,
-                request.kind,
-                request.attempt,
-                request.reason,
-                name,
+                (self._name(request.store), request.phase, request.variable),
                 request.key,
                 request.byte_range,
                 nbytes,
                 error,
-                request.phase,
-                request.variable,
+                request.asked,
+                request.kind,
+                request.attempt,
+                request.reason,
             )
         )
 
+    def read(
+        self,
+        origin: Origin,
+        key: str,
+        part: tuple[int, int | None] | None,
+        nbytes: int,
+        begun: float,
+        ended: float,
+        error: BaseException | None,
+    ) -> None:
+        number = next(self._request_numbers)
+        cause = "" if error is None else cause_of(error)
+        self._requests.append((number, begun, ended, origin, key, part, nbytes, cause))
+
     def _name(self, store: Any) -> str:
+        known = self._names.get(id(store))
+        if known is not None and known[0]() is store:
+            return known[1]
         name = printable(store)
         try:
             reference: Callable[[], Any] = weakref.ref(store)
@@ -213,11 +245,48 @@ class Recorder(Observer):
     def shared(self, part: Hashable) -> None:
         self.shared_count = next(self._shared_numbers)
 
+    def called(self, aim: str, begun: float, ended: float) -> None:
+        self._calls.append(CallRecord(aim, begun, ended))
+
     def decoded(
         self, key: str, variable: str | None, chunks: int, nbytes: int, begun: float, ended: float
     ) -> None:
         number = next(self._decode_numbers)
         self._decodes.append((number, key, variable, chunks, nbytes, begun, ended))
+
+
+def _record(
+    number: int,
+    begun: float,
+    ended: float,
+    origin: tuple[str, str | None, str | None],
+    key: str,
+    part: ByteRequest | tuple[int, int | None] | None,
+    nbytes: int,
+    error: str | None,
+    asked: float | None = None,
+    kind: Kind = "get",
+    attempt: int = 1,
+    reason: Reason = "first",
+) -> RequestRecord:
+    """Return the record of what was appended; of a read of a local store, nothing after `error`."""
+    store, aim, variable = origin
+    return RequestRecord(
+        number,
+        begun if asked is None else asked,
+        begun,
+        ended,
+        kind,
+        attempt,
+        reason,
+        store,
+        key,
+        part_text(part) if isinstance(part, tuple) else range_text(part),
+        nbytes,
+        error,
+        aim,
+        variable,
+    )
 
 
 def now() -> float:
