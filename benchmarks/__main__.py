@@ -26,6 +26,7 @@ from benchmarks import (
     sharing,
     stalls,
     throughput,
+    tracing,
 )
 from benchmarks.data import Files, quiet
 from benchmarks.measuring import Neighbours, Options
@@ -42,6 +43,7 @@ GROUPS = {
     "sharing": sharing,
     "saving": saving,
     "adaptive": adaptive,
+    "tracing": tracing,
 }
 
 

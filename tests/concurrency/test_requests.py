@@ -17,7 +17,7 @@ import zarr
 from zarr.storage import LocalStore, MemoryStore, ObjectStore
 
 import aioxarray
-from aioxarray._zarr.stores.observing.observers import Observer, Origin, observed
+from aioxarray._zarr.stores.observing.observers import Observer, Origin, Part, observed
 from aioxarray._zarr.stores.request import Request
 from aioxarray.testing import FaultyStore, GatedStore, ObjectServer, RecordingStore
 from tests.concurrency.helpers import followed
@@ -52,7 +52,7 @@ class Seen(Observer):
         self,
         origin: Origin,
         key: str,
-        part: tuple[int, int | None] | None,
+        part: Part | None,
         nbytes: int,
         begun: float,
         ended: float,

@@ -16,7 +16,7 @@ from zarr.storage import LocalStore, MemoryStore, ObjectStore
 import aioxarray
 from aioxarray._zarr.chunks.arrays import plan_block
 from aioxarray._zarr.chunks.plan import ReadPlan, Way
-from aioxarray._zarr.stores.observing.observers import Observer, Origin, observed
+from aioxarray._zarr.stores.observing.observers import Observer, Origin, Part, observed
 from aioxarray._zarr.stores.request import Request
 from aioxarray.testing import RecordingStore
 
@@ -67,7 +67,7 @@ class Keys(Observer):
         self,
         origin: Origin,
         key: str,
-        part: tuple[int, int | None] | None,
+        part: Part | None,
         nbytes: int,
         begun: float,
         ended: float,

@@ -39,7 +39,7 @@ def _data(recording: Recording, verdict: str) -> dict[str, Any]:
     variables, phases, kinds, reasons = _Names(), _Names(), _Names(), _Names()
     outcomes, errors, stores = _Names(_OUTCOMES), _Names([""]), _Names()
     when = datetime.fromtimestamp(recording.wall_begun).astimezone()
-    columns = {
+    columns: dict[str, list[Any]] = {
         "start": [_us(each.begun - begun) for each in requests],
         "us": [_us(each.ended - each.begun) for each in requests],
         "queued": [_us(each.begun - each.asked) for each in requests],

@@ -17,7 +17,7 @@ from aioxarray._runtime.scratch import scratch
 from aioxarray._zarr import tuning
 from aioxarray._zarr.stores.calls import current_call
 from aioxarray._zarr.stores.clients import client_of, held_here
-from aioxarray._zarr.stores.observing.observers import Observer, Origin, listeners
+from aioxarray._zarr.stores.observing.observers import Observer, Origin, Part, listeners
 from aioxarray._zarr.stores.printable import printable
 from aioxarray._zarr.stores.request import Request, current_variable, send, send_again
 from aioxarray._zarr.stores.retries.attempts import Attempts
@@ -265,7 +265,7 @@ class ObservedSource:
     def _tell(
         self,
         key: str,
-        part: tuple[int, int | None] | None,
+        part: Part | None,
         nbytes: int,
         begun: float,
         error: BaseException | None = None,

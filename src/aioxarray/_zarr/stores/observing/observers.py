@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("aioxarray.requests")
 
 
+# The start and the end (exclusive, None for the end of the value) of a byte range. A negative start
+# counts from the end of the value.
+Part = tuple[int, int | None]
+
+
 class Origin(NamedTuple):
     """The name of the store that is read, the aim of the call, and the variable; see `Request`."""
 
@@ -55,7 +60,7 @@ class Observer:
         self,
         origin: Origin,
         key: str,
-        part: tuple[int, int | None] | None,
+        part: Part | None,
         nbytes: int,
         begun: float,
         ended: float,
@@ -68,8 +73,7 @@ class Observer:
         origin
             What is read, and for what.
         key, part, nbytes
-            The key, the byte range as in `ReadPart` (None for the whole value), and the bytes that
-            were read.
+            The key, the byte range (None for the whole value), and the bytes that were read.
         begun, ended
             The time when the read began and ended.
         error
@@ -122,7 +126,8 @@ class _Log(Observer):
             more += f", attempt {request.attempt} ({request.reason})"
         self._write(
             request.kind,
-            f"{request.key!r}{_in_brackets(range_text(request.byte_range))}",
+            request.key,
+            None if request.byte_range is None else part_of(request.byte_range),
             printable(request.store),
             _outcome(request.nbytes, error),
             request.ended - request.begun,
@@ -133,23 +138,26 @@ class _Log(Observer):
         self,
         origin: Origin,
         key: str,
-        part: tuple[int, int | None] | None,
+        part: Part | None,
         nbytes: int,
         begun: float,
         ended: float,
         error: BaseException | None,
     ) -> None:
-        what = f"{key!r}{_in_brackets(part_text(part))}"
-        self._write("get", what, origin.store, _outcome(nbytes, error), ended - begun, "")
+        self._write("get", key, part, origin.store, _outcome(nbytes, error), ended - begun, "")
 
     def _write(
-        self, kind: str, what: str, store: str, outcome: str, seconds: float, more: str
+        self,
+        kind: str,
+        key: str,
+        part: Part | None,
+        store: str,
+        outcome: str,
+        seconds: float,
+        more: str,
     ) -> None:
+        what = repr(key) if part is None else f"{key!r} ({range_text(part)})"
         _logger.debug("%s %s of %r: %s %.1f ms%s", kind, what, store, outcome, 1e3 * seconds, more)
-
-
-def _in_brackets(text: str) -> str:
-    return f" ({text})" if text else ""
 
 
 def _outcome(nbytes: int | None, error: BaseException | None) -> str:
@@ -166,24 +174,26 @@ def cause_of(error: BaseException) -> str | None:
     return type(error).__name__ if found is None else found.cause
 
 
-def range_text(byte_range: ByteRequest | None) -> str:
-    """Return a byte range as "0-1023", "512-" or "-512" (the last bytes); "" for None."""
+def part_of(byte_range: ByteRequest) -> Part:
+    """Return a byte range as a `Part`."""
     match byte_range:
         case RangeByteRequest(start=start, end=end):
-            return f"{start}-{end - 1}"
+            return start, end
         case OffsetByteRequest(offset=offset):
-            return f"{offset}-"
+            return offset, None
         case SuffixByteRequest(suffix=suffix):
-            return f"-{suffix}"
-    return ""
+            return -suffix, None
+    raise TypeError(f"unexpected byte range {byte_range!r}")
 
 
-def part_text(part: tuple[int, int | None] | None) -> str:
-    """Return a byte range as in `ReadPart` as text, as `range_text` does."""
-    if part is None:
-        return ""
+def range_text(part: Part | tuple[None, None]) -> str:
+    """Return a byte range as "0-1023", "512-" or "-512" (the last bytes); "" for no start."""
     start, stop = part
-    return str(start) if stop is None else f"{start}-{stop - 1}"
+    if start is None:
+        return ""
+    if stop is None:
+        return str(start) if start < 0 else f"{start}-"
+    return f"{start}-{stop - 1}"
 
 
 # --- who listens -----------------------------------------------------------------------------

@@ -6,23 +6,22 @@ import itertools
 import re
 import weakref
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from aioxarray._zarr.stores.observing.observers import (
     Observer,
     Origin,
+    Part,
     cause_of,
-    part_text,
+    part_of,
     range_text,
 )
 from aioxarray._zarr.stores.printable import printable
 from aioxarray._zarr.stores.request import DOCUMENTS
 
 if TYPE_CHECKING:
-    from zarr.abc.store import ByteRequest
-
     from aioxarray._zarr.stores.request import Kind, Reason, Request
 
 Phase = Literal["metadata", "index", "data", "write"]
@@ -49,10 +48,10 @@ class RequestRecord(NamedTuple):
         The name of the store, without credentials.
     key
         As in `Request`.
-    range
-        The byte range as "0-1023", "512-" or "-512" (the last bytes); "" for the whole value.
     nbytes
         The bytes that were read or written; 0 if there are none, or if the attempt did not succeed.
+    range
+        The byte range as "0-1023", "512-" or "-512" (the last bytes); "" for the whole value.
     error
         Why it failed; "" if it succeeded, None if it was cancelled.
     aim
@@ -70,8 +69,8 @@ class RequestRecord(NamedTuple):
     reason: Reason
     store: str
     key: str
-    range: str
     nbytes: int
+    range: str
     error: str | None
     aim: str | None
     label: str | None
@@ -150,11 +149,17 @@ def place_of(key: str, label: str | None) -> tuple[str, str]:
     return ("/", "") if path == "" else ("", "")
 
 
+# The fields of a request, of a read of a local store, and of a decoding step in the deques.
+_REQUEST_FIELDS = 15
+_READ_FIELDS = 7
+_DECODE_FIELDS = len(DecodeRecord._fields)
+
+
 class Recorder(Observer):
     """Records requests, decoded chunks, shared reads and calls, in any thread.
 
-    What it is told, it appends as a tuple that the garbage collector need not traverse, and makes
-    records of them later.
+    The fields of records follow each other in deques, and become objects when they are read. If an
+    object were kept for each of thousands of requests, full garbage collections would follow.
 
     Parameters
     ----------
@@ -163,9 +168,12 @@ class Recorder(Observer):
     """
 
     def __init__(self, most: int) -> None:
-        self._requests: deque[tuple[Any, ...]] = deque(maxlen=most)
-        self._decodes: deque[tuple[Any, ...]] = deque(maxlen=most)
+        # ``extend`` with a tuple is atomic, so that the fields of two threads do not mix.
+        self._requests: deque[Any] = deque(maxlen=most * _REQUEST_FIELDS)
+        self._reads: deque[Any] = deque(maxlen=most * _READ_FIELDS)
+        self._decodes: deque[Any] = deque(maxlen=most * _DECODE_FIELDS)
         self._calls: deque[CallRecord] = deque(maxlen=most)
+        self._most = most
         # Each step of a counter is atomic, and needs no lock, which a fork could leave locked.
         self._request_numbers = itertools.count()
         self._decode_numbers = itertools.count()
@@ -177,12 +185,18 @@ class Recorder(Observer):
     @property
     def requests(self) -> list[RequestRecord]:
         """The records of requests that have ended, in the order of their ends."""
-        return [_record(*each) for each in self._requests.copy()]
+        found = [
+            RequestRecord(*row[:10], range_text(row[10:12]), *row[12:])
+            for row in _rows(self._requests, _REQUEST_FIELDS)
+        ]
+        found += [_of_read(*row) for row in _rows(self._reads, _READ_FIELDS)]
+        found.sort(key=lambda each: each.number)
+        return found[-self._most :]
 
     @property
     def decodes(self) -> list[DecodeRecord]:
         """The records of decoded chunks."""
-        return list(map(DecodeRecord._make, self._decodes.copy()))
+        return list(map(DecodeRecord._make, _rows(self._decodes, _DECODE_FIELDS)))
 
     @property
     def calls(self) -> list[CallRecord]:
@@ -196,20 +210,25 @@ class Recorder(Observer):
         self._add(request, 0, cause_of(error))
 
     def _add(self, request: Request, nbytes: int, error: str | None) -> None:
-        self._requests.append(
+        wanted = request.byte_range
+        start, stop = (None, None) if wanted is None else part_of(wanted)
+        self._requests.extend(
             (
                 next(self._request_numbers),
+                request.asked,
                 request.begun,
                 request.ended,
-                (self._name(request.store), request.phase, request.variable),
-                request.key,
-                request.byte_range,
-                nbytes,
-                error,
-                request.asked,
                 request.kind,
                 request.attempt,
                 request.reason,
+                self._name(request.store),
+                request.key,
+                nbytes,
+                start,
+                stop,
+                error,
+                request.phase,
+                request.variable,
             )
         )
 
@@ -217,15 +236,19 @@ class Recorder(Observer):
         self,
         origin: Origin,
         key: str,
-        part: tuple[int, int | None] | None,
+        part: Part | None,
         nbytes: int,
         begun: float,
         ended: float,
         error: BaseException | None,
     ) -> None:
         number = next(self._request_numbers)
-        cause = "" if error is None else cause_of(error)
-        self._requests.append((number, begun, ended, origin, key, part, nbytes, cause))
+        if error is None:
+            self._reads.extend((number, begun, ended, origin, key, nbytes, part))
+            return
+        start, stop = part or (None, None)
+        of = "get", 1, "first", origin.store, key, 0, start, stop, cause_of(error)
+        self._requests.extend((number, begun, begun, ended, *of, origin.aim, origin.variable))
 
     def _name(self, store: Any) -> str:
         known = self._names.get(id(store))
@@ -252,41 +275,28 @@ class Recorder(Observer):
         self, key: str, variable: str | None, chunks: int, nbytes: int, begun: float, ended: float
     ) -> None:
         number = next(self._decode_numbers)
-        self._decodes.append((number, key, variable, chunks, nbytes, begun, ended))
+        self._decodes.extend((number, key, variable, chunks, nbytes, begun, ended))
 
 
-def _record(
+def _rows(fields: deque[Any], count: int) -> Iterator[tuple[Any, ...]]:
+    """Return the rows of ``count`` fields that follow each other."""
+    each = iter(fields.copy())
+    return zip(*[each] * count, strict=True)
+
+
+def _of_read(
     number: int,
     begun: float,
     ended: float,
-    origin: tuple[str, str | None, str | None],
+    origin: Origin,
     key: str,
-    part: ByteRequest | tuple[int, int | None] | None,
     nbytes: int,
-    error: str | None,
-    asked: float | None = None,
-    kind: Kind = "get",
-    attempt: int = 1,
-    reason: Reason = "first",
+    part: Part | None,
 ) -> RequestRecord:
-    """Return the record of what was appended; of a read of a local store, nothing after `error`."""
-    store, aim, variable = origin
-    return RequestRecord(
-        number,
-        begun if asked is None else asked,
-        begun,
-        ended,
-        kind,
-        attempt,
-        reason,
-        store,
-        key,
-        part_text(part) if isinstance(part, tuple) else range_text(part),
-        nbytes,
-        error,
-        aim,
-        variable,
-    )
+    """Return the record of a read of a local store."""
+    wanted = "" if part is None else range_text(part)
+    of = "get", 1, "first", origin.store, key, nbytes, wanted, "", origin.aim, origin.variable
+    return RequestRecord(number, begun, begun, ended, *of)
 
 
 def now() -> float:
