@@ -98,7 +98,7 @@ def test_rows_are_the_requests_of_the_store(way: Callable[[Any], None]) -> None:
 
 def test_rows_of_shards_have_byte_ranges() -> None:
     inner = stored(sample(shards=(4, 8)))
-    store = RecordingStore(inner)
+    store: Any = RecordingStore(inner)
     with aioxarray.trace() as t:
         aioxarray.load(aioxarray.open_zarr(store).isel(x=slice(0, 2)))
     assert keys(t.requests) == counted(store)
@@ -285,7 +285,7 @@ def test_a_block_records_its_own_calls_only() -> None:
             await together.wait()
         return t
 
-    async def main() -> list[aioxarray.Trace]:
+    async def main() -> tuple[aioxarray.Trace, aioxarray.Trace]:
         together = asyncio.Barrier(2)
         return await asyncio.gather(traced("a", together), traced("b", together))
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from aioxarray._runtime.queueing import queued
 from aioxarray._zarr.stores import grants
-from aioxarray._zarr.stores.observing.observers import listeners
+from aioxarray._zarr.stores.observing.observers import listeners, logged_here
 from aioxarray._zarr.stores.printable import printable
 from aioxarray.config import queue_limit
 from aioxarray.errors import TimedOutError
@@ -159,7 +159,7 @@ class calling:
     """
 
     # A class, because a generator costs more, and there may be thousands of loads.
-    __slots__ = ("_begun", "_call", "_limit", "_outer", "_queued", "_token")
+    __slots__ = ("_begun", "_call", "_limit", "_logged", "_outer", "_queued", "_token")
 
     def __init__(
         self, aim: str, timeout: float | None = None, concurrency: Concurrency | None = None
@@ -178,6 +178,9 @@ class calling:
         self._begun = perf_counter()
         if self._queued is not None:
             self._queued.__enter__()
+        self._logged = logged_here() if self._outer is None else None
+        if self._logged is not None:
+            self._logged.__enter__()
         if self._outer is not None:
             self._outer._inner[self._call] = None
         if self._limit is not None:
@@ -203,6 +206,8 @@ class calling:
                 ended = perf_counter()
                 for observer in observers:
                     observer.called(self._call.aim, self._begun, ended)
+            if self._logged is not None:
+                self._logged.__exit__(None, None, None)
 
 
 @asynccontextmanager

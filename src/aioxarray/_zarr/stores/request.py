@@ -90,6 +90,9 @@ class Request:
         "variable",
     )
 
+    begun: float
+    ended: float
+
     def __init__(
         self,
         kind: Kind,
@@ -112,7 +115,7 @@ class Request:
         self.variable = _variable.get()
         self._call = current_call()
         self._observers: tuple[Observer, ...] = ()
-        self.asked = self.begun = self.ended = perf_counter()
+        self.asked = perf_counter()
 
     @property
     def phase(self) -> str | None:

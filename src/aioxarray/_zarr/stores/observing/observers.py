@@ -1,7 +1,7 @@
 """Observers: objects that are notified of requests, of shared reads and of decoded chunks.
 
 An observer listens to the whole process, or only to the code of a block and the calls that it
-makes. The logger ``aioxarray.requests`` is one, too, while its level is DEBUG.
+makes. One of the latter writes to the logger ``aioxarray.requests``, if its level is DEBUG.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextvars
 import logging
 import threading
 from collections.abc import Hashable, Iterator
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, NamedTuple
 
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteRequest
@@ -217,10 +218,8 @@ def _renew_lock() -> None:
 
 def listeners() -> tuple[Observer, ...]:
     """Return the observers of the current code."""
-    found = _observers
-    if here := _here.get():
-        found = (*found, *here)
-    return (*found, _log) if _logger.isEnabledFor(logging.DEBUG) else found
+    here = _here.get()
+    return (*_observers, *here) if here else _observers
 
 
 def is_observed() -> bool:
@@ -261,3 +260,11 @@ def observed_here(observer: Observer) -> Iterator[None]:
     finally:
         # Not by a token: a generator may be left in another context than it was entered in.
         _here.set(tuple(each for each in _here.get() if each is not observer))
+
+
+def logged_here() -> AbstractContextManager[None] | None:
+    """Return a context whose requests are logged; None if the logger is off.
+
+    It is entered for each call: asking the logger for each request would take too long.
+    """
+    return observed_here(_log) if _logger.isEnabledFor(logging.DEBUG) else None
