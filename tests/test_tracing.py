@@ -156,10 +156,10 @@ def test_decoding_by_zarrs_own_codecs_has_rows() -> None:
 
 
 def test_rows_have_phases_and_places() -> None:
-    store = MemoryStore()
+    store: Any = RecordingStore(MemoryStore())
     with aioxarray.trace() as t:
         aioxarray.to_zarr(tree(), store)
-        aioxarray.load(aioxarray.open_datatree(RecordingStore(store), engine="zarr"))
+        aioxarray.load(aioxarray.open_datatree(store, engine="zarr"))
     table = t.requests
     assert set(rows(table, phase="write")["kind"]) == {"set"}
     assert set(rows(table, phase="index")["key"]) == {"x/c/0"}

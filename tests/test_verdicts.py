@@ -132,9 +132,10 @@ def test_calls_are_recorded_once() -> None:
     ds = aioxarray.open_zarr(RecordingStore(stored(sample())))
     with aioxarray.trace() as t:
         aioxarray.load(ds)
-        aioxarray.open_zarr(stored(sample()))
+        store: Any = stored(sample())
+        aioxarray.open_zarr(store)
         # Its load is a part of the call.
-        aioxarray.load_dataset(stored(sample()), engine="zarr")
+        aioxarray.load_dataset(store, engine="zarr")
     assert [each.aim for each in t._recording().calls] == ["loaded", "opened", "loaded"]
     assert t.verdict().bottleneck
 

@@ -186,7 +186,7 @@ class Recorder(Observer):
     def requests(self) -> list[RequestRecord]:
         """The records of requests that have ended, in the order of their ends."""
         found = [
-            RequestRecord(*row[:10], range_text(row[10:12]), *row[12:])
+            RequestRecord._make((*row[:10], range_text((row[10], row[11])), *row[12:]))
             for row in _rows(self._requests, _REQUEST_FIELDS)
         ]
         found += [_of_read(*row) for row in _rows(self._reads, _READ_FIELDS)]
@@ -296,7 +296,7 @@ def _of_read(
     """Return the record of a read of a local store."""
     wanted = "" if part is None else range_text(part)
     of = "get", 1, "first", origin.store, key, nbytes, wanted, "", origin.aim, origin.variable
-    return RequestRecord(number, begun, begun, ended, *of)
+    return RequestRecord._make((number, begun, begun, ended, *of))
 
 
 def now() -> float:
