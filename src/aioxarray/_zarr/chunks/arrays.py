@@ -14,9 +14,9 @@ import zarr
 from zarr.storage import StorePath
 
 from aioxarray._zarr import tuning
-from aioxarray._zarr.chunks.pipeline import CodecPipeline
+from aioxarray._zarr.chunks.pipeline import CodecPipeline, PlanningPipeline
 from aioxarray._zarr.chunks.plan import ReadPlan, plan_read
-from aioxarray._zarr.chunks.result import Result, read_chunk
+from aioxarray._zarr.chunks.result import Outline, Result, read_chunk
 from aioxarray._zarr.codecs.decoders import Prepared, prepare
 from aioxarray._zarr.compat import (
     ArrayConfig,
@@ -117,37 +117,56 @@ async def read_points(
     if type(inner).vindex is not _VINDEX or AsyncVIndex.getitem is not _VINDEX_GETITEM:
         return None
     form = _form_of(inner)
-    chunk_shape = form.chunk_shape
-    if chunk_shape is None or _missing_are_errors(inner):
-        return None
 
-    def find() -> Points | None:
-        return Points.of(coordinates, inner.metadata.shape, chunk_shape)
+    def select() -> _Selected | None:
+        return _select_points(inner, form, coordinates)
 
-    few = math.prod(np.broadcast_shapes(*(each.shape for each in coordinates))) <= tuning.FEW_POINTS
-    points = find() if few else await grants.decoders.run(find)
-    if points is None:
+    shape = np.broadcast_shapes(*(each.shape for each in coordinates))
+    few = math.prod(shape) <= tuning.FEW_POINTS
+    selected = select() if few else await grants.decoders.run(select)
+    if selected is None:
         return None
-    selected = _select(inner, form, points, (math.prod(points.shape),), basic=False)
-    return (await _read_selected(array, form, selected, grants, report)).reshape(points.shape)
+    return (await _read_selected(array, form, selected, grants, report)).reshape(shape)
 
 
 def plan_block(array: zarr.Array[Any], selection: Sequence[int | slice]) -> ReadPlan | None:
     """Return the plan for reading a block of ``array``; None if zarr's indexing has to read it."""
     inner = array._async_array
     form = _form_of(inner)
-    selected = _select_block(inner, form, selection)
+    return _plan(array, form, _select_block(inner, form, selection))
+
+
+def plan_points(array: zarr.Array[Any], coordinates: Sequence[NDArray[Any]]) -> ReadPlan | None:
+    """Return the plan for reading single points; None if zarr's indexing has to read them."""
+    inner = array._async_array
+    form = _form_of(inner)
+    return _plan(array, form, _select_points(inner, form, coordinates))
+
+
+def planning(array: zarr.Array[Any], take: Callable[[ReadPlan], None]) -> zarr.Array[Any]:
+    """Return an array like ``array`` that reads nothing, however it is indexed.
+
+    Its asynchronous reads call ``take`` with their plan, and return meaningless values.
+    """
+    store = usable_after_fork(array.store)
+    return zarr.Array(with_pipeline(array, store, PlanningPipeline, take=take))
+
+
+def _plan(array: zarr.Array[Any], form: _Form, selected: _Selected | None) -> ReadPlan | None:
+    """Return the plan for reading ``selected`` without memory for the result."""
     if selected is None:
         return None
-    return plan_read(
-        form.pipeline,
-        usable_after_fork(array.store),
-        selected.chunks,
-        selected.count,
-        form.spec,
-        selected.result,
-        keeps=cache_limit() > 0,
-    )
+    keeps = cache_limit() > 0
+    return _planned(array, form, selected, selected.outline(), keeps=keeps)
+
+
+def _planned(
+    array: zarr.Array[Any], form: _Form, selected: _Selected, outline: Outline, *, keeps: bool
+) -> ReadPlan:
+    store = usable_after_fork(array.store)
+    spec = form.spec
+    chunks, count = selected.chunks, selected.count
+    return plan_read(form.pipeline, store, chunks, count, spec, outline, keeps=keeps)
 
 
 async def _read_selected(
@@ -157,13 +176,12 @@ async def _read_selected(
     grants: Grants,
     report: Callable[[int, int], None],
 ) -> NDArray[Any]:
+    result = selected.result()
     if selected.count:
         pipeline = replace(form.pipeline, grants=grants, report=report)
-        store = usable_after_fork(array.store)
-        await pipeline.read_chunks(
-            store, selected.chunks, selected.count, form.spec, selected.result
-        )
-    return selected.values()
+        plan = _planned(array, form, selected, result.outline, keeps=grants.keeps)
+        await pipeline.execute(plan, result)
+    return _values(result)
 
 
 def prefetched_block(
@@ -175,7 +193,10 @@ def prefetched_block(
     """
     inner = array._async_array
     selected = _select_block(inner, _form_of(inner), selection)
-    if selected is None or selected.result.by_zarr:
+    if selected is None:
+        return None
+    result = selected.result()
+    if result.by_zarr:
         return None
     chunks = list(selected.chunks)
     if any(chunk.key not in values for chunk in chunks):
@@ -183,8 +204,8 @@ def prefetched_block(
     for chunk in chunks:
         data = values[chunk.key]
         with chunk_noted(chunk.key, array.store):
-            selected.result.put(None if data is None else data.as_numpy_array(), chunk)
-    return selected.values()
+            result.put(None if data is None else data.as_numpy_array(), chunk)
+    return _values(result)
 
 
 def reads_by_plain_calls(array: zarr.Array[Any]) -> bool:
@@ -200,19 +221,32 @@ def read_small_block(
 
     Returns None, and reads nothing, if the chunks are larger or zarr's own code is needed.
     """
-    inner = array._async_array
-    form = _form_of(inner)
-    selected = _select_block(inner, form, selection)
-    if selected is None or selected.result.by_zarr:
+    selected = _select_small_block(array, selection)
+    if selected is None:
         return None
-    size = byte_count(form.spec.shape, selected.result.out.dtype)
-    if selected.count * size > tuning.SMALL_BLOCK_BYTES:
-        return None
+    result = selected.result()
     source: Any = source_of(array.store)
     for chunk in selected.chunks:
         with chunk_noted(chunk.key, array.store):
-            read_chunk(source, chunk, selected.result)
-    return selected.values()
+            read_chunk(source, chunk, result)
+    return _values(result)
+
+
+def is_small_block(array: zarr.Array[Any], selection: Sequence[int | slice]) -> bool:
+    """Return whether `read_small_block` reads a block of ``array``."""
+    return _select_small_block(array, selection) is not None
+
+
+def _select_small_block(
+    array: zarr.Array[Any], selection: Sequence[int | slice]
+) -> _Selected | None:
+    inner = array._async_array
+    form = _form_of(inner)
+    selected = _select_block(inner, form, selection)
+    if selected is None or form.prepared is None:
+        return None
+    size = byte_count(form.spec.shape, form.spec.dtype.to_native_dtype())
+    return selected if selected.count * size <= tuning.SMALL_BLOCK_BYTES else None
 
 
 @dataclass(frozen=True)
@@ -270,15 +304,34 @@ def _form(metadata: _Itself, config: Any, prototype: Any) -> _Form:
 
 @dataclass(frozen=True)
 class _Selected:
-    """The chunks that a selection touches, and the result that they are read into."""
+    """The chunks that a selection touches, and the form of the result that they are read into."""
 
+    form: _Form
     chunks: Iterator[Chunk]
     count: int
-    result: Result
+    shape: tuple[int, ...]
+    basic: bool
 
-    def values(self) -> NDArray[Any]:
-        """Return the result, once the chunks are in it."""
-        return self.result.out.as_numpy_array()
+    def result(self) -> Result:
+        """Return a new result."""
+        return self._result(self.shape)
+
+    def outline(self) -> Outline:
+        """Return the outline of a new result, without memory for it."""
+        # Of a miniature, whose memory is contiguous in the same way.
+        small = self._result(tuple(min(length, 2) for length in self.shape))
+        return small.outline._replace(shape=self.shape)
+
+    def _result(self, shape: tuple[int, ...]) -> Result:
+        form, spec = self.form, self.form.spec
+        out = spec.prototype.nd_buffer.empty(
+            shape=shape, dtype=spec.dtype.to_native_dtype(), order=spec.config.order
+        )
+        return Result(form.pipeline, form.prepared, out, (), self.basic)
+
+
+def _values(result: Result) -> NDArray[Any]:
+    return result.out.as_numpy_array()
 
 
 def _select_block(inner: Any, form: _Form, selection: Sequence[int | slice]) -> _Selected | None:
@@ -293,12 +346,20 @@ def _select(
     inner: Any, form: _Form, touched: Block | Points, shape: tuple[int, ...], *, basic: bool
 ) -> _Selected:
     """Return the chunks of ``touched``, to be read into an array of ``shape``."""
-    spec = form.spec
-    out = spec.prototype.nd_buffer.empty(
-        shape=shape, dtype=spec.dtype.to_native_dtype(), order=spec.config.order
-    )
-    result = Result(form.pipeline, form.prepared, out, (), basic)
-    return _Selected(touched.chunks(chunk_keys(inner), spec), touched.count, result)
+    chunks = touched.chunks(chunk_keys(inner), form.spec)
+    return _Selected(form, chunks, touched.count, shape, basic)
+
+
+def _select_points(
+    inner: Any, form: _Form, coordinates: Sequence[NDArray[Any]]
+) -> _Selected | None:
+    """Return the chunks of single points; None if zarr has to read them."""
+    if form.chunk_shape is None or _missing_are_errors(inner):
+        return None
+    points = Points.of(coordinates, inner.metadata.shape, form.chunk_shape)
+    if points is None:
+        return None
+    return _select(inner, form, points, (math.prod(points.shape),), basic=False)
 
 
 def _missing_are_errors(inner: Any) -> bool:
