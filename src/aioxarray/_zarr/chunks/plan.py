@@ -166,7 +166,7 @@ def plan_read(
     nbytes = byte_count(spec.shape, spec.dtype.to_native_dtype())
     if shards is not None:
         # Only the selected inner chunks of a shard are read and held.
-        wanted = byte_count(outline.shape, outline.dtype) // count
+        wanted = byte_count(outline.shape, outline.dtype) // max(1, count)
         nbytes = min(nbytes, max(wanted, shards.inner_bytes))
     keeps = keeps and shared
     # For the cache, each chunk is decoded into a separate array.

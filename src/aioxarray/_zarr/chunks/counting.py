@@ -1,0 +1,340 @@
+"""The requests that read plans would make now, counted without making any.
+
+The stored sizes of chunks are unknown before they are read. So some counts are the most that can
+be, and say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from aioxarray._runtime.flights import Flight, Flights
+from aioxarray._zarr.chunks.plan import ReadPlan, Way
+from aioxarray._zarr.chunks.result import chunk_name
+from aioxarray._zarr.chunks.shards import ShardLayout, index_name
+from aioxarray._zarr.chunks.small_chunks import SmallChunks
+from aioxarray._zarr.codecs.decoders import obstacle
+from aioxarray._zarr.selection import byte_count
+from aioxarray._zarr.stores.file_chunks import FileChunks
+from aioxarray._zarr.stores.identity import same
+from aioxarray._zarr.stores.sharing import existing_flights_of
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from aioxarray._zarr.codecs.decoders import Prepared
+    from aioxarray._zarr.selection import Chunk
+
+
+@dataclass(frozen=True)
+class Count:
+    """The requests of a plan, and the bytes that they move.
+
+    Attributes
+    ----------
+    chunks, shards
+        The chunks that the selection touches, inner chunks if there are shards; and the shards.
+    shared
+        Chunks for which no request is made: the cache has them, or another read brings them.
+    requests, ranges
+        All requests, and those for a part of a value; None if only zarr's own code knows them.
+    wanted, fetched
+        The bytes of the selected values, and of those requested; None if unknown: for values of any
+        length, and those requested also if zarr's own codecs decode them.
+    requests_are_exact, bytes_are_exact
+        Whether ``requests`` and ``ranges``, and ``fetched``, are exact, if all chunks exist.
+        Otherwise they are the most that can be.
+    round_trips
+        The requests that wait for one another.
+    held
+        The most bytes in memory for each read in progress, besides the result.
+    reads
+        The number of these reads.
+    in_threads
+        Whether decoding threads make the reads, so that there are no more of them at once.
+    obstacle
+        The codec or dtype because of which zarr's own codecs decode; None if plain functions do.
+    """
+
+    chunks: int
+    shards: int
+    shared: int
+    requests: int | None
+    ranges: int | None
+    wanted: int | None
+    fetched: int | None
+    requests_are_exact: bool
+    bytes_are_exact: bool
+    round_trips: int | None
+    held: int
+    reads: int
+    in_threads: bool
+    obstacle: str | None
+
+
+class Counter:
+    """Counts the requests of the plans of one load, some of which may need the same chunks."""
+
+    def __init__(self) -> None:
+        self._counted: dict[Hashable, set[Hashable]] = {}
+
+    def count(self, plan: ReadPlan, *, overlaps: bool) -> Count:
+        """Return the requests that ``plan`` makes beside those counted so far.
+
+        ``overlaps`` tells whether the load reads the same array more than once.
+        """
+        if plan.way is Way.ZARR:
+            return _by_zarr(plan)
+        there = self._there(plan, overlaps)
+        return _of_chunks(plan, there) if plan.shards is None else _of_shards(plan, there)
+
+    def _there(self, plan: ReadPlan, overlaps: bool) -> _There | None:
+        if plan.shared_as is None:
+            return None
+        flights = existing_flights_of(plan.store, plan.shared_as)
+        counted = None
+        if overlaps:
+            place = same(plan.store)[0], plan.shared_as
+            counted = self._counted.setdefault(place, set())
+        return None if flights is None and counted is None else _There(flights, counted)
+
+
+class _There:
+    """The parts of a store that a read need not request."""
+
+    def __init__(self, flights: Flights | None, counted: set[Hashable] | None) -> None:
+        self._flights = flights
+        self._counted = counted
+
+    def kept(self, name: Hashable) -> tuple[Any] | None:
+        """Return the decoded part in a tuple if the cache has it."""
+        return None if self._flights is None else self._flights.peek(name)
+
+    def brings(self, name: Hashable) -> bool:
+        """Return whether the cache, another load or a plan counted before brings a part.
+
+        From then on, this plan does.
+        """
+        if self._flights is not None and (
+            self._flights.is_open(name) or self._flights.peek(name) is not None
+        ):
+            return True
+        if self._counted is None:
+            return False
+        if name in self._counted:
+            return True
+        self._counted.add(name)
+        return False
+
+
+def _wanted(plan: ReadPlan) -> int | None:
+    outline = plan.outline
+    return byte_count(outline.shape, outline.dtype) if _is_fixed(outline.dtype) else None
+
+
+def _is_fixed(dtype: np.dtype[Any]) -> bool:
+    """Return whether all elements have the same number of bytes."""
+    return not (dtype.hasobject or dtype.kind == "T")
+
+
+def _encoded(prepared: Prepared | None, nbytes: int) -> tuple[int, bool]:
+    """Return the most stored bytes of a chunk of ``nbytes`` decoded ones; whether it is exact.
+
+    It means nothing if zarr's own codecs decode (``prepared`` is None).
+    """
+    extra = None if prepared is None else prepared.longer_by
+    # What does not compress becomes longer: with lz4 by n / 255 + 20, with zstd by n / 256 + 64
+    # bytes, with gzip and blosc by less.
+    return (nbytes + nbytes // 128 + 128, False) if extra is None else (nbytes + extra, True)
+
+
+# --- chunks ----------------------------------------------------------------------------------
+
+
+def _of_chunks(plan: ReadPlan, there: _There | None) -> Count:
+    prepared = plan.outline.prepared
+    size, is_exact = _encoded(prepared, plan.chunk_nbytes)
+    requests, fetched = plan.count, plan.count * size
+    ranges = 0
+    if isinstance(plan.store, FileChunks):
+        requests, fetched = _in_file(plan.store, _requested(plan.chunks, there))
+        ranges, is_exact = requests, True
+    elif there is not None or isinstance(plan.chunks, list):
+        # Chunks that zarr's indexing found may have different shapes.
+        requests = fetched = 0
+        for chunk in _requested(plan.chunks, there):
+            requests += 1
+            nbytes = byte_count(chunk.spec.shape, plan.outline.dtype)
+            fetched += _encoded(prepared, nbytes)[0]
+    is_known = prepared is not None or isinstance(plan.store, FileChunks)
+    in_threads = plan.way in (Way.THREADS, Way.INLINE)
+    held = plan.held
+    if in_threads and SmallChunks.can_read(prepared, plan.chunk_nbytes, keeps=plan.keeps):
+        held = SmallChunks.held_for(plan.chunk_nbytes)
+    return Count(
+        chunks=plan.count,
+        shards=0,
+        shared=0 if isinstance(plan.store, FileChunks) else plan.count - requests,
+        requests=requests,
+        ranges=ranges,
+        wanted=_wanted(plan),
+        fetched=fetched if is_known else None,
+        requests_are_exact=True,
+        bytes_are_exact=is_exact and is_known,
+        round_trips=min(requests, 1),
+        held=held,
+        reads=requests,
+        in_threads=in_threads,
+        obstacle=None if prepared else obstacle(plan.pipeline, plan.spec),
+    )
+
+
+def _requested(chunks: Iterable[Chunk], there: _There | None) -> Iterator[Chunk]:
+    for chunk in chunks:
+        if there is None or not there.brings(chunk_name(chunk)):
+            yield chunk
+
+
+def _in_file(file: FileChunks, chunks: Iterable[Chunk]) -> tuple[int, int]:
+    """Return the number and the bytes of the chunks that ``file`` has."""
+    count = nbytes = 0
+    for chunk in chunks:
+        place = file.find(chunk.key)
+        if place is not None:
+            count += 1
+            nbytes += place[1]
+    return count, nbytes
+
+
+# --- shards ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The requests for one shard."""
+
+    chunks: int
+    shared: int
+    requests: int
+    ranges: int
+    fetched: int
+    requests_are_exact: bool
+    bytes_are_exact: bool
+    round_trips: int
+    held: int
+
+
+def _of_shards(plan: ReadPlan, there: _There | None) -> Count:
+    layout = plan.shards
+    assert layout is not None
+    # Most shards are read in the same way as others.
+    alike: dict[Hashable, _Part] = {}
+    chunks = shared = requests = ranges = fetched = round_trips = held = 0
+    requests_are_exact = True
+    prepared = layout.prepared
+    bytes_are_exact = prepared is not None
+    for chunk in plan.chunks:
+        likeness = _likeness(chunk) if there is None else None
+        part = None if likeness is None else alike.get(likeness)
+        if part is None:
+            part = _of_shard(plan, layout, chunk, there)
+            if likeness is not None:
+                alike[likeness] = part
+        chunks += part.chunks
+        shared += part.shared
+        requests += part.requests
+        ranges += part.ranges
+        fetched += part.fetched
+        requests_are_exact = requests_are_exact and part.requests_are_exact
+        bytes_are_exact = bytes_are_exact and part.bytes_are_exact
+        round_trips = max(round_trips, part.round_trips)
+        held = max(held, part.held)
+    in_threads = plan.way is Way.THREADS
+    return Count(
+        chunks=chunks,
+        shards=plan.count,
+        shared=shared,
+        requests=requests,
+        ranges=ranges,
+        wanted=_wanted(plan),
+        fetched=None if prepared is None else fetched,
+        requests_are_exact=requests_are_exact,
+        bytes_are_exact=bytes_are_exact,
+        round_trips=round_trips,
+        held=plan.held if in_threads else held,
+        reads=plan.count if requests else 0,
+        in_threads=in_threads,
+        obstacle=None if prepared else obstacle(layout.pipeline, layout.inner_spec),
+    )
+
+
+def _likeness(chunk: Chunk) -> Hashable | None:
+    """Return a key that shards share if the same is selected in them; None if they are unique."""
+    inside = chunk.inside
+    if not isinstance(inside, tuple):
+        return None
+    parts: list[Hashable] = [chunk.spec.shape]
+    for part in inside:
+        if isinstance(part, slice):
+            parts.append((part.start, part.stop, part.step))
+        elif isinstance(part, int):
+            parts.append(part)
+        else:
+            return None
+    return tuple(parts)
+
+
+def _of_shard(plan: ReadPlan, layout: ShardLayout, shard: Chunk, there: _There | None) -> _Part:
+    needed = layout.inner(shard, views=plan.outline.views).chunks
+    count = len(needed)
+    name = index_name(shard)
+    kept = None if there is None else there.kept(name)
+    if kept is not None and kept[0] is None:
+        return _Part(count, count, 0, 0, 0, True, True, 0, 0)
+    led = needed
+    if there is not None:
+        led = [each for each in needed if not there.brings(chunk_name(each, shard.key))]
+    shared = count - len(led)
+    if not led:
+        return _Part(count, shared, 0, 0, 0, True, True, 0, 0)
+    held = len(led) * layout.inner_bytes
+    size, is_exact = _encoded(layout.prepared, layout.inner_bytes)
+    index = layout.index_of(shard.spec.shape)
+    whole = index.size + index.count * size
+    if plan.way is Way.COROUTINES and layout.has_all([each.key for each in led], shard.spec.shape):
+        return _Part(count, shared, 1, 0, whole, True, is_exact, 1, held)
+    if kept is not None:
+        flights = [Flight(each) for each in led]
+        spans, _ = layout.ranges(kept[0], flights, plan.gaps(shard.spec))
+        known = sum(each.stop - each.start for each in spans)
+        number = len(spans)
+        return _Part(count, shared, number, number, known, True, True, min(number, 1), held)
+    # Where the inner chunks are is unknown: neighbours take one request, with the gap between them.
+    gap, _ = plan.gaps(shard.spec)
+    most = min(len(led) * size + (len(led) - 1) * gap, whole)
+    has_index = there is None or not there.brings(name)
+    number = len(led) + has_index
+    nbytes = most + index.size * has_index
+    is_one = len(led) == 1
+    return _Part(count, shared, number, number, nbytes, is_one, is_exact and is_one, 2, held)
+
+
+def _by_zarr(plan: ReadPlan) -> Count:
+    return Count(
+        chunks=plan.count,
+        shards=plan.count,
+        shared=0,
+        requests=None,
+        ranges=None,
+        wanted=_wanted(plan),
+        fetched=None,
+        requests_are_exact=False,
+        bytes_are_exact=False,
+        round_trips=None,
+        held=plan.chunk_nbytes,
+        reads=plan.count,
+        in_threads=False,
+        obstacle=obstacle(plan.pipeline, plan.spec),
+    )
