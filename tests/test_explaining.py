@@ -199,7 +199,7 @@ def test_the_counts_are_those_of_the_server() -> None:
 def test_missing_chunks_are_requested_but_have_no_bytes() -> None:
     store = RecordingStore(MemoryStore())
     array = zarr.create_array(
-        store, name="a", shape=40, chunks=10, dtype="f8", dimension_names="x", compressors=None
+        store, name="a", shape=40, chunks=(10,), dtype="f8", dimension_names="x", compressors=None
     )
     array[:10] = 1.0
     part = opened(store, consolidated=False)
@@ -351,7 +351,7 @@ def test_round_trips_are_those_of_the_load(selection: str) -> None:
     for part in (ds[["plain", "packed"]], ds):
         part = part.isel(SELECTIONS[selection])
         clock = VirtualClock()
-        clock.run(lambda part=part: aioxarray.compute_async(part))
+        clock.run(functools.partial(aioxarray.compute_async, part))
         assert explained(part).round_trips == clock.elapsed_s
 
 
@@ -633,6 +633,5 @@ def opened_array(stored: zarr.Array[Any]) -> xr.DataArray:
     """Return ``stored`` as a lazy xarray object."""
     from aioxarray._xarray.compat import LazilyIndexedArray, ZarrArrayWrapper
 
-    # xarray's method is untyped.
-    wrapper = ZarrArrayWrapper(stored)  # type: ignore[no-untyped-call]
+    wrapper = ZarrArrayWrapper(stored)
     return xr.DataArray(xr.Variable(("y", "x"), LazilyIndexedArray(wrapper)))

@@ -169,15 +169,14 @@ def sound(source: Read) -> Read:
 
     xarray decomposes slices for backends, and fails on empty ones with a negative step.
     """
+    array: Any = source.array
     key = source.key
-    parts = zip(key.tuple, source.array.shape, strict=False)
+    parts = zip(key.tuple, array.shape, strict=False)
     empty = [isinstance(p, slice) and not range(*p.indices(size)) for p, size in parts]
     if isinstance(key, VectorizedIndexer) or not any(empty):
         return source
     parts = zip(key.tuple, empty, strict=True)
-    return Read(
-        source.array, type(key)(tuple(slice(0, 0) if is_empty else p for p, is_empty in parts))
-    )
+    return Read(array, type(key)(tuple(slice(0, 0) if is_empty else p for p, is_empty in parts)))
 
 
 def _without_scalars(key: ExplicitIndexer) -> ExplicitIndexer:

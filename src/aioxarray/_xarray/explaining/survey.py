@@ -6,7 +6,7 @@ import math
 from collections import Counter as Multiset
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 from aioxarray._xarray.arrays.plan import Opaque, Read, plan
 from aioxarray._xarray.arrays.read import Means, each_plan, lane_key, means_of, sound
@@ -185,7 +185,7 @@ def _is_joined(data: Any) -> bool:
     return isinstance(source, Read) and means_of(source) is Means.JOINED
 
 
-def _is_zarr(source: Read | Opaque) -> bool:
+def _is_zarr(source: Read | Opaque) -> TypeGuard[Read]:
     return means_of(source) in (Means.BLOCK, Means.POINTS, Means.ZARR_INDEXING)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,18 +13,11 @@ import zarr
 from zarr.storage import StorePath
 
 from aioxarray._zarr import tuning
+from aioxarray._zarr.chunks.forms import Form, chunk_keys, chunk_shape_of, codecs_of, form_of
 from aioxarray._zarr.chunks.pipeline import CodecPipeline, PlanningPipeline
 from aioxarray._zarr.chunks.plan import ReadPlan, plan_read
 from aioxarray._zarr.chunks.result import Outline, Result, read_chunk
-from aioxarray._zarr.codecs.decoders import Prepared, prepare
-from aioxarray._zarr.compat import (
-    ArrayConfig,
-    ArraySpec,
-    ArrayV2Metadata,
-    AsyncVIndex,
-    _v2,
-    default_buffer_prototype,
-)
+from aioxarray._zarr.compat import AsyncVIndex
 from aioxarray._zarr.points import Points
 from aioxarray._zarr.selection import Block, byte_count
 from aioxarray._zarr.stores.fork import usable_after_fork
@@ -36,7 +28,6 @@ from aioxarray.config import cache_limit
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from zarr.abc.codec import Codec
     from zarr.abc.store import Store
 
     from aioxarray._zarr.compat import BatchedCodecPipeline, Buffer
@@ -97,7 +88,7 @@ async def read_block(
     inner = array._async_array
     if type(inner).getitem is not _GETITEM:
         return None
-    form = _form_of(inner)
+    form = form_of(inner)
     selected = _select_block(inner, form, selection)
     return None if selected is None else await _read_selected(array, form, selected, grants, report)
 
@@ -116,7 +107,7 @@ async def read_points(
     inner = array._async_array
     if type(inner).vindex is not _VINDEX or AsyncVIndex.getitem is not _VINDEX_GETITEM:
         return None
-    form = _form_of(inner)
+    form = form_of(inner)
 
     def select() -> _Selected | None:
         return _select_points(inner, form, coordinates)
@@ -132,14 +123,14 @@ async def read_points(
 def plan_block(array: zarr.Array[Any], selection: Sequence[int | slice]) -> ReadPlan | None:
     """Return the plan for reading a block of ``array``; None if zarr's indexing has to read it."""
     inner = array._async_array
-    form = _form_of(inner)
+    form = form_of(inner)
     return _plan(array, form, _select_block(inner, form, selection))
 
 
 def plan_points(array: zarr.Array[Any], coordinates: Sequence[NDArray[Any]]) -> ReadPlan | None:
     """Return the plan for reading single points; None if zarr's indexing has to read them."""
     inner = array._async_array
-    form = _form_of(inner)
+    form = form_of(inner)
     return _plan(array, form, _select_points(inner, form, coordinates))
 
 
@@ -152,7 +143,7 @@ def planning(array: zarr.Array[Any], take: Callable[[ReadPlan], None]) -> zarr.A
     return zarr.Array(with_pipeline(array, store, PlanningPipeline, take=take))
 
 
-def _plan(array: zarr.Array[Any], form: _Form, selected: _Selected | None) -> ReadPlan | None:
+def _plan(array: zarr.Array[Any], form: Form, selected: _Selected | None) -> ReadPlan | None:
     """Return the plan for reading ``selected`` without memory for the result."""
     if selected is None:
         return None
@@ -161,7 +152,7 @@ def _plan(array: zarr.Array[Any], form: _Form, selected: _Selected | None) -> Re
 
 
 def _planned(
-    array: zarr.Array[Any], form: _Form, selected: _Selected, outline: Outline, *, keeps: bool
+    array: zarr.Array[Any], form: Form, selected: _Selected, outline: Outline, *, keeps: bool
 ) -> ReadPlan:
     store = usable_after_fork(array.store)
     spec = form.spec
@@ -171,7 +162,7 @@ def _planned(
 
 async def _read_selected(
     array: zarr.Array[Any],
-    form: _Form,
+    form: Form,
     selected: _Selected,
     grants: Grants,
     report: Callable[[int, int], None],
@@ -192,7 +183,7 @@ def prefetched_block(
     Returns None if a chunk is not in ``values``, or if zarr's own code is needed.
     """
     inner = array._async_array
-    selected = _select_block(inner, _form_of(inner), selection)
+    selected = _select_block(inner, form_of(inner), selection)
     if selected is None:
         return None
     result = selected.result()
@@ -241,7 +232,7 @@ def _select_small_block(
     array: zarr.Array[Any], selection: Sequence[int | slice]
 ) -> _Selected | None:
     inner = array._async_array
-    form = _form_of(inner)
+    form = form_of(inner)
     selected = _select_block(inner, form, selection)
     if selected is None or form.prepared is None:
         return None
@@ -250,63 +241,10 @@ def _select_small_block(
 
 
 @dataclass(frozen=True)
-class _Form:
-    """The properties of an array's chunks, which do not depend on the selection.
-
-    Attributes
-    ----------
-    pipeline
-        The pipeline with the codecs.
-    chunk_shape
-        The shape of a chunk; None if the chunks do not form a regular grid.
-    spec
-        The specification of a chunk that zarr passes to codecs.
-    prepared
-        Makes decoders of plain functions; None if zarr's own codecs decode.
-    """
-
-    pipeline: CodecPipeline
-    chunk_shape: tuple[int, ...] | None
-    spec: ArraySpec
-    prepared: Prepared | None
-
-
-def _form_of(inner: Any) -> _Form:
-    """Return the form of the chunks of an asynchronous array."""
-    return _form(_Itself(inner.metadata), inner.config, default_buffer_prototype())
-
-
-class _Itself:
-    """A dictionary key that compares an object by identity: metadata objects have no hash."""
-
-    __slots__ = ("object",)
-
-    def __init__(self, object: Any) -> None:
-        self.object = object
-
-    def __hash__(self) -> int:
-        return id(self.object)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Itself) and self.object is other.object
-
-
-# Helps many calls that each read a little of the same arrays. A load of thousands of arrays reads
-# each of them once, so that keeping all of them would not help.
-@functools.lru_cache(maxsize=256)
-def _form(metadata: _Itself, config: Any, prototype: Any) -> _Form:
-    of: Any = metadata.object
-    chunk_shape = _chunk_shape(of)
-    pipeline = CodecPipeline.from_codecs(_codecs(of))
-    spec = _spec(of, config, prototype, of.shape if chunk_shape is None else chunk_shape)
-    return _Form(pipeline, chunk_shape, spec, prepare(pipeline, spec))
-
-
-@dataclass(frozen=True)
 class _Selected:
     """The chunks that a selection touches, and the form of the result that they are read into."""
 
-    form: _Form
+    form: Form
     chunks: Iterator[Chunk]
     count: int
     shape: tuple[int, ...]
@@ -334,7 +272,7 @@ def _values(result: Result) -> NDArray[Any]:
     return result.out.as_numpy_array()
 
 
-def _select_block(inner: Any, form: _Form, selection: Sequence[int | slice]) -> _Selected | None:
+def _select_block(inner: Any, form: Form, selection: Sequence[int | slice]) -> _Selected | None:
     """Return the chunks of a block; None if zarr has to read it."""
     if form.chunk_shape is None or _missing_are_errors(inner):
         return None
@@ -343,16 +281,14 @@ def _select_block(inner: Any, form: _Form, selection: Sequence[int | slice]) -> 
 
 
 def _select(
-    inner: Any, form: _Form, touched: Block | Points, shape: tuple[int, ...], *, basic: bool
+    inner: Any, form: Form, touched: Block | Points, shape: tuple[int, ...], *, basic: bool
 ) -> _Selected:
     """Return the chunks of ``touched``, to be read into an array of ``shape``."""
     chunks = touched.chunks(chunk_keys(inner), form.spec)
     return _Selected(form, chunks, touched.count, shape, basic)
 
 
-def _select_points(
-    inner: Any, form: _Form, coordinates: Sequence[NDArray[Any]]
-) -> _Selected | None:
+def _select_points(inner: Any, form: Form, coordinates: Sequence[NDArray[Any]]) -> _Selected | None:
     """Return the chunks of single points; None if zarr has to read them."""
     if form.chunk_shape is None or _missing_are_errors(inner):
         return None
@@ -372,7 +308,7 @@ def regular_block(inner: Any, selection: Sequence[int | slice]) -> Block | None:
 
     Returns None if the chunks do not form a regular grid, or if a slice has a negative step.
     """
-    chunk_shape = _chunk_shape(inner.metadata)
+    chunk_shape = chunk_shape_of(inner.metadata)
     return None if chunk_shape is None else _block(inner, chunk_shape, selection)
 
 
@@ -382,65 +318,3 @@ def _block(
     if any(isinstance(each, slice) and (each.step or 1) < 1 for each in selection):
         return None
     return Block(selection, inner.metadata.shape, chunk_shape)
-
-
-def _chunk_shape(metadata: Any) -> tuple[int, ...] | None:
-    """Return the shape of the chunks of an array; None if they do not form a regular grid."""
-    if isinstance(metadata, ArrayV2Metadata):
-        return metadata.chunks
-    # The class has another name in each line of zarr, and other grids have other classes. For
-    # sharded arrays, this is the shape of a shard.
-    grid = metadata.chunk_grid
-    if type(grid).__name__ not in ("RegularChunkGrid", "RegularChunkGridMetadata"):
-        return None
-    return tuple(grid.chunk_shape)
-
-
-def chunk_spec(inner: Any, block: Block) -> ArraySpec:
-    """Return the specification of each chunk of ``block``, in an asynchronous array, for codecs."""
-    prototype = default_buffer_prototype()
-    return _spec(inner.metadata, inner.config, prototype, block.chunk_shape)
-
-
-def _spec(metadata: Any, config: Any, prototype: Any, shape: tuple[int, ...]) -> ArraySpec:
-    if isinstance(metadata, ArrayV2Metadata):
-        config = replace(config, order=metadata.order)
-    return ArraySpec(
-        shape=shape,
-        dtype=metadata.dtype,
-        fill_value=metadata.fill_value,
-        config=config,
-        prototype=prototype,
-    )
-
-
-def chunk_keys(inner: Any) -> Callable[[tuple[int, ...]], str]:
-    """Return a function that maps the grid coordinates of a chunk to its key in the store."""
-    path = inner.store_path.path
-    prefix = f"{path}/" if path else ""
-    encode = inner.metadata.encode_chunk_key
-    return lambda at: prefix + encode(at)
-
-
-def codecs_of(array: zarr.Array[Any]) -> tuple[Codec, ...]:
-    """Return the codecs of ``array``, adapted to its data type as zarr does it."""
-    return _codecs(array.metadata)
-
-
-def _codecs(metadata: Any) -> tuple[Codec, ...]:
-    codecs: tuple[Codec, ...]
-    if isinstance(metadata, ArrayV2Metadata):
-        codecs = (_v2.V2Codec(filters=metadata.filters, compressor=metadata.compressor),)
-        config = ArrayConfig.from_dict({"order": metadata.order})
-    else:
-        codecs = tuple(metadata.codecs)
-        config = ArrayConfig.from_dict({})
-    # The codecs need only the data type: they get the shape with each chunk.
-    spec = ArraySpec(
-        shape=(1,) * len(metadata.shape),
-        dtype=metadata.dtype,
-        fill_value=metadata.fill_value,
-        config=config,
-        prototype=default_buffer_prototype(),
-    )
-    return tuple(codec.evolve_from_array_spec(spec) for codec in codecs)
