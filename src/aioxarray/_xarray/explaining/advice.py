@@ -31,8 +31,10 @@ class Layout:
         Whether the store is in memory or consists of local files.
     requests
         The requests.
-    wanted, fetched
-        The bytes that are wanted and fetched; None if unknown.
+    chunks
+        The chunks that are read, inner chunks of shards if there are these.
+    wanted
+        The bytes that are wanted; None if unknown.
     obstacle
         The codec or dtype because of which zarr's own codecs decode; None if there is none.
     """
@@ -42,8 +44,8 @@ class Layout:
     is_sharded: bool
     is_local: bool
     requests: int
+    chunks: int
     wanted: int | None
-    fetched: int | None
     obstacle: str | None
 
 
@@ -65,14 +67,13 @@ def advice(layout: Layout) -> Iterator[str]:
                 f"{layout.requests:,} requests for chunks of {size}: store it in chunks of some "
                 "MiB, or in shards"
             )
-    if layout.wanted and layout.fetched is not None and layout.fetched >= _MUCH_BYTES:
-        times = layout.fetched / layout.wanted
-        if times >= _OVER_READ:
-            yield (
-                f"reads about {times:,.0f} times the bytes that it wants, because the selection "
-                f"takes a small part of each chunk of shape {layout.chunk_shape}: store it in "
-                "chunks that follow such selections"
-            )
+    read = layout.chunks * layout.chunk_bytes
+    if layout.wanted and read >= max(_MUCH_BYTES, _OVER_READ * layout.wanted):
+        yield (
+            f"reads {read / layout.wanted:,.0f} times the values that it wants, because the "
+            f"selection takes a small part of each chunk of shape {layout.chunk_shape}: store it "
+            "in chunks that follow such selections"
+        )
     if layout.obstacle is not None and not layout.obstacle.startswith("dtype"):
         yield (
             f"zarr's own code decodes it, chunk by chunk, because of {layout.obstacle}: zstd, "

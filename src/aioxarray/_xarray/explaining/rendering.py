@@ -147,7 +147,7 @@ def _notes(plan: LoadPlan) -> list[str]:
     reasons = dict.fromkeys(f"{each.way}: {each.reason}" for each in _shown(plan))
     notes = list(reasons)
     if hidden := len(read) - len(_shown(plan)):
-        notes.append(f"{_counted(hidden, 'further variable')} with fewer requests")
+        notes.append(f"{_counted(hidden, 'further variable')} with no more requests each")
     if in_memory := len(plan.variables) - len(read):
         notes.append(f"{_counted(in_memory, 'variable')} in memory already")
     if shared := sum(each.shared for each in plan.variables):

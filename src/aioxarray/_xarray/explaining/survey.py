@@ -23,7 +23,7 @@ from aioxarray._zarr.chunks.plan import ReadPlan
 from aioxarray._zarr.stores.identity import same
 from aioxarray.config import cache_limit, memory_limit, request_limit, thread_count
 
-_TOGETHER = "with other small variables, one after another in one thread: hops would take longer"
+_TOGETHER = "with other small variables, one after another in one thread"
 
 
 def survey(obj: Any) -> LoadPlan:
@@ -206,14 +206,14 @@ class _Tally:
 
     def add(self, found: ReadPlan, count: Count, *, in_run: bool, decodes: bool) -> None:
         """Add the reads of ``found``."""
-        way, reason = ("together", _TOGETHER) if in_run else (found.way.label, found.reason)
-        if not in_run:
-            reason = f"{found.way.value}, since {reason}"
+        way, reason = found.way.label, f"{found.way.value}, since {found.reason}"
+        if in_run:
+            way, reason = "together", f"read {_TOGETHER}, since hops to threads would take longer"
         if count.obstacle is not None:
             reason += f"; zarr's own codecs decode, because of {count.obstacle}"
         self._ways.setdefault(way, reason)
         if in_run:
-            count = replace(count, held=min(count.held, tuning.SMALL_BLOCK_BYTES), in_threads=True)
+            count = replace(count, held=found.held, in_threads=True)
         self._counts.append(count)
         self._layouts.append(_layout(found, count))
         if decodes and count.wanted is not None:
@@ -266,8 +266,8 @@ def _layout(found: ReadPlan, count: Count) -> Layout:
         is_sharded=count.shards > 0,
         is_local=found.source is not None and not found.source.remote,
         requests=count.requests or 0,
+        chunks=count.chunks - count.shared,
         wanted=count.wanted,
-        fetched=count.fetched,
         obstacle=count.obstacle,
     )
 
@@ -277,8 +277,8 @@ def _whole(layouts: Sequence[Layout]) -> Layout:
     return replace(
         layouts[0],
         requests=sum(each.requests for each in layouts),
+        chunks=sum(each.chunks for each in layouts),
         wanted=_sum([each.wanted for each in layouts]),
-        fetched=_sum([each.fetched for each in layouts]),
     )
 
 

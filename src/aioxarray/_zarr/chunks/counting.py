@@ -6,7 +6,7 @@ be, and say so.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +79,8 @@ class Counter:
 
     def __init__(self) -> None:
         self._counted: dict[Hashable, set[Hashable]] = {}
+        # Objects whose ids are in the keys of these sets.
+        self._holds: list[object] = []
 
     def count(self, plan: ReadPlan, *, overlaps: bool) -> Count:
         """Return the requests that ``plan`` makes beside those counted so far.
@@ -96,8 +98,9 @@ class Counter:
         flights = existing_flights_of(plan.store, plan.shared_as)
         counted = None
         if overlaps:
-            place = same(plan.store)[0], plan.shared_as
-            counted = self._counted.setdefault(place, set())
+            name, holds = same(plan.store)
+            self._holds.append(holds)
+            counted = self._counted.setdefault((name, plan.shared_as), set())
         return None if flights is None and counted is None else _There(flights, counted)
 
 
@@ -156,19 +159,24 @@ def _encoded(prepared: Prepared | None, nbytes: int) -> tuple[int, bool]:
 def _of_chunks(plan: ReadPlan, there: _There | None) -> Count:
     prepared = plan.outline.prepared
     size, is_exact = _encoded(prepared, plan.chunk_nbytes)
-    requests, fetched = plan.count, plan.count * size
-    ranges = 0
-    if isinstance(plan.store, FileChunks):
-        requests, fetched = _in_file(plan.store, _requested(plan.chunks, there))
-        ranges, is_exact = requests, True
-    elif there is not None or isinstance(plan.chunks, list):
-        # Chunks that zarr's indexing found may have different shapes.
-        requests = fetched = 0
-        for chunk in _requested(plan.chunks, there):
-            requests += 1
+    needed = requests = plan.count
+    fetched, ranges = needed * size, 0
+    file = plan.store if isinstance(plan.store, FileChunks) else None
+    # Chunks that zarr's indexing found may have different shapes.
+    if file is not None or there is not None or isinstance(plan.chunks, list):
+        needed = requests = fetched = 0
+        for chunk in plan.chunks:
+            if there is not None and there.brings(chunk_name(chunk)):
+                continue
+            needed += 1
             nbytes = byte_count(chunk.spec.shape, plan.outline.dtype)
-            fetched += _encoded(prepared, nbytes)[0]
-    is_known = prepared is not None or isinstance(plan.store, FileChunks)
+            stored = _encoded(prepared, nbytes)[0] if file is None else file.length_of(chunk.key)
+            if stored is not None:
+                requests += 1
+                fetched += stored
+    if file is not None:
+        ranges, is_exact = requests, True
+    is_known = prepared is not None or file is not None
     in_threads = plan.way in (Way.THREADS, Way.INLINE)
     held = plan.held
     if in_threads and SmallChunks.can_read(prepared, plan.chunk_nbytes, keeps=plan.keeps):
@@ -176,7 +184,7 @@ def _of_chunks(plan: ReadPlan, there: _There | None) -> Count:
     return Count(
         chunks=plan.count,
         shards=0,
-        shared=0 if isinstance(plan.store, FileChunks) else plan.count - requests,
+        shared=plan.count - needed,
         requests=requests,
         ranges=ranges,
         wanted=_wanted(plan),
@@ -189,23 +197,6 @@ def _of_chunks(plan: ReadPlan, there: _There | None) -> Count:
         in_threads=in_threads,
         obstacle=None if prepared else obstacle(plan.pipeline, plan.spec),
     )
-
-
-def _requested(chunks: Iterable[Chunk], there: _There | None) -> Iterator[Chunk]:
-    for chunk in chunks:
-        if there is None or not there.brings(chunk_name(chunk)):
-            yield chunk
-
-
-def _in_file(file: FileChunks, chunks: Iterable[Chunk]) -> tuple[int, int]:
-    """Return the number and the bytes of the chunks that ``file`` has."""
-    count = nbytes = 0
-    for chunk in chunks:
-        place = file.find(chunk.key)
-        if place is not None:
-            count += 1
-            nbytes += place[1]
-    return count, nbytes
 
 
 # --- shards ----------------------------------------------------------------------------------

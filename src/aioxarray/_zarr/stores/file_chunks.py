@@ -162,7 +162,7 @@ class FileChunks(Store):
         self._arrays[name] = grid, index
         return zarr.Array(AsyncArray(metadata, StorePath(self, name)))
 
-    def find(self, key: str) -> tuple[int, int, int] | None:
+    def _find(self, key: str) -> tuple[int, int, int] | None:
         """Return offset, length and padding, in bytes, of the chunk at ``key`` in the file.
 
         None if the file does not have it.
@@ -178,10 +178,18 @@ class FileChunks(Store):
             # Not the key of a chunk: zarr sometimes asks for metadata documents.
             return None
 
+    def length_of(self, key: str) -> int | None:
+        """Return the bytes of the chunk at ``key`` in the file; None if the file does not have it.
+
+        Without a request.
+        """
+        place = self._find(key)
+        return None if place is None else place[1]
+
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        place = self.find(key)
+        place = self._find(key)
         if place is None:
             return None
         offset, length, padding = place
