@@ -9,6 +9,7 @@ import threading
 import tracemalloc
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,9 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from zarr.codecs import ShardingCodec
 from zarr.storage import LocalStore, MemoryStore
 
 import aioxarray
@@ -34,6 +38,7 @@ from aioxarray.testing import (
     VirtualClock,
 )
 from tests.concurrency import clients
+from tests.pipeline.arrays import OURS, Recipe, recipes, using
 from tests.samples import opened, opened_tree, tree
 
 if TYPE_CHECKING:
@@ -494,7 +499,7 @@ ADVICE: dict[str, tuple[Callable[[], xr.DataArray], str]] = {
         lambda: array(shape=(400, 400), chunks=(400, 400), dimension_names="yx", compressors=None)[
             :, 0
         ],
-        "about 400 times",
+        "reads 400 times",
     ),
     "codec": (lambda: packed_by(numcodecs.BZ2()), "because of BZ2"),
 }
@@ -633,5 +638,56 @@ def opened_array(stored: zarr.Array[Any]) -> xr.DataArray:
     """Return ``stored`` as a lazy xarray object."""
     from aioxarray._xarray.compat import LazilyIndexedArray, ZarrArrayWrapper
 
-    wrapper = ZarrArrayWrapper(stored)
-    return xr.DataArray(xr.Variable(("y", "x"), LazilyIndexedArray(wrapper)))
+    dims = "zyx"[-stored.ndim :]
+    return xr.DataArray(xr.Variable(tuple(dims), LazilyIndexedArray(ZarrArrayWrapper(stored))))
+
+
+@st.composite
+def parts(draw: Any, shape: tuple[int, ...]) -> dict[str, Any]:
+    """Selections for ``isel`` of each kind that xarray has."""
+    dims = "zyx"[-len(shape) :]
+    sizes = dict(zip(dims, shape, strict=True))
+    if draw(st.booleans()):
+        chosen = draw(st.lists(st.sampled_from(dims), min_size=1, unique=True))
+        count = draw(st.integers(1, 5))
+        at = {
+            d: st.lists(st.integers(-1, sizes[d] - 1), min_size=count, max_size=count) for d in dims
+        }
+        return {dim: xr.DataArray(draw(at[dim]), dims="points") for dim in chosen}
+    each = {
+        dim: st.one_of(
+            st.slices(size),
+            st.integers(-size, size - 1),
+            st.lists(st.integers(0, size - 1), min_size=1, max_size=5),
+        )
+        for dim, size in sizes.items()
+    }
+    return {dim: draw(each[dim]) for dim in dims}
+
+
+@pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr version 3")
+@pytest.mark.filterwarnings("ignore:Combining a `sharding_indexed` codec")
+@given(data=st.data(), recipe=recipes(), wrap=st.sampled_from([RecordingStore, lambda each: each]))
+@settings(suppress_health_check=[HealthCheck.too_slow])
+def test_any_array_is_read_as_explained(data: Any, recipe: Recipe, wrap: Any) -> None:
+    nested = isinstance(recipe.options.get("serializer"), ShardingCodec)
+    config = {**recipe.options["config"], "write_empty_chunks": True}
+    store = wrap(MemoryStore())
+    with using(OURS):
+        stored = replace(recipe, options={**recipe.options, "config": config}).create(store)
+        stored[...] = recipe.values(recipe.shape, 1)
+    lazy = opened_array(stored)
+    # zarr itself reads shards in shards by slices only.
+    chosen = {} if nested else data.draw(parts(recipe.shape))
+    part = lazy.isel(chosen)
+    (plan,) = explained(part).variables
+    seen = loaded(part)
+    if plan.requests is None:
+        assert nested
+        return
+    assert plan.requests >= seen.requests
+    if plan.requests_are_exact:
+        assert (plan.requests, plan.ranges) == (seen.requests, seen.ranges)
+    if plan.bytes_fetched is not None:
+        assert plan.bytes_fetched >= seen.nbytes
+        assert plan.bytes_fetched == seen.nbytes or not plan.bytes_are_exact
