@@ -21,13 +21,14 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from zarr.codecs import ShardingCodec
-from zarr.storage import LocalStore, MemoryStore
+from zarr.storage import LocalStore, MemoryStore, StorePath
 
 import aioxarray
 from aioxarray import LoadPlan, VariablePlan, explain
 from aioxarray._runtime.loops import run_blocking
 from aioxarray._zarr.chunks.arrays import plan_block, plan_points
 from aioxarray._zarr.chunks.plan import ReadPlan
+from aioxarray._zarr.compat import AsyncArray
 from aioxarray._zarr.stores import grants
 from aioxarray._zarr.stores.request import Request, observed
 from aioxarray.testing import (
@@ -187,18 +188,31 @@ def test_the_counts_are_those_of_the_load(lazy: xr.Dataset, selection: str) -> N
             assert variable.bytes_are_exact
 
 
-def test_the_counts_are_those_of_the_server() -> None:
+@pytest.mark.parametrize(
+    ("client", "folder"),
+    [("fsspec_http", ""), ("obstore_http", ""), ("obstore_s3", "bucket/data/")],
+)
+def test_the_counts_are_those_of_the_server(client: str, folder: str) -> None:
     with ObjectServer() as server:
-        server.data.update(written())
-        for make in (clients.fsspec_http, clients.obstore_http):
-            ds = opened(make(server.url), consolidated=False)
-            for part in (ds, ds.isel(y=slice(0, 12), x=slice(0, 12)), ds[["plain"]].isel(POINTS)):
-                server.log.clear()
-                plan = explain(part)
-                assert server.log.requests == ()
-                aioxarray.compute(part)
-                assert plan.requests_are_exact
-                assert plan.requests == server.log.count("GET") == len(server.log.requests)
+        server.data.update({f"{folder}{key}": value for key, value in written().items()})
+        ds = opened(clients.CLIENTS[client](server.url), consolidated=False)
+        for part in (ds, ds.isel(y=slice(0, 12), x=slice(0, 12)), ds[["plain"]].isel(POINTS)):
+            server.log.clear()
+            plan = explain(part)
+            assert server.log.requests == ()
+            aioxarray.compute(part)
+            assert plan.requests_are_exact
+            assert plan.requests == server.log.count("GET") == len(server.log.requests)
+
+
+def test_requests_that_a_client_adds_are_named() -> None:
+    pytest.importorskip("s3fs")
+    stored = zarr.create_array(MemoryStore(), name="a", shape=(4, 4), chunks=(2, 2), dtype="f8")
+    store = clients.s3fs("http://127.0.0.1:1")
+    array = zarr.Array(AsyncArray(stored.metadata, StorePath(store, "a")))
+    (variable,) = explained(opened_array(array)).variables
+    assert variable.requests == 4
+    assert "s3fs sends a HEAD request" in variable.reason
 
 
 def test_missing_chunks_are_requested_but_have_no_bytes() -> None:

@@ -125,7 +125,8 @@ async def read(
                 return await array.async_getitem(source.key)
             except NotImplementedError:
                 # The backend does not support it for this key or in its present state.
-                return await _read_in_thread(partial(operator.getitem, array, source.key), array)
+                pass
+            return await _read_in_thread(partial(operator.getitem, array, source.key), array)
         case Means.THREAD:
             return await _read_in_thread(partial(operator.getitem, array, source.key), array)
     if part is not None:

@@ -20,7 +20,7 @@ from aioxarray._xarray.lazy.variables import Lazies, Lazy, lazy_data
 from aioxarray._zarr import tuning
 from aioxarray._zarr.chunks.counting import Count, Counter
 from aioxarray._zarr.chunks.plan import ReadPlan
-from aioxarray._zarr.stores.identity import same
+from aioxarray._zarr.stores.identity import libraries, same, unwrapped
 from aioxarray.config import cache_limit, memory_limit, request_limit, thread_count
 
 _TOGETHER = "with other small variables, one after another in one thread"
@@ -211,6 +211,8 @@ class _Tally:
             way, reason = "together", f"read {_TOGETHER}, since hops to threads would take longer"
         if count.obstacle is not None:
             reason += f"; zarr's own codecs decode, because of {count.obstacle}"
+        if _sends_head(found.store):
+            reason += "; s3fs sends a HEAD request, too, for each whole chunk"
         self._ways.setdefault(way, reason)
         if in_run:
             count = replace(count, held=found.held, in_threads=True)
@@ -256,6 +258,11 @@ class _Tally:
             advice=tuple(dict.fromkeys(advice(_whole(self._layouts)))) if self._layouts else (),
         )
         return _Planned(plan, parts, beside)
+
+
+def _sends_head(store: Any) -> bool:
+    """Return whether the client of ``store`` asks for the size of each whole value."""
+    return "s3fs" in libraries(getattr(unwrapped(store), "fs", None))
 
 
 def _layout(found: ReadPlan, count: Count) -> Layout:
