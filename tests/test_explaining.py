@@ -207,9 +207,9 @@ def test_the_counts_are_those_of_the_server(client: str, folder: str) -> None:
 
 def test_requests_that_a_client_adds_are_named() -> None:
     pytest.importorskip("s3fs")
-    stored = zarr.create_array(MemoryStore(), name="a", shape=(4, 4), chunks=(2, 2), dtype="f8")
-    store = clients.s3fs("http://127.0.0.1:1")
-    array = zarr.Array(AsyncArray(stored.metadata, StorePath(store, "a")))
+    made: Any = zarr.create_array(MemoryStore(), shape=(4, 4), chunks=(2, 2), dtype="f8")
+    place = StorePath(clients.s3fs("http://127.0.0.1:1"), "a")
+    array: zarr.Array[Any] = zarr.Array(AsyncArray(made.metadata, place))
     (variable,) = explained(opened_array(array)).variables
     assert variable.requests == 4
     assert "s3fs sends a HEAD request" in variable.reason

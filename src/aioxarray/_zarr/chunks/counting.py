@@ -7,7 +7,7 @@ be, and say so.
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from aioxarray._runtime.flights import Flight, Flights
@@ -208,13 +208,13 @@ class _Part:
 
     chunks: int
     shared: int
-    requests: int
-    ranges: int
-    fetched: int
-    requests_are_exact: bool
-    bytes_are_exact: bool
-    round_trips: int
-    held: int
+    requests: int = 0
+    ranges: int = 0
+    fetched: int = 0
+    requests_are_exact: bool = True
+    bytes_are_exact: bool = True
+    round_trips: int = 0
+    held: int = 0
 
 
 def _of_shards(plan: ReadPlan, there: _There | None) -> Count:
@@ -279,37 +279,44 @@ def _likeness(chunk: Chunk) -> Hashable | None:
 
 def _of_shard(plan: ReadPlan, layout: ShardLayout, shard: Chunk, there: _There | None) -> _Part:
     needed = layout.inner(shard, views=plan.outline.views).chunks
-    count = len(needed)
-    name = index_name(shard)
+    name, shape = index_name(shard), shard.spec.shape
     kept = None if there is None else there.kept(name)
     if kept is not None and kept[0] is None:
-        return _Part(count, count, 0, 0, 0, True, True, 0, 0)
+        # It is known to be missing.
+        return _Part(len(needed), shared=len(needed))
     led = needed
     if there is not None:
         led = [each for each in needed if not there.brings(chunk_name(each, shard.key))]
-    shared = count - len(led)
+    part = _Part(len(needed), len(needed) - len(led), held=len(led) * layout.inner_bytes)
     if not led:
-        return _Part(count, shared, 0, 0, 0, True, True, 0, 0)
-    held = len(led) * layout.inner_bytes
+        return part
     size, is_exact = _encoded(layout.prepared, layout.inner_bytes)
-    index = layout.index_of(shard.spec.shape)
+    index = layout.index_of(shape)
     whole = index.size + index.count * size
-    if plan.way is Way.COROUTINES and layout.has_all([each.key for each in led], shard.spec.shape):
-        return _Part(count, shared, 1, 0, whole, True, is_exact, 1, held)
+    if plan.way is Way.COROUTINES and layout.has_all([each.key for each in led], shape):
+        return replace(part, requests=1, fetched=whole, bytes_are_exact=is_exact, round_trips=1)
+    gaps = plan.gaps(shard.spec)
     if kept is not None:
-        flights = [Flight(each) for each in led]
-        spans, _ = layout.ranges(kept[0], flights, plan.gaps(shard.spec))
-        known = sum(each.stop - each.start for each in spans)
-        number = len(spans)
-        return _Part(count, shared, number, number, known, True, True, min(number, 1), held)
+        ranges, _ = layout.ranges(kept[0], [Flight(each) for each in led], gaps)
+        count, nbytes = len(ranges), sum(each.stop - each.start for each in ranges)
+        trips = min(count, 1)
+        return replace(part, requests=count, ranges=count, fetched=nbytes, round_trips=trips)
     # Where the inner chunks are is unknown: neighbours take one request, with the gap between them.
-    gap, _ = plan.gaps(shard.spec)
-    most = min(len(led) * size + (len(led) - 1) * gap, whole)
-    has_index = there is None or not there.brings(name)
-    number = len(led) + has_index
-    nbytes = most + index.size * has_index
+    nbytes = min(len(led) * size + (len(led) - 1) * gaps[0], whole)
+    count = len(led)
+    if there is None or not there.brings(name):
+        nbytes += index.size
+        count += 1
     is_one = len(led) == 1
-    return _Part(count, shared, number, number, nbytes, is_one, is_exact and is_one, 2, held)
+    return replace(
+        part,
+        requests=count,
+        ranges=count,
+        fetched=nbytes,
+        requests_are_exact=is_one,
+        bytes_are_exact=is_exact and is_one,
+        round_trips=2,
+    )
 
 
 def _by_zarr(plan: ReadPlan) -> Count:
