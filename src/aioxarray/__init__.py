@@ -4,7 +4,8 @@ The layers, each importing only from those below it::
 
     cli, demo                     the command line
     loading, opening, accessors…  the public functions and methods
-    _xarray                       arrays, dask, lazy, hdf5, opening, saving: xarray's internals
+    _xarray                       arrays, dask, lazy, explaining, hdf5, opening, saving: xarray's
+                                  internals
     _zarr                         stores, metadata, codecs, chunks: zarr's internals
     config, progress              settings, progress
     _runtime                      loops, threads, budgets; independent of xarray and zarr
@@ -18,6 +19,7 @@ from aioxarray._zarr.chunks.pipeline import CodecPipeline
 from aioxarray.accessors import Installation, install, register
 from aioxarray.config import config
 from aioxarray.errors import ArrayChangedError, ForkError, Overloaded, TooLargeError
+from aioxarray.explaining import LoadPlan, VariablePlan, explain
 from aioxarray.loading import compute, compute_async, load, load_async
 from aioxarray.opening import (
     load_dataarray,
@@ -49,12 +51,15 @@ __all__ = [
     "CodecPipeline",
     "ForkError",
     "Installation",
+    "LoadPlan",
     "Overloaded",
     "TooLargeError",
     "Trace",
+    "VariablePlan",
     "compute",
     "compute_async",
     "config",
+    "explain",
     "install",
     "load",
     "load_async",

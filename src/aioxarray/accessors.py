@@ -14,6 +14,7 @@ import xarray as xr
 from aioxarray._runtime.loops import run_blocking
 from aioxarray._xarray.lazy.loader import Options
 from aioxarray.config import Concurrency
+from aioxarray.explaining import LoadPlan, explain
 from aioxarray.loading import (
     compute,
     compute_async,
@@ -117,6 +118,10 @@ class AioAccessor:
             progress=progress,
             max_bytes=max_bytes,
         )
+
+    def explain(self) -> LoadPlan:
+        """See `aioxarray.explain`."""
+        return explain(self._obj)
 
     @_with_signature_of(to_zarr)
     def to_zarr(self, store: Any = None, mode: Any = None, **options: Any) -> Any:

@@ -15,7 +15,7 @@ from zarr.core.indexing import AsyncVIndex
 from zarr.storage import MemoryStore
 
 import aioxarray
-from aioxarray._zarr.chunks import arrays
+from aioxarray._zarr.chunks import forms
 from aioxarray._zarr.stores.grants import decoders
 from aioxarray.testing import GatedStore, RecordingStore
 from tests.concurrency.helpers import lazily
@@ -89,10 +89,10 @@ def test_a_small_chunk_is_decoded_where_it_arrives(monkeypatch: pytest.MonkeyPat
 
 def test_many_calls_look_at_an_arrays_metadata_once() -> None:
     ds = lazily(stored())
-    before = arrays._form.cache_info()
+    before = forms._form.cache_info()
     for part in parts(ds):
         aioxarray.load(part)
-    after = arrays._form.cache_info()
+    after = forms._form.cache_info()
     assert after.misses - before.misses == 1
     assert after.hits - before.hits >= COUNT - 1
 

@@ -45,6 +45,13 @@ def test_the_least_recently_used_goes_first() -> None:
     assert cache.size == 3
 
 
+def test_peeking_is_no_use() -> None:
+    cache = cache_of(3, a=1, b=1, c=1)
+    assert (cache.peek("owner", "a"), cache.peek("owner", "d")) == (("A",), None)
+    cache.put("owner", "d", "D", 1)
+    assert kept(cache, "abcd") == "bcd"
+
+
 def test_a_value_that_does_not_fit_at_all_displaces_nothing() -> None:
     cache = cache_of(3, a=1, b=1)
     cache.put("owner", "c", "C", 4)

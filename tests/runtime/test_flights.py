@@ -69,6 +69,16 @@ def test_a_flight_that_has_ended_is_not_followed() -> None:
     lead(several)
 
 
+def test_an_open_flight_is_known_without_following_it() -> None:
+    flights = Flights(Cache())
+    flight = flights.join("a", None, lambda value, part: value)
+    assert isinstance(flight, Flight)
+    assert (flights.is_open("a"), flights.is_open("b")) == (True, False)
+    assert flights.statistics().followers == 0
+    flight.land(1)
+    assert not flights.is_open("a")
+
+
 def test_keys_do_not_meet() -> None:
     several = flights()
     lead(several, "a")

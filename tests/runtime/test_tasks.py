@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from aioxarray._runtime.loops import use_io_loop
-from aioxarray._runtime.tasks import gather, in_steps
+from aioxarray._runtime.tasks import gather, in_steps, without_waiting
 from tests.runtime.helpers import settle
 
 
@@ -151,3 +151,33 @@ def test_work_in_steps_lets_the_loop_go_on(
     longest = max(steps_ms)
     assert longest <= most_ms
     assert (longest > sys.getswitchinterval() * 1000) == (where == "io")
+
+
+async def _chained(value: str) -> str:
+    async def inner() -> str:
+        return value
+
+    return await inner()
+
+
+def test_a_coroutine_that_never_waits_needs_no_loop() -> None:
+    assert without_waiting(_chained("result")) == "result"
+
+    async def main() -> str:
+        return without_waiting(_chained("in a loop"))
+
+    assert asyncio.run(main()) == "in a loop"
+
+
+def test_a_coroutine_that_waits_is_closed() -> None:
+    ended = []
+
+    async def waits() -> None:
+        try:
+            await asyncio.sleep(0)
+        finally:
+            ended.append(True)
+
+    with pytest.raises(RuntimeError, match="waits"):
+        without_waiting(waits())
+    assert ended

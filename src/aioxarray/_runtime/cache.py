@@ -71,6 +71,12 @@ class Cache:
             self.entries.move_to_end(key)
             return (entry[0],)
 
+    def peek(self, owner: Hashable, name: Hashable) -> tuple[Any] | None:
+        """Do the same as `get`, but not count as a use of the value."""
+        with self._lock:
+            entry = self.entries.get((owner, name))
+            return None if entry is None else (entry[0],)
+
     def put(self, owner: Hashable, name: Hashable, value: Any, size: int) -> None:
         """Add ``value`` with a size of ``size`` bytes, unless that exceeds the limit by itself."""
         with self._lock:

@@ -102,6 +102,15 @@ class Flights:
         """Return the value in a tuple if it is in the cache; otherwise None."""
         return self._cache.get(self, key)
 
+    def peek(self, key: Hashable) -> tuple[Any] | None:
+        """Do the same as `known`, but not count as a use of the value."""
+        return self._cache.peek(self, key)
+
+    def is_open(self, key: Hashable) -> bool:
+        """Return whether there is an open flight for ``key``, which `join` would follow."""
+        with self._lock:
+            return key in self._open
+
     def keep(self, key: Hashable, value: Any, size: int) -> None:
         """Put ``value``, of ``size`` bytes, in the cache, unless `close` was called."""
         with self._lock:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from time import perf_counter
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from aioxarray._runtime.loops import io_loop, running_loop, waker
 
@@ -90,6 +90,17 @@ def after_return(work: Iterator[object]) -> None:
                 return
 
     go_on()
+
+
+def without_waiting(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Return the result of ``coroutine``, which never waits; with or without a running loop."""
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    coroutine.close()
+    raise RuntimeError(f"{coroutine!r} waits for something")
 
 
 def first_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:

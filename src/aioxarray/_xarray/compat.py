@@ -29,6 +29,7 @@ from xarray.core.indexing import (
     apply_indexer,
     as_indexable,
     async_explicit_indexing_adapter,
+    decompose_indexer,
 )
 
 # The adapters that undo the encoding of lazy data. One that is not known here is read as a whole,

@@ -23,6 +23,7 @@ from aioxarray._xarray.compat import (
     IndexingSupport,
     OuterIndexer,
     async_explicit_indexing_adapter,
+    decompose_indexer,
 )
 
 Selector = range | np.ndarray[Any, np.dtype[np.int64]]
@@ -309,8 +310,7 @@ class JoinedArray(BackendArray):
         """Return the values that ``key`` selects; ``load`` reads all parts concurrently."""
 
         async def outer(selectors: tuple[Any, ...]) -> Values:
-            sizes = zip(selectors, self.shape, strict=True)
-            selection = [_selector(selector, size) for selector, size in sizes]
+            selection = self._selection(selectors)
             out = np.empty([len(selector) for selector in selection], dtype=self.dtype)
             jobs = [partial(_fill, out, piece, load) for piece in pieces(self.node, selection)]
             await gather(jobs)
@@ -318,6 +318,17 @@ class JoinedArray(BackendArray):
             return out[tuple(slice(None) if keep else 0 for keep in kept)]
 
         return await async_explicit_indexing_adapter(key, self.shape, IndexingSupport.OUTER, outer)
+
+    def lazy_parts(self, key: ExplicitIndexer) -> Iterator[Any]:
+        """Yield the parts of other lazy arrays that `read` loads for ``key``."""
+        outer, _ = decompose_indexer(key, self.shape, IndexingSupport.OUTER)
+        for piece in pieces(self.node, self._selection(outer.tuple)):
+            if not isinstance(piece.array, np.ndarray):
+                yield _part(piece.array, piece.selection)
+
+    def _selection(self, selectors: tuple[Any, ...]) -> list[Selector]:
+        sizes = zip(selectors, self.shape, strict=True)
+        return [_selector(selector, size) for selector, size in sizes]
 
 
 async def _by_itself(array: Any) -> Any:

@@ -64,10 +64,13 @@ class Plan:
         The data to read first; None if everything is in memory.
     finish
         Turns the data read into the loaded array. It takes time but makes no requests.
+    decodes
+        Whether ``finish`` makes new values, besides those read.
     """
 
     source: Read | Opaque | None
     finish: Callable[[Any], Any]
+    decodes: bool = False
 
 
 def plan(array: Any) -> Plan:
@@ -80,12 +83,12 @@ def plan(array: Any) -> Plan:
             return Plan(Read(array.array, array.key), _wrapped)
         # Push the selection down through the decoding, as get_duck_array does.
         inner = plan(apply_indexer(array.array, array.key))
-        return Plan(inner.source, lambda data: _wrapped(inner.finish(data)))
+        return Plan(inner.source, lambda data: _wrapped(inner.finish(data)), inner.decodes)
     if kind in (CopyOnWriteArray, MemoryCachedArray, ImplicitToExplicitIndexingAdapter):
         return plan(array.array)
     if kind in _DECODING:
         inner = plan(array.array)
-        return Plan(inner.source, lambda data: _decode(array, inner.finish(data)))
+        return Plan(inner.source, lambda data: _decode(array, inner.finish(data)), decodes=True)
     if isinstance(array, IndexingAdapter):
         return Plan(None, lambda _: array.get_duck_array())
     if isinstance(array, ExplicitlyIndexed):

@@ -6,12 +6,14 @@ import copy
 import operator
 from collections.abc import Awaitable, Callable, Hashable
 from contextlib import ExitStack
+from enum import Enum, auto
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from aioxarray._runtime.lanes import Lane
 from aioxarray._runtime.queueing import beginning, current_ticket
 from aioxarray._runtime.system.collector import collector
+from aioxarray._runtime.tasks import without_waiting
 from aioxarray._runtime.threads.pool import BLOCKING_THREADS, Pool
 from aioxarray._xarray.arrays.joined import JoinedArray
 from aioxarray._xarray.arrays.plan import Opaque, Read
@@ -31,13 +33,60 @@ from aioxarray._xarray.compat import (
     VectorizedIndexer,
     ZarrArrayWrapper,
 )
-from aioxarray._zarr.chunks.arrays import read_block, read_points, readable
+from aioxarray._zarr.chunks.arrays import (
+    plan_block,
+    plan_points,
+    planning,
+    read_block,
+    read_points,
+    readable,
+)
 from aioxarray._zarr.selection import is_basic
 from aioxarray._zarr.stores.grants import Grants
+
+if TYPE_CHECKING:
+    import zarr
+
+    from aioxarray._zarr.chunks.plan import ReadPlan
 
 T = TypeVar("T")
 
 blocking_pool = Pool("aioxarray-blocking", BLOCKING_THREADS)
+
+
+class Means(Enum):
+    """The code that reads a source, chosen without I/O."""
+
+    BLOCK = auto()
+    """Zarr by chunks: a block. If it is none for `read_block`, then `ZARR_INDEXING`."""
+    POINTS = auto()
+    """Zarr by chunks: single points, in the same way."""
+    ZARR_INDEXING = auto()
+    """Zarr by chunks, which zarr's own indexing finds."""
+    JOINED = auto()
+    """Other lazy arrays."""
+    ASYNCHRONOUS = auto()
+    """Its own coroutine, and a worker thread if that is not implemented."""
+    THREAD = auto()
+    """Its own blocking method, in a worker thread."""
+
+
+def means_of(source: Read | Opaque) -> Means:
+    """Return the means by which `read` reads ``source``."""
+    array: Any = source.array
+    if isinstance(source, Opaque):
+        has_own = type(array).async_get_duck_array is not _no_async_array
+        return Means.ASYNCHRONOUS if has_own else Means.THREAD
+    if is_zarr(array):
+        key = source.key.tuple
+        if isinstance(source.key, VectorizedIndexer):
+            has_slices = any(isinstance(part, slice) for part in key)
+            return Means.ZARR_INDEXING if has_slices else Means.POINTS
+        return Means.BLOCK if is_basic(key) else Means.ZARR_INDEXING
+    if type(array) is JoinedArray:
+        return Means.JOINED
+    has_own = type(array).async_getitem is not BackendArray.async_getitem
+    return Means.ASYNCHRONOUS if has_own else Means.THREAD
 
 
 async def read(
@@ -52,38 +101,63 @@ async def read(
     lazy arrays that ``source`` is composed of, if any.
     """
     array: Any = source.array
-    if isinstance(source, Read):
-        source = Read(array, _sound(source.key, array.shape))
+    means = means_of(source)
     if isinstance(source, Opaque):
-        if type(array).async_get_duck_array is not _no_async_array:
+        if means is Means.ASYNCHRONOUS:
             try:
                 return await array.async_get_duck_array()
             except NotImplementedError:
                 # An adapter around an array that cannot be read asynchronously.
                 pass
         return await _in_any_thread(array.get_duck_array)
-    if is_zarr(array):
-        key = source.key.tuple
-        part = None
-        if isinstance(source.key, VectorizedIndexer):
-            if not any(isinstance(part, slice) for part in key):
-                part = await read_points(array._array, key, grants, report)
-        elif is_basic(key):
-            part = await read_block(array._array, key, grants, report)
-        if part is not None:
-            return part
-        array = copy.copy(array)
-        array._array = readable(array._array, grants, report)
-        return await array.async_getitem(_without_scalars(source.key))
-    if type(array) is JoinedArray:
-        return await array.read(source.key, load)
-    if type(array).async_getitem is not BackendArray.async_getitem:
-        try:
-            return await array.async_getitem(source.key)
-        except NotImplementedError:
-            # The backend does not support it for this key or in its present state.
-            pass
-    return await _read_in_thread(partial(operator.getitem, array, source.key), array)
+    source = sound(source)
+    match means:
+        case Means.POINTS:
+            part = await read_points(array._array, source.key.tuple, grants, report)
+        case Means.BLOCK:
+            part = await read_block(array._array, source.key.tuple, grants, report)
+        case Means.ZARR_INDEXING:
+            part = None
+        case Means.JOINED:
+            return await array.read(source.key, load)
+        case Means.ASYNCHRONOUS:
+            try:
+                return await array.async_getitem(source.key)
+            except NotImplementedError:
+                # The backend does not support it for this key or in its present state.
+                pass
+            return await _read_in_thread(partial(operator.getitem, array, source.key), array)
+        case Means.THREAD:
+            return await _read_in_thread(partial(operator.getitem, array, source.key), array)
+    if part is not None:
+        return part
+    return await _by_zarr_indexing(source, readable(array._array, grants, report))
+
+
+async def _by_zarr_indexing(source: Read, array: zarr.Array[Any]) -> Any:
+    """Read ``source`` with zarr's own indexing of ``array``, which replaces its array."""
+    ours: Any = copy.copy(source.array)
+    ours._array = array
+    return await ours.async_getitem(_without_scalars(source.key))
+
+
+def each_plan(source: Read, take: Callable[[ReadPlan], None]) -> None:
+    """Call ``take`` with the plans by which `read` would read ``source``, a Zarr array.
+
+    Makes no request. Usually there is one plan; there is none for a selection without values.
+    """
+    array: Any = source.array
+    source = sound(source)
+    plan = None
+    match means_of(source):
+        case Means.POINTS:
+            plan = plan_points(array._array, source.key.tuple)
+        case Means.BLOCK:
+            plan = plan_block(array._array, source.key.tuple)
+    if plan is not None:
+        take(plan)
+    else:
+        without_waiting(_by_zarr_indexing(source, planning(array._array, take)))
 
 
 def is_zarr(array: BackendArray) -> bool:
@@ -91,18 +165,19 @@ def is_zarr(array: BackendArray) -> bool:
     return type(array) in (ZarrArrayWrapper, PrefetchedArray)
 
 
-def _sound(key: ExplicitIndexer, shape: tuple[int, ...]) -> ExplicitIndexer:
-    """Return ``key`` with its empty slices replaced by ``slice(0, 0)``.
+def sound(source: Read) -> Read:
+    """Return ``source`` with its empty slices replaced by ``slice(0, 0)``.
 
     xarray decomposes slices for backends, and fails on empty ones with a negative step.
     """
-    parts = zip(key.tuple, shape, strict=False)
+    array: Any = source.array
+    key = source.key
+    parts = zip(key.tuple, array.shape, strict=False)
     empty = [isinstance(p, slice) and not range(*p.indices(size)) for p, size in parts]
     if isinstance(key, VectorizedIndexer) or not any(empty):
-        return key
-    return type(key)(
-        tuple(slice(0, 0) if is_empty else p for p, is_empty in zip(key.tuple, empty, strict=True))
-    )
+        return source
+    parts = zip(key.tuple, empty, strict=True)
+    return Read(array, type(key)(tuple(slice(0, 0) if is_empty else p for p, is_empty in parts)))
 
 
 def _without_scalars(key: ExplicitIndexer) -> ExplicitIndexer:
@@ -174,7 +249,7 @@ async def in_lane(key: Hashable, function: Callable[[], T]) -> T:
 def read_by_plain_call(source: Read) -> Any:
     """Read ``source`` in this thread, which must be in its lane (see `lane_key`)."""
     array: Any = source.array
-    return array[_sound(source.key, array.shape)]
+    return array[sound(source).key]
 
 
 _PATIENCE_S = 0.5

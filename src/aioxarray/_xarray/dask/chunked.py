@@ -144,6 +144,19 @@ async def _compute_with_dask(arrays: Sequence[Any], options: Mapping[str, Any]) 
     return [value if into is None else into.values() for value, into in pairs]
 
 
+def scheduler_of(arrays: Sequence[Any]) -> str:
+    """Return the name of the scheduler with which dask would compute ``arrays`` now."""
+    import dask.base
+    import dask.local
+    import dask.threaded
+
+    if _distributed_client({}) is not None:
+        return "distributed"
+    get = dask.base.get_scheduler(collections=arrays)
+    names = {dask.threaded.get: "threads", dask.local.get_sync: "synchronous"}
+    return names.get(get) or str(getattr(get, "__module__", get)).rpartition(".")[2]
+
+
 def _shares_memory(arrays: Sequence[Any], options: Mapping[str, Any]) -> bool:
     """Return whether dask would compute ``arrays`` in threads of this process."""
     import dask.base

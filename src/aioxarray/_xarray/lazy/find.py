@@ -12,10 +12,21 @@ import xarray as xr
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A variable, and a label for error messages that says where it was found."""
+    """A variable, and where it was found.
+
+    Attributes
+    ----------
+    variable
+        The variable.
+    label
+        Names it, and its place, in error messages.
+    path
+        The same in short, as in "t2m", "/group/t2m", or "[0] t2m" for one in a list.
+    """
 
     variable: xr.Variable
     label: str
+    path: str
 
 
 def find_variables(obj: Any) -> list[Found]:
@@ -44,7 +55,13 @@ def each_variable(obj: Any) -> Iterator[Found]:
                     "" if place == "obj" else f" in {place}",
                 ]
             )
-            yield Found(variable, f"variable{where}")
+            yield Found(variable, f"variable{where}", _path(name, group, place))
+
+
+def _path(name: Hashable, group: str | None, place: str) -> str:
+    within = "" if group is None else f"{group.rstrip('/')}/"
+    before = "" if place == "obj" else f"{place.removeprefix('obj')} "
+    return f"{before}{within}{'' if name is None else name}".rstrip()
 
 
 def _variables(obj: Any) -> Iterator[tuple[Hashable, xr.Variable, str | None]]:

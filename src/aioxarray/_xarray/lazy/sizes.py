@@ -41,7 +41,7 @@ class Sizing:
         sizes: list[int | None] = []
         for lazy in self._lazies:
             yield
-            sizes.append(None if _is_unknown(lazy.data) else lazy.nbytes)
+            sizes.append(None if is_unknown(lazy.data) else lazy.nbytes)
         caches: set[int] = set()
         for index, _, data in self._lazies.holders():
             yield
@@ -60,25 +60,26 @@ class Sizing:
         if total <= limit:
             return
         largest = heapq.nlargest(_NAMED, self.known, key=self.known.__getitem__)
-        named = [f"{self._lazies[each].label} ({_text(self.known[each])})" for each in largest]
+        named = [f"{self._lazies[each].label} ({size_text(self.known[each])})" for each in largest]
         others = len(self.known) + len(self.unknown) - len(largest)
         more = f" and {others} more" if others else ""
         unknown = f"; not counted: {len(self.unknown)} of unknown size" if len(self.unknown) else ""
         raise TooLargeError(
-            f"the data to load has {total} bytes ({_text(total)}), more than max_bytes={given}: "
-            f"{', '.join(named)}{more}{unknown}. No data was requested: select less, "
-            "or load in parts"
+            f"the data to load has {total} bytes ({size_text(total)}), more than "
+            f"max_bytes={given}: {', '.join(named)}{more}{unknown}. No data was requested: "
+            "select less, or load in parts"
         )
 
 
-def _is_unknown(data: Any) -> bool:
+def is_unknown(data: Any) -> bool:
+    """Return whether only the values of ``data`` tell how many bytes it takes."""
     dtype = data.dtype
     if isinstance(dtype, np.dtype) and (dtype.hasobject or dtype.kind == "T"):
         return True
     return any(math.isnan(length) for length in data.shape)
 
 
-def _text(count: int) -> str:
+def size_text(count: int) -> str:
     """Return a number of bytes as a text in binary units, such as "1.5 GiB"."""
     if count < 1024:
         return f"{count} bytes"

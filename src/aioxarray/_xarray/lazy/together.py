@@ -19,7 +19,11 @@ from aioxarray._xarray.arrays.plan import Read, base_of, plan
 from aioxarray._xarray.arrays.read import in_lane, is_zarr, lane_key, read_by_plain_call
 from aioxarray._xarray.lazy.variables import Lazy
 from aioxarray._zarr import tuning
-from aioxarray._zarr.chunks.arrays import read_small_block, reads_by_plain_calls
+from aioxarray._zarr.chunks.arrays import (
+    is_small_block,
+    read_small_block,
+    reads_by_plain_calls,
+)
 from aioxarray._zarr.selection import is_basic
 from aioxarray._zarr.stores.grants import Grants
 
@@ -37,12 +41,15 @@ class Sorting:
         self._rest: list[int] = []
 
     def each(
-        self, lazies: Sequence[Lazy], indexes: Iterable[int], grants: Grants
+        self, lazies: Sequence[Lazy], indexes: Iterable[int], *, keeps: bool
     ) -> Iterator[None]:
-        """Sort the arrays at ``indexes`` of ``lazies``, one per iteration."""
+        """Sort the arrays at ``indexes`` of ``lazies``, one per iteration.
+
+        ``keeps`` tells whether decoded chunks are kept in the cache.
+        """
         for index in indexes:
             yield
-            place = _place_of(lazies[index], grants)
+            place = _place_of(lazies[index], keeps=keeps)
             members = self._rest if place is None else self._places.setdefault(place, [])
             members.append(index)
 
@@ -54,7 +61,7 @@ class Sorting:
         return self._places, sorted(self._rest)
 
 
-def _place_of(lazy: Lazy, grants: Grants) -> Hashable | None:
+def _place_of(lazy: Lazy, *, keeps: bool) -> Hashable | None:
     if lazy.nbytes > tuning.INLINE_BYTES:
         return None
     array: Any = base_of(lazy.data)
@@ -62,7 +69,7 @@ def _place_of(lazy: Lazy, grants: Grants) -> Hashable | None:
         return None
     if is_zarr(array):
         # With the cache enabled, reads must go through the codec pipeline.
-        local = not grants.keeps and reads_by_plain_calls(array._array)
+        local = not keeps and reads_by_plain_calls(array._array)
         return _ZARR if local else None
     return lane_key(array)
 
@@ -118,3 +125,9 @@ def _read_zarr(source: Read) -> Any:
     key = source.key.tuple
     block = read_small_block(array._array, key) if is_basic(key) else None
     return UNREAD if block is None else block
+
+
+def reads_small_block(source: Read) -> bool:
+    """Return whether a run can read ``source``, a Zarr array, which was sorted into one."""
+    array: Any = source.array
+    return is_basic(source.key.tuple) and is_small_block(array._array, source.key.tuple)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,18 +13,11 @@ import zarr
 from zarr.storage import StorePath
 
 from aioxarray._zarr import tuning
-from aioxarray._zarr.chunks.pipeline import CodecPipeline
+from aioxarray._zarr.chunks.forms import Form, chunk_keys, chunk_shape_of, codecs_of, form_of
+from aioxarray._zarr.chunks.pipeline import CodecPipeline, PlanningPipeline
 from aioxarray._zarr.chunks.plan import ReadPlan, plan_read
-from aioxarray._zarr.chunks.result import Result, read_chunk
-from aioxarray._zarr.codecs.decoders import Prepared, prepare
-from aioxarray._zarr.compat import (
-    ArrayConfig,
-    ArraySpec,
-    ArrayV2Metadata,
-    AsyncVIndex,
-    _v2,
-    default_buffer_prototype,
-)
+from aioxarray._zarr.chunks.result import Outline, Result, read_chunk
+from aioxarray._zarr.compat import AsyncVIndex
 from aioxarray._zarr.points import Points
 from aioxarray._zarr.selection import Block, byte_count
 from aioxarray._zarr.stores.fork import usable_after_fork
@@ -36,7 +28,6 @@ from aioxarray.config import cache_limit
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from zarr.abc.codec import Codec
     from zarr.abc.store import Store
 
     from aioxarray._zarr.compat import BatchedCodecPipeline, Buffer
@@ -97,7 +88,7 @@ async def read_block(
     inner = array._async_array
     if type(inner).getitem is not _GETITEM:
         return None
-    form = _form_of(inner)
+    form = form_of(inner)
     selected = _select_block(inner, form, selection)
     return None if selected is None else await _read_selected(array, form, selected, grants, report)
 
@@ -116,54 +107,72 @@ async def read_points(
     inner = array._async_array
     if type(inner).vindex is not _VINDEX or AsyncVIndex.getitem is not _VINDEX_GETITEM:
         return None
-    form = _form_of(inner)
-    chunk_shape = form.chunk_shape
-    if chunk_shape is None or _missing_are_errors(inner):
-        return None
+    form = form_of(inner)
 
-    def find() -> Points | None:
-        return Points.of(coordinates, inner.metadata.shape, chunk_shape)
+    def select() -> _Selected | None:
+        return _select_points(inner, form, coordinates)
 
-    few = math.prod(np.broadcast_shapes(*(each.shape for each in coordinates))) <= tuning.FEW_POINTS
-    points = find() if few else await grants.decoders.run(find)
-    if points is None:
+    shape = np.broadcast_shapes(*(each.shape for each in coordinates))
+    few = math.prod(shape) <= tuning.FEW_POINTS
+    selected = select() if few else await grants.decoders.run(select)
+    if selected is None:
         return None
-    selected = _select(inner, form, points, (math.prod(points.shape),), basic=False)
-    return (await _read_selected(array, form, selected, grants, report)).reshape(points.shape)
+    return (await _read_selected(array, form, selected, grants, report)).reshape(shape)
 
 
 def plan_block(array: zarr.Array[Any], selection: Sequence[int | slice]) -> ReadPlan | None:
     """Return the plan for reading a block of ``array``; None if zarr's indexing has to read it."""
     inner = array._async_array
-    form = _form_of(inner)
-    selected = _select_block(inner, form, selection)
+    form = form_of(inner)
+    return _plan(array, form, _select_block(inner, form, selection))
+
+
+def plan_points(array: zarr.Array[Any], coordinates: Sequence[NDArray[Any]]) -> ReadPlan | None:
+    """Return the plan for reading single points; None if zarr's indexing has to read them."""
+    inner = array._async_array
+    form = form_of(inner)
+    return _plan(array, form, _select_points(inner, form, coordinates))
+
+
+def planning(array: zarr.Array[Any], take: Callable[[ReadPlan], None]) -> zarr.Array[Any]:
+    """Return an array like ``array`` that reads nothing, however it is indexed.
+
+    Its asynchronous reads call ``take`` with their plan, and return meaningless values.
+    """
+    store = usable_after_fork(array.store)
+    return zarr.Array(with_pipeline(array, store, PlanningPipeline, take=take))
+
+
+def _plan(array: zarr.Array[Any], form: Form, selected: _Selected | None) -> ReadPlan | None:
+    """Return the plan for reading ``selected`` without memory for the result."""
     if selected is None:
         return None
-    return plan_read(
-        form.pipeline,
-        usable_after_fork(array.store),
-        selected.chunks,
-        selected.count,
-        form.spec,
-        selected.result,
-        keeps=cache_limit() > 0,
-    )
+    keeps = cache_limit() > 0
+    return _planned(array, form, selected, selected.outline(), keeps=keeps)
+
+
+def _planned(
+    array: zarr.Array[Any], form: Form, selected: _Selected, outline: Outline, *, keeps: bool
+) -> ReadPlan:
+    store = usable_after_fork(array.store)
+    spec = form.spec
+    chunks, count = selected.chunks, selected.count
+    return plan_read(form.pipeline, store, chunks, count, spec, outline, keeps=keeps)
 
 
 async def _read_selected(
     array: zarr.Array[Any],
-    form: _Form,
+    form: Form,
     selected: _Selected,
     grants: Grants,
     report: Callable[[int, int], None],
 ) -> NDArray[Any]:
+    result = selected.result()
     if selected.count:
         pipeline = replace(form.pipeline, grants=grants, report=report)
-        store = usable_after_fork(array.store)
-        await pipeline.read_chunks(
-            store, selected.chunks, selected.count, form.spec, selected.result
-        )
-    return selected.values()
+        plan = _planned(array, form, selected, result.outline, keeps=grants.keeps)
+        await pipeline.execute(plan, result)
+    return _values(result)
 
 
 def prefetched_block(
@@ -174,8 +183,11 @@ def prefetched_block(
     Returns None if a chunk is not in ``values``, or if zarr's own code is needed.
     """
     inner = array._async_array
-    selected = _select_block(inner, _form_of(inner), selection)
-    if selected is None or selected.result.by_zarr:
+    selected = _select_block(inner, form_of(inner), selection)
+    if selected is None:
+        return None
+    result = selected.result()
+    if result.by_zarr:
         return None
     chunks = list(selected.chunks)
     if any(chunk.key not in values for chunk in chunks):
@@ -183,8 +195,8 @@ def prefetched_block(
     for chunk in chunks:
         data = values[chunk.key]
         with chunk_noted(chunk.key, array.store):
-            selected.result.put(None if data is None else data.as_numpy_array(), chunk)
-    return selected.values()
+            result.put(None if data is None else data.as_numpy_array(), chunk)
+    return _values(result)
 
 
 def reads_by_plain_calls(array: zarr.Array[Any]) -> bool:
@@ -200,88 +212,67 @@ def read_small_block(
 
     Returns None, and reads nothing, if the chunks are larger or zarr's own code is needed.
     """
-    inner = array._async_array
-    form = _form_of(inner)
-    selected = _select_block(inner, form, selection)
-    if selected is None or selected.result.by_zarr:
+    selected = _select_small_block(array, selection)
+    if selected is None:
         return None
-    size = byte_count(form.spec.shape, selected.result.out.dtype)
-    if selected.count * size > tuning.SMALL_BLOCK_BYTES:
-        return None
+    result = selected.result()
     source: Any = source_of(array.store)
     for chunk in selected.chunks:
         with chunk_noted(chunk.key, array.store):
-            read_chunk(source, chunk, selected.result)
-    return selected.values()
+            read_chunk(source, chunk, result)
+    return _values(result)
 
 
-@dataclass(frozen=True)
-class _Form:
-    """The properties of an array's chunks, which do not depend on the selection.
-
-    Attributes
-    ----------
-    pipeline
-        The pipeline with the codecs.
-    chunk_shape
-        The shape of a chunk; None if the chunks do not form a regular grid.
-    spec
-        The specification of a chunk that zarr passes to codecs.
-    prepared
-        Makes decoders of plain functions; None if zarr's own codecs decode.
-    """
-
-    pipeline: CodecPipeline
-    chunk_shape: tuple[int, ...] | None
-    spec: ArraySpec
-    prepared: Prepared | None
+def is_small_block(array: zarr.Array[Any], selection: Sequence[int | slice]) -> bool:
+    """Return whether `read_small_block` reads a block of ``array``."""
+    return _select_small_block(array, selection) is not None
 
 
-def _form_of(inner: Any) -> _Form:
-    """Return the form of the chunks of an asynchronous array."""
-    return _form(_Itself(inner.metadata), inner.config, default_buffer_prototype())
-
-
-class _Itself:
-    """A dictionary key that compares an object by identity: metadata objects have no hash."""
-
-    __slots__ = ("object",)
-
-    def __init__(self, object: Any) -> None:
-        self.object = object
-
-    def __hash__(self) -> int:
-        return id(self.object)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Itself) and self.object is other.object
-
-
-# Helps many calls that each read a little of the same arrays. A load of thousands of arrays reads
-# each of them once, so that keeping all of them would not help.
-@functools.lru_cache(maxsize=256)
-def _form(metadata: _Itself, config: Any, prototype: Any) -> _Form:
-    of: Any = metadata.object
-    chunk_shape = _chunk_shape(of)
-    pipeline = CodecPipeline.from_codecs(_codecs(of))
-    spec = _spec(of, config, prototype, of.shape if chunk_shape is None else chunk_shape)
-    return _Form(pipeline, chunk_shape, spec, prepare(pipeline, spec))
+def _select_small_block(
+    array: zarr.Array[Any], selection: Sequence[int | slice]
+) -> _Selected | None:
+    inner = array._async_array
+    form = form_of(inner)
+    selected = _select_block(inner, form, selection)
+    if selected is None or form.prepared is None:
+        return None
+    size = byte_count(form.spec.shape, form.spec.dtype.to_native_dtype())
+    return selected if selected.count * size <= tuning.SMALL_BLOCK_BYTES else None
 
 
 @dataclass(frozen=True)
 class _Selected:
-    """The chunks that a selection touches, and the result that they are read into."""
+    """The chunks that a selection touches, and the form of the result that they are read into."""
 
+    form: Form
     chunks: Iterator[Chunk]
     count: int
-    result: Result
+    shape: tuple[int, ...]
+    basic: bool
 
-    def values(self) -> NDArray[Any]:
-        """Return the result, once the chunks are in it."""
-        return self.result.out.as_numpy_array()
+    def result(self) -> Result:
+        """Return a new result."""
+        return self._result(self.shape)
+
+    def outline(self) -> Outline:
+        """Return the outline of a new result, without memory for it."""
+        # Of a miniature, whose memory is contiguous in the same way.
+        small = self._result(tuple(min(length, 2) for length in self.shape))
+        return small.outline._replace(shape=self.shape)
+
+    def _result(self, shape: tuple[int, ...]) -> Result:
+        form, spec = self.form, self.form.spec
+        out = spec.prototype.nd_buffer.empty(
+            shape=shape, dtype=spec.dtype.to_native_dtype(), order=spec.config.order
+        )
+        return Result(form.pipeline, form.prepared, out, (), self.basic).observed()
 
 
-def _select_block(inner: Any, form: _Form, selection: Sequence[int | slice]) -> _Selected | None:
+def _values(result: Result) -> NDArray[Any]:
+    return result.out.as_numpy_array()
+
+
+def _select_block(inner: Any, form: Form, selection: Sequence[int | slice]) -> _Selected | None:
     """Return the chunks of a block; None if zarr has to read it."""
     if form.chunk_shape is None or _missing_are_errors(inner):
         return None
@@ -290,15 +281,21 @@ def _select_block(inner: Any, form: _Form, selection: Sequence[int | slice]) -> 
 
 
 def _select(
-    inner: Any, form: _Form, touched: Block | Points, shape: tuple[int, ...], *, basic: bool
+    inner: Any, form: Form, touched: Block | Points, shape: tuple[int, ...], *, basic: bool
 ) -> _Selected:
     """Return the chunks of ``touched``, to be read into an array of ``shape``."""
-    spec = form.spec
-    out = spec.prototype.nd_buffer.empty(
-        shape=shape, dtype=spec.dtype.to_native_dtype(), order=spec.config.order
-    )
-    result = Result(form.pipeline, form.prepared, out, (), basic).observed()
-    return _Selected(touched.chunks(chunk_keys(inner), spec), touched.count, result)
+    chunks = touched.chunks(chunk_keys(inner), form.spec)
+    return _Selected(form, chunks, touched.count, shape, basic)
+
+
+def _select_points(inner: Any, form: Form, coordinates: Sequence[NDArray[Any]]) -> _Selected | None:
+    """Return the chunks of single points; None if zarr has to read them."""
+    if form.chunk_shape is None or _missing_are_errors(inner):
+        return None
+    points = Points.of(coordinates, inner.metadata.shape, form.chunk_shape)
+    if points is None:
+        return None
+    return _select(inner, form, points, (math.prod(points.shape),), basic=False)
 
 
 def _missing_are_errors(inner: Any) -> bool:
@@ -311,7 +308,7 @@ def regular_block(inner: Any, selection: Sequence[int | slice]) -> Block | None:
 
     Returns None if the chunks do not form a regular grid, or if a slice has a negative step.
     """
-    chunk_shape = _chunk_shape(inner.metadata)
+    chunk_shape = chunk_shape_of(inner.metadata)
     return None if chunk_shape is None else _block(inner, chunk_shape, selection)
 
 
@@ -321,65 +318,3 @@ def _block(
     if any(isinstance(each, slice) and (each.step or 1) < 1 for each in selection):
         return None
     return Block(selection, inner.metadata.shape, chunk_shape)
-
-
-def _chunk_shape(metadata: Any) -> tuple[int, ...] | None:
-    """Return the shape of the chunks of an array; None if they do not form a regular grid."""
-    if isinstance(metadata, ArrayV2Metadata):
-        return metadata.chunks
-    # The class has another name in each line of zarr, and other grids have other classes. For
-    # sharded arrays, this is the shape of a shard.
-    grid = metadata.chunk_grid
-    if type(grid).__name__ not in ("RegularChunkGrid", "RegularChunkGridMetadata"):
-        return None
-    return tuple(grid.chunk_shape)
-
-
-def chunk_spec(inner: Any, block: Block) -> ArraySpec:
-    """Return the specification of each chunk of ``block``, in an asynchronous array, for codecs."""
-    prototype = default_buffer_prototype()
-    return _spec(inner.metadata, inner.config, prototype, block.chunk_shape)
-
-
-def _spec(metadata: Any, config: Any, prototype: Any, shape: tuple[int, ...]) -> ArraySpec:
-    if isinstance(metadata, ArrayV2Metadata):
-        config = replace(config, order=metadata.order)
-    return ArraySpec(
-        shape=shape,
-        dtype=metadata.dtype,
-        fill_value=metadata.fill_value,
-        config=config,
-        prototype=prototype,
-    )
-
-
-def chunk_keys(inner: Any) -> Callable[[tuple[int, ...]], str]:
-    """Return a function that maps the grid coordinates of a chunk to its key in the store."""
-    path = inner.store_path.path
-    prefix = f"{path}/" if path else ""
-    encode = inner.metadata.encode_chunk_key
-    return lambda at: prefix + encode(at)
-
-
-def codecs_of(array: zarr.Array[Any]) -> tuple[Codec, ...]:
-    """Return the codecs of ``array``, adapted to its data type as zarr does it."""
-    return _codecs(array.metadata)
-
-
-def _codecs(metadata: Any) -> tuple[Codec, ...]:
-    codecs: tuple[Codec, ...]
-    if isinstance(metadata, ArrayV2Metadata):
-        codecs = (_v2.V2Codec(filters=metadata.filters, compressor=metadata.compressor),)
-        config = ArrayConfig.from_dict({"order": metadata.order})
-    else:
-        codecs = tuple(metadata.codecs)
-        config = ArrayConfig.from_dict({})
-    # The codecs need only the data type: they get the shape with each chunk.
-    spec = ArraySpec(
-        shape=(1,) * len(metadata.shape),
-        dtype=metadata.dtype,
-        fill_value=metadata.fill_value,
-        config=config,
-        prototype=default_buffer_prototype(),
-    )
-    return tuple(codec.evolve_from_array_spec(spec) for codec in codecs)

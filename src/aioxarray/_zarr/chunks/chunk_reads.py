@@ -89,7 +89,7 @@ class ChunkReads:
     @property
     def held(self) -> int:
         """The bytes held for each chunk while it is read: encoded and, possibly, decoded."""
-        return self.nbytes * (2 if self.sharing.keeps else self.result.held_chunks)
+        return self.plan.held
 
     @cached_property
     def sharing(self) -> Sharing:
@@ -153,7 +153,9 @@ class ChunkReads:
         decoding = self.grants.decoding if source.remote else _NOTHING
         # Appends to the list, for each chunk that is done, whether it exists.
         read: Callable[[Sequence[Flight[Chunk]], list[bool]], None]
-        are_small = SmallChunks.can_read(self.result, self.sharing, self.nbytes)
+        are_small = SmallChunks.can_read(
+            self.result.prepared, self.nbytes, keeps=self.sharing.keeps
+        )
         if are_small:
             together = SmallChunks(
                 self.limited, source, self.result, self.sharing, self.nbytes, decoding

@@ -18,17 +18,17 @@ from zarr.registry import register_pipeline
 from zarr.storage import StorePath
 
 from aioxarray._zarr.chunks.chunk_reads import Advance, ChunkReads
-from aioxarray._zarr.chunks.plan import Way, plan_read
+from aioxarray._zarr.chunks.plan import ReadPlan, Way, plan_read
 from aioxarray._zarr.chunks.result import Result
 from aioxarray._zarr.chunks.shard_reads import ByCoroutines, ByPlainCalls
 from aioxarray._zarr.codecs.decoders import describe, prepare
 from aioxarray._zarr.compat import BatchedCodecPipeline
-from aioxarray._zarr.metadata.prefetched import PrefetchedStore
 from aioxarray._zarr.points import selection_of
 from aioxarray._zarr.selection import Chunk, as_tuple, is_basic
 from aioxarray._zarr.stores.grants import Grants, is_long, open_grants
 from aioxarray._zarr.stores.limited import LimitedStore
 from aioxarray._zarr.stores.sharing import flights_of, forget
+from aioxarray.config import cache_limit
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteGetter, Store
@@ -132,20 +132,19 @@ class CodecPipeline(BatchedCodecPipeline):
 
         ``spec`` is the specification of one of them.
         """
+        keeps = cache_limit() > 0 if self.grants is None else self.grants.keeps
+        plan = plan_read(self, store, chunks, count, spec, result.outline, keeps=keeps)
+        return await self.execute(plan, result)
+
+    async def execute(self, plan: ReadPlan, result: Result) -> list[bool]:
+        """Read the chunks of ``plan`` into ``result``; return which of them exist."""
         if self.grants is None:
             with open_grants() as grants:
-                granting = replace(self, grants=grants)
-                return await granting.read_chunks(store, chunks, count, spec, result)
-        if isinstance(store, PrefetchedStore):
-            # It counts requests itself; a read that holds a place must not wait for a second one.
-            store = store.counted_elsewhere()
-        grants = self.grants
-        plan = plan_read(self, store, chunks, count, spec, result, keeps=grants.keeps)
-        flights = None if plan.shared_as is None else flights_of(store, plan.shared_as)
-        limited = LimitedStore(store, grants.requests)
-        return await self._execute(
-            ChunkReads(plan, limited, result, grants, flights, Advance(self.report, count))
-        )
+                return await replace(self, grants=grants).execute(plan, result)
+        flights = None if plan.shared_as is None else flights_of(plan.store, plan.shared_as)
+        limited = LimitedStore(plan.store, self.grants.requests)
+        advance = Advance(self.report, plan.count)
+        return await self._execute(ChunkReads(plan, limited, result, self.grants, flights, advance))
 
     async def _execute(self, reads: ChunkReads) -> list[bool]:
         plan = reads.plan
@@ -191,6 +190,18 @@ class CodecPipeline(BatchedCodecPipeline):
         # In a decoding thread, this runs in place instead: see `run_inline`.
         present = await asyncio.to_thread(put)
         return _statuses(present)
+
+
+@dataclass(frozen=True, repr=False)
+class PlanningPipeline(CodecPipeline):
+    """A pipeline that makes the plans of reads, and hands them to ``take`` instead of executing."""
+
+    take: Callable[[ReadPlan], None] | None = None
+
+    async def execute(self, plan: ReadPlan, result: Result) -> list[bool]:
+        assert self.take is not None
+        self.take(plan)
+        return [False] * plan.count
 
 
 def _chunks(keys: Iterable[str], requests: Sequence[ChunkRequest]) -> list[Chunk]:

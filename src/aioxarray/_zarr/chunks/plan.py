@@ -8,16 +8,17 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aioxarray._zarr import tuning
-from aioxarray._zarr.chunks.result import Result
-from aioxarray._zarr.chunks.shards import ShardLayout
+from aioxarray._zarr.chunks.shards import ShardLayout, gaps
 from aioxarray._zarr.codecs.decoders import decoding
 from aioxarray._zarr.codecs.steps import check_of
+from aioxarray._zarr.metadata.prefetched import PrefetchedStore
 from aioxarray._zarr.selection import byte_count
 from aioxarray._zarr.stores.sources import LocalSource, ObjectSource, source_of
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
 
+    from aioxarray._zarr.chunks.result import Outline
     from aioxarray._zarr.compat import ArraySpec
     from aioxarray._zarr.selection import Chunk
     from aioxarray._zarr.stores.limited import Check
@@ -31,6 +32,11 @@ class Way(Enum):
     FIRST_ANSWER = "requested by plain calls if the first answer is quick, else by coroutines"
     COROUTINES = "requested by coroutines, decoded in threads"
     ZARR = "read by zarr's own code"
+
+    @property
+    def label(self) -> str:
+        """The name in lower case, for the user."""
+        return self.name.lower().replace("_", " ")
 
 
 class Planned(NamedTuple):
@@ -55,6 +61,10 @@ class ReadPlan:
 
     Attributes
     ----------
+    pipeline
+        The codec pipeline of the array.
+    spec
+        The specification of one of the chunks.
     store
         The store.
     source
@@ -65,6 +75,12 @@ class ReadPlan:
         The number of chunks.
     chunk_nbytes
         The decoded bytes of a chunk, or those needed of a shard.
+    keeps
+        Whether decoded chunks are kept for later reads.
+    held
+        The bytes held for each chunk while it is read: encoded and, possibly, decoded.
+    outline
+        The properties of the result that the chunks are read into.
     shards
         The layout of the shards; None if the chunks are not shards, or if zarr reads them.
     shared_as
@@ -75,11 +91,16 @@ class ReadPlan:
         Verifies the checksum of a chunk that is not a shard; None if it has none.
     """
 
+    pipeline: Any
+    spec: ArraySpec
     store: Store
     source: LocalSource | ObjectSource | None
     chunks: Iterable[Chunk]
     count: int
     chunk_nbytes: int
+    keeps: bool
+    held: int
+    outline: Outline
     shards: ShardLayout | None
     shared_as: Hashable | None
     way: Way
@@ -90,6 +111,15 @@ class ReadPlan:
     def nbytes(self) -> int:
         """The decoded bytes of all chunks."""
         return self.count * self.chunk_nbytes
+
+    def gaps(self, spec: ArraySpec) -> tuple[int, int]:
+        """Return the largest gap and length of merged byte ranges of a shard, in bytes.
+
+        ``spec`` is the specification of the shard.
+        """
+        if self.way is Way.THREADS:
+            return tuning.LOCAL_GAP_BYTES, tuning.LOCAL_RANGE_BYTES
+        return gaps(spec)
 
     def requests(self) -> Iterator[Planned]:
         """Yield the requests; iterates over `chunks`."""
@@ -104,7 +134,7 @@ def plan_read(
     chunks: Iterable[Chunk],
     count: int,
     spec: ArraySpec,
-    result: Result,
+    outline: Outline,
     *,
     keeps: bool,
 ) -> ReadPlan:
@@ -116,28 +146,50 @@ def plan_read(
         The codec pipeline of the array.
     spec
         The specification of one of the chunks.
-    result
-        The result that the chunks are read into.
+    outline
+        The properties of the result that the chunks are read into.
     keeps
         Whether decoded chunks are kept for later reads.
     """
+    if isinstance(store, PrefetchedStore):
+        # It counts requests itself; a read that holds a place must not wait for a second one.
+        store = store.counted_elsewhere()
     check = check_of(pipeline)
     source = source_of(store, check)
     partial: bool = pipeline.supports_partial_decode
-    shards = ShardLayout.of(pipeline, spec, result) if partial else None
+    shards = ShardLayout.of(pipeline, spec) if partial else None
     # Reading memory or a local file again is faster than sharing the chunks.
-    shared = (keeps or source is None or source.remote) and result.in_memory
+    shared = (keeps or source is None or source.remote) and outline.in_memory
     shared_as: Hashable | None = None
     if shared:
-        shared_as = shards.decoding if shards else decoding(pipeline, result.prepared, spec)
+        shared_as = shards.decoding if shards else decoding(pipeline, outline.prepared, spec)
     nbytes = byte_count(spec.shape, spec.dtype.to_native_dtype())
     if shards is not None:
         # Only the selected inner chunks of a shard are read and held.
-        wanted = byte_count(result.out.shape, result.out.dtype) // count
+        wanted = byte_count(outline.shape, outline.dtype) // max(1, count)
         nbytes = min(nbytes, max(wanted, shards.inner_bytes))
-    is_tiny = nbytes * count <= tuning.INLINE_BYTES and not result.by_zarr and not shared
+    keeps = keeps and shared
+    # For the cache, each chunk is decoded into a separate array.
+    held = nbytes * (2 if keeps else outline.held_chunks)
+    is_tiny = nbytes * count <= tuning.INLINE_BYTES and not outline.by_zarr and not shared
     way, reason = _way(source, is_sharded=partial, is_known=shards is not None, is_tiny=is_tiny)
-    return ReadPlan(store, source, chunks, count, nbytes, shards, shared_as, way, reason, check)
+    return ReadPlan(
+        pipeline,
+        spec,
+        store,
+        source,
+        chunks,
+        count,
+        nbytes,
+        keeps,
+        held,
+        outline,
+        shards,
+        shared_as,
+        way,
+        reason,
+        check,
+    )
 
 
 def _way(

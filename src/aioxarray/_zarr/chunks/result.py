@@ -6,7 +6,7 @@ import copy
 from collections.abc import Hashable
 from functools import cached_property
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,49 @@ if TYPE_CHECKING:
     from aioxarray._zarr.compat import NDBuffer
     from aioxarray._zarr.selection import Chunk
     from aioxarray._zarr.stores.sources import Source
+
+
+class Outline(NamedTuple):
+    """The properties of a result on which the plan of a read depends, known before it has memory.
+
+    Attributes
+    ----------
+    shape, dtype
+        The shape and the dtype of the result.
+    in_memory
+        Whether the result is a numpy array, and not in the memory of a GPU.
+    prepared
+        Makes decoders of plain functions; None if zarr's own codecs decode.
+    views
+        Whether each chunk's place in the result is a view of it.
+    filled_in_place
+        Whether chunks can be decoded straight into the result.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    in_memory: bool
+    prepared: Prepared | None
+    views: bool
+    filled_in_place: bool
+
+    @property
+    def by_zarr(self) -> bool:
+        """Whether zarr's own codecs decode."""
+        return self.prepared is None
+
+    @property
+    def held_chunks(self) -> int:
+        """The number of copies held of each chunk being read: encoded and, possibly, decoded."""
+        return 1 if self.filled_in_place else 2
+
+
+def chunk_name(chunk: Chunk, shard: str | None = None) -> Hashable:
+    """Return a name for ``chunk``, in the shard of that key if any; unique in store and decoding.
+
+    Reads share a chunk under this name.
+    """
+    return (chunk.key, chunk.spec.shape) if shard is None else (shard, chunk.key)
 
 
 class Result:
@@ -94,9 +137,11 @@ class Result:
         return self.prepared is None
 
     @property
-    def held_chunks(self) -> int:
-        """The number of copies held of each chunk being read: encoded and, possibly, decoded."""
-        return 2 if self._bytes is None else 1
+    def outline(self) -> Outline:
+        """The properties on which the plan of a read into it depends."""
+        in_place = self._bytes is not None
+        out = self.out
+        return Outline(out.shape, out.dtype, self.in_memory, self.prepared, self.views, in_place)
 
     def observed(self) -> Result:
         """Return this result if there are no observers; else one that tells them of its decoding.
@@ -144,9 +189,7 @@ class Result:
 
     def name(self, chunk: Chunk) -> Hashable:
         """Return a name for ``chunk``, unique in its store and decoding."""
-        if self._shard is None:
-            return chunk.key, chunk.spec.shape
-        return self._shard, chunk.key
+        return chunk_name(chunk, self._shard)
 
     def decoded(self, data: Any, chunk: Chunk) -> NDArray[Any]:
         """Decode ``data`` into a new, read-only array that several reads can share."""

@@ -17,7 +17,7 @@ from aioxarray._runtime.flights import Flight, failing
 from aioxarray._runtime.tasks import gather
 from aioxarray._zarr import tuning
 from aioxarray._zarr.chunks.chunk_reads import ChunkReads
-from aioxarray._zarr.chunks.shards import INDEXES, ShardLayout, ShardPart, gaps
+from aioxarray._zarr.chunks.shards import INDEXES, ShardLayout, ShardPart
 from aioxarray._zarr.stores.grants import is_long
 from aioxarray._zarr.stores.limited import Check
 from aioxarray._zarr.stores.sources import LocalSource, ReadPart
@@ -56,7 +56,7 @@ class ShardReads(ABC):
 
     async def read(self, chunk: Chunk) -> bool:
         """Read the selected inner chunks of a shard; return whether the shard exists."""
-        part = self.shards.part(chunk)
+        part = self.shards.part(chunk, self.reads.result)
         known = self.sharing.known(INDEXES, part)
         if known is not None and known[0] is None:
             part.missing()
@@ -85,12 +85,11 @@ class ShardReads(ABC):
         part: ShardPart,
         index: Index | None,
         led: Sequence[Flight[Chunk]],
-        gaps: tuple[int, int],
     ) -> tuple[list[ByteRange], list[bool]]:
         """Return the byte ranges to read, and which inner chunks exist; fill the others."""
         part.exists = index is not None
         with failing(led):
-            ranges, there = part.ranges(index, led, gaps)
+            ranges, there = part.ranges(index, led, self.reads.plan.gaps(part.chunk.spec))
         for flight, exists in zip(led, there, strict=True):
             if not exists:
                 self.sharing.put(part.result, None, flight)
@@ -145,7 +144,7 @@ class ByPlainCalls(ShardReads):
 
     def _read_unshared(self, chunk: Chunk) -> bool:
         """Read a shard without sharing its inner chunks; return whether it exists."""
-        part = self.shards.part(chunk)
+        part = self.shards.part(chunk, self.reads.result)
         with self._source.opened(part.key) as read_part:
             index = self.sharing.put(INDEXES, read_part(*part.index_range()), Flight(part))
             if index is None:
@@ -191,8 +190,7 @@ class ByPlainCalls(ShardReads):
         index: Index | None,
         led: Sequence[Flight[Chunk]],
     ) -> list[bool]:
-        limits = tuning.LOCAL_GAP_BYTES, tuning.LOCAL_RANGE_BYTES
-        ranges, there = self.ranges(part, index, led, limits)
+        ranges, there = self.ranges(part, index, led)
         for each in ranges:
             if self.stop.is_set():
                 break
@@ -216,13 +214,13 @@ class ByCoroutines(ShardReads):
                     check = partial(part.check_whole, wanted=led)
                     whole: Any = await self._get(part, None, check, size=size)
                     index = self.sharing.keep(INDEXES, part.cut_index(whole), part)
-                ranges, there = self.ranges(part, index, led, gaps(part.chunk.spec))
+                ranges, there = self.ranges(part, index, led)
                 # If the shard does not exist, there are no ranges.
                 await self._decode(part, [(whole[each.start : each.stop], each) for each in ranges])
             return there
         with failing(led):
             index = await self.index(part)
-        ranges, there = self.ranges(part, index, led, gaps(part.chunk.spec))
+        ranges, there = self.ranges(part, index, led)
 
         async def fetch(each: ByteRange) -> tuple[Any, ByteRange]:
             with failing([span.part for span in each.spans]):

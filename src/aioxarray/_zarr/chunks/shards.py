@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import zarr
@@ -54,8 +54,26 @@ class _Index:
     count: int
 
 
+class Inner(NamedTuple):
+    """The inner chunks of a shard that a selection needs, and their destination.
+
+    Attributes
+    ----------
+    chunks
+        The inner chunks.
+    out_shape
+        The shape of a separate buffer for their values; None if these go straight into the result.
+    shape
+        The shape that this buffer gets before it goes into the result; None to keep its own.
+    """
+
+    chunks: list[Chunk]
+    out_shape: tuple[int, ...] | None = None
+    shape: tuple[int, ...] | None = None
+
+
 class ShardLayout:
-    """The split of the shards of an array into inner chunks, to be read into a result.
+    """The split of the shards of an array into inner chunks.
 
     Parameters
     ----------
@@ -65,19 +83,10 @@ class ShardLayout:
         Makes decoders for its indexes.
     spec
         The specification of a shard.
-    result
-        The result.
     """
 
-    def __init__(
-        self,
-        codec: ShardingCodec,
-        index: Prepared,
-        spec: ArraySpec,
-        result: Result,
-    ) -> None:
+    def __init__(self, codec: ShardingCodec, index: Prepared, spec: ArraySpec) -> None:
         self.codec = codec
-        self.result = result
         self.at_start = getattr(codec.index_location, "value", codec.index_location) == "start"
         self._index = index
         self.inner_spec = replace(spec, shape=tuple(codec.chunk_shape))
@@ -88,7 +97,7 @@ class ShardLayout:
         self._indexes: dict[tuple[int, ...], _Index] = {}
 
     @classmethod
-    def of(cls, pipeline: Any, spec: ArraySpec, result: Result) -> ShardLayout | None:
+    def of(cls, pipeline: Any, spec: ArraySpec) -> ShardLayout | None:
         """Return the layout of the shards, or None if zarr's own code has to read them."""
         codec = pipeline.array_bytes_codec
         if type(codec) is not ShardingCodec:
@@ -97,7 +106,7 @@ class ShardLayout:
         index = prepare(BatchedCodecPipeline.from_codecs(codec.index_codecs), index_spec)
         if index is None or index.longer_by is None:
             return None
-        return cls(codec, index, spec, result)
+        return cls(codec, index, spec)
 
     @property
     def decoding(self) -> Hashable:
@@ -123,103 +132,6 @@ class ShardLayout:
             self._indexes[shape] = found
         return found
 
-    def part(self, chunk: Chunk) -> ShardPart:
-        """Return the selected part of the shard ``chunk``."""
-        spec = chunk.spec
-        inside = selection_of(chunk.inside)
-        chunk_shape = self.codec.chunk_shape
-        if self.result.views and is_basic(inside):
-            block = Block(inside, spec.shape, chunk_shape)
-            whole = self.result.out
-            # The ellipsis makes it a view even if a single element is selected.
-            view = whole.as_ndarray_like()[(*chunk.outside, ...)]  # type: ignore[index]
-            out = type(whole).from_ndarray_like(view)
-            # Coordinates stand in for keys.
-            inner = list(block.chunks(lambda at: at, self.inner_spec))
-            return ShardPart(self, chunk, inner, out, basic=True)
-        if all(isinstance(each, np.ndarray) for each in inside):
-            points = Points.of(inside, spec.shape, chunk_shape)
-            if points is not None:
-                out = spec.prototype.nd_buffer.empty(
-                    shape=(math.prod(points.shape),),
-                    dtype=spec.dtype.to_native_dtype(),
-                    order=spec.order,
-                )
-                inner = list(points.chunks(lambda at: at, self.inner_spec))
-                return ShardPart(self, chunk, inner, out, basic=False, shape=points.shape)
-        indexer: Any = get_indexer(inside, spec.shape, regular_grid(spec.shape, chunk_shape))
-        out = spec.prototype.nd_buffer.empty(
-            shape=indexer.shape, dtype=spec.dtype.to_native_dtype(), order=spec.order
-        )
-        inner = [
-            Chunk(at, self.inner_spec, as_tuple(within), as_tuple(outside))
-            for at, within, outside, *_ in indexer
-        ]
-        shape = getattr(indexer, "sel_shape", None)
-        return ShardPart(self, chunk, inner, out, basic=False, shape=shape)
-
-
-class ShardPart:
-    """The part of one shard that a selection needs.
-
-    Parameters
-    ----------
-    layout
-        The layout of the array's shards.
-    chunk
-        The shard.
-    inner
-        The inner chunks that are needed.
-    out
-        Their destination: a part of the result if ``basic``, otherwise a separate buffer.
-    shape
-        The shape that ``out`` gets before it goes into the result; None to keep its own.
-
-    Attributes
-    ----------
-    exists
-        Whether the shard exists; None while that is unknown.
-    """
-
-    def __init__(
-        self,
-        layout: ShardLayout,
-        chunk: Chunk,
-        inner: Sequence[Chunk],
-        out: NDBuffer,
-        basic: bool,
-        shape: tuple[int, ...] | None = None,
-    ) -> None:
-        self.chunk = chunk
-        self.key = chunk.key
-        self.inner = inner
-        self.exists: bool | None = None
-        result = Result(layout.pipeline, layout.prepared, out, (), basic, chunk.key)
-        self.result = result.observed()
-        self.index = layout.index_of(chunk.spec.shape)
-        self._layout = layout
-        self._out = out
-        self._basic = basic
-        self._shape = shape
-
-    def size(self, wanted: Sequence[object]) -> int:
-        """Return the decoded bytes of the inner chunks ``wanted``."""
-        return len(wanted) * self._layout.inner_bytes
-
-    def is_all(self, wanted: Sequence[Flight[Chunk]]) -> bool:
-        """Return whether ``wanted`` has all inner chunks of the shard."""
-        count = self.index.count
-        return len(wanted) >= count and len({each.part.key for each in wanted}) == count
-
-    def index_range(self) -> tuple[int, int | None]:
-        """Return the start and stop of the index, as in a slice of the shard."""
-        size = self.index.size
-        return (0, size) if self._layout.at_start else (-size, None)
-
-    def cut_index(self, whole: Any | None) -> Any | None:
-        """Return the bytes of the index in ``whole``, the shard; None if that is missing."""
-        return None if whole is None else whole[slice(*self.index_range())]
-
     def ranges(
         self, index: Index | None, wanted: Sequence[Flight[Chunk]], gaps: tuple[int, int]
     ) -> tuple[list[ByteRange], list[bool]]:
@@ -229,7 +141,7 @@ class ShardPart:
         """
         if index is None or not wanted:
             return [], [False] * len(wanted)
-        longest = None if self._layout.prepared is None else 2 * self._layout.inner_bytes + _SLACK
+        longest = None if self.prepared is None else 2 * self.inner_bytes + _SLACK
         found, there = [], []
         # One lookup for all: separate ones would each cost as much as decoding a small chunk.
         at = tuple(zip(*(each.part.key for each in wanted), strict=True))
@@ -245,6 +157,120 @@ class ShardPart:
                 )
             found.append(Span(start, start + length, flight))
         return merged(found, *gaps), there
+
+    def has_all(self, keys: Sequence[Hashable], shape: tuple[int, ...]) -> bool:
+        """Return whether ``keys`` has all inner chunks of a shard of ``shape``."""
+        count = self.index_of(shape).count
+        return len(keys) >= count and len(set(keys)) == count
+
+    def inner(self, chunk: Chunk, *, views: bool) -> Inner:
+        """Return the inner chunks of the shard ``chunk`` that are needed.
+
+        ``views`` tells whether the shard's place in the result is a view of it.
+        """
+        shape = chunk.spec.shape
+        inside = selection_of(chunk.inside)
+        chunk_shape = self.codec.chunk_shape
+        # Coordinates stand in for keys.
+        if views and is_basic(inside):
+            block = Block(inside, shape, chunk_shape)
+            return Inner(list(block.chunks(lambda at: at, self.inner_spec)))
+        if all(isinstance(each, np.ndarray) for each in inside):
+            points = Points.of(inside, shape, chunk_shape)
+            if points is not None:
+                inner = list(points.chunks(lambda at: at, self.inner_spec))
+                return Inner(inner, (math.prod(points.shape),), points.shape)
+        indexer: Any = get_indexer(inside, shape, regular_grid(shape, chunk_shape))
+        inner = [
+            Chunk(at, self.inner_spec, as_tuple(within), as_tuple(outside))
+            for at, within, outside, *_ in indexer
+        ]
+        return Inner(inner, indexer.shape, getattr(indexer, "sel_shape", None))
+
+    def part(self, chunk: Chunk, result: Result) -> ShardPart:
+        """Return the selected part of the shard ``chunk``, to be read into ``result``."""
+        spec = chunk.spec
+        inner = self.inner(chunk, views=result.views)
+        if inner.out_shape is None:
+            whole = result.out
+            # The ellipsis makes it a view even if a single element is selected.
+            view = whole.as_ndarray_like()[(*chunk.outside, ...)]  # type: ignore[index]
+            out = type(whole).from_ndarray_like(view)
+        else:
+            out = spec.prototype.nd_buffer.empty(
+                shape=inner.out_shape, dtype=spec.dtype.to_native_dtype(), order=spec.order
+            )
+        return ShardPart(self, chunk, result, inner, out)
+
+
+class ShardPart:
+    """The part of one shard that a selection needs.
+
+    Parameters
+    ----------
+    layout
+        The layout of the array's shards.
+    chunk
+        The shard.
+    whole
+        The result.
+    needed
+        The inner chunks that are needed.
+    out
+        Their destination: a part of the result, or a separate buffer.
+
+    Attributes
+    ----------
+    inner
+        The inner chunks that are needed.
+    exists
+        Whether the shard exists; None while that is unknown.
+    """
+
+    def __init__(
+        self,
+        layout: ShardLayout,
+        chunk: Chunk,
+        whole: Result,
+        needed: Inner,
+        out: NDBuffer,
+    ) -> None:
+        self.chunk = chunk
+        self.key = chunk.key
+        self.inner: Sequence[Chunk] = needed.chunks
+        self.exists: bool | None = None
+        self._is_separate = needed.out_shape is not None
+        basic = not self._is_separate
+        result = Result(layout.pipeline, layout.prepared, out, (), basic, chunk.key)
+        self.result = result.observed()
+        self.index = layout.index_of(chunk.spec.shape)
+        self._layout = layout
+        self._whole = whole
+        self._out = out
+        self._shape = needed.shape
+
+    def size(self, wanted: Sequence[object]) -> int:
+        """Return the decoded bytes of the inner chunks ``wanted``."""
+        return len(wanted) * self._layout.inner_bytes
+
+    def is_all(self, wanted: Sequence[Flight[Chunk]]) -> bool:
+        """Return whether ``wanted`` has all inner chunks of the shard."""
+        return self._layout.has_all([each.part.key for each in wanted], self.chunk.spec.shape)
+
+    def index_range(self) -> tuple[int, int | None]:
+        """Return the start and stop of the index, as in a slice of the shard."""
+        size = self.index.size
+        return (0, size) if self._layout.at_start else (-size, None)
+
+    def cut_index(self, whole: Any | None) -> Any | None:
+        """Return the bytes of the index in ``whole``, the shard; None if that is missing."""
+        return None if whole is None else whole[slice(*self.index_range())]
+
+    def ranges(
+        self, index: Index | None, wanted: Sequence[Flight[Chunk]], gaps: tuple[int, int]
+    ) -> tuple[list[ByteRange], list[bool]]:
+        """Return the byte ranges to read, and which inner chunks exist; as the layout does."""
+        return self._layout.ranges(index, wanted, gaps)
 
     def check_index(self, data: Any) -> None:
         """Verify the checksum of the index, ``data``; raises `DamagedDataError`."""
@@ -270,13 +296,18 @@ class ShardPart:
 
     def finish(self) -> None:
         """Copy a separate buffer into the result."""
-        if not self._basic:
+        if self._is_separate:
             part = self._out if self._shape is None else self._out.reshape(self._shape)
-            self._layout.result.put_part(part, self.chunk)
+            self._whole.put_part(part, self.chunk)
 
     def missing(self) -> None:
         """Set the shard's part of the result to the fill value."""
-        self._layout.result.put_part(None, self.chunk)
+        self._whole.put_part(None, self.chunk)
+
+
+def index_name(shard: Chunk) -> Hashable:
+    """Return a name for the index of ``shard``, unique in its store and decoding."""
+    return shard.key, None, shard.spec.shape
 
 
 class _Indexes:
@@ -285,7 +316,7 @@ class _Indexes:
     keeps_missing = True
 
     def name(self, part: ShardPart) -> Hashable:
-        return part.key, None, part.chunk.spec.shape
+        return index_name(part.chunk)
 
     def decoded(self, data: Any, part: ShardPart) -> NDArray[Any]:
         index = part.index

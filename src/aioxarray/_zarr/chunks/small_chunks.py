@@ -25,6 +25,7 @@ from aioxarray._zarr.stores.sources import Source
 if TYPE_CHECKING:
     from zarr.abc.store import Store
 
+    from aioxarray._zarr.codecs.decoders import Prepared
     from aioxarray._zarr.selection import Chunk
 
 # Data that does not compress becomes a little longer.
@@ -74,16 +75,28 @@ class SmallChunks:
         self._sharing = sharing
         self._decoding = decoding
         self._most = nbytes + _LONGER_BY
-        self._count = max(1, tuning.TOGETHER_BYTES // nbytes)
-        self.held = 2 * self._count * nbytes
+        self._count = self._together(nbytes)
+        self.held = self.held_for(nbytes)
+
+    @staticmethod
+    def can_read(prepared: Prepared | None, nbytes: int, *, keeps: bool) -> bool:
+        """Return whether chunks of ``nbytes`` bytes should, and can, be read together.
+
+        ``keeps`` tells whether decoded chunks are kept in the cache.
+        """
+        # For the cache, each chunk is decoded into a separate array.
+        if prepared is None or keeps:
+            return False
+        return prepared.decodes_many and 0 < nbytes <= tuning.SMALL_CHUNK_BYTES
+
+    @staticmethod
+    def _together(nbytes: int) -> int:
+        return max(1, tuning.TOGETHER_BYTES // nbytes)
 
     @classmethod
-    def can_read(cls, result: Result, sharing: Sharing, nbytes: int) -> bool:
-        """Return whether chunks of ``nbytes`` bytes should, and can, be read together."""
-        # For the cache, each chunk is decoded into a separate array.
-        if result.prepared is None or sharing.keeps:
-            return False
-        return result.prepared.decodes_many and 0 < nbytes <= tuning.SMALL_CHUNK_BYTES
+    def held_for(cls, nbytes: int) -> int:
+        """Return the bytes held while a thread reads chunks of ``nbytes`` bytes."""
+        return 2 * cls._together(nbytes) * nbytes
 
     def read(self, led: Sequence[Flight[Chunk]], found: list[bool], stop: threading.Event) -> None:
         """Read chunks into the result, in a worker thread.

@@ -18,7 +18,7 @@ import numpy as np
 from zarr.codecs import BytesCodec, ShardingCodec, TransposeCodec
 
 from aioxarray._runtime.scratch import scratch
-from aioxarray._zarr.codecs.steps import Step, copy, steps_of
+from aioxarray._zarr.codecs.steps import Step, copy, steps_of, without_step
 from aioxarray._zarr.compat import _v2
 
 if TYPE_CHECKING:
@@ -175,27 +175,19 @@ class Prepared:
 
 def prepare(pipeline: CodecPipeline, spec: ArraySpec) -> Prepared | None:
     """Return how to decode the chunks of an array with plain functions; None if impossible."""
+    if obstacle(pipeline, spec) is not None:
+        return None
     codecs: Any = pipeline
     dtype = spec.dtype.to_native_dtype()
-    # The elements of object arrays and of numpy's variable-width strings are not plain bytes.
-    if dtype.hasobject or dtype.kind == "T" or dtype.itemsize == 0:
-        return None
     serializer = codecs.array_bytes_codec
     if type(serializer) is _v2.V2Codec:
         steps = steps_of(_chain(pipeline)[0])
-        if steps is None:
-            return None
+        assert steps is not None
         name = ", ".join(step.name for step in steps[::-1]) or "none"
         return Prepared(f"v2: {name}", steps, dtype, fortran=spec.order == "F")
-    # The fields of structured dtypes have their own byte orders, and zarr releases differ there.
-    if type(serializer) is not BytesCodec or dtype.fields is not None:
-        return None
     transposes = codecs.array_array_codecs
-    if any(type(codec) is not TransposeCodec for codec in transposes):
-        return None
     steps = steps_of(codecs.bytes_bytes_codecs)
-    if steps is None:
-        return None
+    assert steps is not None
     # An enumeration before zarr 3.2, a string since then.
     endian: Any = getattr(serializer.endian, "value", serializer.endian)
     names = ["transpose"] * len(transposes) + ["bytes"] + [step.name for step in steps[::-1]]
@@ -205,6 +197,32 @@ def prepare(pipeline: CodecPipeline, spec: ArraySpec) -> Prepared | None:
         dtype if endian is None else dtype.newbyteorder(endian),
         tuple(codec.order for codec in transposes),
     )
+
+
+def obstacle(pipeline: CodecPipeline, spec: ArraySpec) -> str | None:
+    """Return what keeps plain functions from decoding the chunks of an array; None for nothing.
+
+    It is the name of a codec, or a dtype.
+    """
+    codecs: Any = pipeline
+    dtype = spec.dtype.to_native_dtype()
+    # The elements of object arrays and of numpy's variable-width strings are not plain bytes.
+    if dtype.hasobject or dtype.kind == "T" or dtype.itemsize == 0:
+        return f"dtype {dtype}"
+    serializer = codecs.array_bytes_codec
+    if type(serializer) is _v2.V2Codec:
+        return _name(without_step(_chain(pipeline)[0]))
+    if type(serializer) is not BytesCodec:
+        return _name(serializer)
+    # The fields of structured dtypes have their own byte orders, and zarr releases differ there.
+    if dtype.fields is not None:
+        return f"dtype {dtype}"
+    filters = (codec for codec in codecs.array_array_codecs if type(codec) is not TransposeCodec)
+    return _name(next(filters, None) or without_step(codecs.bytes_bytes_codecs))
+
+
+def _name(codec: Any | None) -> str | None:
+    return None if codec is None else type(codec).__name__
 
 
 def decoding(pipeline: CodecPipeline, prepared: Prepared | None, spec: ArraySpec) -> Hashable:

@@ -321,14 +321,19 @@ def check_of(pipeline: Any) -> Check | None:
 
 def steps_of(codecs: Sequence[Any]) -> tuple[Step, ...] | None:
     """Return the decoding steps of ``codecs``, last codec first; None if one has none."""
-    found = [_step(codec) for codec in codecs]
-    if None in found:
+    if without_step(codecs) is not None:
         return None
+    found = [_step(codec) for codec in codecs]
+    return tuple(step for step in found[::-1] if step is not None)
+
+
+def without_step(codecs: Sequence[Any]) -> Any | None:
+    """Return the first of ``codecs`` that has no decoding step; None if all have one."""
     # Codecs applied after a compressor are decoded first, when the compressed size is not known.
     known = True
-    for step in found:
-        assert step is not None
-        if not known and step.expand is not None:
-            return None
+    for codec in codecs:
+        step = _step(codec)
+        if step is None or (not known and step.expand is not None):
+            return codec
         known = known and step.longer_by is not None
-    return tuple(step for step in found[::-1] if step is not None)
+    return None

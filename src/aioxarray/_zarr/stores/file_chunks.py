@@ -162,19 +162,34 @@ class FileChunks(Store):
         self._arrays[name] = grid, index
         return zarr.Array(AsyncArray(metadata, StorePath(self, name)))
 
-    async def get(
-        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
-    ) -> Buffer | None:
+    def _find(self, key: str) -> tuple[int, int, int] | None:
+        """Return offset, length and padding, in bytes, of the chunk at ``key`` in the file.
+
+        None if the file does not have it.
+        """
         name, _, chunk = key.rpartition("/")
         if name not in self._arrays:
             return None
         grid, index = self._arrays[name]
         try:
             at = tuple(int(each) for each in chunk.split(".")) if grid else ()
-            place = index.find(int(np.ravel_multi_index(at, grid)) if grid else 0)
+            return index.find(int(np.ravel_multi_index(at, grid)) if grid else 0)
         except ValueError:
             # Not the key of a chunk: zarr sometimes asks for metadata documents.
             return None
+
+    def length_of(self, key: str) -> int | None:
+        """Return the bytes of the chunk at ``key`` in the file; None if the file does not have it.
+
+        Without a request.
+        """
+        place = self._find(key)
+        return None if place is None else place[1]
+
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        place = self._find(key)
         if place is None:
             return None
         offset, length, padding = place

@@ -76,6 +76,13 @@ def flights_of(store: Store, decoding: Hashable) -> Flights:
     return flights
 
 
+def existing_flights_of(store: Store, decoding: Hashable) -> Flights | None:
+    """Return the flights of ``store`` under ``decoding``; None if nothing was read so far."""
+    name, _ = same(store)
+    with _lock:
+        return _all.get((name, decoding))
+
+
 def statistics() -> FlightStatistics:
     """Return what reads of this process have under way together, and how many reads follow them."""
     with _lock:
