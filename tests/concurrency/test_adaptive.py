@@ -33,7 +33,7 @@ from tests.concurrency.helpers import lazily, plain, same, written
 from tests.concurrency.refusing import PROCESS_A_SECOND, ServedStore, Server
 from tests.concurrency.sessions import closed_later
 from tests.concurrency.test_requests import Seen
-from tests.samples import stored
+from tests.samples import opened, stored
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
@@ -218,6 +218,82 @@ def test_a_server_that_refuses_does_not_hold_up_another(monkeypatch: pytest.Monk
     assert bad_s > 3 * good_s
     assert not good.refused
     assert bad.refusals_after(1) < 0.05
+
+
+# Memory for eight chunks of eight numbers.
+MEMORY = 8 * 64
+
+
+@pytest.mark.parametrize("concurrency", ["auto", 128])
+@pytest.mark.parametrize(
+    ("shard", "part"),
+    [(None, slice(None)), (64, slice(None)), (64, slice(0, None, 16))],
+    ids=["chunks", "whole shards", "parts of shards"],
+)
+def test_a_server_that_refuses_takes_no_memory_from_another(
+    shard: int | None, part: slice, concurrency: Concurrency, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither requests that wait for their turn hold memory, nor those for their next attempt."""
+    bad, good = Server(0.05), Server(0.05)
+    refused = lazily(ServedStore(written(1, 64, shard=shard), bad)).isel(x=part)
+    other = lazily(ServedStore(written(1, 64, shard=shard), good)).isel(x=part)
+    bad.is_still = good.is_still = False
+
+    async def load_other() -> None:
+        # The first requests, among them those for indexes, are answered.
+        await asyncio.sleep(0.04)
+        bad.is_down = True
+        await asyncio.sleep(1)
+        await aioxarray.load_async(other)
+        bad.is_down = False
+
+    settings = {"concurrency": concurrency, "memory": MEMORY, "retry.attempts": 1000}
+    with config.set({**settings, "retry.deadline": 10_000}):
+        timed(monkeypatch, partial(aioxarray.load_async, refused), load_other)
+    xr.testing.assert_identical(refused, other)
+    assert len(bad.refused) >= 4
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_loads_and_saves_at_one_server_share_little_memory(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunks that are written hold memory while they wait for their turn, others before it."""
+    chunks = 40
+    data = plain(1, chunks)
+    inside, server = MemoryStore(), Server(0.05, most=most)
+    for group in ("loaded", "updated"):
+        data.to_zarr(inside, group=group, zarr_format=3, consolidated=False)
+    store = ServedStore(inside, server)
+    loaded = [opened(store, group="loaded", consolidated=False) for _ in range(3)]
+    part = data.isel(x=slice(4, -4)) + 1
+    server.is_still = False
+
+    async def load(ds: xr.Dataset, after_s: float) -> None:
+        await asyncio.sleep(after_s)
+        await aioxarray.load_async(ds)
+
+    options = {"consolidated": False, "zarr_format": 3}
+    with config.set({"concurrency": "auto", "memory": 2 * 64, "retry.deadline": 10_000}):
+        timed(
+            monkeypatch,
+            *(partial(load, each, after_s) for each, after_s in zip(loaded, (0, 1, 2), strict=True)),
+            partial(aioxarray.to_zarr_async, data, store, group="saved", **options),
+            partial(
+                aioxarray.to_zarr_async,
+                part,
+                store,
+                group="updated",
+                region={"x": slice(4, -4)},
+                safe_chunks=False,
+                **options,
+            ),
+        )
+    for each in loaded:
+        same(each, 1, chunks)
+    xr.testing.assert_equal(opened(inside, group="saved", consolidated=False), data)
+    updated = xr.concat([data.isel(x=slice(4)), part, data.isel(x=slice(-4, None))], "x")
+    xr.testing.assert_equal(opened(inside, group="updated", consolidated=False), updated)
 
 
 def test_the_wait_that_a_server_asks_for_is_that_of_all_requests(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
 
     from aioxarray._zarr.compat import Buffer, BufferPrototype
+    from aioxarray._zarr.stores.room import Room
 
     # An alias, because ``list`` is a method of stores.
     _Values = list[Buffer | None]
@@ -72,10 +73,10 @@ class LimitedStore(NamedAsWrapped, WrapperStore[Store]):
         prototype: BufferPrototype,
         byte_range: ByteRequest | None = None,
         *,
-        size: int = 0,
+        room: Room | None = None,
         check: Check | None = None,
     ) -> Buffer | None:
-        """Read a value, or a part of it, of about ``size`` bytes, as far as that is known.
+        """Read a value, or a part of it, in the memory of ``room``, if given.
 
         ``check`` is called with the bytes. If it raises `DamagedDataError`, they are requested once
         more.
@@ -94,7 +95,8 @@ class LimitedStore(NamedAsWrapped, WrapperStore[Store]):
                     check(value.as_numpy_array())
             return value
 
-        return await send(request, self._places.requests, ask, size)
+        size = 0 if room is None else room.size
+        return await send(request, self._places.requests, ask, size, room)
 
     async def exists(self, key: str) -> bool:
         return await self._send("exists", key, lambda: exists(self._store, key))
