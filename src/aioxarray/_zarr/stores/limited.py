@@ -15,6 +15,7 @@ from aioxarray._zarr.stores.clients import fetchers
 from aioxarray._zarr.stores.printable import NamedAsWrapped
 from aioxarray._zarr.stores.request import Kind, Request, send
 from aioxarray._zarr.stores.servers.denials import check_snapshot, exists, is_icechunk
+from aioxarray._zarr.stores.servers.pacing import turn_ahead
 from aioxarray.errors import WrongLengthError
 
 if TYPE_CHECKING:
@@ -185,9 +186,26 @@ class LimitedStore(NamedAsWrapped, WrapperStore[Store]):
 
         return await self._send("list", prefix, ask)
 
+    async def turn_ahead(self, room: Room) -> None:
+        """Wait for the turn of a request that is made later with ``room``, and for its bytes."""
+        await turn_ahead(self._store, self._places.requests, room)
+
     async def set(self, key: str, value: Buffer) -> None:
-        request = Request("set", self._store, key, nbytes=len(value))
-        await send(request, self._places.requests, lambda: self._store.set(key, value), len(value))
+        await self.set_made(key, lambda: value)
+
+    async def set_made(
+        self, key: str, value: Callable[[], Buffer], room: Room | None = None
+    ) -> None:
+        """Write the value that ``value`` returns, which is that of ``room``, if given."""
+        nbytes = len(value())
+        request = Request("set", self._store, key, nbytes=nbytes)
+        await send(
+            request,
+            self._places.requests,
+            lambda: self._store.set(key, value()),
+            nbytes,
+            room,
+        )
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
         # Not repeated: the value of an attempt whose answer was lost may be taken for another's.
@@ -196,8 +214,10 @@ class LimitedStore(NamedAsWrapped, WrapperStore[Store]):
             request, self._places.requests, lambda: self._store.set_if_not_exists(key, value)
         )
 
-    async def delete(self, key: str) -> None:
-        await self._send("delete", key, lambda: self._store.delete(key))
+    async def delete(self, key: str, *, room: Room | None = None) -> None:
+        request = Request("delete", self._store, key)
+        ask = functools.partial(self._store.delete, key)
+        await send(request, self._places.requests, ask, 0, room)
 
     async def delete_dir(self, prefix: str) -> None:
         await self._send("delete", prefix, lambda: self._store.delete_dir(prefix))

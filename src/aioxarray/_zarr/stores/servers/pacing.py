@@ -4,9 +4,9 @@ The turns of a server (a host) are for all its stores and all calls of this proc
 its turn before it takes memory for its answer and a place among the requests of all servers, so
 that a server which refuses much does not hold up others.
 
-Some requests hold memory while they wait for their turn: that of the chunk that they write. They
-never wait for requests that have their turn and wait for memory (see `Pace.stand_aside`), because
-these may wait for that memory.
+Some requests hold memory while they wait for their turn: those that write a chunk which was read
+before. They never wait for requests that have their turn and wait for memory, because these may
+wait for that memory; see `Pace.stand_aside`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import weakref
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -85,7 +86,7 @@ def place(
     """Return a context that waits for a place in ``places``, and holds it while it is open.
 
     Before that, under "auto", it waits for the request's turn at its server, and then for the bytes
-    of ``room``. These stay held at the end unless there was an error.
+    of ``room``. If there was an error, the bytes are given back at the end, unless they are kept.
     """
     pace = pace_of(request.store, places)
     if pace is not None:
@@ -329,6 +330,38 @@ class Pace:
             self._let_in(max(when, loop.time()), loop)
 
 
+@dataclass(frozen=True, slots=True)
+class TurnAhead:
+    """A turn that was taken ahead of its request."""
+
+    pace: Pace
+    era: int
+    loop: asyncio.AbstractEventLoop
+
+    def give_up(self) -> None:
+        """End the turn without a request."""
+        self.pace.leave(self.era, self.loop, None, answered=False)
+
+
+async def turn_ahead(store: Any, places: Share | None, room: Room) -> None:
+    """Wait for the turn of a request to ``store`` that is made later, and the bytes of ``room``.
+
+    The first request with ``room`` uses the turn.
+    """
+    pace = pace_of(store, places)
+    if pace is None or places is None:
+        if not room.take_if_free():
+            await room.acquire()
+        return
+    loop = asyncio.get_running_loop()
+    era = pace.turn_now(loop.time())
+    if era is None:
+        era = await pace.turn(places, again=False, needs_memory=True)
+    if not room.take_if_free():
+        await pace.stand_aside(era, room)
+    room.turn = TurnAhead(pace, era, loop)
+
+
 class _InRoom:
     """A context in which a request has the bytes of its room, and a place."""
 
@@ -344,15 +377,16 @@ class _InRoom:
         if not room.take_if_free():
             await room.acquire()
         try:
+            await room.refill()
             await self._places.acquire(long=self._long)
         except BaseException:
-            room.release()
+            room.failed()
             raise
 
     async def __aexit__(self, kind: object, error: object, traceback: object) -> None:
         self._places.release(long=self._long)
         if error is not None:
-            self._room.release()
+            self._room.failed()
 
 
 class _Turn:
@@ -382,19 +416,25 @@ class _Turn:
         if room is not None and not room.take_if_free():
             await self._pace.stand_aside(self._era, room)
         try:
+            if room is not None:
+                await room.refill()
             await self._places.acquire(long=self._long)
         except BaseException as error:
             if room is not None:
-                room.release()
+                room.failed()
             self._pace.leave(self._era, self._loop, error, answered=False)
             raise
 
     async def _take_turn(self) -> int:
         """Wait for the turn; return its era."""
+        room = self._room
+        if room is not None and room.turn is not None:
+            ahead, room.turn = room.turn, None
+            return ahead.era
         era = self._pace.turn_now(self._loop.time())
         if era is not None:
             return era
-        needs_memory = self._room is not None
+        needs_memory = room is not None and not room.is_held
         if self._attempts is None:
             return await self._pace.turn(self._places, again=False, needs_memory=needs_memory)
         try:
@@ -411,7 +451,7 @@ class _Turn:
     ) -> None:
         self._places.release(long=self._long)
         if error is not None and self._room is not None:
-            self._room.release()
+            self._room.failed()
         # A coroutine that was never finished may be closed in any thread.
         here = None if kind is GeneratorExit else self._loop
         self._pace.leave(self._era, here, error)
