@@ -48,18 +48,19 @@ class Room:
         A turn that was taken ahead of the request, and that no request has used so far.
     content
         What is written; None if nothing is.
+    is_void
+        Whether the content was dropped.
     """
 
-    __slots__ = ("_is_kept", "_is_void", "_long", "_memory", "content", "is_held", "size", "turn")
+    __slots__ = ("_is_kept", "_long", "_memory", "content", "is_held", "is_void", "size", "turn")
 
     def __init__(self, memory: Share, size: int, *, long: bool) -> None:
         self.size = size
         self._memory = memory
         self._long = long
         self._is_kept = False
-        # Whether the content was dropped.
-        self._is_void = False
         self.is_held = False
+        self.is_void = False
         self.turn: TurnAhead | None = None
         self.content: Content | None = None
 
@@ -99,14 +100,14 @@ class Room:
             return
         if self.content is not None:
             self.content.drop()
-            self._is_void = True
+            self.is_void = True
         self.release()
 
     async def refill(self) -> None:
-        """Make the content again, if it was dropped."""
-        if self._is_void and self.content is not None:
-            await self.content.make()
-            self._is_void = False
+        """Make the content again, which was dropped."""
+        assert self.content is not None
+        await self.content.make()
+        self.is_void = False
 
     def hand_over(self) -> None:
         """Leave it to the caller to release the bytes, which are held."""

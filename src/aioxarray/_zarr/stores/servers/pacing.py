@@ -377,7 +377,8 @@ class _InRoom:
         if not room.take_if_free():
             await room.acquire()
         try:
-            await room.refill()
+            if room.is_void:
+                await room.refill()
             await self._places.acquire(long=self._long)
         except BaseException:
             room.failed()
@@ -416,7 +417,7 @@ class _Turn:
         if room is not None and not room.take_if_free():
             await self._pace.stand_aside(self._era, room)
         try:
-            if room is not None:
+            if room is not None and room.is_void:
                 await room.refill()
             await self._places.acquire(long=self._long)
         except BaseException as error:
