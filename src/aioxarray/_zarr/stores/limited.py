@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, runtime_checkable
 
 from zarr.abc.store import RangeByteRequest, Store, SuffixByteRequest
 from zarr.storage import WrapperStore
@@ -16,7 +16,7 @@ from aioxarray._zarr.stores.printable import NamedAsWrapped
 from aioxarray._zarr.stores.request import Kind, Request, send
 from aioxarray._zarr.stores.servers.denials import check_snapshot, exists, is_icechunk
 from aioxarray._zarr.stores.servers.pacing import turn_ahead
-from aioxarray.errors import WrongLengthError
+from aioxarray.errors import DamagedDataError, WrongLengthError
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
@@ -31,6 +31,14 @@ T = TypeVar("T")
 
 # Raises `DamagedDataError` if the bytes do not match their checksum.
 Check = Callable[[Any], object]
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """A store that may answer from memory."""
+
+    def forget(self, key: str) -> None:
+        """Ask the server the next time: the value in memory is damaged."""
 
 
 class Places:
@@ -93,11 +101,19 @@ class LimitedStore(NamedAsWrapped, WrapperStore[Store]):
                 request.nbytes = len(value)
                 _check_length(len(value), byte_range)
                 if check is not None:
-                    check(value.as_numpy_array())
+                    self._check(check, key, value)
             return value
 
         size = 0 if room is None else room.size
         return await send(request, self._places.requests, ask, size, room)
+
+    def _check(self, check: Check, key: str, value: Buffer) -> None:
+        try:
+            check(value.as_numpy_array())
+        except DamagedDataError:
+            if isinstance(self._store, Remembering):
+                self._store.forget(key)
+            raise
 
     async def exists(self, key: str) -> bool:
         return await self._send("exists", key, lambda: exists(self._store, key))
