@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from aioxarray._zarr.chunks.shards import Index
     from aioxarray._zarr.selection import ByteRange, Chunk
-    from aioxarray._zarr.stores.room import Room
+    from aioxarray._zarr.stores.servers.room import Room
 
 T = TypeVar("T")
 

@@ -220,22 +220,22 @@ class WritePipeline(BatchedCodecPipeline):
         async def write(run: Sequence[ChunkWrite]) -> Sequence[None]:
             (request,) = run
             setter, spec, _, _, is_complete = request
-            store: LimitedStore = setter.store  # type: ignore[attr-defined]
+            limited: LimitedStore = setter.store  # type: ignore[attr-defined]
             key: str = setter.path  # type: ignore[attr-defined]
             size = byte_count(spec.shape, spec.dtype.to_native_dtype())
             with _noted(setter), grants.room(size) as room:
                 chunk = _Chunk(request, size, batches)
                 if is_complete or self.fresh:
-                    await store.turn_ahead(room)
+                    await limited.turn_ahead(room)
                     room.content = chunk
                 else:
-                    chunk.data = await store.get(key, spec.prototype, room=room)
+                    chunk.data = await limited.get(key, spec.prototype, room=room)
                     room.keep()
                 await chunk.make()
                 if chunk.data is not None:
-                    await store.set_made(key, chunk.value, room)
+                    await limited.set_made(key, chunk.value, room)
                 elif not self.fresh:
-                    await store.delete(key, room=room)
+                    await limited.delete(key, room=room)
             return ()
 
         schedule: Schedule[ChunkWrite, None] = Schedule(zip(requests))

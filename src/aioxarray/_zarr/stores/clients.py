@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from aioxarray._runtime.budget import Budget, Share
 from aioxarray._runtime.threads.forks import after_fork
 from aioxarray._runtime.threads.pool import Pool
-from aioxarray._zarr.stores.room import Room
+from aioxarray._zarr.stores.servers.room import Room
 
 T = TypeVar("T")
 

@@ -15,14 +15,14 @@ from aioxarray._zarr.stores.clients import fetchers
 from aioxarray._zarr.stores.printable import NamedAsWrapped
 from aioxarray._zarr.stores.request import Kind, Request, send
 from aioxarray._zarr.stores.servers.denials import check_snapshot, exists, is_icechunk
-from aioxarray._zarr.stores.servers.pacing import turn_ahead
+from aioxarray._zarr.stores.servers.turns import turn_ahead
 from aioxarray.errors import DamagedDataError, WrongLengthError
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
 
     from aioxarray._zarr.compat import Buffer, BufferPrototype
-    from aioxarray._zarr.stores.room import Room
+    from aioxarray._zarr.stores.servers.room import Room
 
     # An alias, because ``list`` is a method of stores.
     _Values = list[Buffer | None]

@@ -24,13 +24,14 @@ from aioxarray._zarr.stores.printable import printable
 from aioxarray._zarr.stores.retries import attempts as retrying
 from aioxarray._zarr.stores.retries.attempts import Attempts
 from aioxarray._zarr.stores.retries.silence import first_answer
-from aioxarray._zarr.stores.servers.pacing import place, request_share
+from aioxarray._zarr.stores.servers.pacing import request_share
+from aioxarray._zarr.stores.servers.turns import place
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
 
     from aioxarray._runtime.budget import Share
-    from aioxarray._zarr.stores.room import Room
+    from aioxarray._zarr.stores.servers.room import Room
 
 T = TypeVar("T")
 

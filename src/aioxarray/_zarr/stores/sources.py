@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from aioxarray._runtime.budget import Share
     from aioxarray._zarr.stores.clients import Held
     from aioxarray._zarr.stores.limited import Check
-    from aioxarray._zarr.stores.room import Room
+    from aioxarray._zarr.stores.servers.room import Room
 
 T = TypeVar("T")
 

@@ -20,7 +20,8 @@ from aioxarray._zarr.stores.retries.attempts import retrying_client
 from aioxarray._zarr.stores.retries.errors import transient
 from aioxarray._zarr.stores.retries.watch import Watch, patience_s, watch_here
 from aioxarray._zarr.stores.servers.hosts import Host, host_of
-from aioxarray._zarr.stores.servers.pacing import pace_of, place
+from aioxarray._zarr.stores.servers.pacing import pace_of
+from aioxarray._zarr.stores.servers.turns import place
 from aioxarray.config import is_hedging, retry_policy, stall_seconds
 from aioxarray.errors import SilentServerError
 
