@@ -52,23 +52,24 @@ class Room:
         Whether the content was dropped.
     """
 
-    __slots__ = ("_is_kept", "_long", "_memory", "content", "is_held", "is_void", "size", "turn")
+    # Attributes of the class as long as they do not change: each chunk that is read has a room.
+    is_held = False
+    is_void = False
+    turn: TurnAhead | None = None
+    content: Content | None = None
+    _is_kept = False
 
     def __init__(self, memory: Share, size: int, *, long: bool) -> None:
         self.size = size
         self._memory = memory
         self._long = long
-        self._is_kept = False
-        self.is_held = False
-        self.is_void = False
-        self.turn: TurnAhead | None = None
-        self.content: Content | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.release()
+        if self.is_held:
+            self._memory.release(self.size, long=self._long)
         if self.turn is not None:
             self.turn.give_up()
 
