@@ -17,7 +17,7 @@ from typing import Any
 import hypothesis
 import pytest
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from zarr.storage import MemoryStore
 
 import aioxarray
@@ -135,8 +135,22 @@ class BudgetMachine(OnALoop):
             self.admitted.append(name)
             await self.leave[name].wait()
 
-    @rule(bound=st.sampled_from([1, 2, 3, 5, math.inf]))
-    @precondition(lambda self: len(self.shares) < 4)
+    @initialize(bounds=st.lists(st.sampled_from([1, 2, 3, 5]), min_size=2, max_size=3))
+    def begin(self, bounds: list[int]) -> None:
+        for bound in bounds:
+            self.open(bound)
+
+    @rule()
+    @precondition(lambda self: len(self.shares) == 3)
+    def open_without_bound(self) -> None:
+        """Rarely: then nothing waits for another share."""
+        self.open(math.inf)
+
+    @rule(bound=st.sampled_from([1, 2, 3, 5]))
+    @precondition(lambda self: len(self.shares) < 3)
+    def open_with_bound(self, bound: int) -> None:
+        self.open(bound)
+
     def open(self, bound: float) -> None:
         share = ModelShare(self.budget.share(bound))
         share.share.__enter__()
@@ -154,15 +168,16 @@ class BudgetMachine(OnALoop):
             self.let_in()
             self.settle()
 
-    @rule(index=st.integers(0, 3), amount=st.integers(1, 6))
+    @rule(index=st.integers(0, 3), amounts=st.lists(st.integers(1, 6), min_size=1, max_size=4))
     @precondition(lambda self: self.shares)
-    def acquire(self, index: int, amount: int) -> None:
+    def acquire(self, index: int, amounts: list[int]) -> None:
         share = self.shares[index % len(self.shares)]
-        name = len(self.tasks)
-        self.leave[name] = asyncio.Event()
-        share.waiting.append((name, amount))
-        self.let_in(share)
-        assert self.start(self.hold(name, share.share, amount)) == name
+        for amount in amounts:
+            name = len(self.tasks)
+            self.leave[name] = asyncio.Event()
+            share.waiting.append((name, amount))
+            self.let_in(share)
+            assert self.start(self.hold(name, share.share, amount)) == name
 
     @rule(index=st.integers(0, 20), cancels=st.booleans())
     @precondition(lambda self: self.inside)
@@ -175,6 +190,31 @@ class BudgetMachine(OnALoop):
         else:
             self.leave[name].set()
             self.settle()
+
+    @rule(index=st.integers(0, 20), turns=st.sampled_from([0, 1]))
+    @precondition(lambda self: self.inside)
+    def hand_over_in_vain(self, index: int, turns: int) -> None:
+        """Cancel a task that has got a place, before it has run or been told."""
+        name = sorted(self.inside)[index % len(self.inside)]
+        share, _ = self.inside.pop(name)
+        known = len(self.expected)
+        self.let_in(share)
+        gone = self.expected[known:][:1]
+        for each in gone:
+            self.expected.remove(each)
+            share, _ = self.inside.pop(each)
+            self.let_in(share)
+
+        async def cancel() -> None:
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            for each in gone:
+                self.tasks[each].cancel()
+
+        self.leave[name].set()
+        self.runner.run(cancel())
+        self.settle()
+        assert all(self.tasks[each].cancelled() for each in gone)
 
     @rule(index=st.integers(0, 20))
     @precondition(lambda self: any(each.waiting for each in self.shares))
