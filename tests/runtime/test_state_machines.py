@@ -26,6 +26,7 @@ from aioxarray._runtime.cache import Cache, CacheStatistics
 from aioxarray._runtime.flights import Flight, Flights, FlightStatistics, withdraw
 from aioxarray._runtime.loops import use_io_loop
 from aioxarray._zarr.stores.request import Request, send
+from aioxarray._zarr.stores.retries import attempts as retrying
 from aioxarray.testing.clock import _VirtualLoop
 from tests.runtime.helpers import settle
 
@@ -384,26 +385,34 @@ class FlightsMachine(OnALoop):
 
 
 class Status(OSError):
-    """An error with an HTTP status, as clients raise it."""
+    """An error with an HTTP status, as clients raise it, and the wait that the server asks for."""
 
-    def __init__(self, status: int) -> None:
+    def __init__(self, status: int, asked_s: int | None) -> None:
         super().__init__(f"status {status}")
         self.status = status
+        self.headers = {} if asked_s is None else {"Retry-After": str(asked_s)}
 
 
 class RetriesMachine(OnALoop):
-    """How often each request is made, and the places that it holds meanwhile."""
+    """How often each request is made and when, and the places that it holds meanwhile."""
 
     PLACES, ATTEMPTS = 2, 3
-    # Longer than any wait between two attempts.
-    LONG_S = 100.0
+    # No multiple of a step, nor with what the server asks for, as waits have random parts.
+    DEADLINE_S = 95
+    STEP_S, BACKOFF_S, LONGEST_BACKOFF_S = 10, 1, 2
 
     def __init__(self) -> None:
         super().__init__()
         self._settings = aioxarray.config.set(
-            {"retry.attempts": self.ATTEMPTS, "retry.deadline": 1e9}
+            {
+                "retry.attempts": self.ATTEMPTS,
+                "retry.deadline": self.DEADLINE_S,
+                "retry.backoff_s": self.BACKOFF_S,
+            }
         )
         self._settings.__enter__()
+        self._clock = retrying.clock
+        retrying.clock = self.runner.get_loop().time
         self.budget = Budget("requests")
         self.share = self.budget.share(self.PLACES)
         self.share.__enter__()
@@ -411,9 +420,11 @@ class RetriesMachine(OnALoop):
         # At the server: all attempts, and the answers that it owes.
         self.attempts: dict[int, int] = {}
         self.answers: dict[int, asyncio.Future[str]] = {}
-        # Attempts that have failed, and requests that wait before the next.
+        # Attempts that have failed, and when the first has.
         self.failed: dict[int, int] = {}
-        self.resting: set[int] = set()
+        self.first_failed_at: dict[int, float] = {}
+        # Until when requests wait for their next attempt, at most.
+        self.resting: dict[int, float] = {}
         self.over: set[int] = set()
 
     async def request(self, name: int) -> str:
@@ -431,7 +442,11 @@ class RetriesMachine(OnALoop):
 
     def active(self) -> set[int]:
         """Return the requests that have a place or wait for one."""
-        return set(self.tasks) - self.over - self.resting
+        return set(self.tasks) - self.over - self.resting.keys()
+
+    @property
+    def now(self) -> float:
+        return self.runner.get_loop().time()
 
     @rule()
     @precondition(lambda self: len(self.active()) < 6)
@@ -450,33 +465,44 @@ class RetriesMachine(OnALoop):
         self.settle()
         assert self.tasks[name].result() == "fine"
 
-    @rule(index=st.integers(0, 5), status=st.sampled_from([403, 404, 429, 503]))
+    @rule(
+        index=st.integers(0, 5),
+        status=st.sampled_from([403, 404, 429, 503]),
+        asked_s=st.sampled_from([None, 17, 100]),
+    )
     @precondition(lambda self: self.answers)
-    def fail(self, index: int, status: int) -> None:
+    def fail(self, index: int, status: int, asked_s: int | None) -> None:
         name = self.answered(index)
         self.failed[name] = self.failed.get(name, 0) + 1
-        goes_on = status in (429, 503) and self.failed[name] < self.ATTEMPTS
-        (self.resting if goes_on else self.over).add(name)
-        self.answers[name].set_exception(Status(status))
+        begun = self.first_failed_at.setdefault(name, self.now)
+        in_time = self.now - begun + (asked_s or 0) <= self.DEADLINE_S
+        goes_on = status in (429, 503) and self.failed[name] < self.ATTEMPTS and in_time
+        if goes_on:
+            self.resting[name] = self.now + (asked_s or self.LONGEST_BACKOFF_S)
+        else:
+            self.over.add(name)
+        self.answers[name].set_exception(Status(status, asked_s))
         self.settle()
         if not goes_on:
             error = self.tasks[name].exception()
             assert getattr(error, "status", None) == status or "status" in str(error)
 
     @rule()
-    @precondition(lambda self: self.resting and not self.answers)
+    @precondition(lambda self: set(self.tasks) - self.over)
     def wait(self) -> None:
-        """Let the waits of all requests end; no attempt is under way meanwhile."""
-        self.resting.clear()
-        self.runner.run(asyncio.sleep(self.LONG_S))
+        """Let time pass, in which some of the requests end their waits."""
+        self.runner.run(asyncio.sleep(self.STEP_S))
         self.settle()
+        for name, until in list(self.resting.items()):
+            if until <= self.now:
+                del self.resting[name]
 
     @rule(index=st.integers(0, 20))
     @precondition(lambda self: set(self.tasks) - self.over)
     def give_up(self, index: int) -> None:
         alive = sorted(set(self.tasks) - self.over)
         name = alive[index % len(alive)]
-        self.resting.discard(name)
+        self.resting.pop(name, None)
         self.over.add(name)
         self.cancel(name)
 
@@ -484,7 +510,8 @@ class RetriesMachine(OnALoop):
     def same(self) -> None:
         active = self.active()
         under_way = min(len(active), self.PLACES)
-        # No place is held while a request waits for its next attempt.
+        # No place is held while a request waits for its next attempt. All waits that are over by
+        # now have ended, and no other.
         assert len(self.answers) == under_way
         assert self.answers.keys() <= active
         now = self.budget.statistics()
@@ -499,6 +526,7 @@ class RetriesMachine(OnALoop):
 
     def assert_nothing_left(self) -> None:
         self._settings.__exit__(None, None, None)
+        retrying.clock = self._clock
         self.share.__exit__()
         assert not self.answers
         assert self.budget.statistics() == BudgetStatistics(0, 0, 0, 0)
