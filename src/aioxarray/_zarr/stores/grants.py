@@ -248,7 +248,7 @@ class Grants:
                 await fetchers.run_to_end(work, stop_unless_silent, wait=False)
         except asyncio.CancelledError:
             held.lose()
-            if silence.has_cancelled():
+            if silence.undo():
                 return False
             raise
         except BaseException:
