@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 CHUNK = "*/v/c/*"
 VALUES = np.random.default_rng(0).random((32, 16))
 
-INNER = [BytesCodec(), Crc32cCodec()]
+INNER: Any = [BytesCodec(), Crc32cCodec()]
 
 # Ways to store the values: each ends in a checksum, of a chunk or of the index of a shard.
 KINDS: dict[str, dict[str, Any]] = {

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 if TYPE_CHECKING:
     from aioxarray._runtime.budget import Share
-    from aioxarray._zarr.stores.servers.pacing import TurnAhead
+    from aioxarray._zarr.stores.servers.turns import TurnAhead
 
 
 class Content(Protocol):

@@ -139,7 +139,8 @@ class _Turn:
         """Wait for the turn; return its era."""
         room = self._room
         if room is not None and room.turn is not None:
-            ahead, room.turn = room.turn, None
+            ahead: TurnAhead = room.turn
+            room.turn = None
             return ahead.era
         era = self._pace.turn_now(self._loop.time())
         if era is not None:
