@@ -325,11 +325,8 @@ class FlightsMachine(OnALoop):
         self.count += 1
         for name in names:
             self.expected[name] = self.count
-        if size is not None and size <= self.LIMIT and table is self.table:
-            self.kept[id(table), key] = self.count, size
-            self.kept.move_to_end((id(table), key))
-            while sum(each for _, each in self.kept.values()) > self.LIMIT:
-                self.kept.popitem(last=False)
+        if size is not None and table is self.table:
+            self.put(key, size)
         self.answers[names[0]].set_result((self.count, size))
         self.settle()
 
@@ -357,6 +354,29 @@ class FlightsMachine(OnALoop):
         if not names:
             del table.open[key]
         self.cancel(name)
+
+    def put(self, key: str, size: int) -> None:
+        if size <= self.LIMIT:
+            self.kept[id(self.table), key] = self.count, size
+            self.kept.move_to_end((id(self.table), key))
+            while sum(each for _, each in self.kept.values()) > self.LIMIT:
+                self.kept.popitem(last=False)
+
+    @rule(sizes=st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from([1, 3, 7, 11]))))
+    def keep(self, sizes: list[tuple[str, int]]) -> None:
+        """Keep values without flights."""
+        for key, size in sizes:
+            self.count += 1
+            self.put(key, size)
+            self.table.flights.keep(key, self.count, size)
+
+    @rule(key=st.sampled_from("abcd"))
+    def use(self, key: str) -> None:
+        """Take a value from the cache, where it then stays for longer."""
+        entry = self.kept.get((id(self.table), key))
+        if entry is not None:
+            self.kept.move_to_end((id(self.table), key))
+        assert self.table.flights.known(key) == (None if entry is None else entry[:1])
 
     @rule()
     def forget(self) -> None:
