@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 import xarray as xr
@@ -27,16 +27,18 @@ from aioxarray._zarr.stores.retries import attempts as retrying
 from aioxarray._zarr.stores.retries.errors import transient
 from aioxarray._zarr.stores.servers import pacing
 from aioxarray.config import MOST_REQUESTS, Concurrency, config, request_limit
-from aioxarray.testing import ObjectServer, VirtualClock
+from aioxarray.testing import ObjectServer, Request, VirtualClock
 from tests.concurrency import clients
 from tests.concurrency.helpers import lazily, plain, same, written
 from tests.concurrency.refusing import PROCESS_A_SECOND, ServedStore, Server
 from tests.concurrency.sessions import closed_later
 from tests.concurrency.test_requests import Seen
-from tests.samples import stored
+from tests.samples import opened, stored
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
+
+T = TypeVar("T")
 
 
 @pytest.fixture(autouse=True)
@@ -218,6 +220,111 @@ def test_a_server_that_refuses_does_not_hold_up_another(monkeypatch: pytest.Monk
     assert bad_s > 3 * good_s
     assert not good.refused
     assert bad.refusals_after(1) < 0.05
+
+
+# Memory for eight chunks of eight numbers.
+MEMORY = 8 * 64
+
+
+@pytest.mark.parametrize("concurrency", ["auto", 128])
+@pytest.mark.parametrize(
+    ("shard", "part"),
+    [(None, slice(None)), (64, slice(None)), (64, slice(0, None, 16))],
+    ids=["chunks", "whole shards", "parts of shards"],
+)
+def test_a_server_that_refuses_takes_no_memory_from_another(
+    shard: int | None, part: slice, concurrency: Concurrency, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither requests that wait for their turn hold memory, nor those for their next attempt."""
+    bad, good = Server(0.05), Server(0.05)
+    refused = lazily(ServedStore(written(1, 64, shard=shard), bad)).isel(x=part)
+    other = lazily(ServedStore(written(1, 64, shard=shard), good)).isel(x=part)
+    bad.is_still = good.is_still = False
+
+    async def load_other() -> None:
+        # The first requests, among them those for indexes, are answered.
+        await asyncio.sleep(0.04)
+        bad.is_down = True
+        await asyncio.sleep(1)
+        await aioxarray.load_async(other)
+        bad.is_down = False
+
+    settings = {"concurrency": concurrency, "memory": MEMORY, "retry.attempts": 1000}
+    with config.set({**settings, "retry.deadline": 10_000}):
+        timed(monkeypatch, partial(aioxarray.load_async, refused), load_other)
+    xr.testing.assert_identical(refused, other)
+    assert len(bad.refused) >= 4
+
+
+class DownForChunks(ServedStore):
+    """A store whose server is down from the moment when a chunk is written."""
+
+    def __init__(self, store: Store, server: Server) -> None:
+        super().__init__(store, server)
+        self.is_asked = asyncio.Event()
+
+    async def _request(self, request: Request, send: Callable[[], Awaitable[T]]) -> T:
+        if request.method == "set" and "/c/" in request.key and not self.is_asked.is_set():
+            self.server.is_down = True
+            self.is_asked.set()
+        return await super()._request(request, send)
+
+
+def test_a_save_to_a_server_that_refuses_takes_little_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bad, good = Server(0.05), Server(0.05)
+    other = behind(good, 64)
+    inside = MemoryStore()
+    target = DownForChunks(inside, bad)
+    bad.is_still = False
+
+    async def load_other() -> None:
+        await target.is_asked.wait()
+        await asyncio.sleep(1)
+        await aioxarray.load_async(other)
+        bad.is_down = False
+
+    save = partial(aioxarray.to_zarr_async, plain(1, 64), target)
+    with config.set({"concurrency": "auto", "memory": MEMORY, "retry.deadline": 10_000}):
+        timed(monkeypatch, save, load_other)
+    xr.testing.assert_equal(opened(inside), plain(1, 64))
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_loads_and_saves_at_one_server_share_little_memory(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts of chunks that are written hold memory when they wait for their turn."""
+    chunks, inside = 40, MemoryStore()
+    old = plain(1, chunks).expand_dims(y=2, axis=1).copy(deep=True)
+    old["v0"].encoding["chunks"] = (8, 2)
+    for group in ("loaded", "updated"):
+        old.to_zarr(inside, group=group, zarr_format=3, consolidated=False)
+    server = Server(0.05, most=most)
+    store = ServedStore(inside, server)
+    loaded = [opened(store, group="loaded", consolidated=False) for _ in range(3)]
+    server.is_still = False
+
+    async def load(ds: xr.Dataset, after_s: float) -> None:
+        await asyncio.sleep(after_s)
+        await aioxarray.load_async(ds)
+
+    options: dict[str, Any] = {"consolidated": False, "zarr_format": 3, "safe_chunks": False}
+    part, region = old.isel(y=slice(1)) + 1, {"x": slice(None), "y": slice(0, 1)}
+    with config.set({"concurrency": "auto", "memory": 4 * 64, "retry.deadline": 10_000}):
+        timed(
+            monkeypatch,
+            *(partial(load, each, after_s) for after_s, each in enumerate(loaded)),
+            partial(aioxarray.to_zarr_async, old, store, group="saved", **options),
+            partial(
+                aioxarray.to_zarr_async, part, store, group="updated", region=region, **options
+            ),
+        )
+    for ds in (*loaded, opened(inside, group="saved", consolidated=False)):
+        xr.testing.assert_identical(ds, old)
+    updated = opened(inside, group="updated", consolidated=False)
+    xr.testing.assert_identical(updated, xr.concat([part, old.isel(y=slice(1, 2))], "y"))
 
 
 def test_the_wait_that_a_server_asks_for_is_that_of_all_requests(

@@ -1,13 +1,18 @@
-"""A chunk or an index of a shard whose checksum fails is requested once more."""
+"""A chunk or an index of a shard whose checksum fails is requested once more.
+
+Loads request them, and opens, which need the values of index coordinates.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from fnmatch import fnmatch
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pytest
 import zarr
+from numcodecs import CRC32C, Fletcher32
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec
 from zarr.storage import MemoryStore
 
@@ -23,6 +28,8 @@ if TYPE_CHECKING:
 
 CHUNK = "*/v/c/*"
 VALUES = np.random.default_rng(0).random((32, 16))
+
+INNER: Any = [BytesCodec(), Crc32cCodec()]
 
 # Ways to store the values: each ends in a checksum, of a chunk or of the index of a shard.
 KINDS: dict[str, dict[str, Any]] = {
@@ -144,3 +151,72 @@ def test_a_truncated_index_is_not_requested_again(
     with pytest.raises(ValueError, match="truncated"):
         aioxarray.load(ds)
     assert server.log.count("GET", CHUNK) == 1
+
+
+# --- index coordinates, whose values an open requests together with the metadata -----------------
+
+COORDINATE = np.arange(1.0, 17.0)
+
+# What is damaged is in the middle of an object: for the last, that is in the index of a shard.
+COORDINATES: dict[str, tuple[Literal[2, 3], dict[str, Any]]] = {
+    "chunks of format 3": (3, {"chunks": 4, "compressors": [BloscCodec(), Crc32cCodec()]}),
+    "chunks of format 2": (2, {"chunks": 4, "filters": None, "compressors": CRC32C()}),
+    "chunks with fletcher32": (2, {"chunks": 4, "filters": None, "compressors": Fletcher32()}),
+    "inner chunks": (3, {"chunks": 8, "serializer": ShardingCodec(chunk_shape=(4,), codecs=INNER)}),
+    "index of a shard": (
+        3,
+        {"chunks": 4, "serializer": ShardingCodec(chunk_shape=(1,), codecs=INNER)},
+    ),
+}
+CHUNK_OF_COORDINATE = {2: "*/x/[0-9]*", 3: "*/x/c/*"}
+
+
+@pytest.fixture
+def coordinate(of: str) -> Iterator[ObjectServer]:
+    """A server of a dataset whose index coordinate is stored in one of these ways."""
+    zarr_format, options = COORDINATES[of]
+    store = MemoryStore()
+    group = zarr.create_group(store, zarr_format=zarr_format)
+    named: dict[str, Any] = {"dimension_names": ("x",)} if zarr_format == 3 else {}
+    if zarr_format == 3 and "serializer" in options:
+        named |= {"compressors": [], "filters": []}
+    array = group.create_array("x", shape=16, dtype="f8", **named, **options)
+    if zarr_format == 2:
+        array.attrs["_ARRAY_DIMENSIONS"] = ["x"]
+    array[...] = COORDINATE
+    zarr.consolidate_metadata(store)
+    with ObjectServer() as server:
+        for key, value in store._store_dict.items():
+            server.put(f"bucket/data/{key}", value.to_bytes())
+        yield server
+
+
+@over_each_client
+@pytest.mark.parametrize("of", COORDINATES)
+def test_an_open_requests_a_damaged_index_coordinate_once_more(
+    client: Callable[[str], Store], of: str, coordinate: ObjectServer
+) -> None:
+    glob = CHUNK_OF_COORDINATE[COORDINATES[of][0]]
+    objects = [key for key in coordinate.data if fnmatch(key, glob)]
+    coordinate.fail(glob, "flip", times=1)
+    with config.set({"retry.backoff_s": 0}):
+        ds = opened(coordinate, client)
+    np.testing.assert_array_equal(ds.indexes["x"], COORDINATE)
+    assert coordinate.log.count("GET", glob) == len(objects) + 1
+
+
+@over_each_client
+@pytest.mark.parametrize("of", COORDINATES)
+def test_an_index_coordinate_that_stays_damaged_is_an_error_of_the_open(
+    client: Callable[[str], Store], of: str, coordinate: ObjectServer
+) -> None:
+    glob = CHUNK_OF_COORDINATE[COORDINATES[of][0]]
+    first = sorted(key for key in coordinate.data if fnmatch(key, glob))[0]
+    coordinate.fail(first, "flip")
+    with config.set({"retry.backoff_s": 0}), pytest.raises(DamagedDataError) as caught:
+        opened(coordinate, client)
+    notes = "\n".join(caught.value.__notes__)
+    assert "2 x DamagedDataError; a damaged answer is requested twice at most" in notes
+    assert f"in chunk '{first.removeprefix('bucket/data/')}' of" in notes
+    assert "while opening" in notes
+    assert coordinate.log.count("GET", first) == 2

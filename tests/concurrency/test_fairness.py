@@ -9,20 +9,30 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
+import threading
+from collections import deque
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
+import xarray as xr
 import zarr
 from zarr.storage import MemoryStore
 
 import aioxarray
+from aioxarray._runtime.loops import run_blocking
+from aioxarray._zarr import tuning
 from aioxarray._zarr.stores import grants
+from aioxarray._zarr.stores.observing.observers import Observer, Origin, observed
 from aioxarray.testing import GatedStore, LatencyStore, RecordingStore, VirtualClock
-from tests.concurrency.helpers import lazily, same, written
+from tests.concurrency.helpers import PATIENCE_S, lazily, plain, same, written
+from tests.runtime.helpers import settle
+from tests.samples import opened
 
 if TYPE_CHECKING:
-    import xarray as xr
+    from pathlib import Path
 
 LIMIT = 10
 
@@ -194,6 +204,103 @@ def test_a_small_load_of_another_thread_is_next() -> None:
         VirtualClock().run(main)
     same(datasets[0], 20, 10)
     same(datasets[1], 2, 1)
+
+
+class Steps(Observer):
+    """An observer that holds the reads of "large" in their threads, and lets them go in steps.
+
+    After each step it waits until all threads are held again: then a load that takes turns with
+    this one has no thread.
+
+    Attributes
+    ----------
+    others
+        The number of reads for other variables that are done.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.others = 0
+        self._threads = threads
+        self._changed = threading.Condition()
+        self._held: deque[int] = deque()
+        self._arrived = 0
+        self._is_open = False
+
+    def read(self, origin: Origin, key: str, *details: Any) -> None:
+        self.others += key.startswith("small/c/")
+        if key.startswith("large/c/"):
+            with self._changed:
+                self._arrived += 1
+                number = self._arrived
+                self._held.append(number)
+                self._changed.notify_all()
+                self._changed.wait_for(
+                    lambda: self._is_open or number not in self._held, PATIENCE_S
+                )
+
+    def wait(self) -> None:
+        """Wait until all threads are held."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self._held) == self._threads, PATIENCE_S)
+
+    def step(self) -> None:
+        """Let the read go that has been held for longest."""
+        with self._changed:
+            self._held.popleft()
+            self._changed.notify_all()
+        self.wait()
+
+    def open(self) -> None:
+        """Hold no read any more."""
+        with self._changed:
+            self._is_open = True
+            self._changed.notify_all()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.parametrize("shard", [None, 8 * 4096], ids=["chunks", "shards"])
+def test_a_small_load_goes_between_the_runs_of_a_large_one_in_threads(
+    threads: int, shard: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From local files. A thread makes way at the end of a run, here of four chunks of 32 KiB."""
+    monkeypatch.setattr(tuning, "TURN_S", 0)
+    monkeypatch.setattr(tuning, "READ_RUN_BYTES", 4 * 32 << 10)
+    data = plain(1, 128, 4096).rename(v0="large")
+    data["large"].encoding["shards"] = shard and (shard,)
+    data["small"] = ("y", np.arange(3 * 4096))
+    data["small"].encoding["chunks"] = (4096,)
+    data.to_zarr(tmp_path, zarr_format=3, consolidated=False)
+    ds = opened(tmp_path, consolidated=False)
+    asks = threading.Event()
+    in_thread = grants.Grants.in_thread
+
+    def spy(granted: grants.Grants, *args: Any, **options: Any) -> Any:
+        asks.set()
+        return in_thread(granted, *args, **options)
+
+    steps = 0
+    with (
+        aioxarray.config.set(threads=threads),
+        observed(gate := Steps(threads)),
+        ThreadPoolExecutor(2) as pool,
+    ):
+        try:
+            large = pool.submit(aioxarray.load, ds[["large"]])
+            gate.wait()
+            monkeypatch.setattr(grants.Grants, "in_thread", spy)
+            small = pool.submit(aioxarray.load, ds[["small"]])
+            assert asks.wait(PATIENCE_S)
+            # By then, it waits for a thread.
+            run_blocking(settle)
+            while gate.others < 3:
+                gate.step()
+                steps += 1
+        finally:
+            gate.open()
+        xr.testing.assert_identical(large.result(PATIENCE_S), data[["large"]])
+        xr.testing.assert_identical(small.result(PATIENCE_S), data[["small"]])
+    # A run of each thread, and three that have their turn between those of the small load.
+    assert steps <= 4 * (threads + 3)
 
 
 def _run_own_loop(ds: xr.Dataset) -> None:

@@ -33,8 +33,9 @@ from aioxarray._zarr.stores.retries.attempts import retrying_client
 from aioxarray._zarr.stores.retries.errors import transient
 from aioxarray.config import config
 from aioxarray.errors import ServerUnavailableError, TryAgainError
-from aioxarray.testing import FaultyStore, ObjectServer
+from aioxarray.testing import FaultyStore, LatencyStore, ObjectServer
 from tests.concurrency import clients
+from tests.concurrency.helpers import PATIENCE_S, lazily, same, written
 from tests.concurrency.sessions import closed_later
 from tests.concurrency.test_requests import Seen
 from tests.samples import stored
@@ -642,6 +643,21 @@ def test_a_blocking_call_is_retried_by_a_coroutine(
     assert len(handed) == len(waits.seconds) == len(seen.failed_with) == 1
     assert server.log.count("GET", CHUNKS) == 9
     assert grants.requests.in_use == 0
+
+
+@pytest.mark.parametrize("client", [fsspec_http, obstore_http])
+def test_no_memory_is_held_until_the_next_attempt(
+    client: Callable[[str], Store], server: ObjectServer, waits: Waits
+) -> None:
+    """With obstore, a thread waits for that of its request."""
+    ds = served(server, client)
+    other = lazily(LatencyStore(written(1, 4), 0.0))
+    waits.meanwhile = partial(aioxarray.load_async, other, timeout=PATIENCE_S)
+    server.fail(CHUNKS, 503, times=1)
+    with config.set(memory=1):
+        xr.testing.assert_identical(aioxarray.compute(ds), sample())
+    same(other, 1, 4)
+    assert len(waits.seconds) == 1
 
 
 def test_giving_up_ends_the_wait_of_a_blocking_call(server: ObjectServer, waits: Waits) -> None:

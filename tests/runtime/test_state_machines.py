@@ -17,7 +17,7 @@ from typing import Any
 import hypothesis
 import pytest
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from zarr.storage import MemoryStore
 
 import aioxarray
@@ -26,6 +26,7 @@ from aioxarray._runtime.cache import Cache, CacheStatistics
 from aioxarray._runtime.flights import Flight, Flights, FlightStatistics, withdraw
 from aioxarray._runtime.loops import use_io_loop
 from aioxarray._zarr.stores.request import Request, send
+from aioxarray._zarr.stores.retries import attempts as retrying
 from aioxarray.testing.clock import _VirtualLoop
 from tests.runtime.helpers import settle
 
@@ -135,8 +136,23 @@ class BudgetMachine(OnALoop):
             self.admitted.append(name)
             await self.leave[name].wait()
 
-    @rule(bound=st.sampled_from([1, 2, 3, 5, math.inf]))
-    @precondition(lambda self: len(self.shares) < 4)
+    # Like bounds make shares wait for each other, and not only for themselves.
+    @initialize(bounds=st.lists(st.sampled_from([3, 5]), min_size=2, max_size=3))
+    def begin(self, bounds: list[int]) -> None:
+        for bound in bounds:
+            self.open(bound)
+
+    @rule()
+    @precondition(lambda self: len(self.shares) == 3)
+    def open_without_bound(self) -> None:
+        """Rarely: then nothing waits for another share."""
+        self.open(math.inf)
+
+    @rule(bound=st.sampled_from([1, 2, 3, 5]))
+    @precondition(lambda self: len(self.shares) < 3)
+    def open_with_bound(self, bound: int) -> None:
+        self.open(bound)
+
     def open(self, bound: float) -> None:
         share = ModelShare(self.budget.share(bound))
         share.share.__enter__()
@@ -154,15 +170,16 @@ class BudgetMachine(OnALoop):
             self.let_in()
             self.settle()
 
-    @rule(index=st.integers(0, 3), amount=st.integers(1, 6))
+    @rule(index=st.integers(0, 3), amounts=st.lists(st.integers(1, 6), min_size=1, max_size=4))
     @precondition(lambda self: self.shares)
-    def acquire(self, index: int, amount: int) -> None:
+    def acquire(self, index: int, amounts: list[int]) -> None:
         share = self.shares[index % len(self.shares)]
-        name = len(self.tasks)
-        self.leave[name] = asyncio.Event()
-        share.waiting.append((name, amount))
-        self.let_in(share)
-        assert self.start(self.hold(name, share.share, amount)) == name
+        for amount in amounts:
+            name = len(self.tasks)
+            self.leave[name] = asyncio.Event()
+            share.waiting.append((name, amount))
+            self.let_in(share)
+            assert self.start(self.hold(name, share.share, amount)) == name
 
     @rule(index=st.integers(0, 20), cancels=st.booleans())
     @precondition(lambda self: self.inside)
@@ -175,6 +192,31 @@ class BudgetMachine(OnALoop):
         else:
             self.leave[name].set()
             self.settle()
+
+    @rule(index=st.integers(0, 20), turns=st.sampled_from([0, 1]))
+    @precondition(lambda self: self.inside)
+    def hand_over_in_vain(self, index: int, turns: int) -> None:
+        """Cancel a task that has got a place, before it has run or been told."""
+        name = sorted(self.inside)[index % len(self.inside)]
+        share, _ = self.inside.pop(name)
+        known = len(self.expected)
+        self.let_in(share)
+        gone = self.expected[known:][:1]
+        for each in gone:
+            self.expected.remove(each)
+            share, _ = self.inside.pop(each)
+            self.let_in(share)
+
+        async def cancel() -> None:
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            for each in gone:
+                self.tasks[each].cancel()
+
+        self.leave[name].set()
+        self.runner.run(cancel())
+        self.settle()
+        assert all(self.tasks[each].cancelled() for each in gone)
 
     @rule(index=st.integers(0, 20))
     @precondition(lambda self: any(each.waiting for each in self.shares))
@@ -259,8 +301,12 @@ class FlightsMachine(OnALoop):
     def flying(self) -> list[tuple[ModelFlights, str]]:
         return [(table, key) for table in self.tables for key in sorted(table.open)]
 
-    @rule(key=st.sampled_from("abc"))
-    def join(self, key: str) -> None:
+    @rule(key=st.sampled_from("abc"), count=st.integers(1, 3))
+    def join(self, key: str, count: int) -> None:
+        for _ in range(count):
+            self.join_once(key)
+
+    def join_once(self, key: str) -> None:
         name = len(self.tasks)
         entry = self.kept.get((id(self.table), key))
         if entry is not None:
@@ -279,11 +325,8 @@ class FlightsMachine(OnALoop):
         self.count += 1
         for name in names:
             self.expected[name] = self.count
-        if size is not None and size <= self.LIMIT and table is self.table:
-            self.kept[id(table), key] = self.count, size
-            self.kept.move_to_end((id(table), key))
-            while sum(each for _, each in self.kept.values()) > self.LIMIT:
-                self.kept.popitem(last=False)
+        if size is not None and table is self.table:
+            self.put(key, size)
         self.answers[names[0]].set_result((self.count, size))
         self.settle()
 
@@ -300,7 +343,7 @@ class FlightsMachine(OnALoop):
         with pytest.raises(OSError, match="broken"):
             self.tasks[names[0]].result()
 
-    @rule(index=st.integers(0, 9), who=st.integers(0, 9))
+    @rule(index=st.integers(0, 2), who=st.integers(0, 2))
     @precondition(lambda self: self.flying())
     def give_up(self, index: int, who: int) -> None:
         flying = self.flying()
@@ -311,6 +354,29 @@ class FlightsMachine(OnALoop):
         if not names:
             del table.open[key]
         self.cancel(name)
+
+    def put(self, key: str, size: int) -> None:
+        if size <= self.LIMIT:
+            self.kept[id(self.table), key] = self.count, size
+            self.kept.move_to_end((id(self.table), key))
+            while sum(each for _, each in self.kept.values()) > self.LIMIT:
+                self.kept.popitem(last=False)
+
+    @rule(sizes=st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from([1, 3, 7, 11]))))
+    def keep(self, sizes: list[tuple[str, int]]) -> None:
+        """Keep values without flights."""
+        for key, size in sizes:
+            self.count += 1
+            self.put(key, size)
+            self.table.flights.keep(key, self.count, size)
+
+    @rule(key=st.sampled_from("abcd"))
+    def use(self, key: str) -> None:
+        """Take a value from the cache, where it then stays for longer."""
+        entry = self.kept.get((id(self.table), key))
+        if entry is not None:
+            self.kept.move_to_end((id(self.table), key))
+        assert self.table.flights.known(key) == (None if entry is None else entry[:1])
 
     @rule()
     def forget(self) -> None:
@@ -344,26 +410,34 @@ class FlightsMachine(OnALoop):
 
 
 class Status(OSError):
-    """An error with an HTTP status, as clients raise it."""
+    """An error with an HTTP status, as clients raise it, and the wait that the server asks for."""
 
-    def __init__(self, status: int) -> None:
+    def __init__(self, status: int, asked_s: int | None) -> None:
         super().__init__(f"status {status}")
         self.status = status
+        self.headers = {} if asked_s is None else {"Retry-After": str(asked_s)}
 
 
 class RetriesMachine(OnALoop):
-    """How often each request is made, and the places that it holds meanwhile."""
+    """How often each request is made and when, and the places that it holds meanwhile."""
 
     PLACES, ATTEMPTS = 2, 3
-    # Longer than any wait between two attempts.
-    LONG_S = 100.0
+    # No multiple of a step, nor with what the server asks for, as waits have random parts.
+    DEADLINE_S = 95
+    STEP_S, BACKOFF_S, LONGEST_BACKOFF_S = 10, 1, 2
 
     def __init__(self) -> None:
         super().__init__()
         self._settings = aioxarray.config.set(
-            {"retry.attempts": self.ATTEMPTS, "retry.deadline": 1e9}
+            {
+                "retry.attempts": self.ATTEMPTS,
+                "retry.deadline": self.DEADLINE_S,
+                "retry.backoff_s": self.BACKOFF_S,
+            }
         )
         self._settings.__enter__()
+        self._clock = retrying.clock
+        retrying.clock = self.runner.get_loop().time
         self.budget = Budget("requests")
         self.share = self.budget.share(self.PLACES)
         self.share.__enter__()
@@ -371,9 +445,11 @@ class RetriesMachine(OnALoop):
         # At the server: all attempts, and the answers that it owes.
         self.attempts: dict[int, int] = {}
         self.answers: dict[int, asyncio.Future[str]] = {}
-        # Attempts that have failed, and requests that wait before the next.
+        # Attempts that have failed, and when the first has.
         self.failed: dict[int, int] = {}
-        self.resting: set[int] = set()
+        self.first_failed_at: dict[int, float] = {}
+        # Until when requests wait for their next attempt, at most.
+        self.resting: dict[int, float] = {}
         self.over: set[int] = set()
 
     async def request(self, name: int) -> str:
@@ -391,7 +467,11 @@ class RetriesMachine(OnALoop):
 
     def active(self) -> set[int]:
         """Return the requests that have a place or wait for one."""
-        return set(self.tasks) - self.over - self.resting
+        return set(self.tasks) - self.over - self.resting.keys()
+
+    @property
+    def now(self) -> float:
+        return self.runner.get_loop().time()
 
     @rule()
     @precondition(lambda self: len(self.active()) < 6)
@@ -399,7 +479,9 @@ class RetriesMachine(OnALoop):
         self.start(self.request(len(self.tasks)))
 
     def answered(self, index: int) -> int:
-        return sorted(self.answers)[index % len(self.answers)]
+        # Those first that have failed most often, so that some run out of attempts.
+        names = sorted(self.answers, key=lambda name: (-self.failed.get(name, 0), name))
+        return names[index % len(names)]
 
     @rule(index=st.integers(0, 5))
     @precondition(lambda self: self.answers)
@@ -410,33 +492,44 @@ class RetriesMachine(OnALoop):
         self.settle()
         assert self.tasks[name].result() == "fine"
 
-    @rule(index=st.integers(0, 5), status=st.sampled_from([403, 404, 429, 503]))
+    @rule(
+        index=st.integers(0, 2),
+        status=st.sampled_from([429, 503, 503, 404]),
+        asked_s=st.sampled_from([None, 17, 100]),
+    )
     @precondition(lambda self: self.answers)
-    def fail(self, index: int, status: int) -> None:
+    def fail(self, index: int, status: int, asked_s: int | None) -> None:
         name = self.answered(index)
         self.failed[name] = self.failed.get(name, 0) + 1
-        goes_on = status in (429, 503) and self.failed[name] < self.ATTEMPTS
-        (self.resting if goes_on else self.over).add(name)
-        self.answers[name].set_exception(Status(status))
+        begun = self.first_failed_at.setdefault(name, self.now)
+        in_time = self.now - begun + (asked_s or 0) <= self.DEADLINE_S
+        goes_on = status in (429, 503) and self.failed[name] < self.ATTEMPTS and in_time
+        if goes_on:
+            self.resting[name] = self.now + (asked_s or self.LONGEST_BACKOFF_S)
+        else:
+            self.over.add(name)
+        self.answers[name].set_exception(Status(status, asked_s))
         self.settle()
         if not goes_on:
             error = self.tasks[name].exception()
             assert getattr(error, "status", None) == status or "status" in str(error)
 
     @rule()
-    @precondition(lambda self: self.resting and not self.answers)
+    @precondition(lambda self: set(self.tasks) - self.over)
     def wait(self) -> None:
-        """Let the waits of all requests end; no attempt is under way meanwhile."""
-        self.resting.clear()
-        self.runner.run(asyncio.sleep(self.LONG_S))
+        """Let time pass, in which some of the requests end their waits."""
+        self.runner.run(asyncio.sleep(self.STEP_S))
         self.settle()
+        for name, until in list(self.resting.items()):
+            if until <= self.now:
+                del self.resting[name]
 
     @rule(index=st.integers(0, 20))
     @precondition(lambda self: set(self.tasks) - self.over)
     def give_up(self, index: int) -> None:
         alive = sorted(set(self.tasks) - self.over)
         name = alive[index % len(alive)]
-        self.resting.discard(name)
+        self.resting.pop(name, None)
         self.over.add(name)
         self.cancel(name)
 
@@ -444,7 +537,8 @@ class RetriesMachine(OnALoop):
     def same(self) -> None:
         active = self.active()
         under_way = min(len(active), self.PLACES)
-        # No place is held while a request waits for its next attempt.
+        # No place is held while a request waits for its next attempt. All waits that are over by
+        # now have ended, and no other.
         assert len(self.answers) == under_way
         assert self.answers.keys() <= active
         now = self.budget.statistics()
@@ -459,6 +553,7 @@ class RetriesMachine(OnALoop):
 
     def assert_nothing_left(self) -> None:
         self._settings.__exit__(None, None, None)
+        retrying.clock = self._clock
         self.share.__exit__()
         assert not self.answers
         assert self.budget.statistics() == BudgetStatistics(0, 0, 0, 0)

@@ -25,6 +25,7 @@ from aioxarray._zarr.stores.grants import Grants
 from aioxarray._zarr.stores.request import chunk_noted
 from aioxarray._zarr.stores.sources import source_of
 from aioxarray.config import cache_limit
+from aioxarray.errors import DamagedDataError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -180,7 +181,7 @@ def prefetched_block(
 ) -> NDArray[Any] | None:
     """Return a block of ``array`` whose encoded chunks are in ``values``, decoded in this thread.
 
-    Returns None if a chunk is not in ``values``, or if zarr's own code is needed.
+    Returns None if a chunk is not in ``values`` or damaged, or if zarr's own code is needed.
     """
     inner = array._async_array
     selected = _select_block(inner, form_of(inner), selection)
@@ -194,8 +195,12 @@ def prefetched_block(
         return None
     for chunk in chunks:
         data = values[chunk.key]
-        with chunk_noted(chunk.key, array.store):
-            result.put(None if data is None else data.as_numpy_array(), chunk)
+        try:
+            with chunk_noted(chunk.key, array.store):
+                result.put(None if data is None else data.as_numpy_array(), chunk)
+        except DamagedDataError:
+            # An ordinary read requests it once more.
+            return None
     return _values(result)
 
 

@@ -230,19 +230,17 @@ class ChunkReads:
     async def _fetch(self, flight: Flight[Chunk]) -> bool:
         """Fetch a chunk with the store's coroutine and decode it; return whether it exists."""
         chunk = flight.part
-        long = is_long(self.held)
-        with self.noted(chunk), flight:
-            async with self.grants.memory.hold(self.held, long=long):
-                data: Any = await self.limited.get(
-                    chunk.key, chunk.spec.prototype, size=self.held, check=self.plan.check
-                )
-                there = data is not None
-                if there and not self.result.by_zarr:
-                    data = data.as_numpy_array()
-                if self._is_decoded_here(there):
-                    self.sharing.put(self.result, data, flight)
-                else:
-                    await self._batches.add((data, flight), self.nbytes)
+        with self.noted(chunk), flight, self.grants.room(self.held) as room:
+            data: Any = await self.limited.get(
+                chunk.key, chunk.spec.prototype, room=room, check=self.plan.check
+            )
+            there = data is not None
+            if there and not self.result.by_zarr:
+                data = data.as_numpy_array()
+            if self._is_decoded_here(there):
+                self.sharing.put(self.result, data, flight)
+            else:
+                await self._batches.add((data, flight), self.nbytes)
         return there
 
     def _is_decoded_here(self, there: bool) -> bool:

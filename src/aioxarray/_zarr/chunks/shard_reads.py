@@ -8,11 +8,12 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from zarr.abc.store import RangeByteRequest, SuffixByteRequest
 
+from aioxarray._runtime.batches import Batches, one_by_one
 from aioxarray._runtime.flights import Flight, failing
 from aioxarray._runtime.tasks import gather
 from aioxarray._zarr import tuning
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from aioxarray._zarr.chunks.shards import Index
     from aioxarray._zarr.selection import ByteRange, Chunk
+    from aioxarray._zarr.stores.servers.room import Room
 
 T = TypeVar("T")
 
@@ -207,12 +209,11 @@ class ByCoroutines(ShardReads):
         return await self.reads.each(self.read)
 
     async def lead(self, part: ShardPart, led: Sequence[Flight[Chunk]]) -> list[bool]:
-        memory, size = self.grants.memory, part.size(led)
         if part.is_all(led):
-            async with memory.hold(size, long=is_long(size)):
+            with self.grants.room(part.size(led)) as room:
                 with failing(led):
                     check = partial(part.check_whole, wanted=led)
-                    whole: Any = await self._get(part, None, check, size=size)
+                    whole: Any = await self._get(part, None, check, room)
                     index = self.sharing.keep(INDEXES, part.cut_index(whole), part)
                 ranges, there = self.ranges(part, index, led)
                 # If the shard does not exist, there are no ranges.
@@ -222,15 +223,17 @@ class ByCoroutines(ShardReads):
             index = await self.index(part)
         ranges, there = self.ranges(part, index, led)
 
-        async def fetch(each: ByteRange) -> tuple[Any, ByteRange]:
-            with failing([span.part for span in each.spans]):
-                wanted = RangeByteRequest(each.start, each.stop)
-                check, size = partial(part.check_range, of=each), each.stop - each.start
-                return await self._get(part, wanted, check, size=size), each
-
-        async with memory.hold(size, long=is_long(size)):
-            await self._decode(part, await gather([partial(fetch, each) for each in ranges]))
+        await gather([partial(self._read_range, part, each) for each in ranges])
         return there
+
+    async def _read_range(self, part: ShardPart, of: ByteRange) -> None:
+        """Fetch and decode the inner chunks in a range of a shard."""
+        # No range holds memory while another one waits for it, or for its turn at the server.
+        with self.grants.room(part.size(of.spans)) as room:
+            with failing([span.part for span in of.spans]):
+                wanted = RangeByteRequest(of.start, of.stop)
+                data = await self._get(part, wanted, partial(part.check_range, of=of), room)
+            await self._batches.add((part, data, of), room.size)
 
     async def read_index(self, led: Sequence[Flight[ShardPart]]) -> list[Index | None]:
         (flight,) = led
@@ -241,13 +244,23 @@ class ByCoroutines(ShardReads):
             return [self.sharing.put(INDEXES, data, flight)]
 
     async def _get(
-        self, part: ShardPart, wanted: ByteRequest | None, check: Check, *, size: int = 0
+        self, part: ShardPart, wanted: ByteRequest | None, check: Check, room: Room | None = None
     ) -> Any | None:
         prototype = part.chunk.spec.prototype
         data: Any = await self.reads.limited.get(
-            part.key, prototype, wanted, size=size, check=check
+            part.key, prototype, wanted, room=room, check=check
         )
         return None if data is None else data.as_numpy_array()
+
+    @cached_property
+    def _batches(self) -> Batches[tuple[ShardPart, Any | None, ByteRange]]:
+        """Decodes in threads, in batches, the ranges that have arrived."""
+
+        def put(arrived: tuple[ShardPart, Any | None, ByteRange]) -> None:
+            self.put(*arrived)
+
+        threads = self.grants.thread_count
+        return Batches(self.grants.decoders, threads, tuning.BATCH_BYTES, one_by_one(put), is_long)
 
     async def _decode(self, part: ShardPart, fetched: Sequence[tuple[Any, ByteRange]]) -> None:
         def decode() -> None:

@@ -220,18 +220,23 @@ class WritePipeline(BatchedCodecPipeline):
 
         async def write(run: Sequence[ChunkWrite]) -> Sequence[None]:
             (request,) = run
-            limited, spec, _, _, is_complete = request
+            setter, spec, _, _, is_complete = request
+            limited: LimitedStore = setter.store  # type: ignore[attr-defined]
+            key: str = setter.path  # type: ignore[attr-defined]
             size = byte_count(spec.shape, spec.dtype.to_native_dtype())
-            with _noted(limited):
-                async with grants.memory.hold(size, long=is_long(size)):
-                    chunk = _Chunk(request)
-                    if not (is_complete or self.fresh):
-                        chunk.data = await limited.get(spec.prototype)
-                    await batches.add(chunk, size)
-                    if chunk.data is not None:
-                        await limited.set(chunk.data)
-                    elif not self.fresh:
-                        await limited.delete()
+            with _noted(setter), grants.room(size) as room:
+                chunk = _Chunk(request, size, batches)
+                if is_complete or self.fresh:
+                    await limited.turn_ahead(room)
+                    room.content = chunk
+                else:
+                    chunk.data = await limited.get(key, spec.prototype, room=room)
+                    room.keep()
+                await chunk.make()
+                if chunk.data is not None:
+                    await limited.set_made(key, chunk.value, room)
+                elif not self.fresh:
+                    await limited.delete(key, room=room)
             return ()
 
         schedule: Schedule[ChunkWrite, None] = Schedule(zip(requests))
@@ -255,9 +260,24 @@ class _Chunk:
     for no value.
     """
 
-    def __init__(self, request: ChunkWrite) -> None:
+    def __init__(self, request: ChunkWrite, size: int, batches: Batches[_Chunk]) -> None:
         self.request = request
         self.data: Buffer | None = None
+        self._size = size
+        self._batches = batches
+
+    async def make(self) -> None:
+        """Encode the chunk."""
+        await self._batches.add(self, self._size)
+
+    def drop(self) -> None:
+        """Drop the encoded value: it is made again when there is room for it."""
+        self.data = None
+
+    def value(self) -> Buffer:
+        """Return the encoded value, of a chunk that has one."""
+        assert self.data is not None
+        return self.data
 
 
 class _InMemory:

@@ -19,9 +19,12 @@ import numcodecs.blosc
 import numcodecs.lz4
 import numcodecs.zstd
 import numpy as np
+from numcodecs.checksum32 import Checksum32
+from numcodecs.fletcher32 import Fletcher32
 from numcodecs.shuffle import Shuffle
 from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, ZstdCodec
 
+from aioxarray._zarr.compat import _v2
 from aioxarray.errors import DamagedDataError
 
 try:
@@ -315,8 +318,22 @@ def check_of(pipeline: Any) -> Check | None:
     pipeline
         The codec pipeline of the chunk.
     """
+    serializer = pipeline.array_bytes_codec
+    if type(serializer) is _v2.V2Codec:
+        chain = [*(serializer.filters or ()), serializer.compressor]
+        outermost = next((codec for codec in chain[::-1] if codec is not None), None)
+        if isinstance(outermost, Checksum32 | Fletcher32):
+            return functools.partial(_check_by_decoding, outermost)
+        return None
     last = pipeline.bytes_bytes_codecs[-1:]
     return _crc32c if last and type(last[0]) is Crc32cCodec else None
+
+
+def _check_by_decoding(codec: Any, data: Any) -> None:
+    try:
+        codec.decode(np.frombuffer(data, np.uint8))
+    except (RuntimeError, ValueError) as error:
+        raise DamagedDataError(str(error)) from error
 
 
 def steps_of(codecs: Sequence[Any]) -> tuple[Step, ...] | None:

@@ -76,6 +76,10 @@ class PrefetchedStore(NamedAsWrapped, WrapperStore[Store]):
         """The known values by key; None for keys that do not exist."""
         return self._answers.values
 
+    def forget(self, key: str) -> None:
+        """Ask the store for ``key`` from now on, because the known value is damaged."""
+        self._answers.values.pop(key, None)
+
     def counted_elsewhere(self) -> Store:
         """Return this wrapper around the unlimited store, for a reader that limits requests."""
         if not isinstance(self._store, ForeignStore):

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from aioxarray._runtime.budget import Budget, Share
 from aioxarray._runtime.threads.forks import after_fork
 from aioxarray._runtime.threads.pool import Pool
+from aioxarray._zarr.stores.servers.room import Room
 
 T = TypeVar("T")
 
@@ -87,8 +88,10 @@ class Held:
         The client that the call uses.
     requests
         The share in which the call's request has its place.
+    memory
+        The share in which the call has its memory.
     size
-        The bytes of each value that it requests.
+        The bytes that it takes there, for each value that it requests.
     long
         Whether the places are held for unusually long.
 
@@ -100,9 +103,12 @@ class Held:
         When the call made the request that it waits for, in the loop's time; None between requests.
     """
 
-    def __init__(self, client: Client, requests: Share, size: int, *, long: bool) -> None:
+    def __init__(
+        self, client: Client, requests: Share, memory: Share, size: int, *, long: bool
+    ) -> None:
         self._client = client
         self.requests = requests
+        self._memory = memory
         self._size = size
         self._long = long
         self._loop = asyncio.get_running_loop()
@@ -118,8 +124,8 @@ class Held:
         """Add a place that was acquired."""
         self._places.append((share, amount))
 
-    def lose(self, memory: Share) -> None:
-        """Give the call up, but keep its places except those in ``memory``: its request goes on.
+    def lose(self) -> None:
+        """Give the call up, but keep its places except that in the memory: its request goes on.
 
         While the server is silent no bytes are in memory, and a late answer is dropped.
         """
@@ -129,8 +135,8 @@ class Held:
             self._is_lost = True
             with self._client._lock:
                 self._client._lost += 1
-            gone = [place for place in self._places if place[0] is memory]
-            self._places = [place for place in self._places if place[0] is not memory]
+            gone = [place for place in self._places if place[0] is self._memory]
+            self._places = [place for place in self._places if place[0] is not self._memory]
             retry = self._retry
         self._release(gone)
         if retry is not None:
@@ -159,19 +165,21 @@ class Held:
             self._is_taken_over = self.asked_at is not None
             return self._is_taken_over
 
-    def run_in_place(self, ask: Callable[[Share, int], Coroutine[Any, Any, T]]) -> T:
+    def run_in_place(self, ask: Callable[[Share, Room], Coroutine[Any, Any, T]]) -> T:
         """Run a coroutine on the loop in place of the call's request, and wait for it; in a thread.
 
-        The call's place among the requests is released for that time: ``ask`` gets the share and
-        the bytes to expect. Raises CancelledError if the call is given up.
+        The call's place among the requests and its memory are released for that time: ``ask`` gets
+        the share and the room of the request. Raises CancelledError if the call is given up.
         """
+        released = [(self.requests, 1), (self._memory, self._size)]
         with self._lock:
             if self._is_lost:
                 raise asyncio.CancelledError
-            self._places.remove((self.requests, 1))
+            for place in released:
+                self._places.remove(place)
             retry = asyncio.run_coroutine_threadsafe(self._in_place(ask), self._loop)
             self._retry = retry
-        self.requests.release(1, long=self._long)
+        self._release(released)
         try:
             return retry.result()
         except CancelledFuture:
@@ -179,21 +187,25 @@ class Held:
         finally:
             self._retry = None
 
-    async def _in_place(self, ask: Callable[[Share, int], Coroutine[Any, Any, T]]) -> T:
-        try:
-            result = await ask(self.requests, self._size)
-        except Exception:
-            await self._take_back()
-            raise
-        await self._take_back()
-        return result
+    async def _in_place(self, ask: Callable[[Share, Room], Coroutine[Any, Any, T]]) -> T:
+        with Room(self._memory, self._size, long=self._long) as room:
+            try:
+                result = await ask(self.requests, room)
+            except Exception:
+                await self._take_back(room)
+                raise
+            await self._take_back(room)
+            return result
 
-    async def _take_back(self) -> None:
-        """Acquire the place of the call's next request again."""
+    async def _take_back(self, room: Room) -> None:
+        """Take over the bytes of ``room``, and acquire the place of the call's next request."""
+        await room.acquire()
         await self.requests.acquire(1, long=self._long)
         with self._lock:
             if not self._is_lost:
                 self.add(self.requests, 1)
+                self.add(self._memory, self._size)
+                room.hand_over()
                 return
         self.requests.release(1, long=self._long)
         raise asyncio.CancelledError

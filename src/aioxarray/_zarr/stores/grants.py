@@ -19,6 +19,7 @@ from aioxarray._zarr import tuning
 from aioxarray._zarr.stores.clients import Client, Held, Nearness, fetchers, held_here
 from aioxarray._zarr.stores.retries.silence import SilentCall
 from aioxarray._zarr.stores.servers.pacing import pace_of, request_share
+from aioxarray._zarr.stores.servers.room import Room
 from aioxarray.config import Concurrency, cache_limit, is_hedging, memory_limit, thread_count
 
 T = TypeVar("T")
@@ -124,6 +125,10 @@ class Grants:
         """Limits decoding in other threads to ``thread_count`` of them."""
         return Semaphore(self.thread_count)
 
+    def room(self, size: int) -> Room:
+        """Return the room for an answer that takes ``size`` bytes, to open as a context."""
+        return Room(self.memory, size, long=is_long(size))
+
     def is_wanted(self) -> bool:
         """Return whether other work waits for places that this load's threads hold; thread-safe."""
         return self.decoders.has_queue or any(
@@ -202,7 +207,7 @@ class Grants:
         this returns False, too, and the thread does nothing more.
         """
         long = is_long(size)
-        held = Held(client, self.requests, size, long=long)
+        held = Held(client, self.requests, self.memory, size, long=long)
         try:
             # The thread first: other places would be held in vain while waiting for one.
             turns = self._turns_of(client)
@@ -242,8 +247,8 @@ class Grants:
             with silence:
                 await fetchers.run_to_end(work, stop_unless_silent, wait=False)
         except asyncio.CancelledError:
-            held.lose(self.memory)
-            if silence.has_cancelled():
+            held.lose()
+            if silence.undo():
                 return False
             raise
         except BaseException:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, runtime_checkable
 
 from zarr.abc.store import RangeByteRequest, Store, SuffixByteRequest
 from zarr.storage import WrapperStore
@@ -15,12 +15,14 @@ from aioxarray._zarr.stores.clients import fetchers
 from aioxarray._zarr.stores.printable import NamedAsWrapped
 from aioxarray._zarr.stores.request import Kind, Request, send
 from aioxarray._zarr.stores.servers.denials import check_snapshot, exists, is_icechunk
-from aioxarray.errors import WrongLengthError
+from aioxarray._zarr.stores.servers.turns import turn_ahead
+from aioxarray.errors import DamagedDataError, WrongLengthError
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
 
     from aioxarray._zarr.compat import Buffer, BufferPrototype
+    from aioxarray._zarr.stores.servers.room import Room
 
     # An alias, because ``list`` is a method of stores.
     _Values = list[Buffer | None]
@@ -29,6 +31,14 @@ T = TypeVar("T")
 
 # Raises `DamagedDataError` if the bytes do not match their checksum.
 Check = Callable[[Any], object]
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """A store that may answer from memory."""
+
+    def forget(self, key: str) -> None:
+        """Ask the server the next time: the value in memory is damaged."""
 
 
 class Places:
@@ -72,10 +82,10 @@ class LimitedStore(NamedAsWrapped, WrapperStore[Store]):
         prototype: BufferPrototype,
         byte_range: ByteRequest | None = None,
         *,
-        size: int = 0,
+        room: Room | None = None,
         check: Check | None = None,
     ) -> Buffer | None:
-        """Read a value, or a part of it, of about ``size`` bytes, as far as that is known.
+        """Read a value, or a part of it, in the memory of ``room``, if given.
 
         ``check`` is called with the bytes. If it raises `DamagedDataError`, they are requested once
         more.
@@ -91,10 +101,19 @@ class LimitedStore(NamedAsWrapped, WrapperStore[Store]):
                 request.nbytes = len(value)
                 _check_length(len(value), byte_range)
                 if check is not None:
-                    check(value.as_numpy_array())
+                    self._check(check, key, value)
             return value
 
-        return await send(request, self._places.requests, ask, size)
+        size = 0 if room is None else room.size
+        return await send(request, self._places.requests, ask, size, room)
+
+    def _check(self, check: Check, key: str, value: Buffer) -> None:
+        try:
+            check(value.as_numpy_array())
+        except DamagedDataError:
+            if isinstance(self._store, Remembering):
+                self._store.forget(key)
+            raise
 
     async def exists(self, key: str) -> bool:
         return await self._send("exists", key, lambda: exists(self._store, key))
@@ -109,7 +128,9 @@ class LimitedStore(NamedAsWrapped, WrapperStore[Store]):
 
     async def get_documents(self, prototype: BufferPrototype, keys: Sequence[str]) -> _Values:
         """Read metadata documents: one request each, or one in total if one object has them all."""
-        if _has_documents_in_one_object(self._store):
+        if is_icechunk(self._store):
+            # It has all metadata in its snapshot: one call for many documents takes a tenth of the
+            # time of a call for each. Of chunks, such a call reads only ten at a time.
             try:
                 return await self._send(
                     "get",
@@ -183,9 +204,26 @@ class LimitedStore(NamedAsWrapped, WrapperStore[Store]):
 
         return await self._send("list", prefix, ask)
 
+    async def turn_ahead(self, room: Room) -> None:
+        """Wait for the turn of a request that is made later with ``room``, and for its bytes."""
+        await turn_ahead(self._store, self._places.requests, room)
+
     async def set(self, key: str, value: Buffer) -> None:
-        request = Request("set", self._store, key, nbytes=len(value))
-        await send(request, self._places.requests, lambda: self._store.set(key, value), len(value))
+        await self.set_made(key, lambda: value)
+
+    async def set_made(
+        self, key: str, value: Callable[[], Buffer], room: Room | None = None
+    ) -> None:
+        """Write the value that ``value`` returns, which is that of ``room``, if given."""
+        nbytes = len(value())
+        request = Request("set", self._store, key, nbytes=nbytes)
+        await send(
+            request,
+            self._places.requests,
+            lambda: self._store.set(key, value()),
+            nbytes,
+            room,
+        )
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
         # Not repeated: the value of an attempt whose answer was lost may be taken for another's.
@@ -194,8 +232,10 @@ class LimitedStore(NamedAsWrapped, WrapperStore[Store]):
             request, self._places.requests, lambda: self._store.set_if_not_exists(key, value)
         )
 
-    async def delete(self, key: str) -> None:
-        await self._send("delete", key, lambda: self._store.delete(key))
+    async def delete(self, key: str, *, room: Room | None = None) -> None:
+        request = Request("delete", self._store, key)
+        ask = functools.partial(self._store.delete, key)
+        await send(request, self._places.requests, ask, 0, room)
 
     async def delete_dir(self, prefix: str) -> None:
         await self._send("delete", prefix, lambda: self._store.delete_dir(prefix))
@@ -222,15 +262,6 @@ def _check_length(length: int, wanted: ByteRequest | None) -> None:
         raise WrongLengthError(
             f"{length} bytes were received for {name}; perhaps the server ignores byte ranges"
         )
-
-
-def _has_documents_in_one_object(store: Store) -> bool:
-    """Return whether ``store`` has all metadata in memory after its first answer.
-
-    Icechunk has it in its snapshot. One call for many documents takes a tenth of the time of a call
-    for each. That does not hold for chunks, of which such a call reads only ten at a time.
-    """
-    return is_icechunk(store)
 
 
 class ForeignStore(LimitedStore):

@@ -24,12 +24,14 @@ from aioxarray._zarr.stores.printable import printable
 from aioxarray._zarr.stores.retries import attempts as retrying
 from aioxarray._zarr.stores.retries.attempts import Attempts
 from aioxarray._zarr.stores.retries.silence import first_answer
-from aioxarray._zarr.stores.servers.pacing import place, request_share
+from aioxarray._zarr.stores.servers.pacing import request_share
+from aioxarray._zarr.stores.servers.turns import place
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
 
     from aioxarray._runtime.budget import Share
+    from aioxarray._zarr.stores.servers.room import Room
 
 T = TypeVar("T")
 
@@ -231,26 +233,27 @@ async def send(
     places: Share | None,
     ask: Callable[[], Awaitable[T]],
     size: int = 0,
+    room: Room | None = None,
 ) -> T:
-    """Await ``ask()``, which makes ``request``, in a place of ``places``.
+    """Await ``ask()``, which makes ``request``, in a place of ``places`` and with ``room``.
 
-    If ``places`` is None, the caller already has a place. ``size`` is the number of bytes that are
-    expected, as far as it is known. A request for a thread is cancelled with the work of that
-    thread; see `aioxarray._runtime.threads.cancel_scope`. If the request fails in a way that may
-    pass, ``ask()`` is awaited again (see `send_again`), and if it is silent, another time beside it
-    (see `aioxarray._zarr.stores.retries.silence`).
+    If ``places`` is None, the caller already has a place and memory. ``size`` is the number of
+    bytes that are expected, as far as it is known. A request for a thread is cancelled with the
+    work of that thread; see `aioxarray._runtime.threads.cancel_scope`. If the request fails in a
+    way that may pass, ``ask()`` is awaited again (see `send_again`), and if it is silent, another
+    time beside it (see `aioxarray._zarr.stores.retries.silence`).
     """
     with request_scope():
         try:
             if places is None:
                 return await first_answer(request, places, ask, size)
-            async with place(request, places, long=is_long(size)):
+            async with place(request, places, long=is_long(size), room=room):
                 return await first_answer(request, places, ask, size)
         except Exception as error:
             attempts = Attempts(request, places)
             if not attempts.goes_on(error):
                 raise
-        return await send_again(request, places, ask, attempts, size)
+        return await send_again(request, places, ask, attempts, size, room)
 
 
 async def send_again(
@@ -259,18 +262,23 @@ async def send_again(
     ask: Callable[[], Awaitable[T]],
     attempts: Attempts,
     size: int = 0,
+    room: Room | None = None,
 ) -> T:
     """Await ``ask()``, as `send` does, after the ``attempts`` that failed, until one succeeds.
 
-    No place is held while it waits for the next attempt; cancelling ends the wait at once.
+    Neither a place nor room is held while it waits for the next attempt. Cancelling ends the wait
+    at once.
     """
     while True:
         with request.waiting(attempts):
             await retrying.sleep(attempts.wait_s)
         request.repeat(request.attempt + 1, "retry")
         try:
-            long = is_long(size)
-            async with nullcontext() if places is None else place(request, places, long=long):
+            async with (
+                nullcontext()
+                if places is None
+                else place(request, places, long=is_long(size), room=room)
+            ):
                 return await first_answer(request, places, ask, size)
         except Exception as error:
             if not attempts.goes_on(error):

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from aioxarray._runtime.budget import Share
     from aioxarray._zarr.stores.clients import Held
     from aioxarray._zarr.stores.limited import Check
+    from aioxarray._zarr.stores.servers.room import Room
 
 T = TypeVar("T")
 
@@ -337,7 +338,7 @@ class ObjectSource:
             return None
 
     async def _by_coroutine(
-        self, request: Request, attempts: Attempts | None, places: Share, size: int
+        self, request: Request, attempts: Attempts | None, places: Share, room: Room
     ) -> Any | None:
         """Make a request of a thread with coroutines, which can wait for it.
 
@@ -356,8 +357,8 @@ class ObjectSource:
             return data
 
         if attempts is None:
-            return await send(request, places, ask, size)
-        return await send_again(request, places, ask, attempts, size)
+            return await send(request, places, ask, room.size, room)
+        return await send_again(request, places, ask, attempts, room.size, room)
 
     def read_small(self, key: str, most: int) -> Any | None:
         return self.read(key)

@@ -20,7 +20,8 @@ from aioxarray._zarr.stores.retries.attempts import retrying_client
 from aioxarray._zarr.stores.retries.errors import transient
 from aioxarray._zarr.stores.retries.watch import Watch, patience_s, watch_here
 from aioxarray._zarr.stores.servers.hosts import Host, host_of
-from aioxarray._zarr.stores.servers.pacing import pace_of, place
+from aioxarray._zarr.stores.servers.pacing import pace_of
+from aioxarray._zarr.stores.servers.turns import place
 from aioxarray.config import is_hedging, retry_policy, stall_seconds
 from aioxarray.errors import SilentServerError
 
@@ -101,7 +102,37 @@ async def first_answer(
             await asked.end()
 
 
-class _Asked(Generic[T]):
+class _Interrupting:
+    """A wait of a task, which it can end by cancelling the task; that is undone afterwards.
+
+    Attributes
+    ----------
+    interrupted
+        Whether the task was cancelled here, and that was not undone so far.
+    """
+
+    interrupted = False
+
+    def _belongs_to(self, task: asyncio.Task[Any] | None) -> None:
+        assert task is not None
+        self._task = task
+        self._cancelling = task.cancelling()
+
+    def interrupt(self) -> None:
+        """Cancel the task."""
+        if not self.interrupted:
+            self.interrupted = True
+            self._task.cancel()
+
+    def undo(self) -> bool:
+        """Undo that; return whether the task was cancelled here, and by nothing else."""
+        if not self.interrupted:
+            return False
+        self.interrupted = False
+        return self._task.uncancel() <= self._cancelling
+
+
+class _Asked(_Interrupting, Generic[T]):
     """A request in flight, and others beside it that were made because it is silent or slow.
 
     Attributes
@@ -110,8 +141,6 @@ class _Asked(Generic[T]):
         The other requests.
     is_hedged
         Whether another one is made if it is slow.
-    interrupted
-        Whether the task was cancelled here, to end the first request.
     """
 
     # Attributes of the class as long as they do not change: nearly all requests are answered.
@@ -122,7 +151,6 @@ class _Asked(Generic[T]):
     _queued: asyncio.Task[T] | None = None
     _answer: tuple[T] | None = None
     _error: SilentServerError | None = None
-    interrupted = False
     _attempts = 1
 
     def __init__(
@@ -141,10 +169,7 @@ class _Asked(Generic[T]):
         self._ask = ask
         self._size = size
         self._watch = watch
-        task = asyncio.current_task(watch.loop)
-        assert task is not None
-        self._task = task
-        self._cancelling = self._task.cancelling()
+        self._belongs_to(asyncio.current_task(watch.loop))
         self._context = contextvars.copy_context()
 
     async def recover(self, error: BaseException) -> T:
@@ -153,9 +178,8 @@ class _Asked(Generic[T]):
         The error may be that the request was cancelled here.
         """
         while isinstance(error, asyncio.CancelledError):
-            if not self.interrupted or self._task.uncancel() > self._cancelling:
+            if not self.undo():
                 raise error
-            self.interrupted = False
             if self._answer is not None:
                 return self._answer[0]
             if self._error is not None:
@@ -182,9 +206,8 @@ class _Asked(Generic[T]):
 
     async def end(self) -> None:
         """Cancel the other requests, and wait for their end."""
-        if self.interrupted:
-            # The client has swallowed that.
-            self._task.uncancel()
+        # The client may have swallowed the interruption.
+        self.undo()
         await _end(self.others)
 
     def on_silence(self, now: float, *, is_quiet: bool) -> None:
@@ -200,7 +223,7 @@ class _Asked(Generic[T]):
             )
             self._error.attempts = self._attempts
             self.request.name_in(self._error)
-            self._interrupt()
+            self.interrupt()
             return
         client = retrying_client(self.request.store)
         # icechunk would make the second one wait for the first.
@@ -221,7 +244,7 @@ class _Asked(Generic[T]):
         self.due = now + math.ldexp(patience, self._attempts - 1)
         _counts.silent += 1
         if in_place:
-            self._interrupt()
+            self.interrupt()
         else:
             other = self._ask_beside("silence", has_place=False)
             self._queued = None if self._places is None else other
@@ -243,12 +266,11 @@ class _Asked(Generic[T]):
     def _long(self) -> bool:
         return self._size > tuning.LONG_BYTES
 
-    def _interrupt(self) -> None:
+    def interrupt(self) -> None:
         """End the first request."""
         if not self.interrupted:
-            self.interrupted = True
             self._watch.remove(self)
-            self._task.cancel()
+        super().interrupt()
 
     def _ask_beside(self, reason: Reason, *, has_place: bool) -> asyncio.Task[T]:
         """Start another request; its place was taken already, or it waits for one."""
@@ -291,10 +313,10 @@ class _Asked(Generic[T]):
         _counts.won += 1
         self._answer = (other.result(),)
         if self in self._watch:
-            self._interrupt()
+            self.interrupt()
 
 
-class SilentCall:
+class SilentCall(_Interrupting):
     """A context around a blocking call in a thread, which ends the wait for a silent request.
 
     The request itself cannot be ended. Its thread is left alone, and does nothing more.
@@ -323,10 +345,7 @@ class SilentCall:
         self._patience_s = patience_s(size)
 
     def __enter__(self) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._task = task
-        self._cancelling = task.cancelling()
+        self._belongs_to(asyncio.current_task())
         self._watch = watch_here()
         self._watch.add(self)
 
@@ -354,11 +373,7 @@ class SilentCall:
             _counts.silent += 1
             self.is_taken_over = True
             self._watch.remove(self)
-            self._task.cancel()
-
-    def has_cancelled(self) -> bool:
-        """Return whether only this has cancelled the task; to be called once, when it was."""
-        return self.is_taken_over and self._task.uncancel() <= self._cancelling
+            self.interrupt()
 
 
 async def _end(tasks: Sequence[asyncio.Task[Any]]) -> None:

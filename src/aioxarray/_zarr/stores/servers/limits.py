@@ -107,6 +107,10 @@ class ServerLimits:
             return math.inf
         return max(now, self.resume_at, self._next_at)
 
+    def is_full(self, count: int) -> bool:
+        """Return whether ``count`` requests are as many as may be in flight."""
+        return count >= (1 if self._pause_s else self.bound)
+
     def sent(self, now: float) -> int:
         """Record that a request is made; return the era, to pass with its outcome."""
         self._is_asking = True

@@ -1,8 +1,6 @@
 """Pacing: under ``concurrency="auto"``, requests wait for their turn at their server.
 
-The turns of a server (a host) are for all its stores and all calls of this process. A request has
-its turn before it takes a place among the requests of all servers, so that a server which refuses
-much does not hold up others.
+The turns of a server (a host) are for all its stores and all calls of this process.
 """
 
 from __future__ import annotations
@@ -14,20 +12,16 @@ import time
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from typing import Any
 
 from aioxarray._runtime.budget import Budget, Share
 from aioxarray._runtime.threads.forks import after_fork
 from aioxarray._zarr.stores.retries.errors import transient
 from aioxarray._zarr.stores.servers.hosts import Host, host_of
 from aioxarray._zarr.stores.servers.limits import ServerLimits
+from aioxarray._zarr.stores.servers.room import Room
 from aioxarray.config import Concurrency, is_adaptive, request_limit
-
-if TYPE_CHECKING:
-    from aioxarray._zarr.stores.request import Request
-    from aioxarray._zarr.stores.retries.attempts import Attempts
 
 
 class PacedShare(Share):
@@ -74,19 +68,11 @@ def _find(store: Any) -> Pace | None:
         return pace
 
 
-def place(request: Request, places: Share, *, long: bool) -> AbstractAsyncContextManager[None]:
-    """Return a context that waits for a place in ``places``, and holds it while it is open.
-
-    Before that, under "auto", it waits for the request's turn at its server.
-    """
-    pace = pace_of(request.store, places)
-    if pace is None:
-        return places.hold(long=long)
-    return _Turn(pace, places, request.attempts, long=long)
-
-
 # The future gets the era in which the request is made; see `ServerLimits`.
 _Waiting = tuple[asyncio.Future[int], asyncio.AbstractEventLoop]
+# The requests of a share, and whether they will wait for memory; None in place of the share for
+# those that have been made before.
+_Queue = tuple[Share | None, bool]
 
 
 class Pace:
@@ -98,10 +84,11 @@ class Pace:
     def __init__(self) -> None:
         self.limits = ServerLimits()
         self.in_flight = 0
+        # The requests that have had their turn and wait for memory.
+        self.aside = 0
         self._lock = threading.Lock()
-        self._again: deque[_Waiting] = deque()
-        # By share, in the order of their turns; each has an entry.
-        self._queues: OrderedDict[Share, deque[_Waiting]] = OrderedDict()
+        # In the order of their turns; each has an entry.
+        self._queues: OrderedDict[_Queue, deque[_Waiting]] = OrderedDict()
         # When the next request is let in, and the loop that has the timer for it.
         self._alarm: tuple[float, asyncio.AbstractEventLoop] | None = None
 
@@ -127,20 +114,32 @@ class Pace:
     def turn_now(self, now: float) -> int | None:
         """Take the turn of a request if it need not wait; return the era, for `leave`."""
         with self._lock:
-            if self._again or self._queues or self.limits.opens_at(now, self.in_flight) > now:
+            if self._queues or self.aside or self.limits.opens_at(now, self.in_flight) > now:
                 return None
             return self._send(now)
 
-    async def turn(self, places: Share, *, again: bool) -> int:
+    async def turn(self, places: Share, *, again: bool, needs_memory: bool) -> int:
         """Wait for the turn of a request; return the era, for `leave`.
 
-        ``again``: the request has been made before.
+        Parameters
+        ----------
+        places
+            The share of the requests that its call has.
+        again
+            Whether the request has been made before.
+        needs_memory
+            Whether it will wait for memory.
         """
         loop = asyncio.get_running_loop()
         now = loop.time()
+        key = (None if again else places), needs_memory
         with self._lock:
             future: asyncio.Future[int] = loop.create_future()
-            queue = self._again if again else self._queues.setdefault(places, deque())
+            queue = self._queues.get(key)
+            if queue is None:
+                queue = self._queues[key] = deque()
+                if again:
+                    self._queues.move_to_end(key, last=False)
             queue.append((future, loop))
             self._let_in(now, loop)
         try:
@@ -154,6 +153,30 @@ class Pace:
             else:
                 self.leave(future.result(), loop, None, answered=False)
             raise
+
+    async def stand_aside(self, era: int, room: Room) -> None:
+        """Wait for the bytes of ``room`` with a turn, which other requests may use meanwhile.
+
+        That is for requests that do not wait for memory; others wait until fewer do. If the wait is
+        cancelled, the turn ends.
+        """
+        loop = asyncio.get_running_loop()
+        with self._lock:
+            self.aside += 1
+            self.in_flight -= 1
+            self.limits.dropped(era)
+            self._let_in(loop.time(), loop)
+        has_room = False
+        try:
+            await room.acquire()
+            has_room = True
+        finally:
+            with self._lock:
+                self.aside -= 1
+                if has_room:
+                    self.in_flight += 1
+                else:
+                    self._go_on(loop.time(), loop)
 
     def leave(
         self,
@@ -190,10 +213,7 @@ class Pace:
             else:
                 self.limits.dropped(era)
             self.in_flight -= 1
-            if self._is_waited_for:
-                self._let_in(now, here)
-            elif self.in_flight == 0:
-                self.limits.idle()
+            self._go_on(now, here)
 
     def _send(self, now: float) -> int:
         self.in_flight += 1
@@ -201,15 +221,22 @@ class Pace:
 
     @property
     def _is_waited_for(self) -> bool:
-        return bool(self._again or self._queues)
+        return bool(self._queues)
+
+    def _go_on(self, now: float, here: asyncio.AbstractEventLoop | None) -> None:
+        """Let in others after the end of a request; the lock is held."""
+        if self._is_waited_for:
+            self._let_in(now, here)
+        elif self.in_flight == self.aside == 0:
+            self.limits.idle()
 
     def _let_in(self, now: float, here: asyncio.AbstractEventLoop | None) -> None:
         """Let in the requests whose turn it is; the lock is held.
 
         ``here`` is the running loop; None in a thread without one.
         """
-        while (waiting := self._first()) is not None:
-            future, loop = waiting
+        while (key := self._first()) is not None:
+            future, loop = self._queues[key][0]
             when = self.limits.opens_at(now, self.in_flight)
             if when == math.inf:
                 return
@@ -226,27 +253,31 @@ class Pace:
                 # The loop was closed while the request waited.
                 if when <= now:
                     self.in_flight -= 1
-            self._remove_first()
+            self._remove_first(key)
 
-    def _first(self) -> _Waiting | None:
-        """Return the request whose turn is next."""
-        while self._is_waited_for:
-            queue = self._again or next(iter(self._queues.values()))
-            if not queue[0][0].cancelled():
-                return queue[0]
-            self._remove_first()
-        return None
+    def _first(self) -> _Queue | None:
+        """Return the queue whose first request is next; None if none may be let in now."""
+        are_many_aside = self.aside > 0 and self.limits.is_full(self.in_flight + self.aside)
+        first, empty = None, []
+        for key, queue in self._queues.items():
+            while queue and queue[0][0].cancelled():
+                queue.popleft()
+            if not queue:
+                empty.append(key)
+            elif not (are_many_aside and key[1]):
+                first = key
+                break
+        for key in empty:
+            del self._queues[key]
+        return first
 
-    def _remove_first(self) -> None:
-        if self._again:
-            self._again.popleft()
-            return
-        places, queue = next(iter(self._queues.items()))
+    def _remove_first(self, key: _Queue) -> None:
+        queue = self._queues[key]
         queue.popleft()
-        if queue:
-            self._queues.move_to_end(places)
-        else:
-            del self._queues[places]
+        if not queue:
+            del self._queues[key]
+        elif key[0] is not None:
+            self._queues.move_to_end(key)
 
     def _grant(
         self, future: asyncio.Future[int], loop: asyncio.AbstractEventLoop, era: int
@@ -271,48 +302,6 @@ class Pace:
             self._alarm = None
             # A loop calls a bit early, by the resolution of its clock.
             self._let_in(max(when, loop.time()), loop)
-
-
-class _Turn:
-    """A context in which a request has its turn at its server, and a place."""
-
-    __slots__ = ("_attempts", "_era", "_long", "_loop", "_pace", "_places")
-
-    def __init__(self, pace: Pace, places: Share, attempts: Attempts | None, *, long: bool) -> None:
-        self._pace = pace
-        self._places = places
-        self._attempts = attempts
-        self._long = long
-
-    async def __aenter__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        era = self._pace.turn_now(self._loop.time())
-        if era is not None:
-            self._era = era
-        elif self._attempts is None:
-            self._era = await self._pace.turn(self._places, again=False)
-        else:
-            try:
-                async with asyncio.timeout(self._attempts.left_s):
-                    self._era = await self._pace.turn(self._places, again=True)
-            except TimeoutError:
-                raise TimeoutError("the server had no room for another attempt in time") from None
-        try:
-            await self._places.acquire(long=self._long)
-        except BaseException as error:
-            self._pace.leave(self._era, self._loop, error, answered=False)
-            raise
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._places.release(long=self._long)
-        # A coroutine that was never finished may be closed in any thread.
-        here = None if kind is GeneratorExit else self._loop
-        self._pace.leave(self._era, here, error)
 
 
 _lock = threading.Lock()
