@@ -349,8 +349,15 @@ class FlightsMachine(OnALoop):
         flying = self.flying()
         table, key = flying[index % len(flying)]
         names = table.open[key]
+        leads = who % len(names) == 0
         # If it led, the first of those who followed leads now.
         name = names.pop(who % len(names))
+        entry = self.kept.get((id(table), key))
+        if leads and names and entry is not None:
+            # But for a value that was kept meanwhile.
+            self.kept.move_to_end((id(table), key))
+            while names:
+                self.expected[names.pop()] = entry[0]
         if not names:
             del table.open[key]
         self.cancel(name)

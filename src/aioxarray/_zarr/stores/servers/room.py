@@ -27,7 +27,7 @@ class Room:
     from others. After an answer, the bytes are held until the context ends.
 
     A chunk that is written is made in that turn: for the first attempt by the caller, after
-    `turn_ahead` in `aioxarray._zarr.stores.servers.pacing`, and for others from ``content``.
+    `turn_ahead` in `aioxarray._zarr.stores.servers.turns`, and for others from ``content``.
 
     Parameters
     ----------
