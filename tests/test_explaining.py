@@ -94,16 +94,7 @@ class Sum(Observer):
         with self._lock:
             self.nbytes += request.nbytes or 0
 
-    def read(
-        self,
-        origin: Origin,
-        key: str,
-        part: Part | None,
-        nbytes: int,
-        begun: float,
-        ended: float,
-        error: BaseException | None,
-    ) -> None:
+    def read(self, origin: Origin, key: str, part: Part | None, nbytes: int, *details: Any) -> None:
         with self._lock:
             self.requests += 1
             self.ranges += part is not None

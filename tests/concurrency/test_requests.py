@@ -48,16 +48,7 @@ class Seen(Observer):
             self.under_way.remove(request)
             self.failed_with.append((request, error))
 
-    def read(
-        self,
-        origin: Origin,
-        key: str,
-        part: Part | None,
-        nbytes: int,
-        begun: float,
-        ended: float,
-        error: BaseException | None,
-    ) -> None:
+    def read(self, origin: Origin, key: str, part: Part | None, nbytes: int, *details: Any) -> None:
         with self._lock:
             self.done_with.append(Request("get", MemoryStore(), key, nbytes=nbytes))
 

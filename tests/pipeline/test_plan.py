@@ -16,7 +16,7 @@ from zarr.storage import LocalStore, MemoryStore, ObjectStore
 import aioxarray
 from aioxarray._zarr.chunks.arrays import plan_block
 from aioxarray._zarr.chunks.plan import ReadPlan, Way
-from aioxarray._zarr.stores.observing.observers import Observer, Origin, Part, observed
+from aioxarray._zarr.stores.observing.observers import Observer, Origin, observed
 from aioxarray._zarr.stores.request import Request
 from aioxarray.testing import RecordingStore
 
@@ -63,16 +63,7 @@ class Keys(Observer):
     def started(self, request: Request) -> None:
         self.keys.append(request.key)
 
-    def read(
-        self,
-        origin: Origin,
-        key: str,
-        part: Part | None,
-        nbytes: int,
-        begun: float,
-        ended: float,
-        error: BaseException | None,
-    ) -> None:
+    def read(self, origin: Origin, key: str, *details: Any) -> None:
         self.keys.append(key)
 
 
