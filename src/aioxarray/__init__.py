@@ -4,6 +4,7 @@ The layers, each importing only from those below it::
 
     cli, demo                     the command line
     loading, opening, accessors…  the public functions and methods
+    _tracing                      the tables and pages of a trace
     _xarray                       arrays, dask, lazy, explaining, hdf5, opening, saving: xarray's
                                   internals
     _zarr                         stores, metadata, codecs, chunks: zarr's internals
