@@ -21,7 +21,7 @@ from zarr.storage import LocalStore, MemoryStore, ObjectStore
 
 import aioxarray
 from aioxarray._runtime.loops import run_blocking
-from aioxarray._zarr.stores.observing.observers import is_observed
+from aioxarray._zarr.stores.observing.observers import listeners
 from aioxarray._zarr.stores.observing.records import place_of
 from aioxarray.testing import FaultyStore, GatedStore, ObjectServer, RecordingStore
 from tests.concurrency.clients import fsspec_http, obstore_http
@@ -325,8 +325,8 @@ def test_the_oldest_go() -> None:
 def test_nothing_is_observed_after_the_block() -> None:
     ds = aioxarray.open_zarr(stored(sample()))
     with aioxarray.trace() as t, aioxarray.trace(scope="block"):
-        assert is_observed()
-    assert not is_observed()
+        assert listeners()
+    assert not listeners()
     aioxarray.load(ds)
     assert t.requests.empty
     assert t.decodes.empty
@@ -336,7 +336,7 @@ def test_nothing_is_observed_after_the_block() -> None:
 def test_an_error_of_the_block_ends_the_trace() -> None:
     with pytest.raises(ZeroDivisionError), aioxarray.trace():
         1 / 0  # noqa: B018 - raises
-    assert not is_observed()
+    assert not listeners()
 
 
 def test_a_trace_records_once() -> None:
@@ -409,7 +409,7 @@ def test_requests_are_logged_at_debug(caplog: pytest.LogCaptureFixture) -> None:
 def test_nothing_is_logged_unless_asked_for(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "aioxarray.requests"):
         aioxarray.load(aioxarray.open_zarr(stored(sample())))
-        assert not is_observed()
+        assert not listeners()
     assert not [each for each in caplog.records if each.name == "aioxarray.requests"]
 
 

@@ -94,11 +94,7 @@ def _totals(recording: Recording) -> list[tuple[str, str]]:
     numbers = {
         "requests": len(requests),
         "at most in flight": at_once,
-        "retries": sum(each.reason == "retry" for each in requests),
-        "for silent ones": sum(each.reason == "silence" for each in requests),
-        "hedges": sum(each.reason == "hedge" for each in requests),
-        "failed": sum(each.outcome == "failed" for each in requests),
-        "cancelled": sum(each.outcome == "cancelled" for each in requests),
+        **recording.irregular(),
         "shared chunks": recording.shared_count,
         "decoded chunks": sum(each.chunks for each in recording.decodes),
         "older, dropped": recording.dropped,

@@ -1,7 +1,8 @@
-"""A recording: what a trace has recorded up to one moment, and its tables."""
+"""A recording: the records of a trace up to one moment, and their tables."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Recording:
-    """What a trace has recorded up to one moment.
+    """The records of a trace up to one moment.
 
     Attributes
     ----------
@@ -43,6 +44,19 @@ class Recording:
     def seconds(self) -> float:
         """How long the trace has lasted."""
         return self.ended - self.begun
+
+    def irregular(self) -> dict[str, int]:
+        """Return the numbers of requests that were repeated or did not succeed, but for zeros."""
+        reasons = Counter(each.reason for each in self.requests)
+        outcomes = Counter(each.outcome for each in self.requests)
+        numbers = {
+            "retries": reasons["retry"],
+            "for silent ones": reasons["silence"],
+            "hedges": reasons["hedge"],
+            "failed": outcomes["failed"],
+            "cancelled": outcomes["cancelled"],
+        }
+        return {name: number for name, number in numbers.items() if number}
 
     def request_table(self) -> pd.DataFrame:
         """Return a row for each request; see `aioxarray.tracing.Trace.requests`."""

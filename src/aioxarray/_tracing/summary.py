@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -78,16 +77,7 @@ class _Row:
 def _totals(recording: Recording) -> str:
     requests = recording.requests
     nbytes = bytes_text(sum(each.nbytes for each in requests))
-    counts = Counter(each.reason for each in requests)
-    outcomes = Counter(each.outcome for each in requests)
-    parts = [
-        (counts["retry"], "retries"),
-        (counts["silence"], "for silent ones"),
-        (counts["hedge"], "hedges"),
-        (outcomes["failed"], "failed"),
-        (outcomes["cancelled"], "cancelled"),
-    ]
-    more = ", ".join(f"{name}: {count}" for count, name in parts if count)
+    more = ", ".join(f"{name}: {count}" for name, count in recording.irregular().items())
     noun = "request" if len(requests) == 1 else "requests"
     text = f"{len(requests)} {noun}, {nbytes}, in {recording.seconds:.3f} s"
     return f"{text} ({more})" if more else text

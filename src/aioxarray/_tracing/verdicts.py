@@ -32,7 +32,7 @@ _BUSY = 0.7
 # The share of requests that are refused.
 _REFUSED = 0.1
 _REFUSALS = frozenset({"HTTP 429", "HTTP 503", "SlowDown", "TooManyRequests", "Throttling"})
-# What a request waits for at least is seen in small answers; a few of them suffice.
+# Small answers show how long every request has to wait; a few of them are enough.
 _SMALL_BYTES = 16_000
 _FEW = 3
 # Requests that take so many times as long as small ones wait for their bytes; those that take less
@@ -43,7 +43,7 @@ _SIMILAR = 1.7
 
 @dataclass(frozen=True)
 class Verdict:
-    """What limited the recorded work.
+    """The bottleneck of the recorded work.
 
     Attributes
     ----------

@@ -1,1 +1,1 @@
-"""What a load would do, found without a request, as a value and as text."""
+"""The plan of a load, made without a request, as a value and as text."""

@@ -30,7 +30,7 @@ _COUNTS = (
 
 @dataclass(frozen=True)
 class VariablePlan:
-    """What a load would do for one variable.
+    """The part of a load that reads one variable.
 
     A count is None if it is opaque: only the library or the scheduler that reads the variable knows
     it, or it depends on stored values of any length, or on a codec that only zarr decodes.
@@ -45,7 +45,7 @@ class VariablePlan:
         "coroutines", "zarr", "together", "thread", "asynchronous" or "dask"; several, with commas,
         if the arrays that it is joined from differ.
     reason : str
-        What that means, and why it was chosen.
+        The meaning of ``way``, and why it was chosen.
     chunks, shards : int or None
         The chunks that the selection touches, inner chunks of shards if there are these; and the
         shards. For dask, the blocks of the array.
@@ -101,7 +101,7 @@ class VariablePlan:
 
 @dataclass(frozen=True)
 class LoadPlan:
-    """What a load would do now, from `explain`; nothing was requested to find that out.
+    """The requests, bytes and memory of a load, from `explain`, which makes no request.
 
     A sum is None if it is opaque for one of the variables. The text and the HTML then show the sum
     of the others.

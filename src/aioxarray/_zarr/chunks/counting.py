@@ -148,8 +148,8 @@ def _encoded(prepared: Prepared | None, nbytes: int) -> tuple[int, bool]:
     It means nothing if zarr's own codecs decode (``prepared`` is None).
     """
     extra = None if prepared is None else prepared.longer_by
-    # What does not compress becomes longer: with lz4 by n / 255 + 20, with zstd by n / 256 + 64
-    # bytes, with gzip and blosc by less.
+    # Data that does not compress becomes longer: with lz4 by n / 255 + 20 bytes, with zstd by
+    # n / 256 + 64, with gzip and blosc by less.
     return (nbytes + nbytes // 128 + 128, False) if extra is None else (nbytes + extra, True)
 
 

@@ -222,11 +222,6 @@ def listeners() -> tuple[Observer, ...]:
     return (*_observers, *here) if here else _observers
 
 
-def is_observed() -> bool:
-    """Return whether there is an observer."""
-    return bool(listeners())
-
-
 def tell_shared(part: Hashable) -> None:
     """Notify the observers that a read waits for ``part``, which another read is fetching."""
     for observer in listeners():
