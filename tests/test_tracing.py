@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import re
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -386,6 +387,42 @@ def test_perfetto_events_have_the_rows(tmp_path: Path) -> None:
         thread = each["pid"], each["tid"]
         assert threads.get(thread, 0.0) <= each["ts"] + 0.1
         threads[thread] = each["ts"] + each["dur"]
+
+
+def test_a_plot_has_the_rows() -> None:
+    pyplot_was_there = "matplotlib.pyplot" in sys.modules
+    with aioxarray.trace() as t:
+        aioxarray.load(aioxarray.open_zarr(RecordingStore(stored(sample()))))
+    figure = t.plot()
+    figure.canvas.draw()
+    lanes, flights = figure.axes
+    assert {each.get_text() for each in lanes.get_yticklabels()} == {"/", "a", "b", "x"}
+    assert len(lanes.patches) == len(t.requests) + len(t.decodes)
+    starts = sorted(each.get_x() for each in lanes.patches)
+    assert starts == sorted([*t.requests["start"], *t.decodes["start"]])
+    top = flights.collections[0].get_paths()[0].vertices[:, 1].max()
+    assert f"at most {top:.0f} in flight" in t.summary()
+    assert ("matplotlib.pyplot" in sys.modules) == pyplot_was_there
+
+
+def test_an_empty_trace_and_many_variables_have_plots() -> None:
+    with aioxarray.trace() as t:
+        pass
+    t.plot().canvas.draw()
+    wide = xr.Dataset({f"v{n}": ("x", [n]) for n in range(40)})
+    with aioxarray.trace() as t:
+        aioxarray.load(aioxarray.open_zarr(RecordingStore(stored(wide))))
+    assert "variables" in t.plot().axes[0].get_ylabel()
+
+
+def test_a_plot_without_matplotlib_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with (
+        aioxarray.trace() as t,
+        pytest.raises(ImportError, match=r"pip install matplotlib.*to_html"),
+    ):
+        t.plot()
 
 
 def test_requests_are_logged_at_debug(caplog: pytest.LogCaptureFixture) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -81,6 +82,10 @@ RECORDINGS = {
     ),
     "opening": recording([*opening(0.7, requests=30), request(0.8, 0.1)], opened=0.75, loaded=0.2),
 }
+# An open may take long with few requests: many variables, or a slow index.
+SLOW_OPEN = recording(
+    [*opening(0.1, requests=3), *waves(40, 40, 0.05, 0.9)], opened=0.86, loaded=0.1
+)
 UNCLEAR = {
     "nothing": recording([]),
     "no small answer to compare with": recording(waves(8, 8, 0.9, 0.0), loaded=1.0),
@@ -118,6 +123,20 @@ def test_bottlenecks_are_named(bottleneck: str) -> None:
 @pytest.mark.parametrize("case", UNCLEAR)
 def test_nothing_is_guessed(case: str) -> None:
     assert judge(UNCLEAR[case], THREADS).bottleneck == "unclear"
+
+
+def test_an_open_with_few_requests_is_named() -> None:
+    verdict = judge(SLOW_OPEN, THREADS)
+    assert verdict.bottleneck == "opening"
+    assert verdict.evidence == (
+        "1 open with 3 requests took 86% of 1.00 s; requests were in flight for 12% of that."
+    )
+    assert "fewer variables" in verdict.advice
+
+
+def test_an_open_beside_a_load_is_not_to_blame() -> None:
+    beside = [*SLOW_OPEN.calls, CallRecord("loaded", 0.0, 0.9)]
+    assert judge(dataclasses.replace(SLOW_OPEN, calls=beside), THREADS).bottleneck == "unclear"
 
 
 def test_the_numbers_are_those_of_the_recording() -> None:

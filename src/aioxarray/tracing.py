@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from aioxarray._tracing.page import page
 from aioxarray._tracing.perfetto import trace_events
+from aioxarray._tracing.plotting import plot
 from aioxarray._tracing.recording import Recording
 from aioxarray._tracing.summary import summarize
 from aioxarray._tracing.verdicts import Verdict, judge
@@ -20,6 +21,7 @@ from aioxarray.config import thread_count
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 __all__ = ["Trace", "trace"]
 
@@ -205,6 +207,22 @@ class Trace:
             Its ``bottleneck``, ``evidence`` and ``advice``; ``str`` is all of it.
         """
         return judge(self._recording(), thread_count())
+
+    def plot(self) -> Figure:
+        """Draw the requests of each variable over time, and how many were in flight.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            The figure, which pyplot does not know: save it with ``savefig``, or show it as the
+            result of a notebook cell. ``axes`` has the timeline and the number in flight.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed.
+        """
+        return plot(self._recording())
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
         """Write a page that shows the trace to the file ``path``.

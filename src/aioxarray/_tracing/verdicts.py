@@ -80,7 +80,9 @@ def judge(recording: Recording, thread_count: int) -> Verdict:
     opens = [each for each in recording.calls if each.aim == "opened"]
     in_flight = _covered(requests) / seconds
     outside = 1 - _covered([*requests, *decodes, *recording.calls]) / seconds
-    opening = _covered(opens) / seconds
+    # A load that goes on meanwhile may be slow by itself.
+    others = [each for each in recording.calls if each.aim != "opened"]
+    opening = (_covered(recording.calls) - _covered(others)) / seconds
     decoding = sum(each.ended - each.begun for each in decodes) / (seconds * thread_count)
     if outside >= _MOST:
         return Verdict(
@@ -88,13 +90,8 @@ def judge(recording: Recording, thread_count: int) -> Verdict:
             f"In {outside:.0%} of {seconds:.2f} s, no call of aioxarray was under way.",
             "Look for computation, or a blocked event loop, between the calls.",
         )
-    if opening >= _MOST and len(requests) >= 2 * len(moving):
-        return Verdict(
-            "opening",
-            f"{len(opens)} opens with {len(requests) - len(moving)} requests took {opening:.0%} "
-            f"of {seconds:.2f} s.",
-            "Consolidate the metadata, and keep what is open instead of opening it again.",
-        )
+    if opening >= _MOST:
+        return _of_opens(opens, requests, opening, seconds)
     if decoding >= _BUSY:
         return Verdict(
             "decoding",
@@ -114,6 +111,23 @@ def judge(recording: Recording, thread_count: int) -> Verdict:
 def _covered(records: Iterable[RequestRecord | DecodeRecord | CallRecord]) -> float:
     """Return the seconds in which at least one of the records is open."""
     return covered((each.begun, each.ended) for each in records)
+
+
+def _of_opens(
+    opens: Sequence[CallRecord], requests: Sequence[RequestRecord], share: float, seconds: float
+) -> Verdict:
+    """Return the verdict that opens take most of the time."""
+    asked = [each for each in requests if each.aim == "opened"]
+    waiting = _covered(asked) / _covered(opens)
+    noun = "open" if len(opens) == 1 else "opens"
+    return Verdict(
+        "opening",
+        f"{len(opens)} {noun} with {len(asked)} requests took {share:.0%} of {seconds:.2f} s; "
+        f"requests were in flight for {waiting:.0%} of that.",
+        "Consolidate the metadata, and keep what is open instead of opening it again."
+        if waiting >= _MOST
+        else "Keep what is open instead of opening it again, or open fewer variables.",
+    )
 
 
 def _of_requests(
