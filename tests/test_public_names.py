@@ -41,12 +41,14 @@ OTHERS = {
     "Installation",
     "LoadPlan",
     "Overloaded",
+    "Statistics",
     "TooLargeError",
     "Trace",
     "VariablePlan",
     "config",
     "explain",
     "install",
+    "statistics",
     "trace",
 }
 # The design has these too; each moves up when it is built.

@@ -22,6 +22,7 @@ from aioxarray.config import config
 from aioxarray.errors import ArrayChangedError, ForkError, Overloaded, TooLargeError
 from aioxarray.explaining import LoadPlan, VariablePlan, explain
 from aioxarray.loading import compute, compute_async, load, load_async
+from aioxarray.monitoring import Statistics, statistics
 from aioxarray.opening import (
     load_dataarray,
     load_dataarray_async,
@@ -54,6 +55,7 @@ __all__ = [
     "Installation",
     "LoadPlan",
     "Overloaded",
+    "Statistics",
     "TooLargeError",
     "Trace",
     "VariablePlan",
@@ -82,6 +84,7 @@ __all__ = [
     "open_mfdataset_async",
     "open_zarr",
     "open_zarr_async",
+    "statistics",
     "to_netcdf",
     "to_netcdf_async",
     "to_zarr",
