@@ -398,9 +398,10 @@ def test_a_plot_has_the_rows() -> None:
     lanes, flights = figure.axes
     assert {each.get_text() for each in lanes.get_yticklabels()} == {"/", "a", "b", "x"}
     assert len(lanes.patches) == len(t.requests) + len(t.decodes)
-    starts = sorted(each.get_x() for each in lanes.patches)
+    bars: Any = lanes.patches
+    starts = sorted(each.get_x() for each in bars)
     assert starts == sorted([*t.requests["start"], *t.decodes["start"]])
-    top = flights.collections[0].get_paths()[0].vertices[:, 1].max()
+    top = np.asarray(flights.collections[0].get_paths()[0].vertices)[:, 1].max()
     assert f"at most {top:.0f} in flight" in t.summary()
     assert ("matplotlib.pyplot" in sys.modules) == pyplot_was_there
 

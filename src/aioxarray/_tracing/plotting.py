@@ -34,8 +34,8 @@ _ROW_IN, _LEAST_IN, _MOST_IN = 0.3, 1.2, 8.0
 def plot(recording: Recording) -> Figure:
     """Return a figure of the requests of each variable over time, and of those in flight."""
     names: dict[str, int] = {}
-    for each in (*recording.requests, *recording.decodes):
-        names.setdefault(name_of(each), len(names))
+    for name in (*map(name_of, recording.requests), *map(name_of, recording.decodes)):
+        names.setdefault(name, len(names))
     tall = min(_MOST_IN, max(_LEAST_IN, _ROW_IN * len(names)))
     figure = _figure((_WIDTH_IN, tall + 2.2))
     lanes, flights = figure.subplots(2, sharex=True, height_ratios=[tall, 1.1])
