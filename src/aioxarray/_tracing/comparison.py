@@ -229,7 +229,7 @@ def _reasons(
     planned: VariablePlan, records: Sequence[RequestRecord], brought: Mapping[str, int]
 ) -> dict[str, int]:
     """Return the requests more or fewer than planned by reason."""
-    made = Counter(each.reason for each in records)
+    made: Counter[str] = Counter(each.reason for each in records)
     numbers = dict.fromkeys(REASONS, 0)
     for reason, name in _MADE_AGAIN.items():
         numbers[name] = made[reason]
