@@ -68,7 +68,7 @@ LAYERS = {
         ),
         _layer("_zarr", "_zarr", may_import="errors _runtime settings", fenced_in=FENCED),
         _layer("_xarray", "_xarray", may_import="errors _runtime settings _zarr", fenced_in=FENCED),
-        _layer("_tracing", "_tracing", may_import="_zarr", knows_nothing_of="xarray zarr"),
+        _layer("_tracing", "_tracing", may_import="_zarr _xarray", knows_nothing_of="xarray zarr"),
         _layer("verbs", may_import="errors _runtime settings _zarr _xarray _tracing"),
         _layer(
             "testing",

@@ -9,12 +9,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
+from aioxarray._tracing.comparison import Comparison, compare
 from aioxarray._tracing.page import page
 from aioxarray._tracing.perfetto import trace_events
 from aioxarray._tracing.plotting import plot
 from aioxarray._tracing.recording import Recording
 from aioxarray._tracing.summary import summarize
 from aioxarray._tracing.verdicts import Verdict, judge
+from aioxarray._xarray.explaining.load_plan import LoadPlan
 from aioxarray._zarr.stores.observing.observers import observed, observed_here
 from aioxarray._zarr.stores.observing.records import Recorder, now
 from aioxarray.config import thread_count
@@ -135,6 +137,7 @@ class Trace:
             decodes=sorted(decodes, key=lambda each: each.begun),
             calls=self._recorder.calls,
             shared_count=self._recorder.shared_count,
+            brought=self._recorder.brought,
             dropped=max((each.number + 1 for each in requests), default=0) - len(requests),
         )
 
@@ -223,6 +226,39 @@ class Trace:
             If matplotlib is not installed.
         """
         return plot(self._recording())
+
+    def compare(self, plan: LoadPlan) -> Comparison:
+        """Return ``plan`` beside the requests that were recorded, and why they differ.
+
+        Make the plan before the load::
+
+            plan = aioxarray.explain(ds)
+            with aioxarray.trace(scope="block") as t:
+                aioxarray.load(ds)
+            print(t.compare(plan))
+
+        The reasons are chunks that were in the cache or that another read was fetching, requests
+        that were made again, and those that other calls made for the same variables, which a trace
+        with ``scope="block"`` leaves out.
+
+        Parameters
+        ----------
+        plan
+            The plan of a load in the block, from `explain`.
+
+        Returns
+        -------
+        Comparison
+            The counts for each variable, and their sums: ``table()``, ``to_dict()``, and as text.
+
+        Raises
+        ------
+        TypeError
+            If ``plan`` is not a plan.
+        """
+        if not isinstance(plan, LoadPlan):
+            raise TypeError(f"plan must be a LoadPlan, from explain(); got {type(plan).__name__}")
+        return compare(plan, self._recording())
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
         """Write a page that shows the trace to the file ``path``.

@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 if TYPE_CHECKING:
-    from aioxarray._zarr.stores.observing.records import CallRecord, DecodeRecord, RequestRecord
+    from aioxarray._zarr.stores.observing.records import (
+        BroughtRecord,
+        CallRecord,
+        DecodeRecord,
+        RequestRecord,
+    )
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,8 @@ class Recording:
         How many reads have waited for a part that another read was fetching.
     dropped
         How many older records of requests were dropped.
+    brought
+        The records of chunks for which no request was made.
     """
 
     begun: float
@@ -39,6 +46,7 @@ class Recording:
     calls: Sequence[CallRecord]
     shared_count: int
     dropped: int
+    brought: Sequence[BroughtRecord] = ()
 
     @property
     def seconds(self) -> float:
@@ -111,6 +119,16 @@ def most_at_once(intervals: Iterable[tuple[float, float]]) -> int:
         now += step
         most = max(most, now)
     return most
+
+
+def most_in_a_row(intervals: Iterable[tuple[float, float]]) -> int:
+    """Return the length of the longest chain of intervals that each begin after the one before."""
+    count, until = 0, float("-inf")
+    for begun, ended in sorted(intervals, key=lambda each: each[1]):
+        if begun >= until:
+            count += 1
+            until = ended
+    return count
 
 
 def covered(intervals: Iterable[tuple[float, float]]) -> float:

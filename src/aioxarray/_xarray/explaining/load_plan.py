@@ -27,6 +27,9 @@ _COUNTS = (
     "memory",
 )
 
+# The attributes that only tell where a variable is from.
+_PLACE = ("label", "arrays")
+
 
 @dataclass(frozen=True)
 class VariablePlan:
@@ -72,6 +75,10 @@ class VariablePlan:
         The most bytes that the load of this variable holds besides its result.
     advice : tuple of str
         Sentences about a layout that costs much.
+    label : str
+        The name of the variable in errors.
+    arrays : tuple of (str, str)
+        The Zarr arrays that it is read from: each its store, without credentials, and its path.
     """
 
     name: str
@@ -90,6 +97,8 @@ class VariablePlan:
     round_trips: int | None = 0
     memory: int | None = 0
     advice: tuple[str, ...] = ()
+    label: str = ""
+    arrays: tuple[tuple[str, str], ...] = ()
 
     @property
     def over_read(self) -> float | None:
@@ -197,7 +206,8 @@ class LoadPlan:
         import pandas as pd
 
         rows = [self._row(each) for each in self.variables]
-        columns = [field.name for field in dataclasses.fields(VariablePlan)] + ["over_read"]
+        names = [field.name for field in dataclasses.fields(VariablePlan)]
+        columns = [name for name in names if name not in _PLACE] + ["over_read"]
         table = pd.DataFrame(rows, columns=columns).set_index("name")
         return table.astype({**dict.fromkeys(_COUNTS, "Int64"), "over_read": "float64"})
 
@@ -218,8 +228,8 @@ class LoadPlan:
 
     @staticmethod
     def _row(variable: VariablePlan) -> dict[str, Any]:
-        row = {**vars(variable), "over_read": variable.over_read}
-        return {**row, "advice": list(variable.advice)}
+        row = {name: value for name, value in vars(variable).items() if name not in _PLACE}
+        return {**row, "advice": list(variable.advice), "over_read": variable.over_read}
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {headline(self)}>"

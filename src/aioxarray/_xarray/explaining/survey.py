@@ -21,6 +21,7 @@ from aioxarray._zarr import tuning
 from aioxarray._zarr.chunks.counting import Count, Counter
 from aioxarray._zarr.chunks.plan import ReadPlan
 from aioxarray._zarr.stores.identity import libraries, same, unwrapped
+from aioxarray._zarr.stores.printable import printable
 from aioxarray.config import cache_limit, memory_limit, request_limit, thread_count
 
 _TOGETHER = "with other small variables, one after another in one thread"
@@ -161,6 +162,7 @@ class _Survey:
 
         def take(found: ReadPlan) -> None:
             count = self._counter.count(found, overlaps=overlaps)
+            tally.add_array(source.array)
             tally.add(found, count, in_run=in_run, decodes=decodes)
 
         each_plan(source, take)
@@ -202,6 +204,7 @@ class _Tally:
         self._counts: list[Count] = []
         self._layouts: list[Layout] = []
         self._beside: list[int] = []
+        self._arrays: dict[tuple[str, str], None] = {}
         self._is_opaque = False
 
     def add(self, found: ReadPlan, count: Count, *, in_run: bool, decodes: bool) -> None:
@@ -220,6 +223,11 @@ class _Tally:
         self._layouts.append(_layout(found, count))
         if decodes and count.wanted is not None:
             self._beside.append(count.wanted)
+
+    def add_array(self, array: Any) -> None:
+        """Add the Zarr array that is read."""
+        inner = array._array
+        self._arrays[printable(inner.store), inner.path] = None
 
     def add_opaque(self, source: Read | Opaque, *, together: bool) -> None:
         """Add a read whose requests only its library knows."""
@@ -256,6 +264,8 @@ class _Tally:
             round_trips=_most([each.round_trips for each in counts]),
             memory=_memory(parts, beside),
             advice=tuple(dict.fromkeys(advice(_whole(self._layouts)))) if self._layouts else (),
+            label=lazy.label,
+            arrays=tuple(self._arrays),
         )
         return _Planned(plan, parts, beside)
 

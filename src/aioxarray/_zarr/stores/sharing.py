@@ -22,7 +22,7 @@ from aioxarray._runtime.threads.forks import after_fork
 from aioxarray._zarr import tuning
 from aioxarray._zarr.stores.grants import cache
 from aioxarray._zarr.stores.identity import Place, same
-from aioxarray._zarr.stores.observing.observers import tell_shared
+from aioxarray._zarr.stores.observing.observers import tell_cached, tell_shared
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -138,8 +138,9 @@ class Sharing:
         """Put ``part`` in the result if the cache has it; return the outcome in a tuple."""
         if self._flights is None:
             return None
-        kept = self._flights.known(kind.name(part))
-        return None if kept is None else (self._put_known(kind, kept[0], part),)
+        name = kind.name(part)
+        kept = self._flights.known(name)
+        return None if kept is None else (self._put_known(kind, name, kept[0], part),)
 
     async def read(
         self,
@@ -173,7 +174,7 @@ class Sharing:
                         mine.append(index)
                         led.append(joined)
                     elif isinstance(joined, tuple):
-                        found[index] = self._put_known(kind, joined[0], part)
+                        found[index] = self._put_known(kind, name, joined[0], part)
                         await self.keep_pace()
                     else:
                         followed.append((index, joined))
@@ -195,7 +196,10 @@ class Sharing:
                     await withdraw(follower)
         return list(map(found.__getitem__, range(len(parts))))
 
-    def _put_known(self, kind: Parts[W, R], decoded: NDArray[Any] | None, part: W) -> R:
+    def _put_known(
+        self, kind: Parts[W, R], name: Hashable, decoded: NDArray[Any] | None, part: W
+    ) -> R:
+        tell_cached(name)
         self._pace += tuning.PACE_PART_BYTES + (0 if decoded is None else decoded.nbytes)
         return kind.put_decoded(decoded, part)
 

@@ -88,6 +88,9 @@ class Observer:
         begins with the key.
         """
 
+    def cached(self, part: Hashable) -> None:
+        """Called when a read finds a part of a store in the cache; for ``part`` see `shared`."""
+
     def called(self, aim: str, begun: float, ended: float) -> None:
         """Called when an open, a load or a save has ended; for ``aim`` see `Call`.
 
@@ -226,6 +229,12 @@ def tell_shared(part: Hashable) -> None:
     """Notify the observers that a read waits for ``part``, which another read is fetching."""
     for observer in listeners():
         observer.shared(part)
+
+
+def tell_cached(part: Hashable) -> None:
+    """Notify the observers that a read found ``part`` in the cache."""
+    for observer in listeners():
+        observer.cached(part)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from aioxarray._zarr.stores.observing.observers import (
     range_text,
 )
 from aioxarray._zarr.stores.printable import printable
-from aioxarray._zarr.stores.request import DOCUMENTS
+from aioxarray._zarr.stores.request import DOCUMENTS, current_variable
 
 if TYPE_CHECKING:
     from aioxarray._zarr.stores.request import Kind, Reason, Request
@@ -120,6 +120,24 @@ class DecodeRecord(NamedTuple):
         return place_of(self.key, self.label)
 
 
+class BroughtRecord(NamedTuple):
+    """A chunk for which a read made no request.
+
+    Attributes
+    ----------
+    source
+        "cached" if the cache had it, "shared" if another read was fetching it.
+    key
+        Its key; that of the shard for an inner chunk.
+    label
+        The variable, as in errors; None if that is unknown.
+    """
+
+    source: Literal["cached", "shared"]
+    key: str
+    label: str | None
+
+
 class CallRecord(NamedTuple):
     """An open, a load or a save that has ended; the attributes are those of `Observer.called`."""
 
@@ -153,6 +171,7 @@ def place_of(key: str, label: str | None) -> tuple[str, str]:
 _REQUEST_FIELDS = 15
 _READ_FIELDS = 7
 _DECODE_FIELDS = len(DecodeRecord._fields)
+_BROUGHT_FIELDS = len(BroughtRecord._fields)
 
 
 class Recorder(Observer):
@@ -172,6 +191,7 @@ class Recorder(Observer):
         self._requests: deque[Any] = deque(maxlen=most * _REQUEST_FIELDS)
         self._reads: deque[Any] = deque(maxlen=most * _READ_FIELDS)
         self._decodes: deque[Any] = deque(maxlen=most * _DECODE_FIELDS)
+        self._brought: deque[Any] = deque(maxlen=most * _BROUGHT_FIELDS)
         self._calls: deque[CallRecord] = deque(maxlen=most)
         self._most = most
         # Each step of a counter is atomic, and needs no lock, which a fork could leave locked.
@@ -197,6 +217,11 @@ class Recorder(Observer):
     def decodes(self) -> list[DecodeRecord]:
         """The records of decoded chunks."""
         return list(map(DecodeRecord._make, _rows(self._decodes, _DECODE_FIELDS)))
+
+    @property
+    def brought(self) -> list[BroughtRecord]:
+        """The records of chunks that were cached, or that another read was fetching."""
+        return list(map(BroughtRecord._make, _rows(self._brought, _BROUGHT_FIELDS)))
 
     @property
     def calls(self) -> list[CallRecord]:
@@ -267,6 +292,16 @@ class Recorder(Observer):
 
     def shared(self, part: Hashable) -> None:
         self.shared_count = next(self._shared_numbers)
+        self._bring("shared", part)
+
+    def cached(self, part: Hashable) -> None:
+        self._bring("cached", part)
+
+    def _bring(self, source: str, part: Any) -> None:
+        key, within = part[:2]
+        # An index of a shard is no chunk.
+        if within is not None:
+            self._brought.extend((source, key, current_variable()))
 
     def called(self, aim: str, begun: float, ended: float) -> None:
         self._calls.append(CallRecord(aim, begun, ended))
