@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,9 @@ from zarr.storage import MemoryStore
 import aioxarray
 from aioxarray import explain
 from aioxarray._runtime.loops import run_blocking
-from aioxarray._tracing.comparison import REASONS, Comparison
+from aioxarray._tracing.comparison import REASONS, Comparison, compare
 from aioxarray.testing import GatedStore, ObjectServer, RecordingStore
-from tests.concurrency.clients import obstore_http
+from tests.concurrency.clients import fsspec_http, obstore_http
 from tests.concurrency.helpers import followed
 from tests.samples import contents, opened, stored
 
@@ -224,7 +225,7 @@ def test_variables_of_one_name_are_told_apart() -> None:
 @pytest.mark.parametrize("kind", [MemoryStore, RecordingStore])
 def test_groups_of_trees(kind: Any) -> None:
     inner = stored(xr.DataTree.from_dict({"/": sample(), "/child": sample()}), consolidated=False)
-    store = inner if kind is MemoryStore else RecordingStore(inner)
+    store: Any = inner if kind is MemoryStore else RecordingStore(inner)
     with aioxarray.open_datatree(store, engine="zarr", consolidated=False) as tree:
         found = compared(tree, lambda: aioxarray.compute(tree))
     assert {each.name for each in found.variables} >= {"/a", "/child/a"}
@@ -239,6 +240,32 @@ def test_opaque_plans_have_what_happened(server: ObjectServer) -> None:
     (each,) = found.variables
     assert (each.planned_requests, each.requests, each.reasons) == (None, 0, {})
     assert "opaque requests planned" in str(found)
+
+
+def test_silent_requests(server: ObjectServer) -> None:
+    ds = opened(fsspec_http(server.url), consolidated=False)[["a"]]
+    server.log.clear()
+    server.fail("a/c/3", "stall", times=1)
+    with aioxarray.config.set(stall_s=0.2):
+        found = compared(ds, lambda: aioxarray.compute(ds))
+    # On a busy machine, others may be silent for that long, too.
+    assert found.total.reasons["silent"] >= 1
+    assert set(found.total.reasons) == {"silent"}
+    assert found.total.requests == server.log.count("GET")
+    assert_adds_up(found)
+
+
+def test_hedges(server: ObjectServer) -> None:
+    ds = lazily(server)[["a"]]
+    plan = explain(ds)
+    with aioxarray.trace() as t:
+        aioxarray.compute(ds)
+    recording = t._recording()
+    # Hedges need hundreds of answers before the first one, so the second attempt is written here.
+    hedge = recording.requests[3]._replace(reason="hedge", attempt=2, error=None)
+    found = compare(plan, replace(recording, requests=[*recording.requests, hedge]))
+    assert (found.total.reasons, found.total.cancelled) == ({"hedges": 1}, 1)
+    assert_adds_up(found)
 
 
 # --- the value -----------------------------------------------------------------------------------
