@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections import Counter
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.faults.cells import FAULTS, ONCE, VERBS, WHENS, Cell, cells
-from benchmarks.faults.clients import CLIENTS
+from benchmarks.faults.clients import CLIENTS, READ_TIMEOUT
 from benchmarks.faults.runner import CellRunner
 from benchmarks.faults.verdicts import VERDICTS, Result
 
@@ -28,8 +29,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--when", choices=WHENS, **some)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
     parser.add_argument("--jobs", type=int, default=2, help="processes at once (default: 2)")
+    parser.add_argument(
+        "--read-timeout",
+        type=float,
+        metavar="SECONDS",
+        help="let obstore give up requests that bring nothing for so long",
+    )
     parser.add_argument("--verbose", action="store_true", help="print each cell")
     options = parser.parse_args(argv)
+    if options.read_timeout is not None:
+        # For the processes that run the cells.
+        os.environ[READ_TIMEOUT] = str(options.read_timeout)
     begun = time.monotonic()
     chosen = list(cells(options.client, options.fault, options.verb, options.when))
     results = run(chosen, options.jobs, options.verbose)

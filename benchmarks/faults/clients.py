@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -21,6 +22,9 @@ BUCKET = "bucket"
 CHUNKS = 20
 # Clients that retry by themselves are told to do so briefly, to fit into the time of a cell.
 OWN_ATTEMPTS = 3
+# The variable with the seconds without a byte after which obstore gives a request up; unset, it
+# waits until its time-out of 30 s for the whole request, as it does by default.
+READ_TIMEOUT = "AIOXARRAY_FAULTS_READ_TIMEOUT"
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ def obstore_http(url: str, name: str) -> Target:
     from zarr.storage import ObjectStore
 
     # With a path in its URL it lists nothing; and without retries of its own, aioxarray retries.
-    client = HTTPStore(url, client_options={"allow_http": True}, retry_config={"max_retries": 0})
+    client = HTTPStore(url, client_options=_client_options(), retry_config={"max_retries": 0})
     return Target(ObjectStore(client), f"{BUCKET}/{name}")
 
 
@@ -71,7 +75,7 @@ def obstore_s3(url: str, name: str) -> Target:
         access_key_id="test",
         secret_access_key="test",
         region="us-east-1",
-        client_options={"allow_http": True},
+        client_options=_client_options(),
         retry_config={
             "max_retries": OWN_ATTEMPTS - 1,
             "retry_timeout": timedelta(seconds=2),
@@ -83,6 +87,13 @@ def obstore_s3(url: str, name: str) -> Target:
         },
     )
     return Target(ObjectStore(client))
+
+
+def _client_options() -> Any:
+    options: dict[str, Any] = {"allow_http": True}
+    if seconds := os.environ.get(READ_TIMEOUT):
+        options["read_timeout"] = timedelta(seconds=float(seconds))
+    return options
 
 
 def icechunk(url: str, name: str) -> Target:

@@ -68,7 +68,10 @@ class Worker:
         self._mend()
         verdict: Verdict
         if error is None:
-            verdict, detail = call.check()
+            try:
+                verdict, detail = call.check()
+            except Exception as raised:  # noqa: BLE001  # a client may still wait for the request
+                verdict, detail = of_error(cell, raised)
         elif isinstance(error, _OutOfTimeError):
             verdict, detail = "hang", f"not done after {BOUND_S:g} s"
         else:
