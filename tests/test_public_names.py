@@ -21,6 +21,7 @@ from aioxarray.accessors import AioAccessor
 
 VERBS = {
     "compute",
+    "explain_open",
     "load",
     "load_dataarray",
     "load_dataset",
@@ -40,6 +41,8 @@ OTHERS = {
     "ForkError",
     "Installation",
     "LoadPlan",
+    "OpenPhase",
+    "OpenPlan",
     "Overloaded",
     "Statistics",
     "TooLargeError",

@@ -20,7 +20,15 @@ from aioxarray._zarr.chunks.pipeline import CodecPipeline
 from aioxarray.accessors import Installation, install, register
 from aioxarray.config import config
 from aioxarray.errors import ArrayChangedError, ForkError, Overloaded, TooLargeError
-from aioxarray.explaining import LoadPlan, VariablePlan, explain
+from aioxarray.explaining import (
+    LoadPlan,
+    OpenPhase,
+    OpenPlan,
+    VariablePlan,
+    explain,
+    explain_open,
+    explain_open_async,
+)
 from aioxarray.loading import compute, compute_async, load, load_async
 from aioxarray.monitoring import Statistics, statistics
 from aioxarray.opening import (
@@ -54,6 +62,8 @@ __all__ = [
     "ForkError",
     "Installation",
     "LoadPlan",
+    "OpenPhase",
+    "OpenPlan",
     "Overloaded",
     "Statistics",
     "TooLargeError",
@@ -63,6 +73,8 @@ __all__ = [
     "compute_async",
     "config",
     "explain",
+    "explain_open",
+    "explain_open_async",
     "install",
     "load",
     "load_async",

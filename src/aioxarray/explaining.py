@@ -1,13 +1,23 @@
-"""Explaining loads before they are made: `explain`."""
+"""Explaining loads before they are made, and opens: `explain` and `explain_open`."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
+from aioxarray import opening
+from aioxarray._runtime.loops import blocking
+from aioxarray._runtime.workers import in_worker
+from aioxarray._tracing.open_plan import OpenPhase, OpenPlan, open_plan
 from aioxarray._xarray.explaining.load_plan import LoadPlan, VariablePlan
 from aioxarray._xarray.explaining.survey import survey
+from aioxarray._xarray.opening.calls import close
+from aioxarray._zarr.stores.identity import libraries, unwrapped
+from aioxarray._zarr.stores.observing.observers import observed_here
+from aioxarray._zarr.stores.observing.records import Recorder, now
+from aioxarray._zarr.stores.printable import printable
 
-__all__ = ["LoadPlan", "VariablePlan", "explain"]
+__all__ = ["LoadPlan", "OpenPhase", "OpenPlan", "VariablePlan", "explain", "explain_open"]
 
 
 def explain(obj: Any) -> LoadPlan:
@@ -57,3 +67,89 @@ def explain(obj: Any) -> LoadPlan:
     load : load the data.
     """
     return survey(obj)
+
+
+_OPENERS = (
+    "open_dataset",
+    "open_dataarray",
+    "open_datatree",
+    "open_groups",
+    "open_mfdataset",
+    "open_zarr",
+)
+# A store of a million groups makes a million requests; more than that is no use in a table.
+_MOST_RECORDS = 1_000_000
+
+
+async def explain_open_async(
+    source: Any, *, opener: str = "open_dataset", **options: Any
+) -> OpenPlan:
+    """Open ``source``, close it again, and return what the open requested and why it took so long.
+
+    What a store contains is only known from its metadata, so the open is made, with its requests;
+    no data is loaded beyond that. The result has the requests by phase, how many of them had to
+    wait for each other, and the plan of a load of all that was opened::
+
+        print(aioxarray.explain_open("https://host/data.zarr"))
+
+    Parameters
+    ----------
+    source
+        As in the function that opens.
+    opener
+        The name of the function of aioxarray that opens: "open_dataset", "open_dataarray",
+        "open_datatree", "open_groups", "open_mfdataset" or "open_zarr".
+    **options
+        Passed to that function.
+
+    Returns
+    -------
+    OpenPlan
+        ``requests``, ``round_trips``, ``bytes_fetched``, ``seconds``, ``phases``, ``table()``,
+        ``to_dict()``; and ``load``, a `LoadPlan`.
+
+    Raises
+    ------
+    ValueError
+        If ``opener`` is none of these names.
+
+    Notes
+    -----
+    *Requests:* those of the open. Requests that a library makes without telling are not counted: if
+    there are no others, ``requests`` is None, shown as "opaque". icechunk makes some of its own
+    beside those that are counted.
+
+    *Order:* the phases are in the order in which they began. Round trips are those that were
+    observed: on a store in memory or in local files, and under a low limit, requests that do not
+    need each other follow each other, too, and are counted.
+
+    *Memory:* that of the open, and 0.5 kB for each request.
+
+    *Cancelling:* as in an open; what was opened is closed.
+
+    *Errors:* those of the open.
+
+    See Also
+    --------
+    explain : the plan of a load of what is open already.
+    trace : the requests of any calls.
+    """
+    if opener not in _OPENERS:
+        names = ", ".join(map(repr, _OPENERS))
+        raise ValueError(f"opener must be one of {names}; got {opener!r}")
+    recorder = Recorder(_MOST_RECORDS)
+    begun = now()
+    with observed_here(recorder):
+        opened = await getattr(opening, f"{opener}_async")(source, **options)
+    seconds = now() - begun
+    try:
+        load = await in_worker(partial(survey, opened))
+    finally:
+        await in_worker(partial(close, opened))
+    notes = ()
+    if "icechunk" in libraries(unwrapped(source)):
+        notes = ("icechunk fetches its manifests and snapshots itself: these are not counted",)
+    return open_plan(printable(source), recorder.requests, seconds, notes, load)
+
+
+explain_open = blocking(explain_open_async)
