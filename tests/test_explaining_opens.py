@@ -71,7 +71,7 @@ def test_the_requests_are_those_of_the_server(
 def test_trees_and_coroutines(server: ObjectServer) -> None:
     tree = xr.DataTree.from_dict({"/": sample(), "/child": sample()})
     url = put(server, tree, consolidated=False)
-    how = {"opener": "open_datatree", "engine": "zarr", "consolidated": False}
+    how: dict[str, Any] = {"opener": "open_datatree", "engine": "zarr", "consolidated": False}
     plan = asyncio.run(explain_open_async(url, **how))
     counted(server, plan)
     assert plan.load.requests == 20

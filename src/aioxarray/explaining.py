@@ -146,7 +146,7 @@ async def explain_open_async(
         load = await in_worker(partial(survey, opened))
     finally:
         await in_worker(partial(close, opened))
-    notes = ()
+    notes: tuple[str, ...] = ()
     if "icechunk" in libraries(unwrapped(source)):
         notes = ("icechunk fetches its manifests and snapshots itself: these are not counted",)
     return open_plan(printable(source), recorder.requests, seconds, notes, load)
