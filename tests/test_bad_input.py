@@ -64,8 +64,12 @@ def assert_refused(ds: Any, way: Way, kind: type[Exception] | tuple[type[Excepti
         ({"max_bytes": "many"}, ValueError, "max_bytes must be a number of bytes or a text"),
         ({"max_bytes": 1.5}, TypeError, r"max_bytes must be a number of bytes .* got 1\.5"),
         ({"max_bytes": True}, TypeError, "max_bytes must be a number of bytes"),
-        ({"progress": "yes"}, TypeError, "progress must be True, False, None or a callable"),
-        ({"progress": 1}, TypeError, "progress must be True, False, None or a callable"),
+        (
+            {"progress": "yes"},
+            TypeError,
+            'progress must be True, "verdict", False, None or a callable',
+        ),
+        ({"progress": 1}, TypeError, 'progress must be True, "verdict", False, None or a callable'),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )

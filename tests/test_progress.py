@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
+import pytest
 import xarray as xr
 from zarr.storage import MemoryStore
 
 import aioxarray
-
-if TYPE_CHECKING:
-    import pytest
+from aioxarray.errors import TooLargeError
+from tests.samples import stored
 
 
 def lazily() -> xr.Dataset:
@@ -68,6 +68,28 @@ def test_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().err
     assert "100%" in shown
     assert f"{TOTAL}" in shown
+
+
+def test_a_bar_with_the_verdict(capsys: pytest.CaptureFixture[str]) -> None:
+    ds = lazily()
+    calls: list[Callable[[], object]] = [
+        lambda: aioxarray.load(ds, progress="verdict"),
+        lambda: asyncio.run(aioxarray.compute_async(lazily(), progress="verdict")),
+        lambda: aioxarray.to_zarr(ds, MemoryStore(), progress="verdict"),
+        lambda: aioxarray.load_dataset(stored(ds), engine="zarr", progress="verdict"),
+    ]
+    for call in calls:
+        call()
+        bar, _, verdict = capsys.readouterr().err.rpartition("\nBottleneck: ")
+        # It comes once, after the bar.
+        assert "100%" in bar
+        assert "Bottleneck" not in bar
+        assert verdict.count("\n") == 1
+    # There is none after an error, and none without requests.
+    with pytest.raises(TooLargeError):
+        aioxarray.load(lazily(), progress="verdict", max_bytes=1)
+    aioxarray.load(ds, progress="verdict")
+    assert capsys.readouterr().err == ""
 
 
 def test_an_error_is_logged_once_and_breaks_nothing(caplog: pytest.LogCaptureFixture) -> None:

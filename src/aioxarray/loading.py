@@ -13,6 +13,7 @@ from aioxarray._xarray.lazy.sizes import Sizing
 from aioxarray._xarray.lazy.variables import Assignment, Lazies
 from aioxarray.config import Concurrency
 from aioxarray.progress import Progress
+from aioxarray.tracing import concluded
 
 __all__ = ["compute", "compute_async", "load", "load_async"]
 
@@ -48,7 +49,8 @@ async def load_async(
     progress
         True for a tqdm bar in bytes, or a callable that takes (done, total): decoded bytes of
         the loaded arrays. It is called on the caller's event loop or, from a blocking call, in
-        the waiting thread. An error in it is logged and does not end the load.
+        the waiting thread. An error in it is logged and does not end the load. "verdict" for a
+        bar, and after it a line on standard error that names the bottleneck, as `trace` finds it.
     max_bytes
         The most bytes to load, such as ``"2GiB"`` or a number; None for no limit. The
         decoded values of the lazy variables in ``obj`` count. Objects, strings of any length and
@@ -150,7 +152,8 @@ async def _load(obj: Any, options: Options, *, share: bool) -> None:
             sizing = Sizing(lazies)
             await in_steps(sizing.counting())
             sizing.check(limit, repr(options.max_bytes))
-        values = await run_on(io_loop(), partial(read_all, lazies, options))
+        with concluded(options.progress):
+            values = await run_on(io_loop(), partial(read_all, lazies, options))
         assignment = Assignment(lazies, values, share=share)
         await in_steps(assignment.preparing())
         assignment.make()

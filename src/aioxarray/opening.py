@@ -26,6 +26,7 @@ from aioxarray._xarray.opening.signatures import like
 from aioxarray.config import Concurrency
 from aioxarray.loading import load_async
 from aioxarray.progress import Progress
+from aioxarray.tracing import concluded
 
 T = TypeVar("T", xr.Dataset, xr.DataArray, xr.DataTree)
 
@@ -239,11 +240,14 @@ async def _loaded(
             opened = await opening(source, **options)
         closes = partial(close, opened)
         async with closing_on_error(closes):
-            loaded = await load_async(opened, progress=how.progress, max_bytes=how.max_bytes)
+            loaded = await load_async(opened, progress=shown, max_bytes=how.max_bytes)
         await in_worker(closes)
         return loaded
 
-    return await as_call("loaded", load, how)
+    # One verdict, on the open as well.
+    shown = True if how.progress == "verdict" else how.progress
+    with concluded(how.progress):
+        return await as_call("loaded", load, how)
 
 
 @like(xr.load_dataset)

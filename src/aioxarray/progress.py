@@ -6,12 +6,15 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 from aioxarray._runtime.loops import deliver
 
-Progress = bool | Callable[[int, int], object] | None
-"""None or False: none; True: a tqdm bar in bytes; a callable takes (done, total) in bytes."""
+Progress = bool | Literal["verdict"] | Callable[[int, int], object] | None
+"""None or False: none; True: a tqdm bar in bytes; a callable takes (done, total) in bytes.
+
+"verdict" is a bar, and the verdict of a trace at the end; see `aioxarray.tracing.concluded`.
+"""
 
 _logger = logging.getLogger("aioxarray")
 
@@ -84,11 +87,12 @@ class _Part:
 
 def check_progress(progress: Progress) -> None:
     """Raise if ``progress`` is not a `Progress`, or if the bar cannot be shown."""
-    if progress is True:
+    if progress is True or progress == "verdict":
         _tqdm()
     elif not (progress is None or progress is False or callable(progress)):
         raise TypeError(
-            "progress must be True, False, None or a callable that takes (done, total) in bytes; "
+            'progress must be True, "verdict", False, None or a callable that takes (done, total) '
+            "in bytes; "
             f"got {progress!r}"
         )
 
@@ -98,7 +102,7 @@ def meter(progress: Progress, total: int, what: str = "load") -> AbstractContext
 
     ``what`` labels the bar.
     """
-    if progress is True:
+    if progress is True or progress == "verdict":
         return _with_bar(total, what)
     return nullcontext(Meter(progress or None, total))
 

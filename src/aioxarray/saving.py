@@ -14,6 +14,7 @@ from aioxarray._xarray.saving.recorder import ZarrOptions
 from aioxarray._xarray.saving.saver import save
 from aioxarray.config import Concurrency
 from aioxarray.progress import Progress
+from aioxarray.tracing import concluded
 
 __all__ = ["to_netcdf", "to_netcdf_async", "to_zarr", "to_zarr_async"]
 
@@ -132,7 +133,8 @@ async def to_zarr_async(
         write_empty_chunks=write_empty_chunks,
         chunkmanager_store_kwargs=chunkmanager_store_kwargs,
     )
-    return await run_on(io_loop(), lambda: save(obj, store, options, how))
+    with concluded(progress):
+        return await run_on(io_loop(), lambda: save(obj, store, options, how))
 
 
 async def to_netcdf_async(
@@ -194,7 +196,8 @@ async def to_netcdf_async(
     """
     how = Options(concurrency, timeout, progress)
     how.check()
-    return await run_on(io_loop(), lambda: save_netcdf(obj, path, mode, options, how))
+    with concluded(progress):
+        return await run_on(io_loop(), lambda: save_netcdf(obj, path, mode, options, how))
 
 
 to_zarr = blocking(to_zarr_async)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
+from aioxarray._runtime.loops import deliver
 from aioxarray._tracing.comparison import Comparison, compare
 from aioxarray._tracing.page import page
 from aioxarray._tracing.perfetto import trace_events
@@ -20,6 +23,7 @@ from aioxarray._xarray.explaining.load_plan import LoadPlan
 from aioxarray._zarr.stores.observing.observers import observed, observed_here
 from aioxarray._zarr.stores.observing.records import Recorder, now
 from aioxarray.config import thread_count
+from aioxarray.progress import Progress
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -289,3 +293,21 @@ class Trace:
             The file, which is replaced if it exists.
         """
         Path(path).write_text(trace_events(self._recording()), "utf-8")
+
+
+@contextmanager
+def concluded(progress: Progress) -> Iterator[None]:
+    """Print the verdict on the calls in the body after them, if ``progress`` is "verdict".
+
+    It is printed to standard error, below the bar, and in the caller's thread.
+    """
+    if progress != "verdict":
+        yield
+        return
+    with trace(scope="block") as t:
+        yield
+    deliver(lambda: _tell(t.verdict()))
+
+
+def _tell(verdict: Verdict) -> None:
+    sys.stderr.write(f"{verdict}\n")
