@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import xarray as xr
@@ -72,11 +73,12 @@ def test_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_bar_with_the_verdict(capsys: pytest.CaptureFixture[str]) -> None:
     ds = lazily()
+    store: Any = stored(ds)
     calls: list[Callable[[], object]] = [
         lambda: aioxarray.load(ds, progress="verdict"),
         lambda: asyncio.run(aioxarray.compute_async(lazily(), progress="verdict")),
         lambda: aioxarray.to_zarr(ds, MemoryStore(), progress="verdict"),
-        lambda: aioxarray.load_dataset(stored(ds), engine="zarr", progress="verdict"),
+        lambda: aioxarray.load_dataset(store, engine="zarr", progress="verdict"),
     ]
     for call in calls:
         call()

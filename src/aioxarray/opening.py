@@ -235,6 +235,9 @@ async def _loaded(
     if "cache" in options:
         raise TypeError(f"{name} has no argument 'cache': all data is loaded into memory")
 
+    # One verdict, on the open as well.
+    shown = True if how.progress == "verdict" else how.progress
+
     async def load() -> T:
         with called_by(name):
             opened = await opening(source, **options)
@@ -244,8 +247,6 @@ async def _loaded(
         await in_worker(closes)
         return loaded
 
-    # One verdict, on the open as well.
-    shown = True if how.progress == "verdict" else how.progress
     with concluded(how.progress):
         return await as_call("loaded", load, how)
 
