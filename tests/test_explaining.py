@@ -213,7 +213,7 @@ def test_the_counts_are_those_of_the_server(client: str, folder: str) -> None:
             assert server.log.requests == ()
             aioxarray.compute(part)
             assert plan.requests_are_exact
-            requests = server.log.requests
+            requests = server.log.snapshot().requests
             gets = [each for each in requests if each.method == "GET"]
             assert plan.requests == len(gets)
             # s3fs asks for the length of what it reads as a whole.
