@@ -321,6 +321,18 @@ def test_the_oldest_go() -> None:
     assert len(t.requests) == 10
     assert t.dropped == SERVED - 10
     assert f"{SERVED - 10} older requests were dropped" in t.summary()
+    assert len(t.decodes) == 10
+
+
+def test_the_oldest_calls_and_cached_chunks_go() -> None:
+    ds = aioxarray.open_zarr(stored(sample()))
+    with aioxarray.config.set(cache="1MiB"):
+        aioxarray.compute(ds)
+        with aioxarray.trace(most=1) as t:
+            aioxarray.compute(ds)
+            aioxarray.compute(ds)
+    recording = t._recording()
+    assert len(recording.calls) == len(recording.brought) == 1
 
 
 def test_nothing_is_observed_after_the_block() -> None:
