@@ -77,18 +77,18 @@ _OPENERS = (
     "open_mfdataset",
     "open_zarr",
 )
-# A store of a million groups makes a million requests; more than that is no use in a table.
+# A bound on the memory of the records.
 _MOST_RECORDS = 1_000_000
 
 
 async def explain_open_async(
     source: Any, *, opener: str = "open_dataset", **options: Any
 ) -> OpenPlan:
-    """Open ``source``, close it again, and return what the open requested and why it took so long.
+    """Return the requests of an open, by phase, and the plan of a load of its result.
 
-    What a store contains is only known from its metadata, so the open is made, with its requests;
-    no data is loaded beyond that. The result has the requests by phase, how many of them had to
-    wait for each other, and the plan of a load of all that was opened::
+    The contents of a store are only known from its metadata, so ``source`` is opened, with the
+    requests of an open, and closed again; no other data is loaded. The result shows where the time
+    of the open went: the requests by phase, and how many of them had to wait for each other::
 
         print(aioxarray.explain_open("https://host/data.zarr"))
 
@@ -123,7 +123,7 @@ async def explain_open_async(
     observed: on a store in memory or in local files, and under a low limit, requests that do not
     need each other follow each other, too, and are counted.
 
-    *Memory:* that of the open, and 0.5 kB for each request.
+    *Memory:* that of the open, and 0.5 kB for each request. Only the last million requests count.
 
     *Cancelling:* as in an open; what was opened is closed.
 

@@ -48,7 +48,7 @@ _TEXTS = (0, 7)
 
 @dataclass(frozen=True)
 class VariableComparison:
-    """What was planned and what happened for one variable.
+    """The planned and the recorded requests of one variable.
 
     Attributes
     ----------

@@ -54,7 +54,7 @@ class OpenPlan:
     Attributes
     ----------
     source : str
-        What was opened, without credentials.
+        The name of the source, without credentials.
     phases : tuple of OpenPhase
         The requests by phase. Phases can overlap.
     total : OpenPhase
