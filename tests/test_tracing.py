@@ -145,6 +145,22 @@ def test_stores_at_hand_have_rows(kind: Any, scope: Any, tmp_path: Path) -> None
     assert set(t.decodes["variable"]) == {"v"}
 
 
+def test_the_row_of_a_file_that_cannot_be_read_has_its_error(tmp_path: Path) -> None:
+    aioxarray.to_zarr(many(), tmp_path, consolidated=False)
+    lazy = aioxarray.open_zarr(tmp_path, consolidated=False)
+    chunk = tmp_path / "v/c/3"
+    chunk.unlink()
+    chunk.symlink_to(chunk)
+    with aioxarray.trace() as t, pytest.raises(OSError, match="symbolic links"):
+        aioxarray.load(lazy)
+    failed = t.requests[t.requests["outcome"] == "failed"]
+    assert list(failed["key"]) == ["v/c/3"]
+    assert list(failed["error"]) == ["OSError"]
+    done = t.requests[t.requests["outcome"] == "done"]
+    assert {"v/c/0", "v/c/1", "v/c/2"} <= set(done["key"]) <= {f"v/c/{n}" for n in range(SERVED)}
+    assert (t.requests["start"] <= t.requests["end"]).all()
+
+
 def test_decoding_by_zarrs_own_codecs_has_rows() -> None:
     delta = {"a": {"chunks": (2, 8), "filters": [numcodecs.Delta("f8")]}}
     inner = stored(sample(), zarr_format=2, encoding=delta)

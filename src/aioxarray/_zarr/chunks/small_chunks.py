@@ -20,7 +20,7 @@ from aioxarray._zarr import tuning
 from aioxarray._zarr.chunks.result import Result
 from aioxarray._zarr.stores.request import chunk_noted
 from aioxarray._zarr.stores.sharing import Sharing
-from aioxarray._zarr.stores.sources import Source
+from aioxarray._zarr.stores.sources import ReadSmall, Source
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
@@ -112,8 +112,8 @@ class SmallChunks:
     def _read(self, led: Sequence[Flight[Chunk]]) -> list[bool]:
         # A thread that waits for a server must not hold up the others.
         turn = _NOTHING if self._source.remote else _turn
-        with turn:
-            fetched = [self._fetch(flight) for flight in led]
+        with turn, self._source.small_reads(self._most) as read:
+            fetched = [self._fetch(read, flight) for flight in led]
         with self._decoding:
             assert self._result.prepared is not None
             decoder = self._result.prepared.decoder(led[0].part.spec.shape)
@@ -135,10 +135,10 @@ class SmallChunks:
                             self._sharing.put(self._result, data, flight)
         return [data is not None for data in fetched]
 
-    def _fetch(self, flight: Flight[Chunk]) -> Any | None:
+    def _fetch(self, read: ReadSmall, flight: Flight[Chunk]) -> Any | None:
         key = flight.part.key
         try:
-            return self._source.read_small(key, self._most)
+            return read(key)
         except Exception:
             with chunk_noted(key, self._store), flight:
                 raise

@@ -15,11 +15,10 @@ from zarr.storage import LocalStore, MemoryStore, ObjectStore
 
 from aioxarray._runtime.scratch import scratch
 from aioxarray._zarr import tuning
-from aioxarray._zarr.stores.calls import current_call
 from aioxarray._zarr.stores.clients import client_of, held_here
-from aioxarray._zarr.stores.observing.observers import Observer, Origin, Part, listeners
-from aioxarray._zarr.stores.printable import printable
-from aioxarray._zarr.stores.request import Request, current_variable, send, send_again
+from aioxarray._zarr.stores.observing.observed_source import ObservedSource
+from aioxarray._zarr.stores.observing.observers import listeners
+from aioxarray._zarr.stores.request import Request, send, send_again
 from aioxarray._zarr.stores.retries.attempts import Attempts
 from aioxarray._zarr.stores.servers.pacing import pace_of
 
@@ -36,6 +35,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+# Takes a key and returns its value; None if there is none.
+ReadSmall = Callable[[str], Any | None]
+
+
 class Source(Protocol):
     """A store that is best read with blocking calls."""
 
@@ -50,10 +53,10 @@ class Source(Protocol):
         None if there is none.
         """
 
-    def read_small(self, key: str, most: int) -> Any | None:
-        """Return the value at ``key``, usually at most ``most`` bytes, which stays valid.
+    def small_reads(self, most: int) -> AbstractContextManager[ReadSmall]:
+        """Open a function that reads values one after the other.
 
-        None if there is none.
+        They usually have at most ``most`` bytes, and stay valid.
         """
 
     def read_into(self, key: str, dest: NDArray[np.uint8]) -> int | None:
@@ -109,9 +112,13 @@ class MemorySource:
         buffer = self._buffers.get(key)
         return None if buffer is None else buffer.as_numpy_array()
 
-    def read_small(self, key: str, most: int) -> Any | None:
-        data = self.read(key)
-        return None if data is None else data.data
+    @contextmanager
+    def small_reads(self, most: int) -> Iterator[ReadSmall]:
+        def read(key: str) -> Any | None:
+            data = self.read(key)
+            return None if data is None else data.data
+
+        yield read
 
     def read_into(self, key: str, dest: NDArray[np.uint8]) -> int | None:
         return _put(self.read(key), dest)
@@ -153,7 +160,8 @@ class FileSource:
             self._first_read = min(size + size // 4, tuning.LONGEST_FIRST_READ_BYTES)
         return buffer[:count].data
 
-    def read_small(self, key: str, most: int) -> Any | None:
+    @contextmanager
+    def small_reads(self, most: int) -> Iterator[ReadSmall]:
         def read(file: int) -> bytes:
             data = more = os.read(file, most + 1)
             while more:
@@ -161,7 +169,7 @@ class FileSource:
                 data = data + more if more else data
             return data
 
-        return self._from_file(key, read)
+        yield lambda key: self._from_file(key, read)
 
     def read_into(self, key: str, dest: NDArray[np.uint8]) -> int | None:
         return self._from_file(key, lambda file: _copy(file, dest.reshape(-1)))
@@ -199,81 +207,6 @@ class FileSource:
             yield read
         finally:
             os.close(file)
-
-
-class ObservedSource:
-    """A wrapper that tells observers of the reads of a local source.
-
-    It makes no `Request`, which would cost as much as reading a small chunk from memory.
-    """
-
-    remote = False
-
-    def __init__(self, source: LocalSource, store: Store, observers: tuple[Observer, ...]) -> None:
-        self.instant = source.instant
-        self._source = source
-        self._observers = observers
-        call = current_call()
-        aim = None if call is None else call.aim
-        self._origin = Origin(printable(store), aim, current_variable())
-
-    def read(self, key: str) -> Any | None:
-        begun = perf_counter()
-        try:
-            data = self._source.read(key)
-        except BaseException as error:
-            self._tell(key, None, 0, begun, error)
-            raise
-        self._tell(key, None, 0 if data is None else len(data), begun)
-        return data
-
-    def read_small(self, key: str, most: int) -> Any | None:
-        begun = perf_counter()
-        try:
-            data = self._source.read_small(key, most)
-        except BaseException as error:
-            self._tell(key, None, 0, begun, error)
-            raise
-        self._tell(key, None, 0 if data is None else len(data), begun)
-        return data
-
-    def read_into(self, key: str, dest: NDArray[np.uint8]) -> int | None:
-        begun = perf_counter()
-        try:
-            count = self._source.read_into(key, dest)
-        except BaseException as error:
-            self._tell(key, None, 0, begun, error)
-            raise
-        self._tell(key, None, count or 0, begun)
-        return count
-
-    @contextmanager
-    def opened(self, key: str) -> Iterator[ReadPart]:
-        with self._source.opened(key) as read_part:
-
-            def read(start: int, stop: int | None) -> Any | None:
-                begun = perf_counter()
-                try:
-                    data = read_part(start, stop)
-                except BaseException as error:
-                    self._tell(key, (start, stop), 0, begun, error)
-                    raise
-                self._tell(key, (start, stop), 0 if data is None else len(data), begun)
-                return data
-
-            yield read
-
-    def _tell(
-        self,
-        key: str,
-        part: Part | None,
-        nbytes: int,
-        begun: float,
-        error: BaseException | None = None,
-    ) -> None:
-        ended = perf_counter()
-        for observer in self._observers:
-            observer.read(self._origin, key, part, nbytes, begun, ended, error)
 
 
 class ObjectSource:
@@ -360,8 +293,9 @@ class ObjectSource:
             return await send(request, places, ask, room.size, room)
         return await send_again(request, places, ask, attempts, room.size, room)
 
-    def read_small(self, key: str, most: int) -> Any | None:
-        return self.read(key)
+    @contextmanager
+    def small_reads(self, most: int) -> Iterator[ReadSmall]:
+        yield self.read
 
     def read_into(self, key: str, dest: NDArray[np.uint8]) -> int | None:
         return _put(self.read(key), dest)

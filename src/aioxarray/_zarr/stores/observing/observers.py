@@ -10,8 +10,9 @@ import contextlib
 import contextvars
 import logging
 import threading
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteRequest
@@ -80,6 +81,23 @@ class Observer:
         error
             Its error; None if it succeeded.
         """
+
+    def read_in_a_row(
+        self, origin: Origin, keys: Sequence[str], sizes: Sequence[int], times: Sequence[float]
+    ) -> None:
+        """Called when whole values were read as for `read`, one after the other, without an error.
+
+        Parameters
+        ----------
+        origin
+            What is read, and for what.
+        keys, sizes
+            Their keys, and the bytes that were read.
+        times
+            The time when the first read began, and those when each of them ended.
+        """
+        for key, nbytes, (begun, ended) in zip(keys, sizes, pairwise(times), strict=True):
+            self.read(origin, key, None, nbytes, begun, ended, None)
 
     def shared(self, part: Hashable) -> None:
         """Called when a read waits for a part of a store that another read is fetching.

@@ -6,7 +6,7 @@ import itertools
 import re
 import weakref
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -274,6 +274,14 @@ class Recorder(Observer):
         start, stop = part or (None, None)
         of = "get", 1, "first", origin.store, key, 0, start, stop, cause_of(error)
         self._requests.extend((number, begun, begun, ended, *of, origin.aim, origin.variable))
+
+    def read_in_a_row(
+        self, origin: Origin, keys: Sequence[str], sizes: Sequence[int], times: Sequence[float]
+    ) -> None:
+        numbers = itertools.islice(self._request_numbers, len(keys))
+        same = itertools.repeat(origin), itertools.repeat(None)
+        rows = zip(numbers, times, times[1:], same[0], keys, sizes, same[1], strict=False)
+        self._reads.extend(itertools.chain.from_iterable(rows))
 
     def _name(self, store: Any) -> str:
         known = self._names.get(id(store))
