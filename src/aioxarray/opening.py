@@ -74,17 +74,41 @@ async def open_dataarray_async(
 
 @like(xr.open_datatree)
 async def open_datatree_async(
-    filename_or_obj: Any, *, timeout: float | None = None, **options: Any
+    filename_or_obj: Any,
+    *,
+    group_filter: str | None = None,
+    timeout: float | None = None,
+    **options: Any,
 ) -> xr.DataTree:
-    """Open a tree of groups from a file or store."""
+    """Open a tree of groups from a file or store.
+
+    ``group_filter`` (not in xarray, keyword only) is a pattern such as ``"/*/sweep_0"``: only the
+    groups of a Zarr store whose paths below ``group`` match it are opened, and the groups above
+    them, whose coordinates they inherit. Of other groups at most their own metadata documents are
+    requested. ``*``, ``?`` and ``[...]`` stand for characters of one name, and ``**`` for any
+    number of names. ValueError if no group matches.
+    """
+    options |= _if_given(group_filter)
     return cast("xr.DataTree", await _open(xr.open_datatree, filename_or_obj, options, timeout))
+
+
+def _if_given(group_filter: str | None) -> dict[str, Any]:
+    return {} if group_filter is None else {"group_filter": group_filter}
 
 
 @like(xr.open_groups)
 async def open_groups_async(
-    filename_or_obj: Any, *, timeout: float | None = None, **options: Any
+    filename_or_obj: Any,
+    *,
+    group_filter: str | None = None,
+    timeout: float | None = None,
+    **options: Any,
 ) -> dict[str, xr.Dataset]:
-    """Open all groups of a file or store as a dict of datasets."""
+    """Open all groups of a file or store as a dict of datasets.
+
+    ``group_filter`` (not in xarray, keyword only) is that of `open_datatree_async`.
+    """
+    options |= _if_given(group_filter)
     groups = await _open(xr.open_groups, filename_or_obj, options, timeout)
     return cast("dict[str, xr.Dataset]", groups)
 

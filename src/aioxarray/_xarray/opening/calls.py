@@ -15,7 +15,7 @@ import xarray as xr
 from aioxarray._runtime.loops import io_loop, run_on
 from aioxarray._runtime.workers import in_worker
 from aioxarray._xarray.lazy.loader import Options
-from aioxarray._xarray.opening.engine import attempt_of, engine_of
+from aioxarray._xarray.opening.engine import attempt_of, engine_of, own_options
 from aioxarray._xarray.opening.error_notes import error_note
 from aioxarray._zarr.stores.calls import awaiting, calling
 from aioxarray._zarr.stores.printable import printable
@@ -58,7 +58,8 @@ async def open_with(function: Callable[..., Any], source: Any, options: dict[str
         attempt = attempt_of(source, options)
         with attempt.error_notes():
             method = _METHODS.get(function.__name__, "open_dataset")
-            attempt.check_names(caller, method, inspect.signature(function).parameters)
+            own = (*inspect.signature(function).parameters, *own_options(method))
+            attempt.check_names(caller, method, own)
             indexes = bool(options.get("create_default_indexes", True))
             named: Any = attempt.engine
             engine = engine_of(named, reads_indexes=indexes, said_by=attempt.said_by)

@@ -88,8 +88,16 @@ class AioBackendEntrypoint(BackendEntrypoint):
     def _open(self, method: str, source: Any, options: dict[str, Any]) -> Any:
         attempt, inner = self._attempt(source, options)
         with attempt.error_notes():
-            attempt.check_names(method.removesuffix("_as_dict"), method)
-            return self._open_with(inner, method, source, dict(attempt.options))
+            attempt.check_names(method.removesuffix("_as_dict"), method, own_options(method))
+            options = dict(attempt.options)
+            if options.get("group_filter") is None:
+                options.pop("group_filter", None)
+            elif type(inner) is not ZarrBackendEntrypoint:
+                raise ValueError(
+                    f"group_filter={options['group_filter']!r} selects groups of Zarr stores; "
+                    f"engine {attempt.engine_name!r} opens all groups"
+                )
+            return self._open_with(inner, method, source, options)
 
     def _attempt(self, source: Any, options: dict[str, Any]) -> tuple[Attempt, BackendEntrypoint]:
         """Return the attempt with the named or guessed engine, and that engine."""
@@ -141,6 +149,12 @@ class AioBackendEntrypoint(BackendEntrypoint):
 
 
 _NO_INNER_ENGINE = "inner_engine names the engine that 'aio' opens with: another than itself"
+
+
+def own_options(method: str) -> tuple[str, ...]:
+    """Return the names of the arguments that xarray's engines lack, for a method of an engine."""
+    return () if method == "open_dataset" else ("group_filter",)
+
 
 # Engines of libraries that allow only one thread at a time, even for opening.
 _SERIAL = (NetCDF4BackendEntrypoint, H5netcdfBackendEntrypoint)
@@ -222,6 +236,7 @@ def _open_store(
             times=options.get("decode_times", True) is not False,
             indexes=indexes,
             drop=[drop] if isinstance(drop, str) else drop,
+            groups=options.get("group_filter"),
             places=places,
         )
     )

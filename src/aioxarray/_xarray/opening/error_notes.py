@@ -39,13 +39,18 @@ class Attempt:
     options: Mapping[str, Any]
     said_by: str | None
 
+    @property
+    def engine_name(self) -> str:
+        """The name of the engine, or of its class."""
+        return self.engine if isinstance(self.engine, str) else self.engine.__name__
+
     @contextlib.contextmanager
     def error_notes(self) -> Iterator[None]:
         """Add notes to an error raised in the body: the input, the engine, what to install."""
         try:
             yield
         except Exception as error:
-            name = _name(self.engine)
+            name = self.engine_name
             group = self.options.get("group")
             place = f"group {group!r} of {printable(self.source)!r}" if group else None
             note = f"while opening {place or repr(printable(self.source))} with engine {name!r}"
@@ -80,16 +85,12 @@ class Attempt:
             if name not in {*own, *parameters, *_TAKEN_BY_XARRAY}:
                 raise TypeError(
                     f"{caller}() got an unexpected keyword argument {name!r} for engine "
-                    f"{_name(self.engine)!r}{did_you_mean(name, [*parameters, *own])}"
+                    f"{self.engine_name!r}{did_you_mean(name, [*parameters, *own])}"
                 )
 
 
 # Options that xarray's functions consume themselves, although no signature lists them.
 _TAKEN_BY_XARRAY = frozenset({"overwrite_encoded_chunks"})
-
-
-def _name(engine: str | type[BackendEntrypoint]) -> str:
-    return engine if isinstance(engine, str) else engine.__name__
 
 
 def guess_engine_with_notes(

@@ -14,6 +14,7 @@ import zarr
 
 from aioxarray._xarray.arrays.prefetched_array import PrefetchedArray
 from aioxarray._xarray.compat import NodePath, ZarrBackendEntrypoint, ZarrStore
+from aioxarray._zarr.metadata.filtering import GroupFilter
 from aioxarray._zarr.metadata.prefetched import PrefetchedStore
 
 
@@ -39,18 +40,24 @@ class PrefetchedZarrStore(ZarrStore):
         members: dict[str, Any] = _at_once(_members(group))
         return members
 
-    def subtree(self, path: NodePath) -> Iterator[tuple[str, PrefetchedZarrStore]]:
-        """Yield this group and all groups below it, with their paths, in xarray's order."""
+    def subtree(
+        self, path: NodePath, groups: GroupFilter | None = None
+    ) -> Iterator[tuple[str, PrefetchedZarrStore]]:
+        """Yield this group and all groups below it, with their paths, in xarray's order.
+
+        With ``groups``, only those that may lead to a match.
+        """
         yield str(path), self
         for name, member in self.members.items():
-            if isinstance(member, zarr.Group):
+            leads = groups is None or groups.leads_to_match(str(path / name))
+            if leads and isinstance(member, zarr.Group):
                 child = type(self)(
                     member,
                     self._mode,
                     close_store_on_close=self._close_store_on_close,
                     use_zarr_fill_value_as_mask=self._use_zarr_fill_value_as_mask,
                 )
-                yield from child.subtree(path / name)
+                yield from child.subtree(path / name, groups)
 
 
 async def _members(group: Any) -> dict[str, Any]:
@@ -86,18 +93,40 @@ def open_prefetched(
     ``prefetched`` is the group at ``place``, if its metadata was prefetched.
     """
     decoding = {name: value for name, value in options.items() if name not in _OF_STORE}
+    pattern = decoding.pop("group_filter", None)
     if not deep:
         store = _prefetched_store(place, options, prefetched)
         return engine.open_dataset(place, store=store, **decoding)
     group = options.get("group")
     parent = NodePath("/") / NodePath(group) if group else NodePath("/")
     root = _prefetched_store(place, {**options, "group": str(parent)}, prefetched)
+    if pattern is None:
+        stores = dict(root.subtree(parent))
+    else:
+        stores = _filtered(root, parent, GroupFilter(pattern, str(parent)))
     return {
         str(NodePath(path).relative_to(parent)) if group else path: engine.open_dataset(
             place, store=store, **decoding
         )
-        for path, store in list(root.subtree(parent))
+        for path, store in stores.items()
     }
+
+
+def _filtered(
+    root: PrefetchedZarrStore, parent: NodePath, groups: GroupFilter
+) -> dict[str, PrefetchedZarrStore]:
+    found = dict(root.subtree(parent, groups))
+    selected = groups.selected(found)
+    if not selected:
+        seen = ", ".join(list(found)[:_NAMED]) + (", ..." if len(found) > _NAMED else "")
+        raise ValueError(
+            f"no group matches group_filter={groups.pattern!r}; groups on the way: {seen}"
+        )
+    return {path: store for path, store in found.items() if path in selected}
+
+
+# How many groups an error names.
+_NAMED = 10
 
 
 def _prefetched_store(

@@ -15,6 +15,7 @@ from zarr.abc.store import Store
 from zarr.storage import ObjectStore, StorePath
 
 from aioxarray._zarr.compat import make_store_path
+from aioxarray._zarr.metadata.filtering import GroupFilter
 from aioxarray._zarr.metadata.hierarchy import ROOT_KEYS, join, parse
 from aioxarray._zarr.metadata.prefetch import fetch, prefetch
 from aioxarray._zarr.metadata.prefetched import PrefetchedStore
@@ -106,9 +107,12 @@ async def open_store(
     times: bool,
     indexes: bool,
     drop: Iterable[str],
+    groups: str | None,
     places: Places,
 ) -> Opened:
     """Make a store from ``source`` and fetch what opening ``group`` needs; on the I/O loop.
+
+    ``groups`` is the pattern of a `GroupFilter` below ``group``; None for all groups.
 
     All requests, including those of xarray's own code, take ``places`` until these are closed. If
     ``source`` is not a store or does not exist, zarr's error is raised.
@@ -130,6 +134,7 @@ async def open_store(
         times=times,
         indexes=indexes,
         drop=drop,
+        groups=None if groups is None else GroupFilter(groups, path),
     )
     # xarray closes a store with the dataset unless the store is the caller's own.
     closes = store is not source and given is source

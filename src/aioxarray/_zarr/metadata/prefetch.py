@@ -33,6 +33,7 @@ from aioxarray.errors import TryAgainError
 
 if TYPE_CHECKING:
     from aioxarray._zarr.compat import Buffer
+    from aioxarray._zarr.metadata.filtering import GroupFilter
     from aioxarray._zarr.stores.limited import LimitedStore
 
 
@@ -50,6 +51,7 @@ async def prefetch(
     times: bool,
     indexes: bool = False,
     drop: Iterable[str] = (),
+    groups: GroupFilter | None = None,
 ) -> Answers:
     """Return the answers of ``store`` to the requests that opening ``group`` will make.
 
@@ -73,8 +75,10 @@ async def prefetch(
         Whether index coordinates will be read; those of very many chunks are not fetched here.
     drop
         Names of variables that will not be opened.
+    groups
+        Selects the groups that are opened; None for all of them.
     """
-    reader = _Prefetch(store, deep=deep, times=times, indexes=indexes, drop=drop)
+    reader = _Prefetch(store, deep=deep, times=times, indexes=indexes, drop=drop, groups=groups)
     try:
         await reader.read(root, group, consolidated, zarr_format)
     except Exception as error:
@@ -102,13 +106,21 @@ class _Prefetch:
     """The state of one `prefetch`: its options, and the answers so far."""
 
     def __init__(
-        self, limited: LimitedStore, *, deep: bool, times: bool, indexes: bool, drop: Iterable[str]
+        self,
+        limited: LimitedStore,
+        *,
+        deep: bool,
+        times: bool,
+        indexes: bool,
+        drop: Iterable[str],
+        groups: GroupFilter | None,
     ) -> None:
         self._limited = limited
         self._deep = deep
         self._times = times
         self._indexes = indexes
         self._drop = frozenset(drop)
+        self._filter = groups
         self.answers = Answers()
         # Whether a listing had a name that is neither an array nor a group.
         self._odd = False
@@ -125,6 +137,10 @@ class _Prefetch:
                 below = [node for node in nodes if node.path.startswith(prefix)]
                 if not self._deep:
                     below = [node for node in below if node.parent == group]
+                elif self._filter is not None:
+                    paths = {group, *(node.path for node in below if not node.is_array)}
+                    selected = self._filter.selected(paths)
+                    below = [node for node in below if node.parent in selected]
                 await self._values(below)
                 return
             if consolidated:
@@ -185,6 +201,8 @@ class _Prefetch:
             nodes = await self._nodes_v2(paths)
         self._odd = self._odd or len(nodes) < len(paths)
         groups = [node.path for node in nodes if not node.is_array] if self._deep else []
+        if self._filter is not None:
+            groups = [group for group in groups if self._filter.leads_to_match(group)]
         walks = [partial(self._members, group, zarr_format) for group in groups]
         steps: list[Callable[[], Awaitable[Any]]] = [partial(self._values, nodes), *walks]
         _, *below = await gather(steps)
