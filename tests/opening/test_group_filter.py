@@ -126,4 +126,4 @@ def test_other_engines_open_all_groups(way: Way, tmp_path: Path) -> None:
 
 def test_datasets_have_no_groups_to_filter() -> None:
     with pytest.raises(TypeError, match="unexpected keyword argument 'group_filter'"):
-        aioxarray.open_dataset(saved(), engine="zarr", group_filter="/a")  # type: ignore[call-arg]
+        aioxarray.open_dataset(saved(), engine="zarr", group_filter="/a")
