@@ -20,6 +20,7 @@ name            default    meaning
 ``stall_s``     5          seconds without an answer after which a request is made again;
                            None: never
 ``hedge``       False      whether reads that take unusually long are made a second time
+``otel``        False      whether calls and their requests are spans of OpenTelemetry
 =============== ========== ==================================================================
 
 Chunks of more than 4 MiB never take the whole budget, so smaller chunks need not wait for them. An
@@ -79,6 +80,7 @@ requests, and 1 % while answers are slow. Nearby object stores are then not read
 from __future__ import annotations
 
 import functools
+import importlib.util
 import math
 import operator
 import re
@@ -106,6 +108,7 @@ _DEFAULTS: dict[str, Any] = {
     "retry": {"profile": "interactive", "attempts": None, "deadline": None, "backoff_s": None},
     "stall_s": 5,
     "hedge": False,
+    "otel": False,
 }
 _NAMES = [*_DEFAULTS, *(f"retry.{name}" for name in ("attempts", "deadline", "backoff_s"))]
 
@@ -164,8 +167,11 @@ class _Settings(donfig.Config):  # type: ignore[misc]  # donfig has no types
             _policy_of({**self.get("retry"), **changed})
         if "stall_s" in values:
             _stall_seconds(values["stall_s"])
-        if "hedge" in values and not isinstance(values["hedge"], bool):
-            raise TypeError(f"hedge must be True or False, got {values['hedge']!r}")
+        for name in ("hedge", "otel"):
+            if not isinstance(values.get(name, False), bool):
+                raise TypeError(f"{name} must be True or False, got {values[name]!r}")
+        if values.get("otel"):
+            _check_otel()
         return super().set(values)
 
     def refresh(self, **kwargs: Any) -> None:
@@ -288,6 +294,26 @@ def stall_seconds() -> float:
 def is_hedging() -> bool:
     """Return whether reads that take unusually long are made a second time."""
     return bool(config.config["hedge"])
+
+
+def is_otel() -> bool:
+    """Return whether calls and their requests are spans of OpenTelemetry.
+
+    Raises ImportError if they are to be, and OpenTelemetry is not installed.
+    """
+    if not config.config["otel"]:
+        return False
+    _check_otel()
+    return True
+
+
+@functools.cache
+def _check_otel() -> None:
+    if importlib.util.find_spec("opentelemetry") is None:
+        raise ImportError(
+            "otel=True makes spans of OpenTelemetry, which is not installed: "
+            "pip install 'aioxarray[otel]'"
+        )
 
 
 def _stall_seconds(value: Any) -> float:

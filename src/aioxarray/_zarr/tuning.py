@@ -44,6 +44,12 @@ FEW_POINTS = 1000
 SMALL_BLOCK_BYTES = 64 << 10
 """Up to this size, a block of a local array is read without a task and grants of its own."""
 
+REQUEST_SPANS = 1000
+"""The most spans of requests that a call makes: each takes about 70 µs."""
+
+SPANS_AT_ONCE = 10
+"""Up to this many spans are made on the event loop: more would stall it for over a millisecond."""
+
 # --- small chunks ----------------------------------------------------------------------------
 
 SMALL_CHUNK_BYTES = 8 << 10

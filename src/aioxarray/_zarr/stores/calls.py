@@ -15,10 +15,11 @@ from aioxarray._runtime.queueing import queued
 from aioxarray._zarr.stores import grants
 from aioxarray._zarr.stores.observing.observers import listeners, logged_here
 from aioxarray._zarr.stores.printable import printable
-from aioxarray.config import queue_limit
+from aioxarray.config import is_otel, queue_limit
 from aioxarray.errors import TimedOutError
 
 if TYPE_CHECKING:
+    from aioxarray._zarr.stores.observing.spans import CallSpans
     from aioxarray._zarr.stores.request import Request
     from aioxarray.config import Concurrency
 
@@ -159,7 +160,7 @@ class calling:
     """
 
     # A class, because a generator costs more, and there may be thousands of loads.
-    __slots__ = ("_begun", "_call", "_limit", "_logged", "_outer", "_queued", "_token")
+    __slots__ = ("_begun", "_call", "_limit", "_logged", "_outer", "_queued", "_spans", "_token")
 
     def __init__(
         self, aim: str, timeout: float | None = None, concurrency: Concurrency | None = None
@@ -181,6 +182,7 @@ class calling:
         self._logged = logged_here() if self._outer is None else None
         if self._logged is not None:
             self._logged.__enter__()
+        self._spans = _spans(self._call.aim) if self._outer is None and is_otel() else None
         if self._outer is not None:
             self._outer._inner[self._call] = None
         if self._limit is not None:
@@ -196,6 +198,9 @@ class calling:
         try:
             if self._limit is not None:
                 await self._limit.__aexit__(kind, error, traceback)
+        except BaseException as late:
+            error = late
+            raise
         finally:
             _current.reset(self._token)
             if self._queued is not None:
@@ -208,6 +213,15 @@ class calling:
                     observer.called(self._call.aim, self._begun, ended)
             if self._logged is not None:
                 self._logged.__exit__(None, None, None)
+            if self._spans is not None:
+                await self._spans.end(error)
+
+
+def _spans(aim: str) -> CallSpans | None:
+    # Imported here: it imports the module of requests, which imports this one.
+    from aioxarray._zarr.stores.observing.spans import spans_of_call
+
+    return spans_of_call(aim)
 
 
 @asynccontextmanager
