@@ -3,8 +3,10 @@
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from aioxarray._demo.extent import Extent, describe, extents
 from aioxarray._demo.measuring import check_same
 from aioxarray.cli import main
 from aioxarray.testing import ObjectServer
+from tests.test_trace_page import data_of
 
 LAST_LINE = "Try the same on your own data: python -m aioxarray demo URL"
 
@@ -37,9 +40,11 @@ def _rows(output: str, library: str) -> list[list[str]]:
 
 @pytest.mark.slow
 def test_demo_prints_every_way_of_loading_every_object_and_how_to_go_on(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert main(["demo", "--quick", "--latency-ms", "1"]) == 0
+    page, picture = tmp_path / "loads.html", tmp_path / "loads.png"
+    written = ["--page", str(page), "--picture", str(picture)]
+    assert main(["demo", "--quick", "--latency-ms", "1", *written]) == 0
     output, errors = capsys.readouterr()
     assert errors == ""
     plain, ours = _rows(output, "xarray"), _rows(output, "aioxarray")
@@ -57,7 +62,30 @@ def test_demo_prints_every_way_of_loading_every_object_and_how_to_go_on(
     assert all(float(row[0]) >= 0 and row[-1].endswith("x") for row in numbers)
     assert "identical to plain xarray's" in output
     assert output.splitlines()[-1].startswith(LAST_LINE)
-    assert max(map(len, output.splitlines())) <= 100
+    assert max(len(line) for line in output.splitlines() if str(tmp_path) not in line) <= 100
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    _check_page(data_of(page.read_text("utf-8")))
+
+
+def _check_page(data: Any) -> None:
+    """Check that each load on the page of the demo has the requests that its server logged."""
+    stored = terrain.stored(terrain.TINY)
+    lanes, requests = data["names"]["variables"], data["requests"]
+    of_lane = Counter(lanes[number] for number in requests["variable"])
+    data_of_demo = (("fields", "ds", 16), ("day", "ds", 32), ("windows", "tree", 8))
+    calls = ("xarray {}.load()", "aioxarray load({})", "aioxarray await load_async({})")
+    assert of_lane == {
+        f"{name}: {call.format(kind)}": count
+        for name, kind, count in data_of_demo
+        for call in calls
+    }
+    for lane, key, nbytes in zip(
+        requests["variable"], requests["key"], requests["bytes"], strict=True
+    ):
+        store, _, rest = key.partition("/")
+        assert lanes[lane].startswith(f"{store.removesuffix('.zarr')}:")
+        assert nbytes == len(stored[store][rest])
+    assert max(requests["start"]) <= data["us"]
 
 
 def test_demo_on_a_url_opens_a_dataset(
@@ -150,7 +178,16 @@ def test_missing_packages_are_named_with_the_command_that_installs_them(
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["nonsense"], ["demo", "--latency-ms", "-1"], ["demo", "--latency-ms", "x"]]
+    "arguments",
+    [
+        [],
+        ["nonsense"],
+        ["demo", "--latency-ms", "-1"],
+        ["demo", "--latency-ms", "x"],
+        ["demo", "--page", "no such folder/a.html"],
+        ["demo", "--picture", "."],
+        ["demo", "https://host/a.zarr", "--page", "a.html"],
+    ],
 )
 def test_wrong_arguments_end_with_2(
     arguments: list[str], capsys: pytest.CaptureFixture[str]

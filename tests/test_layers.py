@@ -80,7 +80,7 @@ LAYERS = {
         _layer(
             "entry",
             "__main__ _demo cli demo",
-            may_import="errors _runtime settings _zarr _xarray verbs testing",
+            may_import="errors _runtime settings _zarr _xarray _tracing verbs testing",
         ),
     )
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import aioxarray
 from aioxarray.config import Concurrency
@@ -26,7 +27,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0; 1 if the command failed, with a line on standard error; 130 after Ctrl-C.
         (Wrong arguments end the process with 2, as `argparse` does.)
     """
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.url is not None and (arguments.page or arguments.picture):
+        parser.error("--page and --picture need the demo's own server, which logs all requests")
     # Not imported at the top: --help and --version do not need it.
     from aioxarray._demo import DemoError, Options, run
 
@@ -35,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         latency_ms=arguments.latency_ms,
         concurrency=arguments.concurrency,
         quick=arguments.quick,
+        page=arguments.page,
+        picture=arguments.picture,
     )
     try:
         run(options)
@@ -81,7 +87,29 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--quick", action="store_true", help="little data and one run each, to check that it works"
     )
+    demo.add_argument(
+        "--page",
+        type=_file,
+        metavar="FILE",
+        help="write the requests of all loads, as the demo's server has logged them, to an HTML "
+        "page with a timeline",
+    )
+    demo.add_argument(
+        "--picture",
+        type=_file,
+        metavar="FILE",
+        help="draw how many requests of the blocking loads are in flight over time (.png or .svg)",
+    )
     return parser
+
+
+def _file(text: str) -> Path:
+    path = Path(text)
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no directory {str(path.parent)!r}")
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is a directory")
+    return path
 
 
 def _concurrency(text: str) -> Concurrency:

@@ -101,6 +101,11 @@ def test_objects_come_and_go(server: ObjectServer) -> None:
     assert [r.method for r in server.log.requests[:3]] == ["GET", "PUT", "GET"]
     assert server.log.count(key="a/b") == server.log.completed - 1
     assert server.log.most_in_flight == 1
+    times = server.log.snapshot().times
+    assert len(times) == len(server.log.requests)
+    flat = [time for pair in times for time in pair if time is not None]
+    assert flat == sorted(flat)
+    assert len(flat) == 2 * len(times)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from time import perf_counter
@@ -14,7 +15,7 @@ import xarray as xr
 import aioxarray
 from aioxarray.config import Concurrency
 from aioxarray.loading import load, load_async
-from aioxarray.testing import RequestLog, StallMonitor
+from aioxarray.testing import LogSnapshot, RequestLog, StallMonitor
 
 
 @dataclass(frozen=True)
@@ -40,17 +41,18 @@ class Measured:
         From the call to the loaded object.
     stall_ms
         The longest time for which the caller's event loop was blocked.
-    requests, in_flight
-        Requests in all, and the most at once, as counted by the demo's server; None for any
-        other server.
+    began_s
+        When it began, in seconds since 1970.
+    served
+        Its requests, as the demo's server has logged them; None for any other server.
     error
         The error, if the way failed.
     """
 
     seconds: float
     stall_ms: float
-    requests: int | None = None
-    in_flight: int | None = None
+    began_s: float
+    served: LogSnapshot | None = None
     error: Exception | None = None
 
 
@@ -116,6 +118,7 @@ async def _measure(way: Way, obj: Any, log: RequestLog | None) -> tuple[Measured
         log.clear()
     result, error = None, None
     async with StallMonitor() as stalls:
+        began_s = time.time()
         start = perf_counter()
         try:
             result = way.run(obj)
@@ -124,14 +127,8 @@ async def _measure(way: Way, obj: Any, log: RequestLog | None) -> tuple[Measured
         except Exception as raised:  # noqa: BLE001 - whatever a library raises is its result
             error = raised
         seconds = perf_counter() - start
-    counts = None if log is None else log.snapshot()
-    return Measured(
-        seconds,
-        stalls.worst_s * 1000,
-        None if counts is None else len(counts.requests),
-        None if counts is None else counts.most_in_flight,
-        error,
-    ), result
+    served = None if log is None else log.snapshot()
+    return Measured(seconds, stalls.worst_s * 1000, began_s, served, error), result
 
 
 def check_same(ours: xr.Dataset | xr.DataTree, plain: xr.Dataset | xr.DataTree) -> None:

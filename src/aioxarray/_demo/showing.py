@@ -6,6 +6,7 @@ import math
 import platform
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import xarray as xr
@@ -15,6 +16,7 @@ import aioxarray
 from aioxarray._demo import remote, terrain
 from aioxarray._demo.extent import describe, extents
 from aioxarray._demo.measuring import Measured, Way, best, check_same, loading, opening
+from aioxarray._demo.timeline import Load, write_page, write_picture
 from aioxarray._runtime.threads.pool import usable_cores
 from aioxarray._zarr.stores.printable import printable, without_secrets
 from aioxarray.config import Concurrency, request_limit
@@ -43,12 +45,17 @@ class Options:
         As for `aioxarray.load`.
     quick
         Little data, and one run each: to check that the demo works, not to measure.
+    page, picture
+        Files to write: the requests of all loads on a page like that of a trace, and how many
+        blocking loads have in flight. Only for the demo's own data, since its server logs them.
     """
 
     url: str | None = None
     latency_ms: float = 50.0
     concurrency: Concurrency | None = None
     quick: bool = False
+    page: Path | None = None
+    picture: Path | None = None
 
 
 def run(options: Options) -> None:
@@ -82,6 +89,7 @@ def _on_own_server(options: Options) -> None:
             f"the demo needs more packages ({', '.join(missing)}): pip install 'aioxarray[demo]'"
         )
     sizes = terrain.TINY if options.quick else terrain.Sizes()
+    loads: list[Load] = []
     with ObjectServer(latency_s=options.latency_ms / 1000, process=True) as server:
         print(f"A server on this machine, {options.latency_ms:g} ms for each request, serves Zarr:")
         print("terrain around the Jacksboro fault, Tennessee, from an elevation grid.")
@@ -92,12 +100,19 @@ def _on_own_server(options: Options) -> None:
             url = f"{server.url}/{name}"
             function, given = remote.opener(url)
             opened = _print_opening(opening(url, function, **given), server.log)
-            _print_loading(opened, server.log, options)
+            extent = describe(opened[0])
+            lengths = {f"{name}/{key}": len(value) for key, value in data.items()}
+            for way, measured in _print_loading(opened, server.log, options):
+                loads.append(Load(name.removesuffix(".zarr"), extent, way, measured, lengths))
     print(
         "\nRequests, and the most in flight at once, are counted at the server. Stall: how long "
         "the caller's\nevent loop could do nothing else, at worst. Ratio: plain xarray's "
         "seconds over the row's.\nAll values are identical to plain xarray's."
     )
+    for path, write in ((options.page, write_page), (options.picture, write_picture)):
+        if path is not None:
+            write(path, loads)
+            print(f"Written: {path}")
 
 
 def _on_url(url: str, options: Options) -> None:
@@ -141,9 +156,15 @@ def _print_opening(ways: list[Way], log: RequestLog | None) -> list[Any]:
     return opened
 
 
-def _print_loading(opened: list[Any], log: RequestLog | None, options: Options) -> None:
-    """Load plain xarray's object in each way, and compare aioxarray's objects with it."""
+def _print_loading(
+    opened: list[Any], log: RequestLog | None, options: Options
+) -> list[tuple[Way, Measured]]:
+    """Load plain xarray's object in each way, and compare aioxarray's objects with it.
+
+    Returns the ways that succeeded.
+    """
     plain, expected = None, None
+    succeeded = []
     for way in loading(opened[0], options.concurrency):
         measured, result = best(way, opened[0], log, runs=1 if options.quick else 2)
         if plain is None:
@@ -151,8 +172,11 @@ def _print_loading(opened: list[Any], log: RequestLog | None, options: Options) 
         elif measured.error is None and expected is not None:
             _check(way.call, result, expected)
         _print_row(way, measured, plain)
+        if measured.error is None:
+            succeeded.append((way, measured))
     for ours in opened[1:] if expected is not None else ():
         _check("aioxarray's opening", aioxarray.load(ours), expected)
+    return succeeded
 
 
 def _check(call: str, result: Any, expected: Any) -> None:
@@ -176,7 +200,8 @@ def _print_row(way: Way, measured: Measured, plain: Measured | None) -> None:
     ratio = ""
     if plain is not None and plain.error is None:
         ratio = f"{plain.seconds / measured.seconds:.1f}x"
-    counts = (n for n in (measured.requests, measured.in_flight) if n is not None)
+    served = measured.served
+    counts = () if served is None else (len(served.requests), served.most_in_flight)
     _print_cells(
         way.library,
         way.call,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from aioxarray._zarr.stores.observing.records import RequestRecord
 
 # The colors of the page, in the order of the legend.
-_COLORS = {
+COLORS = {
     "metadata": "#7b52c7",
     "index": "#0b8a7d",
     "data": "#2a6fdb",
@@ -37,16 +37,19 @@ def plot(recording: Recording) -> Figure:
     for name in (*map(name_of, recording.requests), *map(name_of, recording.decodes)):
         names.setdefault(name, len(names))
     tall = min(_MOST_IN, max(_LEAST_IN, _ROW_IN * len(names)))
-    figure = _figure((_WIDTH_IN, tall + 2.2))
+    figure = new_figure((_WIDTH_IN, tall + 2.2))
     lanes, flights = figure.subplots(2, sharex=True, height_ratios=[tall, 1.1])
     _draw_lanes(lanes, recording, names)
-    _draw_in_flight(flights, recording)
+    draw_in_flight(flights, recording.requests, recording.begun, COLORS["data"])
+    flights.set_ylim(0)
+    flights.set_ylabel("in flight")
     flights.set_xlim(0, recording.seconds or 1)
     flights.set_xlabel("seconds")
     return figure
 
 
-def _figure(inches: tuple[float, float]) -> Figure:
+def new_figure(inches: tuple[float, float]) -> Figure:
+    """Return an empty figure of so many inches."""
     try:
         # Without pyplot, which would keep the figure and choose a window system.
         from matplotlib.figure import Figure
@@ -71,7 +74,7 @@ def _draw_lanes(axes: Axes, recording: Recording, names: Mapping[str, int]) -> N
         spans.setdefault("decode", []).append(
             (start, decode.ended - decode.begun, names[name_of(decode)])
         )
-    _bars(axes, {kind: spans[kind] for kind in _COLORS if kind in spans})
+    _bars(axes, {kind: spans[kind] for kind in COLORS if kind in spans})
     if len(names) <= _NAMED:
         axes.set_yticks(range(len(names)), list(names))
     else:
@@ -84,24 +87,23 @@ def _draw_lanes(axes: Axes, recording: Recording, names: Mapping[str, int]) -> N
 def _bars(axes: Axes, spans: Mapping[str, Sequence[tuple[float, float, float]]]) -> None:
     for kind, each in spans.items():
         starts, widths, rows = zip(*each, strict=True)
-        axes.barh(
-            rows, widths, 0.8, starts, color=_COLORS[kind], alpha=0.5, label=kind, linewidth=0
-        )
+        axes.barh(rows, widths, 0.8, starts, color=COLORS[kind], alpha=0.5, label=kind, linewidth=0)
 
 
-def _draw_in_flight(axes: Axes, recording: Recording) -> None:
+def draw_in_flight(
+    axes: Axes, requests: Sequence[RequestRecord], zero: float, color: str, label: str = ""
+) -> None:
+    """Draw how many of ``requests`` are in flight, at seconds after ``zero``."""
     steps = sorted(
-        step
-        for each in recording.requests
-        for step in ((each.begun, 1), (max(each.begun, each.ended), -1))
+        step for each in requests for step in ((each.begun, 1), (max(each.begun, each.ended), -1))
     )
     times, counts = [0.0], [0]
     for when, step in steps:
-        times.append(when - recording.begun)
+        times.append(when - zero)
         counts.append(counts[-1] + step)
-    axes.fill_between(times, counts, step="post", color=_COLORS["data"], alpha=0.55, linewidth=0)
-    axes.set_ylim(0)
-    axes.set_ylabel("in flight")
+    axes.fill_between(
+        times, counts, step="post", color=color, alpha=0.55, linewidth=0, label=label or None
+    )
 
 
 def _kind_of(request: RequestRecord) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
@@ -40,14 +41,31 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class LogSnapshot:
-    """Consistent copy of a `RequestLog` at one moment."""
+    """Consistent copy of a `RequestLog` at one moment.
+
+    ``times`` has for each request when it began and ended, in seconds since 1970; the end is None
+    while the request is in flight.
+    """
 
     requests: tuple[Request, ...] = ()
+    times: tuple[tuple[float, float | None], ...] = ()
     in_flight: int = 0
     most_in_flight: int = 0
     completed: int = 0
     failed: int = 0
     cancelled: int = 0
+
+
+# A clock that is never set back, in seconds since 1970.
+_ZERO = time.time() - time.perf_counter()
+
+
+def _now() -> float:
+    return _ZERO + time.perf_counter()
+
+
+# The times of a log, and the number of a request in it.
+Counted: TypeAlias = tuple[list[tuple[float, float | None]], int]
 
 
 class RequestLog:
@@ -64,6 +82,7 @@ class RequestLog:
 
     def _restart(self) -> None:
         self._requests: list[Request] = []
+        self._times: list[tuple[float, float | None]] = []
         self._most_in_flight = self._in_flight
         self._ended: dict[Outcome, int] = {"completed": 0, "failed": 0, "cancelled": 0}
 
@@ -91,7 +110,7 @@ class RequestLog:
         request : Request
             The request that the body carries out.
         """
-        epoch = self.begin(request)
+        counted = self.begin(request)
         outcome: Outcome = "failed"
         try:
             yield
@@ -100,25 +119,28 @@ class RequestLog:
             outcome = "cancelled"
             raise
         finally:
-            self.end(epoch, outcome)
+            self.end(counted, outcome)
 
-    def begin(self, request: Request) -> object:
+    def begin(self, request: Request) -> Counted:
         """Count `request` as in flight; pass the result to `end`, once."""
         with self._lock:
             # The list's identity distinguishes requests from before and after a `clear`.
-            epoch = self._requests
-            epoch.append(request)
+            counted = self._times, len(self._times)
+            self._requests.append(request)
+            self._times.append((_now(), None))
             self._in_flight += 1
             self._changed.notify_all()
             if self._in_flight > self._most_in_flight:
                 self._most_in_flight = self._in_flight
-        return epoch
+        return counted
 
-    def end(self, epoch: object, outcome: Outcome) -> None:
+    def end(self, counted: Counted, outcome: Outcome) -> None:
         """Count the end of a request that `begin` counted."""
+        times, number = counted
         with self._lock:
             self._in_flight -= 1
-            if self._requests is epoch:
+            times[number] = times[number][0], _now()
+            if self._times is times:
                 self._ended[outcome] += 1
             self._changed.notify_all()
 
@@ -127,6 +149,7 @@ class RequestLog:
         with self._lock:
             return LogSnapshot(
                 requests=tuple(self._requests),
+                times=tuple(self._times),
                 in_flight=self._in_flight,
                 most_in_flight=self._most_in_flight,
                 **self._ended,

@@ -13,7 +13,7 @@ from functools import lru_cache, partial
 from http import HTTPStatus
 from urllib.parse import parse_qsl, unquote
 
-from aioxarray.testing._log import Outcome, Request
+from aioxarray.testing._log import Counted, Outcome, Request
 from aioxarray.testing._serving import s3
 from aioxarray.testing._serving.faults import Effect, Fault, flipped, reset
 from aioxarray.testing._serving.messages import Answer, Incoming, parse_range
@@ -52,7 +52,7 @@ class Connection(asyncio.Protocol):
         self._headers: Mapping[str, str] | None = None  # of a request whose body has not arrived
         self._start: tuple[str, str, str] = ("", "", "")
         # The log's token for the current request.
-        self._counted: object = None
+        self._counted: Counted | None = None
         # The timer, gate or task that delays the answer to the current request.
         self._pending: asyncio.TimerHandle | asyncio.Future[Answer] | asyncio.Task[None] | None = (
             None

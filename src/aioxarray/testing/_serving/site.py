@@ -58,7 +58,8 @@ def from_json(data: bytes) -> LogSnapshot:
         Request(method, key, parse_range(part) if part else None)
         for method, key, part in values.pop("requests")
     )
-    return LogSnapshot(requests=requests, **values)
+    times = tuple((began, ended) for began, ended in values.pop("times"))
+    return LogSnapshot(requests=requests, times=times, **values)
 
 
 class Site:
