@@ -474,7 +474,7 @@ def test_estimates() -> None:
         ({"bandwidth": 0}, ValueError),
         ({"bandwidth": "1Gb"}, ValueError),
         ({"bandwidth": "fast"}, ValueError),
-        ({"bandwidth": None}, TypeError),
+        ({"bandwidth": []}, TypeError),
     ],
 )
 def test_estimates_of_nonsense_are_refused(options: dict[str, Any], error: type[Exception]) -> None:

@@ -44,6 +44,18 @@ FEW_POINTS = 1000
 SMALL_BLOCK_BYTES = 64 << 10
 """Up to this size, a block of a local array is read without a task and grants of its own."""
 
+SMALL_ANSWER_BYTES = 64 << 10
+"""An answer of up to this many bytes takes hardly longer than its latency."""
+
+MEASURED_ANSWERS = 32
+"""The number of last small answers of which the shortest tells the latency."""
+
+MEASURED_BYTES = 1 << 20
+"""The fewest bytes that tell the bandwidth: fewer fit into the buffers of connections."""
+
+MEASURED_PERIOD_S = 2.0
+"""The longest period for which bytes are counted: later ones tell more of the next load."""
+
 REQUEST_SPANS = 1000
 """The most spans of requests that a call makes: each takes about 70 µs."""
 

@@ -124,11 +124,18 @@ class LoadPlan:
         temporary arrays of decoding (scale factors, fill values) do not count.
     concurrency : int or None
         The limit on requests in flight; None for no limit.
+    latency : float or None
+        The seconds that the shortest of the last small answers of the server has taken; None if
+        there was none, or no server.
+    bandwidth : float or None
+        The bytes that the server has sent in a second when it last sent many; None if it has not.
     """
 
     variables: tuple[VariablePlan, ...]
     memory: int | None
     concurrency: int | None
+    latency: float | None = None
+    bandwidth: float | None = None
 
     @property
     def requests(self) -> int | None:
@@ -166,7 +173,9 @@ class LoadPlan:
         """Sentences about layouts that cost much, each with the name of its variable."""
         return tuple(f"{each.name}: {text}" for each in self.variables for text in each.advice)
 
-    def estimate(self, latency: float = 0.05, bandwidth: float | str = "1Gbit/s") -> float | None:
+    def estimate(
+        self, latency: float | None = None, bandwidth: float | str | None = None
+    ) -> float | None:
         """Return the seconds that the requests of the load would take.
 
         Decoding comes on top, as far as it does not happen while other requests are in flight.
@@ -174,10 +183,11 @@ class LoadPlan:
         Parameters
         ----------
         latency
-            The seconds from a request to the first byte of its answer.
+            The seconds from a request to the first byte of its answer. None for those that were
+            measured, the attribute ``latency``; or for 0.05 if there were none.
         bandwidth
             The bits or bytes that arrive each second, as in "1Gbit/s" or "100MB/s"; or a number, of
-            bytes.
+            bytes. None for those that were measured, the attribute ``bandwidth``; or for "1Gbit/s".
 
         Returns
         -------
@@ -190,6 +200,10 @@ class LoadPlan:
             If ``latency`` is negative or ``bandwidth`` not positive, or they are nothing of the
             kind.
         """
+        if latency is None:
+            latency = 0.05 if self.latency is None else self.latency
+        if bandwidth is None:
+            bandwidth = "1Gbit/s" if self.bandwidth is None else self.bandwidth
         if isinstance(latency, bool) or not isinstance(latency, int | float):
             raise TypeError(f"latency must be a number of seconds, got {latency!r}")
         if not 0 <= latency < math.inf:
@@ -222,6 +236,8 @@ class LoadPlan:
             "bytes_are_exact": self.bytes_are_exact,
             "memory": self.memory,
             "concurrency": self.concurrency,
+            "latency": self.latency,
+            "bandwidth": self.bandwidth,
             "advice": list(self.advice),
             "variables": [self._row(each) for each in self.variables],
         }

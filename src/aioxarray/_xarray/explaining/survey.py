@@ -22,6 +22,7 @@ from aioxarray._zarr.chunks.counting import Count, Counter
 from aioxarray._zarr.chunks.plan import ReadPlan
 from aioxarray._zarr.stores.identity import libraries, same, unwrapped
 from aioxarray._zarr.stores.printable import printable
+from aioxarray._zarr.stores.servers.hosts import Host, host_of
 from aioxarray.config import cache_limit, memory_limit, request_limit, thread_count
 
 _TOGETHER = "with other small variables, one after another in one thread"
@@ -32,16 +33,23 @@ def survey(obj: Any) -> LoadPlan:
     found = list(each_variable(obj))
     lazies = lazy_data(found)
     paths = {each.label: each.path for each in found}
-    plans = _Survey(lazies).plans(paths)
+    survey_of = _Survey(lazies)
+    plans = survey_of.plans(paths)
     holders = {id(variable) for _, variable, _ in lazies.holders()}
     variables = [_planned(each, plans, holders) for each in found]
     parts = [part for each in variables for part in each.parts]
     pieces = [piece for each in variables for piece in each.beside]
     limit = request_limit()
+    measured = [host.measured for host in survey_of.hosts]
+    latencies = [each.latency_s for each in measured if each.latency_s is not None]
+    bandwidths = [each.bandwidth for each in measured if each.bandwidth is not None]
     return LoadPlan(
         tuple(each.plan for each in variables),
         None if any(each.plan.memory is None for each in variables) else _memory(parts, pieces),
         None if math.isinf(limit) else int(limit),
+        # Those of the slowest server.
+        max(latencies, default=None),
+        min(bandwidths, default=None),
     )
 
 
@@ -112,6 +120,8 @@ class _Survey:
     def __init__(self, lazies: Lazies) -> None:
         self._lazies = lazies
         self._counter = Counter()
+        # The servers that are read.
+        self.hosts: dict[Host, None] = {}
         # For each lazy array that is not chunked, what is read, and whether it is decoded.
         self._sources = [[] if each.chunked else list(_sources(each.data)) for each in lazies]
         # How often each Zarr array is read.
@@ -166,6 +176,9 @@ class _Survey:
             tally.add(found, count, in_run=in_run, decodes=decodes)
 
         each_plan(source, take)
+        array: Any = source.array
+        if (host := host_of(array._array.store)) is not None:
+            self.hosts[host] = None
 
 
 def _sources(data: Any) -> Iterator[tuple[Read | Opaque, bool]]:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache, partial
-from time import perf_counter
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from zarr.storage import LocalStore, MemoryStore, ObjectStore
@@ -20,6 +20,8 @@ from aioxarray._zarr.stores.observing.observed_source import ObservedSource
 from aioxarray._zarr.stores.observing.observers import listeners
 from aioxarray._zarr.stores.request import Request, send, send_again
 from aioxarray._zarr.stores.retries.attempts import Attempts
+from aioxarray._zarr.stores.servers.hosts import host_of
+from aioxarray._zarr.stores.servers.measured import Measured
 from aioxarray._zarr.stores.servers.pacing import pace_of
 
 if TYPE_CHECKING:
@@ -231,6 +233,8 @@ class ObjectSource:
         self._store = store
         self._check = check
         self.client = client_of(store.store)
+        host = host_of(store)
+        self._measured = Measured() if host is None else host.measured
         self.shortest_s = math.inf
 
     def read(self, key: str) -> Any | None:
@@ -240,7 +244,7 @@ class ObjectSource:
         pace = pace_of(self._store, places)
         if held is not None and pace is not None and pace.is_bounded:
             return held.run_in_place(partial(self._by_coroutine, request, None))
-        begun = perf_counter()
+        begun = monotonic()
         try:
             if pace is None:
                 return self._ask(request, held)
@@ -251,15 +255,17 @@ class ObjectSource:
             if not attempts.goes_on(error, last=held is None) or held is None:
                 raise
         finally:
-            self.shortest_s = min(self.shortest_s, perf_counter() - begun)
+            self.shortest_s = min(self.shortest_s, monotonic() - begun)
             self.client.heard()
         return held.run_in_place(partial(self._by_coroutine, request, attempts))
 
     def _ask(self, request: Request, held: Held | None) -> Any | None:
         with request:
             key = request.key
+            begun = monotonic()
             data = self._get(key) if held is None else held.ask(self._get, key)
             request.nbytes = 0 if data is None else len(data)
+            self._measured.answered(begun, monotonic(), request.nbytes)
             if data is not None and self._check is not None:
                 self._check(data)
             return data

@@ -95,6 +95,7 @@ async def first_answer(
         return await asked.recover(error)
     else:
         watch.answered(host, asked.begun, is_hedged=asked.is_hedged)
+        host.measured.answered(asked.begun, watch.loop.time(), request.nbytes or 0)
         return answer
     finally:
         watch.remove(asked)

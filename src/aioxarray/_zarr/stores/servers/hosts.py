@@ -11,6 +11,7 @@ from zarr.storage import FsspecStore, LocalStore, MemoryStore, ObjectStore, ZipS
 from aioxarray._runtime.threads.forks import after_fork
 from aioxarray._zarr.stores.identity import unwrapped
 from aioxarray._zarr.stores.printable import printable
+from aioxarray._zarr.stores.servers.measured import Measured
 
 
 class Host:
@@ -22,11 +23,14 @@ class Host:
         Scheme and address, as far as they are known: "https://example.org", "s3://bucket".
     address
         Host name and port; None if the client does not tell.
+    measured
+        Its latency and bandwidth.
     """
 
     def __init__(self, name: str, address: tuple[str, int] | None) -> None:
         self.name = name
         self.address = address
+        self.measured = Measured()
 
     def __repr__(self) -> str:
         return f"<Host {self.name}>"
