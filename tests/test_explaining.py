@@ -43,7 +43,7 @@ from aioxarray.testing import (
 from aioxarray.testing import Request as ServedRequest
 from tests.concurrency import clients
 from tests.pipeline.arrays import OURS, Recipe, recipes, using
-from tests.samples import opened, opened_tree, tree
+from tests.samples import opened, opened_tree, stored, tree
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
@@ -441,6 +441,46 @@ async def test_memory_is_that_of_chunks_in_flight(
     assert plan.memory is not None
     # The setting allows an eighth more, for small chunks beside large ones.
     assert held <= plan.memory <= held * 9 / 8
+
+
+class _Copying(LatencyStore):
+    """A store in memory whose answers take memory of their own, as those of a server do."""
+
+    async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
+        found = await super().get(key, prototype, byte_range)
+        return found and prototype.buffer.from_array_like(found.as_numpy_array().copy())
+
+
+@pytest.mark.parametrize("concurrency", [128, 8])
+@pytest.mark.parametrize("layout", ["chunks", "shards", "variables", "selection"])
+def test_memory_is_what_a_load_allocates(layout: str, concurrency: int) -> None:
+    count = 4 if layout == "variables" else 1
+    values = np.random.default_rng(0).random((1024, 1024))
+    ds = xr.Dataset({f"v{number}": (("y", "x"), values) for number in range(count)})
+    for name in ds:
+        encoding: dict[str, Any] = {"chunks": (256, 256)}
+        if layout == "shards":
+            encoding["shards"] = (512, 512)
+        ds[name].encoding = encoding
+    store = _Copying(stored(ds), 1.0)
+
+    async def opened_and_loaded() -> xr.Dataset:
+        lazy = await aioxarray.open_zarr_async(store, consolidated=False)
+        await aioxarray.compute_async(lazy)
+        return lazy.isel(y=slice(60, 800)) if layout == "selection" else lazy
+
+    lazy = VirtualClock().run(opened_and_loaded)
+    with aioxarray.config.set(concurrency=concurrency):
+        plan = explained(lazy)
+        tracemalloc.start()
+        try:
+            before, _ = tracemalloc.get_traced_memory()
+            result = VirtualClock().run(functools.partial(aioxarray.compute_async, lazy))
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    # Random values become only a little shorter by compression.
+    assert peak - before - result.nbytes == pytest.approx(plan.memory, rel=0.1)
 
 
 def test_decoded_values_are_held_beside_the_result() -> None:
