@@ -218,6 +218,17 @@ class _Ended:
             await self._future
 
 
+def detached() -> contextvars.Context:
+    """Return a copy of the current context for work that outlives the call that starts it.
+
+    No caller waits for such work: nothing is delivered to one, and none has a blocked loop.
+    """
+    context = contextvars.copy_context()
+    context.run(_deliver.set, None)
+    context.run(_blocked_loops.set, ())
+    return context
+
+
 def waker(loop: asyncio.AbstractEventLoop | None) -> _Deliver:
     """Return a function that schedules calls on the running event loop from any thread.
 
