@@ -186,6 +186,10 @@ class Engine:
                 self._has_room.clear()
                 await self._has_room.wait()
             await in_worker(self._advance)
+        # The group, in which pieces begin, ends with its last task.
+        while self._waiting:
+            self._has_room.clear()
+            await self._has_room.wait()
 
     def _arrived_early(self) -> bool:
         """Return whether enough pieces wait; in any thread."""

@@ -35,7 +35,7 @@ class Position:
         Later pieces that the consumer has been handed already, if the order is free.
     """
 
-    next: Number = Number(0, 0)
+    next: Number = field(default_factory=lambda: Number(0, 0))
     beyond: frozenset[Number] = field(default_factory=frozenset)
 
     def to_dict(self) -> dict[str, Any]:
