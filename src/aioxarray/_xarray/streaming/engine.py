@@ -20,7 +20,7 @@ from aioxarray._runtime.queueing import queued
 from aioxarray._runtime.threads.cancel_scope import is_cancelled
 from aioxarray._runtime.threads.outcomes import until_done
 from aioxarray._runtime.workers import in_worker
-from aioxarray._xarray.streaming.pieces import Piece, noted, opened_piece, size_of
+from aioxarray._xarray.streaming.pieces import Piece, call_of_user, noted, opened_piece, size_of
 from aioxarray._xarray.streaming.source import Number, Position, Source
 from aioxarray._zarr.stores.grants import Grants, open_grants
 from aioxarray.config import queue_limit, thread_count
@@ -34,6 +34,9 @@ _OPENING = 16
 _BEGUN = 256
 # How long the end of a stream waits for files to be closed: a read may be waiting for a server.
 _CLOSING_S = 1.0
+# How often an engine looks whether its consumer is still there. A finaliser would run at any
+# moment, in any thread.
+_WATCH_S = 2.0
 
 
 class Slot:
@@ -55,7 +58,7 @@ class Slot:
         self.serial = serial
         self.number = number
         self.value: Any = None
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self.is_last = False
         self.piece: Piece | None = None
         # Opens the piece, if the user's object is a function.
@@ -64,6 +67,13 @@ class Slot:
         self.is_done = False
         # The bytes that count as held.
         self.held = 0
+
+    @classmethod
+    def last(cls) -> Slot:
+        """Return the slot that ends a stream after an error."""
+        slot = cls(0, Number(0, 0))
+        slot.is_last = True
+        return slot
 
     @property
     def is_known(self) -> bool:
@@ -86,6 +96,8 @@ class Engine:
         Whether the pieces are handed out in order, or as they finish.
     transform
         Applied to each piece in a worker thread; None for nothing.
+    consumer
+        Returns the consumer; None once nothing refers to it any more, which ends the engine.
     """
 
     def __init__(
@@ -96,14 +108,19 @@ class Engine:
         ahead: int,
         ordered: bool,
         transform: Callable[[Any], Any] | None,
+        consumer: Callable[[], object],
     ) -> None:
         self._pid = os.getpid()
         self._loop = io_loop()
+        # All that the stream does on the loop: a worker's context has a cancel scope that ends with
+        # the worker's function, and a consumer's is another in each of its threads.
+        self._context = detached()
         self._source = source
         self._objects: Iterator[tuple[Number, Any]] = source.objects_from(position)
         self._ahead = ahead
         self._ordered = ordered
         self._transform = transform
+        self._consumer = consumer
         self._main: asyncio.Task[None] | None = None
         # Filled on the loop, emptied by the consumer in any thread.
         self._ready: deque[Slot] = deque()
@@ -117,12 +134,18 @@ class Engine:
         self._has_room = asyncio.Event()
         self._has_all = False
         self._is_closed = False
+        self._failure: BaseException | None = None
 
     # --- by the consumer, in any thread ------------------------------------------------------
 
+    @property
+    def is_here(self) -> bool:
+        """Whether the engine is in this process, and not in the one that this was forked from."""
+        return self._pid == os.getpid()
+
     def check_process(self) -> None:
         """Raise `ForkError` in a process that was forked since the stream was opened."""
-        if self._pid != os.getpid():
+        if not self.is_here:
             raise ForkError(
                 "this process was forked after the stream was opened, and the stream loads in the "
                 "other one: open a stream here"
@@ -134,33 +157,78 @@ class Engine:
             slot = self._ready.popleft()
         except IndexError:
             return None
-        # The loop may have ended; then nothing runs that would need the room.
-        with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._consume, slot.held)
+        if slot.is_last:
+            # For all threads that take slots, however often they do.
+            self._ready.append(slot)
+        else:
+            self._soon(self._consume, slot.held)
         return slot
+
+    def stop(self) -> None:
+        """Have all that is running end soon; `until_ended` waits for it."""
+        if self.is_here:
+            self._soon(self._stop)
 
     # --- on the I/O loop ---------------------------------------------------------------------
 
     async def open(self) -> None:
         """Begin to load."""
-        self._main = asyncio.create_task(self._run(), context=detached())
+        if not self._is_closed:
+            self._main = asyncio.create_task(self._run(), context=self._context)
+            self._watch()
 
     async def until_ready(self) -> None:
         """Wait until `take` has a slot to return."""
         while not self._ready:
+            if self._failure is not None:
+                raise RuntimeError("the stream has stopped because of an error of its own") from (
+                    self._failure
+                )
             if self._is_closed:
-                raise RuntimeError("the stream was closed while its next piece was awaited")
+                raise RuntimeError("the stream has ended, since its context was left")
             self._is_ready.clear()
             await self._is_ready.wait()
 
-    async def close(self) -> None:
-        """End all that is running, and wait for that."""
+    async def until_ended(self) -> None:
+        """Wait until nothing runs any more, after `stop`."""
+        self._stop()
+        if self._main is not None:
+            await until_done(self._main)
+
+    def _stop(self) -> None:
         self._is_closed = True
+        self._ready.clear()
         self._is_ready.set()
         if self._main is not None:
             self._main.cancel()
-            await until_done(self._main)
-        self._ready.clear()
+
+    def _watch(self) -> None:
+        """Stop once the consumer is gone."""
+        if self._is_closed:
+            return
+        if self._consumer() is None:
+            self._stop()
+        else:
+            self._loop.call_later(_WATCH_S, self._watch)
+
+    def _soon(self, function: Callable[..., None], *args: Any) -> None:
+        """Call ``function`` on the loop, from any thread; an error in it ends the stream."""
+        # The loop may have ended; then nothing runs that would need the call.
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._call, function, *args, context=self._context)
+
+    def _call(self, function: Callable[..., None], *args: Any) -> None:
+        try:
+            function(*args)
+        except Exception as error:  # noqa: BLE001 - raised by `until_ready`
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """End the stream, and tell the consumer why."""
+        self._failure = self._failure or error
+        self._is_ready.set()
+        if self._main is not None:
+            self._main.cancel()
 
     async def _run(self) -> None:
         length = queue_limit()
@@ -172,6 +240,8 @@ class Engine:
                 async with asyncio.TaskGroup() as group:
                     self._group = group
                     self._feeding = group.create_task(self._feed())
+        except Exception as error:  # noqa: BLE001 - raised by `until_ready`
+            self._fail(error)
         finally:
             self._has_all = True
             left = [slot.piece for slot in (*self._waiting, *self._begun) if slot.piece is not None]
@@ -200,8 +270,7 @@ class Engine:
         while not (self._has_all or self._arrived_early() or is_cancelled()):
             slot = self._next_slot()
             self._has_all = slot.is_last or slot.error is not None
-            with suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._arrive, slot)
+            self._soon(self._arrive, slot)
 
     def _next_slot(self) -> Slot:
         slot = Slot(self._arrived, self._source.number)
@@ -214,7 +283,7 @@ class Engine:
                 slot.piece = Piece(obj)
         except StopIteration:
             slot.is_last = True
-        except Exception as error:  # noqa: BLE001 - raised where the piece would be
+        except BaseException as error:  # noqa: BLE001 - raised where the piece would be
             slot.error = noted(error, slot.number)
         return slot
 
@@ -264,7 +333,8 @@ class Engine:
             self._hold(slot, piece.nbytes)
             if self._transform is not None:
                 async with self._transforming:
-                    slot.value = await in_worker(partial(self._transform, piece.obj))
+                    transform = partial(call_of_user, self._transform, piece.obj)
+                    slot.value = await in_worker(transform)
                     size = size_of(slot.value)
                     self._hold(slot, piece.nbytes if size is None else size)
         except Exception as error:  # noqa: BLE001 - raised where the piece would be
@@ -298,6 +368,9 @@ class Engine:
 
     def _hand_out(self, slot: Slot) -> None:
         self._ready.append(slot)
+        if slot.error is not None:
+            # As a generator ends after it has raised an error.
+            self._ready.append(Slot.last())
         self._is_ready.set()
 
     def _end_after(self, failed: Slot) -> None:

@@ -100,7 +100,7 @@ def opened_piece(function: Callable[[], Any]) -> Piece:
     TypeError
         If ``function`` returns something else than objects of xarray.
     """
-    opened = function()
+    opened = call_of_user(function)
     if inspect.iscoroutine(opened):
         opened.close()
         raise TypeError(
@@ -115,8 +115,39 @@ def opened_piece(function: Callable[[], Any]) -> Piece:
         raise
 
 
-def noted(error: Exception, number: Number) -> Exception:
-    """Return ``error`` with a note that names the piece that it belongs to."""
+class RaisedByUser(Exception):
+    """The carrier of an error that no coroutine can raise: SystemExit would end the I/O loop."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+def call_of_user(function: Callable[..., Any], *args: Any) -> Any:
+    """Return ``function(*args)``, a call of the user's code; in a worker thread.
+
+    Raises
+    ------
+    RaisedByUser
+        For an error of the function that no coroutine can raise.
+    """
+    try:
+        return function(*args)
+    except BaseException as error:
+        if isinstance(error, Exception) and not isinstance(error, StopIteration):
+            raise
+        raise RaisedByUser(error) from error
+
+
+def noted(error: BaseException, number: Number) -> BaseException:
+    """Return the user's ``error`` with a note that names the piece that it belongs to."""
+    if isinstance(error, RaisedByUser):
+        error = error.error
+    if isinstance(error, StopIteration | StopAsyncIteration):
+        # It would end the consumer's loop in silence.
+        stopped = RuntimeError(f"the code of {number} raised {type(error).__name__}")
+        stopped.__cause__ = error
+        error = stopped
     error.add_note(f"in {number} of the stream")
     return error
 
