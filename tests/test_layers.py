@@ -227,7 +227,17 @@ def test_layers() -> None:
 ORDERS = {
     "_runtime": ["threads", "system", ""],
     "_zarr": ["", "stores", "metadata", "codecs", "chunks"],
-    "_xarray": ["", "arrays", "dask", "lazy", "explaining", "hdf5", "opening", "saving"],
+    "_xarray": [
+        "",
+        "arrays",
+        "dask",
+        "lazy",
+        "explaining",
+        "hdf5",
+        "opening",
+        "saving",
+        "streaming",
+    ],
 }
 # A folder that holds more than this is looked through, not known.
 MOST_MODULES = 12

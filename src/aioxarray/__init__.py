@@ -5,8 +5,8 @@ The layers, each importing only from those below it::
     cli, demo                     the command line
     loading, opening, accessors…  the public functions and methods
     _tracing                      the tables and pages of a trace
-    _xarray                       arrays, dask, lazy, explaining, hdf5, opening, saving: xarray's
-                                  internals
+    _xarray                       arrays, dask, lazy, explaining, hdf5, opening, saving,
+                                  streaming: xarray's internals
     _zarr                         stores, metadata, codecs, chunks: zarr's internals
     config, progress              settings, progress
     _runtime                      loops, threads, budgets; independent of xarray and zarr
@@ -52,6 +52,7 @@ from aioxarray.opening import (
     open_zarr_async,
 )
 from aioxarray.saving import to_netcdf, to_netcdf_async, to_zarr, to_zarr_async
+from aioxarray.streaming import Stream, stream
 from aioxarray.tracing import Trace, trace
 
 __version__ = "0.1.0"
@@ -66,6 +67,7 @@ __all__ = [
     "OpenPlan",
     "Overloaded",
     "Statistics",
+    "Stream",
     "TooLargeError",
     "Trace",
     "VariablePlan",
@@ -97,6 +99,7 @@ __all__ = [
     "open_zarr",
     "open_zarr_async",
     "statistics",
+    "stream",
     "to_netcdf",
     "to_netcdf_async",
     "to_zarr",

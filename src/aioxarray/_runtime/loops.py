@@ -218,6 +218,17 @@ class _Ended:
             await self._future
 
 
+def detached() -> contextvars.Context:
+    """Return a copy of the current context for work that outlives the call that starts it.
+
+    No caller waits for such work: nothing is delivered to one, and none has a blocked loop.
+    """
+    context = contextvars.copy_context()
+    context.run(_deliver.set, None)
+    context.run(_blocked_loops.set, ())
+    return context
+
+
 def waker(loop: asyncio.AbstractEventLoop | None) -> _Deliver:
     """Return a function that schedules calls on the running event loop from any thread.
 
@@ -268,11 +279,15 @@ async def _until_set(ended: Any, *, is_asyncio: bool) -> None:
 
 
 async def run_on(
-    loop: asyncio.AbstractEventLoop, function: Callable[[], Coroutine[Any, Any, T]]
+    loop: asyncio.AbstractEventLoop,
+    function: Callable[[], Coroutine[Any, Any, T]],
+    *,
+    shielded: bool = False,
 ) -> T:
     """Await ``function()`` on ``loop``, from any asynchronous library.
 
-    Cancelling cancels the task on ``loop``, and returns only when that task has ended.
+    Cancelling cancels the task on ``loop`` unless it is ``shielded``, and returns only when that
+    task has ended.
     """
     here = running_loop()
     if here is loop:
@@ -294,7 +309,8 @@ async def run_on(
     try:
         await ended.wait()
     except BaseException:
-        remote.cancel()
+        if not shielded:
+            remote.cancel()
         await _until_set(ended, is_asyncio=here is not None)
         remote.drop()
         raise

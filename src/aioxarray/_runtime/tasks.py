@@ -44,14 +44,14 @@ async def gather(functions: Iterable[Callable[[], Awaitable[T]]]) -> list[T]:
     return [results[index] for index in range(len(listed))]
 
 
-async def _checkpoint() -> None:
+async def checkpoint() -> None:
     """Yield to the event loop, of any library."""
     if running_loop() is not None and asyncio.current_task() is not None:
         await asyncio.sleep(0)
         return
-    from anyio.lowlevel import checkpoint
+    from anyio import lowlevel
 
-    await checkpoint()
+    await lowlevel.checkpoint()
 
 
 async def in_steps(work: Iterable[object]) -> None:
@@ -63,7 +63,7 @@ async def in_steps(work: Iterable[object]) -> None:
     until = perf_counter() + step_s
     for _ in work:
         if perf_counter() >= until:
-            await _checkpoint()
+            await checkpoint()
             until = perf_counter() + step_s
 
 

@@ -64,12 +64,20 @@ class Options:
 
 async def read_all(lazies: Sequence[Lazy], options: Options) -> list[Any]:
     """Return the values of ``lazies``; on the I/O loop."""
-    total = sum(lazy.nbytes for lazy in lazies)
     async with calling("loaded", options.timeout, options.concurrency) as call:
-        with meter(options.progress, total) as counter, open_grants(call.concurrency) as grants:
-            call.progress = counter.state
-            load = _Load(lazies, grants, counter, options, call)
-            await gather(await load.jobs())
+        with open_grants(call.concurrency) as grants:
+            return await read_with(lazies, grants, options, call)
+
+
+async def read_with(
+    lazies: Sequence[Lazy], grants: Grants, options: Options, call: Call
+) -> list[Any]:
+    """Return the values of ``lazies``, read with ``grants`` for ``call``; on the I/O loop."""
+    total = sum(lazy.nbytes for lazy in lazies)
+    with meter(options.progress, total) as counter:
+        call.progress = counter.state
+        load = _Load(lazies, grants, counter, options, call)
+        await gather(await load.jobs())
     return load.values
 
 

@@ -11,7 +11,7 @@ from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from aioxarray._runtime.queueing import queued
+from aioxarray._runtime.queueing import current_ticket, queued
 from aioxarray._zarr.stores import grants
 from aioxarray._zarr.stores.observing.observers import listeners, logged_here
 from aioxarray._zarr.stores.printable import printable
@@ -170,8 +170,9 @@ class calling:
             concurrency = self._outer.concurrency
         self._call = Call(aim, concurrency)
         self._limit = None if timeout is None else _limited(self._call, timeout)
-        # A nested call has its turn with the outer one.
-        length = queue_limit() if self._outer is None else None
+        # A nested call has its turn with the outer one, and the calls of a stream with the stream.
+        has_turn = self._outer is not None or current_ticket() is not None
+        length = None if has_turn else queue_limit()
         self._queued = None if length is None else queued(length)
 
     async def __aenter__(self) -> Call:

@@ -1,0 +1,1 @@
+"""Streams: objects that are loaded before their consumer asks for them."""

@@ -1,0 +1,410 @@
+"""The engine of a stream, which loads pieces on the I/O loop before they are asked for.
+
+A worker thread advances the iterable. The pieces that it has brought wait, in order, until their
+bytes fit; then each is loaded and transformed by a task, and handed to the consumer, who takes it
+in its own thread. Only then do its bytes no longer count, and another piece may begin.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext, suppress
+from functools import partial
+from typing import Any
+
+from aioxarray._runtime.loops import detached, io_loop
+from aioxarray._runtime.queueing import queued
+from aioxarray._runtime.threads.cancel_scope import is_cancelled
+from aioxarray._runtime.threads.outcomes import until_done
+from aioxarray._runtime.workers import in_worker
+from aioxarray._xarray.streaming.pieces import Piece, call_of_user, noted, opened_piece, size_of
+from aioxarray._xarray.streaming.source import Number, Position, Source
+from aioxarray._zarr.stores.grants import Grants, open_grants
+from aioxarray.config import queue_limit, thread_count
+from aioxarray.errors import ForkError
+
+# Pieces that are known before they may begin. Lazy objects take some ten KB each.
+_KNOWN = 64
+# Of these, the objects that are opened or open: each may have files.
+_OPENING = 16
+# Pieces that have begun and are not consumed. With one request each, more than the default limit.
+_BEGUN = 256
+# How long the end of a stream waits for files to be closed: a read may be waiting for a server.
+_CLOSING_S = 1.0
+# How often an engine looks whether its consumer is still there. A finaliser would run at any
+# moment, in any thread.
+_WATCH_S = 2.0
+
+
+class Slot:
+    """The place of a piece in a stream, from its arrival until it is handed to the consumer.
+
+    Attributes
+    ----------
+    serial, number
+        How many pieces the stream has begun before it, and its number in the user's objects.
+    value
+        The loaded piece, or what the transform made of it.
+    error
+        The error that takes the place of the value.
+    is_last
+        Whether there is no piece here, since the stream has ended.
+    """
+
+    def __init__(self, serial: int, number: Number) -> None:
+        self.serial = serial
+        self.number = number
+        self.value: Any = None
+        self.error: BaseException | None = None
+        self.is_last = False
+        self.piece: Piece | None = None
+        # Opens the piece, if the user's object is a function.
+        self.function: Callable[[], Any] | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.is_done = False
+        # The bytes that count as held.
+        self.held = 0
+
+    @classmethod
+    def last(cls) -> Slot:
+        """Return the slot that ends a stream after an error."""
+        slot = cls(0, Number(0, 0))
+        slot.is_last = True
+        return slot
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the size of the piece, or an error in its place, is known."""
+        return self.piece is not None or self.error is not None or self.is_last
+
+
+class Engine:
+    """Loads the pieces of one stream ahead of its consumer.
+
+    Parameters
+    ----------
+    source
+        The objects.
+    position
+        The pieces that the consumer has had.
+    ahead
+        The bytes that may be held for pieces that are not consumed.
+    ordered
+        Whether the pieces are handed out in order, or as they finish.
+    transform
+        Applied to each piece in a worker thread; None for nothing.
+    consumer
+        Returns the consumer; None once nothing refers to it any more, which ends the engine.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        position: Position,
+        *,
+        ahead: int,
+        ordered: bool,
+        transform: Callable[[Any], Any] | None,
+        consumer: Callable[[], object],
+    ) -> None:
+        self._pid = os.getpid()
+        self._loop = io_loop()
+        # All that the stream does on the loop: a worker's context has a cancel scope that ends with
+        # the worker's function, and a consumer's is another in each of its threads.
+        self._context = detached()
+        self._source = source
+        self._objects: Iterator[tuple[Number, Any]] = source.objects_from(position)
+        self._ahead = ahead
+        self._ordered = ordered
+        self._transform = transform
+        self._consumer = consumer
+        self._main: asyncio.Task[None] | None = None
+        # Filled on the loop, emptied by the consumer in any thread.
+        self._ready: deque[Slot] = deque()
+        self._is_ready = asyncio.Event()
+        # On the loop only: the slots that wait to begin, and those that have begun, in order.
+        self._waiting: deque[Slot] = deque()
+        self._begun: deque[Slot] = deque()
+        self._arrived = 0
+        self._unconsumed = 0
+        self._held = 0
+        self._has_room = asyncio.Event()
+        self._has_all = False
+        self._is_closed = False
+        self._failure: BaseException | None = None
+
+    # --- by the consumer, in any thread ------------------------------------------------------
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the engine is in this process, and not in the one that this was forked from."""
+        return self._pid == os.getpid()
+
+    def check_process(self) -> None:
+        """Raise `ForkError` in a process that was forked since the stream was opened."""
+        if not self.is_here:
+            raise ForkError(
+                "this process was forked after the stream was opened, and the stream loads in the "
+                "other one: open a stream here"
+            )
+
+    def take(self) -> Slot | None:
+        """Return the next slot that is ready; None if there is none at the moment."""
+        try:
+            slot = self._ready.popleft()
+        except IndexError:
+            return None
+        if slot.is_last:
+            # For all threads that take slots, however often they do.
+            self._ready.append(slot)
+        else:
+            self._soon(self._consume, slot.held)
+        return slot
+
+    def stop(self) -> None:
+        """Have all that is running end soon; `until_ended` waits for it."""
+        if self.is_here:
+            self._soon(self._stop)
+
+    # --- on the I/O loop ---------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Begin to load."""
+        if not self._is_closed:
+            self._main = asyncio.create_task(self._run(), context=self._context)
+            self._watch()
+
+    async def until_ready(self) -> None:
+        """Wait until `take` has a slot to return."""
+        while not self._ready:
+            if self._failure is not None:
+                raise RuntimeError("the stream has stopped because of an error of its own") from (
+                    self._failure
+                )
+            if self._is_closed:
+                raise RuntimeError("the stream has ended, since its context was left")
+            self._is_ready.clear()
+            await self._is_ready.wait()
+
+    async def until_ended(self) -> None:
+        """Wait until nothing runs any more, after `stop`."""
+        self._stop()
+        if self._main is not None:
+            await until_done(self._main)
+
+    def _stop(self) -> None:
+        self._is_closed = True
+        self._ready.clear()
+        self._is_ready.set()
+        if self._main is not None:
+            self._main.cancel()
+
+    def _watch(self) -> None:
+        """Stop once the consumer is gone."""
+        if self._is_closed:
+            return
+        if self._consumer() is None:
+            self._stop()
+        else:
+            self._loop.call_later(_WATCH_S, self._watch)
+
+    def _soon(self, function: Callable[..., None], *args: Any) -> None:
+        """Call ``function`` on the loop, from any thread; an error in it ends the stream."""
+        # The loop may have ended; then nothing runs that would need the call.
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._call, function, *args, context=self._context)
+
+    def _call(self, function: Callable[..., None], *args: Any) -> None:
+        try:
+            function(*args)
+        except Exception as error:  # noqa: BLE001 - raised by `until_ready`
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """End the stream, and tell the consumer why."""
+        self._failure = self._failure or error
+        self._is_ready.set()
+        if self._main is not None:
+            self._main.cancel()
+
+    async def _run(self) -> None:
+        length = queue_limit()
+        try:
+            with nullcontext() if length is None else queued(length), open_grants() as grants:
+                self._grants: Grants = grants
+                self._transforming = asyncio.Semaphore(thread_count())
+                self._opening = asyncio.Semaphore(_OPENING)
+                async with asyncio.TaskGroup() as group:
+                    self._group = group
+                    self._feeding = group.create_task(self._feed())
+        except Exception as error:  # noqa: BLE001 - raised by `until_ready`
+            self._fail(error)
+        finally:
+            self._has_all = True
+            left = [slot.piece for slot in (*self._waiting, *self._begun) if slot.piece is not None]
+            self._waiting.clear()
+            self._begun.clear()
+            await _closed([piece for piece in left if piece.is_open])
+
+    async def _feed(self) -> None:
+        """Have the iterable advanced while not too many pieces wait."""
+        while not self._has_all:
+            if self._arrived_early():
+                self._has_room.clear()
+                await self._has_room.wait()
+            await in_worker(self._advance)
+        # The group, in which pieces begin, ends with its last task.
+        while self._waiting:
+            self._has_room.clear()
+            await self._has_room.wait()
+
+    def _arrived_early(self) -> bool:
+        """Return whether enough pieces wait; in any thread."""
+        return len(self._waiting) >= _KNOWN
+
+    def _advance(self) -> None:
+        """Advance the iterable, in a worker thread, and pass each object on at once."""
+        while not (self._has_all or self._arrived_early() or is_cancelled()):
+            slot = self._next_slot()
+            self._has_all = slot.is_last or slot.error is not None
+            self._soon(self._arrive, slot)
+
+    def _next_slot(self) -> Slot:
+        slot = Slot(self._arrived, self._source.number)
+        self._arrived += 1
+        try:
+            slot.number, obj = next(self._objects)
+            if callable(obj):
+                slot.function = obj
+            else:
+                slot.piece = Piece(obj)
+        except StopIteration:
+            slot.is_last = True
+        except BaseException as error:  # noqa: BLE001 - raised where the piece would be
+            slot.error = noted(error, slot.number)
+        return slot
+
+    def _arrive(self, slot: Slot) -> None:
+        if self._is_closed:
+            return
+        self._waiting.append(slot)
+        if slot.function is not None:
+            slot.task = self._group.create_task(self._open(slot, slot.function))
+        self._begin()
+
+    async def _open(self, slot: Slot, function: Callable[[], Any]) -> None:
+        try:
+            async with self._opening:
+                slot.piece = await in_worker(partial(opened_piece, function), Piece.close)
+        except Exception as error:  # noqa: BLE001 - raised where the piece would be
+            slot.error = noted(error, slot.number)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Begin with the pieces that fit, in order."""
+        while self._waiting and self._waiting[0].is_known and self._fits(self._waiting[0]):
+            slot = self._waiting.popleft()
+            self._unconsumed += 1
+            self._begun.append(slot)
+            if slot.piece is None:
+                self._finish(slot)
+                continue
+            slot.held = slot.piece.nbytes + slot.piece.beside
+            self._held += slot.held
+            slot.task = self._group.create_task(self._load(slot, slot.piece))
+        if not self._arrived_early():
+            self._has_room.set()
+
+    def _fits(self, slot: Slot) -> bool:
+        if slot.piece is None or self._unconsumed == 0:
+            return True
+        size = slot.piece.nbytes + slot.piece.beside
+        return self._unconsumed < _BEGUN and self._held + size <= self._ahead
+
+    async def _load(self, slot: Slot, piece: Piece) -> None:
+        try:
+            await piece.load(self._grants)
+            if piece.is_open:
+                await in_worker(piece.close)
+            slot.value = piece.obj
+            self._hold(slot, piece.nbytes)
+            if self._transform is not None:
+                async with self._transforming:
+                    transform = partial(call_of_user, self._transform, piece.obj)
+                    slot.value = await in_worker(transform)
+                    size = size_of(slot.value)
+                    self._hold(slot, piece.nbytes if size is None else size)
+        except Exception as error:  # noqa: BLE001 - raised where the piece would be
+            slot.value = None
+            slot.error = noted(error, slot.number)
+        # Not held here any longer, so that the consumer's reference is the only one.
+        slot.piece = None
+        self._finish(slot)
+
+    def _hold(self, slot: Slot, nbytes: int) -> None:
+        """Count ``nbytes`` as held for ``slot``."""
+        self._held += nbytes - slot.held
+        slot.held = nbytes
+
+    def _finish(self, slot: Slot) -> None:
+        """Hand ``slot`` to the consumer, or wait for those before it."""
+        slot.is_done = True
+        slot.task = None
+        if slot.error is not None:
+            self._end_after(slot)
+        if self._ordered or slot.is_last:
+            while self._begun and self._begun[0].is_done:
+                self._hand_out(self._begun.popleft())
+        else:
+            self._begun.remove(slot)
+            self._hand_out(slot)
+            if self._begun and self._begun[0].is_done:
+                # Only the end of the stream waits for others.
+                self._hand_out(self._begun.popleft())
+        self._begin()
+
+    def _hand_out(self, slot: Slot) -> None:
+        self._ready.append(slot)
+        if slot.error is not None:
+            # As a generator ends after it has raised an error.
+            self._ready.append(Slot.last())
+        self._is_ready.set()
+
+    def _end_after(self, failed: Slot) -> None:
+        """Give up the pieces that are not handed out, since ``failed`` has an error."""
+        self._has_all = True
+        self._feeding.cancel()
+        gone = [*self._waiting]
+        self._waiting.clear()
+        while self._ordered and self._begun[-1] is not failed:
+            gone.append(self._begun.pop())
+        if not self._ordered:
+            gone += [each for each in self._begun if each is not failed]
+            self._begun = deque([failed])
+        for slot in gone:
+            if slot.task is not None:
+                slot.task.cancel()
+        self._group.create_task(_closed([each.piece for each in gone if each.piece is not None]))
+
+    def _consume(self, held: int) -> None:
+        if not self._is_closed:
+            self._unconsumed -= 1
+            self._held -= held
+            self._begin()
+
+
+async def _closed(pieces: list[Piece]) -> None:
+    """Close what was opened for ``pieces``; wait for it briefly."""
+    pieces = [piece for piece in pieces if piece.is_open]
+    if not pieces:
+        return
+
+    def close() -> None:
+        for piece in pieces:
+            piece.close()
+
+    closing = asyncio.ensure_future(in_worker(close))
+    await until_done(asyncio.ensure_future(asyncio.wait([closing], timeout=_CLOSING_S)))

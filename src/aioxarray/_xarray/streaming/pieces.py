@@ -1,0 +1,174 @@
+"""The pieces of a stream: what each holds, and how it is opened and loaded."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import xarray as xr
+
+from aioxarray._runtime.tasks import after_return, in_steps
+from aioxarray._xarray.arrays.plan import plan
+from aioxarray._xarray.lazy.find import find_variables, shallow_copy
+from aioxarray._xarray.lazy.loader import Options, read_with
+from aioxarray._xarray.lazy.sizes import Sizing
+from aioxarray._xarray.lazy.variables import Assignment, Lazies, lazy_data
+from aioxarray._xarray.streaming.source import Number
+from aioxarray._zarr.stores.calls import calling
+from aioxarray._zarr.stores.grants import Grants
+
+# Objects of Python for a piece and for each of its variables, besides their values.
+_PIECE_BYTES = 16 << 10
+_VARIABLE_BYTES = 4 << 10
+_OPTIONS = Options()
+
+
+class Piece:
+    """A new object with the data of one of the stream's objects, lazy until it is loaded.
+
+    Parameters
+    ----------
+    obj
+        The object, which stays as lazy as it is.
+    opened
+        The object that was opened for the stream, which is closed once its data is loaded; None if
+        it belongs to the user.
+
+    Attributes
+    ----------
+    obj
+        The new object.
+    nbytes
+        The bytes of its values in memory.
+    beside
+        The most bytes that loading it holds besides these.
+    """
+
+    def __init__(self, obj: Any, opened: Any = None) -> None:
+        find_variables(obj)
+        self.obj = shallow_copy(obj)
+        self._opened = opened
+        found = find_variables(self.obj)
+        self._lazies: Lazies | None = lazy_data(found)
+        sizing = Sizing(self._lazies)
+        for _ in sizing.counting():
+            pass
+        lazy = {id(variable) for _, variable, _ in self._lazies.holders()}
+        in_memory = [each.variable for each in found if id(each.variable) not in lazy]
+        self.nbytes = (
+            _PIECE_BYTES
+            + _VARIABLE_BYTES * len(found)
+            + sum(sizing.known.values())
+            + sum(map(_bytes_of, in_memory))
+        )
+        self.beside = sum(
+            each.nbytes for each in self._lazies if not each.chunked and plan(each.data).decodes
+        )
+
+    async def load(self, grants: Grants) -> None:
+        """Load the data; on the I/O loop."""
+        lazies, self._lazies = self._lazies, None
+        assert lazies is not None
+        if not lazies:
+            return
+        async with calling("loaded") as call:
+            values = await read_with(lazies, grants, _OPTIONS, call)
+        assignment = Assignment(lazies, values, share=False)
+        await in_steps(assignment.preparing())
+        assignment.make()
+        after_return(assignment.releasing())
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is an object to close."""
+        return self._opened is not None
+
+    def close(self) -> None:
+        """Close the object that was opened for the stream, if any; in a worker thread."""
+        opened, self._opened = self._opened, None
+        for each in _leaves(opened):
+            each.close()
+
+
+def opened_piece(function: Callable[[], Any]) -> Piece:
+    """Return the piece with the object that ``function`` opens; in a worker thread.
+
+    Raises
+    ------
+    TypeError
+        If ``function`` returns something else than objects of xarray.
+    """
+    opened = call_of_user(function)
+    if inspect.iscoroutine(opened):
+        opened.close()
+        raise TypeError(
+            f"{function!r} returned a coroutine: pass a function that opens by itself, such as "
+            "aioxarray.open_dataset instead of open_dataset_async"
+        )
+    try:
+        return Piece(opened, opened)
+    except BaseException:
+        for each in _leaves(opened):
+            each.close()
+        raise
+
+
+class RaisedByUser(Exception):
+    """The carrier of an error that no coroutine can raise: SystemExit would end the I/O loop."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+def call_of_user(function: Callable[..., Any], *args: Any) -> Any:
+    """Return ``function(*args)``, a call of the user's code; in a worker thread.
+
+    Raises
+    ------
+    RaisedByUser
+        For an error of the function that no coroutine can raise.
+    """
+    try:
+        return function(*args)
+    except BaseException as error:
+        if isinstance(error, Exception) and not isinstance(error, StopIteration):
+            raise
+        raise RaisedByUser(error) from error
+
+
+def noted(error: BaseException, number: Number) -> BaseException:
+    """Return the user's ``error`` with a note that names the piece that it belongs to."""
+    if isinstance(error, RaisedByUser):
+        error = error.error
+    if isinstance(error, StopIteration | StopAsyncIteration):
+        # It would end the consumer's loop in silence.
+        stopped = RuntimeError(f"the code of {number} raised {type(error).__name__}")
+        stopped.__cause__ = error
+        error = stopped
+    error.add_note(f"in {number} of the stream")
+    return error
+
+
+def size_of(result: Any) -> int | None:
+    """Return the bytes of the values in ``result``; None if it is nothing that has a size."""
+    try:
+        return _PIECE_BYTES + sum(_bytes_of(each.variable) for each in find_variables(result))
+    except TypeError:
+        nbytes = getattr(result, "nbytes", None)
+        return nbytes if isinstance(nbytes, int) else None
+
+
+def _bytes_of(variable: xr.Variable) -> int:
+    size = variable.size
+    return 0 if math.isnan(size) else int(size) * variable.dtype.itemsize
+
+
+def _leaves(obj: Any) -> Iterator[Any]:
+    if isinstance(obj, xr.Dataset | xr.DataArray | xr.DataTree):
+        yield obj
+    elif isinstance(obj, list | tuple | dict):
+        for each in obj.values() if isinstance(obj, dict) else obj:
+            yield from _leaves(each)
