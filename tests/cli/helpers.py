@@ -65,12 +65,16 @@ class Commands:
         return line
 
 
+def environment() -> dict[str, str]:
+    """Return the environment of a process that imports this package."""
+    return {**os.environ, "PYTHONPATH": str(Path(aioxarray.__file__).parents[1])}
+
+
 def process(*arguments: object, **options: Any) -> subprocess.Popen[str]:
     """Start a command in a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(aioxarray.__file__).parents[1])}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     command = [sys.executable, "-m", "aioxarray", *map(str, arguments)]
-    return subprocess.Popen(command, env=environment, text=True, **pipes | options)
+    return subprocess.Popen(command, env=environment(), text=True, **pipes | options)
 
 
 def grid(steps: int = 10, first: float = 0.0) -> xr.Dataset:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import aioxarray
+from aioxarray.cli import arguments as kinds
 from aioxarray.cli.failures import CommandError
-from aioxarray.config import Concurrency
 
 
 def add_parser(commands: Any) -> None:
@@ -37,7 +37,7 @@ def add_parser(commands: Any) -> None:
     )
     demo.add_argument(
         "--concurrency",
-        type=_concurrency,
+        type=kinds.concurrency,
         metavar="N",
         help="maximum number of aioxarray's store requests in flight (default: the setting, "
         f"{aioxarray.config.get('concurrency')})",
@@ -90,15 +90,6 @@ def _file(text: str) -> Path:
     if path.is_dir():
         raise argparse.ArgumentTypeError(f"{text!r} is a directory")
     return path
-
-
-def _concurrency(text: str) -> Concurrency:
-    if text == "auto":
-        return "auto"
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be an integer or 'auto', got {text!r}") from None
 
 
 def _latency(text: str) -> float:

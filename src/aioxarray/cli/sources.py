@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import glob
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 from aioxarray._zarr.stores.printable import printable
+from aioxarray.cli.arguments import json_object
 from aioxarray.cli.failures import InputError, naming
 from aioxarray.explaining import OpenPlan, observed_open
 
@@ -143,18 +143,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str = "URL") -> None:
     )
     parser.add_argument(
         "--storage-options",
-        type=_options,
+        type=json_object,
         metavar="JSON",
         help="options for the store's client, such as '{\"anon\": true}' for public data in S3",
     )
-
-
-def _options(text: str) -> dict[str, Any]:
-    try:
-        options = json.loads(text)
-    except ValueError:
-        options = None
-    if not isinstance(options, dict):
-        # The text may hold credentials.
-        raise argparse.ArgumentTypeError("must be a JSON object, such as '{\"anon\": true}'")
-    return options
