@@ -67,8 +67,8 @@ def test_a_callable_is_told_on_the_callers_loop() -> None:
 
 def test_a_save_of_lazy_packed_data_ends_at_its_total() -> None:
     source, target = MemoryStore(), MemoryStore()
-    packed = {"a": {"dtype": "i2", "scale_factor": 0.1, "chunks": (50_000,)}}
-    xr.Dataset({"a": ("x", np.arange(200_000.0) % 1000)}).to_zarr(source, encoding=packed)
+    coding = {"dtype": "i2", "scale_factor": 0.1, "_FillValue": -1, "chunks": (50_000,)}
+    xr.Dataset({"a": ("x", np.arange(200_000.0) % 1000)}).to_zarr(source, encoding={"a": coding})
     told: list[tuple[int, int]] = []
     aioxarray.to_zarr(
         xr.open_zarr(source, chunks=None), target, progress=lambda *state: told.append(state)

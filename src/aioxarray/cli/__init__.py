@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import aioxarray
-from aioxarray.cli import completion, copy, demo, info
+from aioxarray.cli import bench, completion, copy, demo, info
 from aioxarray.cli.failures import (
     BAD_INPUT,
     FAILED,
@@ -88,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     info.add_parser(commands)
     copy.add_parser(commands)
+    bench.add_parser(commands)
     demo.add_parser(commands)
     completion.add_parser(commands)
     return parser
