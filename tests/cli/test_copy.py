@@ -267,7 +267,7 @@ def test_a_copy_that_was_ended_goes_on_where_it_was(
     server.release()
     before = server.log.count("GET", "large.zarr/a/c/*")
     other = run.refuse(*copy, "--isel", "t=0:70")
-    assert "the unfinished copy there has another fingerprint, selection" in other
+    assert "the unfinished copy there has another fingerprint, selection: give" in other
     assert run.succeed(*copy, "--dry-run", "--json").json["resumed_blocks"] == blocks
     assert run.succeed(*copy, "--json").json["resumed_blocks"] == blocks
     assert server.log.count("GET", "large.zarr/a/c/*") - before == BLOCKS - blocks
@@ -299,6 +299,9 @@ def test_overwrite_keeps_the_old_data_until_the_new_is_whole(
     assert run(*copy).exit_code == 1
     xr.testing.assert_identical(opened(tmp_path / "copy"), opened(data / "grid3.zarr"))
     server.mend()
+    # A dry run of another copy discards nothing.
+    other = ("copy", data / "grid2.zarr", tmp_path / "copy", "--overwrite", "--dry-run", "--json")
+    assert run.succeed(*other).json["resumed_blocks"] == 0
     assert run.succeed(*copy, "--json").json["resumed_blocks"] >= 5
     xr.testing.assert_identical(opened(tmp_path / "copy"), opened(data / "large.zarr"))
     assert left(tmp_path) == ["copy"]
@@ -396,8 +399,16 @@ def test_a_journal_that_was_cut_off_is_read_to_its_last_whole_line(tmp_path: Pat
         resumed.add("t2m", (slice(4, 8), slice(0, 8)))
     with journal.Journal(path, {"source": "a"}) as resumed:
         assert resumed.blocks == 2
+    assert journal.Journal(path, {"source": "a"}).recorded() == 2
     with pytest.raises(journal.JournalError, match="another source"):
         journal.Journal(path, {"source": "b"}).__enter__()
-    path.write_text("something else\n")
-    with pytest.raises(journal.JournalError, match="is not the journal of a copy"):
+    with journal.Journal(path, {"source": "b"}, replaces=True) as other:
+        assert other.blocks == 0
+    # Without blocks it is as good as none.
+    with journal.Journal(path, {"source": "c"}) as other:
+        other.add("t2m", block)
+        other.clear()
+        assert other.blocks == 0
+    path.write_text("something\nelse\n")
+    with pytest.raises(journal.JournalError, match="another source, version"):
         journal.Journal(path, {"source": "a"}).__enter__()

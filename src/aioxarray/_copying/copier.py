@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,10 @@ from aioxarray._xarray.saving.saver import save
 from aioxarray.config import Concurrency, cache_limit, config, memory_limit
 
 # With these a copy takes less than 512 MB of memory, whatever its size, if its chunks are small.
-_MEMORY = 192 << 20
+_LEAST_MEMORY, _MOST_MEMORY = 96 << 20, 192 << 20
+# An eighth of the setting `memory` is blocks in flight, which a kill loses: at most 1/400 of a copy,
+# or 12 MiB if that is more.
+_MEMORY_PART = 50
 _CACHE = 48 << 20
 
 
@@ -67,13 +70,11 @@ class Copy:
         TargetError
             If something else is there, and is not to be replaced.
         """
-        if not self.target.journal.exists():
+        with _told(JournalError):
+            blocks = self._journal().recorded()
+        if not (blocks and self._is_finished()):
             self._check_free()
-            return 0
-        with self._journal() as journal:
-            if not self._is_finished(journal):
-                self._check_free()
-            return journal.blocks
+        return blocks
 
     def make(self, progress: Callable[[int, int], object] | None = None) -> int:
         """Make or resume the copy; return how many of its blocks were there before.
@@ -90,59 +91,47 @@ class Copy:
         Exception
             The errors of `aioxarray.to_zarr`. What is written stays, and the same copy resumes.
         """
-        had_journal = self.target.journal.exists()
-        with self._journal() as journal:
-            if self._is_finished(journal):
-                journal.remove()
-                return journal.blocks
-            try:
-                self._check_free()
-            except TargetError:
-                if not had_journal:
-                    journal.remove()
-                raise
-            if not journal.resumes:
-                self.target.discard()
+        with ExitStack() as stack:
+            with _told(JournalError):
+                journal = stack.enter_context(self._journal())
+            if journal.blocks and not self._is_finished() and not self.target.has_begun():
+                # Its part was deleted.
+                journal.clear()
             before = journal.blocks
-            self._write(journal, progress)
-            self._finish()
+            if not (before and self._is_finished()):
+                try:
+                    self._check_free()
+                except TargetError:
+                    if not before:
+                        journal.remove()
+                    raise
+                if not before:
+                    self.target.discard()
+                self._write(journal, progress)
+                self._finish()
             journal.remove()
         return before
 
     def _journal(self) -> Journal:
-        """Return the journal of this copy, that of another one deleted if it may be replaced."""
         description = {
             **self.origin,
             "layout": self.layout.to_dict(),
             "fingerprint": fingerprint(self.dataset),
         }
-        path = self.target.journal
-        journal = Journal(path, description)
-        try:
-            with journal:
-                if journal.resumes and not self.target.has_begun() and not self.target.exists():
-                    # Its part was deleted.
-                    journal.remove()
-        except JournalError as error:
-            if not (self.overwrite and error.of_another):
-                raise TargetError(f"{error}{_WAY_OUT if error.of_another else ''}") from error
-            journal.remove()
-        return Journal(path, description)
+        return Journal(self.target.journal, description, replaces=self.overwrite)
 
-    def _is_finished(self, journal: Journal) -> bool:
-        """Return whether an earlier run was ended after its last step but one."""
-        if not journal.resumes or not self.target.exists():
-            return False
+    def _is_finished(self) -> bool:
+        """Return whether an earlier run, which left its journal, lacked its last step only."""
         if isinstance(self.target, LocalTarget):
-            return not self.target.has_begun()
-        return not self.overwrite
+            return self.target.exists() and not self.target.has_begun()
+        return not self.overwrite and self.target.exists()
 
     def _check_free(self) -> None:
         if not self.overwrite and self.target.exists():
             raise TargetError(f"{self.target.name} is there already (--overwrite replaces it)")
 
     def _write(self, journal: Journal, progress: Callable[[int, int], object] | None) -> None:
-        replaces = self.overwrite and not journal.resumes and self.target.has_old()
+        replaces = self.overwrite and not journal.blocks and self.target.has_old()
         options = ZarrOptions(
             mode="w" if replaces else "w-",
             storage_options=dict(self.target.storage_options or {}) or None,
@@ -150,7 +139,8 @@ class Copy:
         )
         how = Options(self.concurrency, None, progress)
         dataset = self.layout.applied(self.dataset)
-        limits = {"memory": int(min(_MEMORY, memory_limit())), "cache": cache_limit() or _CACHE}
+        memory = min(max(dataset.nbytes // _MEMORY_PART, _LEAST_MEMORY), _MOST_MEMORY)
+        limits = {"memory": int(min(memory, memory_limit())), "cache": cache_limit() or _CACHE}
         with config.set(limits):
             run_blocking(lambda: save(dataset, self.target.store, options, how, journal))
 
@@ -167,7 +157,13 @@ class Copy:
         shutil.rmtree(self.target.store)
 
 
-_WAY_OUT = ": give the arguments of that one to resume it, or --overwrite to discard it"
+@contextmanager
+def _told(kind: type[Exception]) -> Iterator[None]:
+    """Turn errors of ``kind`` into a `TargetError`."""
+    try:
+        yield
+    except kind as error:
+        raise TargetError(str(error)) from error
 
 
 def _write_netcdf(store: str, path: Path, compression: Compression | None) -> None:

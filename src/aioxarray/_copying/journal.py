@@ -15,17 +15,7 @@ _VERSION = 1
 
 
 class JournalError(Exception):
-    """The journal belongs to another copy, or to one that is running; the message says which.
-
-    Attributes
-    ----------
-    of_another
-        Whether it belongs to another copy, which is not running.
-    """
-
-    def __init__(self, message: str, *, of_another: bool) -> None:
-        super().__init__(message)
-        self.of_another = of_another
+    """The journal belongs to another copy, or to one that is running; the message says which."""
 
 
 class Journal:
@@ -35,45 +25,61 @@ class Journal:
     cut off does not count. Blocks are recorded once the operating system has their data, which
     outlives the process, but perhaps not a loss of power.
 
+    As a context manager it keeps other processes from the same copy. It is a `Ledger` for saves.
+
     Parameters
     ----------
     path
         The file.
     copy
         The description of the copy, ready for JSON.
+    replaces
+        Whether to begin anew if the file has blocks of another copy.
 
     Raises
     ------
     JournalError
-        On entering: if the file is the journal of another copy, or another process has it open.
+        On entering: if the file has blocks of another copy, or another process has it open.
     """
 
-    def __init__(self, path: Path, copy: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, copy: Mapping[str, Any], *, replaces: bool = False) -> None:
         self._path = path
-        self._header = json.loads(json.dumps({"version": _VERSION, **copy}))
+        self._header = json.dumps({"version": _VERSION, **copy})
+        self._replaces = replaces
         self._blocks: set[str] = set()
         self._file: BinaryIO | None = None
-
-    @property
-    def resumes(self) -> bool:
-        """Whether blocks were written before."""
-        return bool(self._blocks)
 
     @property
     def blocks(self) -> int:
         """The number of blocks that were written."""
         return len(self._blocks)
 
+    def recorded(self) -> int:
+        """Return the number of blocks in the file, and change nothing.
+
+        Raises JournalError if they are of another copy.
+        """
+        try:
+            content = self._path.read_bytes()
+        except FileNotFoundError:
+            return 0
+        return len(self._lines(content))
+
     def __enter__(self) -> Self:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         file = open(self._path, "a+b")
         try:
-            _lock(file, self._path)
-            self._read(file)
+            _lock(file)
+            file.seek(0)
+            content = file.read()
+            self._blocks = set(self._lines(content))
+            file.truncate(_whole(content) if self._blocks else 0)
         except BaseException:
             file.close()
             raise
         self._file = file
+        if not self._blocks:
+            self._append(self._header)
         return self
 
     def __exit__(
@@ -96,37 +102,30 @@ class Journal:
         self._append(line)
         self._blocks.add(line)
 
+    def clear(self) -> None:
+        """Forget all blocks."""
+        assert self._file is not None, "the journal is not open"
+        self._file.truncate(0)
+        self._blocks.clear()
+        self._append(self._header)
+
     def remove(self) -> None:
-        """Delete the file: the copy is complete, or is to begin anew."""
+        """Delete the file."""
         self._path.unlink(missing_ok=True)
 
-    def _read(self, file: BinaryIO) -> None:
-        """Read the lines of an earlier run, or write the first one."""
-        file.seek(0)
-        content = file.read()
-        whole = content[: content.rfind(b"\n") + 1]
-        header, *lines = whole.decode(errors="replace").splitlines() or [""]
-        if not header:
-            file.truncate(0)
-            file.write(json.dumps(self._header).encode() + b"\n")
-            file.flush()
-            return
-        self._check(header)
-        file.truncate(len(whole))
-        self._blocks = set(lines)
-
-    def _check(self, header: str) -> None:
-        try:
-            found = dict(json.loads(header))
-        except (ValueError, TypeError):
-            raise JournalError(
-                f"{self._path} is not the journal of a copy", of_another=True
-            ) from None
-        names = {*found, *self._header}
-        other = sorted(name for name in names if found.get(name) != self._header.get(name))
-        if other:
-            named = ", ".join(other)
-            raise JournalError(f"the unfinished copy there has another {named}", of_another=True)
+    def _lines(self, content: bytes) -> list[str]:
+        """Return the lines of blocks of this copy in a file; those of another one are an error."""
+        header, *lines = content[: _whole(content)].decode(errors="replace").splitlines() or [""]
+        if not lines or header == self._header:
+            return lines
+        if self._replaces:
+            return []
+        own, found = json.loads(self._header), _document(header)
+        other = sorted(name for name in {*own, *found} if own.get(name) != found.get(name))
+        raise JournalError(
+            f"the unfinished copy there has another {', '.join(other)}: give the arguments of that "
+            "one to resume it, or --overwrite to discard it"
+        )
 
     def _append(self, line: str) -> None:
         assert self._file is not None, "the journal is not open"
@@ -134,11 +133,24 @@ class Journal:
         self._file.flush()
 
 
+def _whole(content: bytes) -> int:
+    """Return the length of the lines that are not cut off."""
+    return content.rfind(b"\n") + 1
+
+
+def _document(line: str) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        found = None
+    return found if isinstance(found, dict) else {}
+
+
 def _line(path: str, block: Block) -> str:
     return json.dumps([path, *([part.start, part.stop] for part in block)])
 
 
-def _lock(file: BinaryIO, path: Path) -> None:
+def _lock(file: BinaryIO) -> None:
     """Keep other processes from the same copy, until the file is closed or the process ends."""
     if os.name != "posix":
         return
@@ -147,7 +159,7 @@ def _lock(file: BinaryIO, path: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise JournalError("another process is making this copy", of_another=False) from None
+        raise JournalError("another process is making this copy") from None
     except OSError:
         # A file system without locks.
         return

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from aioxarray._runtime.loops import run_blocking
 from aioxarray._zarr.metadata.opening import holds_zarr
@@ -26,6 +26,7 @@ class LocalTarget:
     """
 
     path: Path
+    storage_options: ClassVar[Mapping[str, Any] | None] = None
 
     @property
     def name(self) -> str:
@@ -36,8 +37,6 @@ class LocalTarget:
     def store(self) -> str:
         """The folder in which the copy grows."""
         return str(self.path.with_name(f".{self.path.name}.part"))
-
-    storage_options: Mapping[str, Any] | None = None
 
     @property
     def journal(self) -> Path:

@@ -241,7 +241,8 @@ class _Saving:
             return
         edges = write_edges(each.target)
         path = each.target.path
-        for block in blocks(region, edges, source.dtype.itemsize, tuning.SAVED_BLOCK_BYTES):
+        size = tuning.SAVED_BLOCK_BYTES if self._ledger is None else tuning.RECORDED_BLOCK_BYTES
+        for block in blocks(region, edges, source.dtype.itemsize, size):
             if self._ledger is None or not self._ledger.has(path, block):
                 yield partial(self._write_block, each, array, block, counter)
             else:
