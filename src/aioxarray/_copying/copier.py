@@ -25,8 +25,8 @@ from aioxarray.config import Concurrency, cache_limit, config, memory_limit
 
 # With these a copy takes less than 512 MB of memory, whatever its size, if its chunks are small.
 _LEAST_MEMORY, _MOST_MEMORY = 96 << 20, 192 << 20
-# An eighth of the setting `memory` is blocks in flight, which a kill loses: at most 1/400 of a copy,
-# or 12 MiB if that is more.
+# An eighth of the setting `memory` is blocks in flight, which a kill loses: 1/400 of a copy at
+# most, or 12 MiB if that is more.
 _MEMORY_PART = 50
 _CACHE = 48 << 20
 
