@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import xarray as xr
 from zarr.storage import MemoryStore
@@ -62,6 +63,17 @@ def test_a_callable_is_told_on_the_callers_loop() -> None:
         check(told)
 
     asyncio.run(main())
+
+
+def test_a_save_of_lazy_packed_data_ends_at_its_total() -> None:
+    source, target = MemoryStore(), MemoryStore()
+    coding = {"dtype": "i2", "scale_factor": 0.1, "_FillValue": -1, "chunks": (50_000,)}
+    xr.Dataset({"a": ("x", np.arange(200_000.0) % 1000)}).to_zarr(source, encoding={"a": coding})
+    told: list[tuple[int, int]] = []
+    aioxarray.to_zarr(
+        xr.open_zarr(source, chunks=None), target, progress=lambda *state: told.append(state)
+    )
+    assert told[-1] == (400_000, 400_000)
 
 
 def test_a_bar(capsys: pytest.CaptureFixture[str]) -> None:

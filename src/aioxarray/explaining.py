@@ -81,6 +81,29 @@ _OPENERS = (
 _MOST_RECORDS = 1_000_000
 
 
+async def observed_open_async(
+    source: Any, *, opener: str = "open_dataset", **options: Any
+) -> tuple[Any, OpenPlan]:
+    """Open ``source`` as `explain_open_async` does, and return what was opened, and the plan."""
+    if opener not in _OPENERS:
+        names = ", ".join(map(repr, _OPENERS))
+        raise ValueError(f"opener must be one of {names}; got {opener!r}")
+    recorder = Recorder(_MOST_RECORDS)
+    begun = now()
+    with observed_here(recorder):
+        opened = await getattr(opening, f"{opener}_async")(source, **options)
+    seconds = now() - begun
+    try:
+        load = await in_worker(partial(survey, opened))
+    except BaseException:
+        await in_worker(partial(close, opened))
+        raise
+    notes: tuple[str, ...] = ()
+    if "icechunk" in libraries(unwrapped(source)):
+        notes = ("icechunk fetches its manifests and snapshots itself: these are not counted",)
+    return opened, open_plan(printable(source), recorder.requests, seconds, notes, load)
+
+
 async def explain_open_async(
     source: Any, *, opener: str = "open_dataset", **options: Any
 ) -> OpenPlan:
@@ -134,22 +157,10 @@ async def explain_open_async(
     explain : the plan of a load of what is open already.
     trace : the requests of any calls.
     """
-    if opener not in _OPENERS:
-        names = ", ".join(map(repr, _OPENERS))
-        raise ValueError(f"opener must be one of {names}; got {opener!r}")
-    recorder = Recorder(_MOST_RECORDS)
-    begun = now()
-    with observed_here(recorder):
-        opened = await getattr(opening, f"{opener}_async")(source, **options)
-    seconds = now() - begun
-    try:
-        load = await in_worker(partial(survey, opened))
-    finally:
-        await in_worker(partial(close, opened))
-    notes: tuple[str, ...] = ()
-    if "icechunk" in libraries(unwrapped(source)):
-        notes = ("icechunk fetches its manifests and snapshots itself: these are not counted",)
-    return open_plan(printable(source), recorder.requests, seconds, notes, load)
+    opened, plan = await observed_open_async(source, opener=opener, **options)
+    await in_worker(partial(close, opened))
+    return plan
 
 
 explain_open = blocking(explain_open_async)
+observed_open = blocking(observed_open_async)

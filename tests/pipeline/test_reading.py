@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +13,7 @@ import numcodecs
 import numpy as np
 import obstore.store
 import pytest
+import xarray as xr
 import zarr
 from zarr.abc.store import SuffixByteRequest
 from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, TransposeCodec, ZstdCodec
@@ -190,6 +193,28 @@ def test_an_array_says_how_far_apart_ranges_may_lie() -> None:
         counts.append(len(store.log.requests))
     # The index, and each of the pairs, or both in one.
     assert counts == [1 + 2, 1 + 1]
+
+
+@pytest.mark.parametrize("kind", ["zstd", "shards"])
+def test_values_are_freed_without_a_collection_of_garbage(kind: str) -> None:
+    store = RecordingStore(MemoryStore())
+    encoding = {
+        "zstd": {"chunks": (300, 200)},
+        "shards": {"chunks": (99, 99), "shards": (297, 297)},
+    }
+    xr.Dataset({"a": (("y", "x"), np.ones((600, 400)))}).to_zarr(
+        store, encoding={"a": encoding[kind]}
+    )
+    with xr.open_zarr(store, chunks=None) as ds:
+        gc.collect()
+        gc.disable()
+        try:
+            values = aioxarray.compute(ds.a.variable[:250, :390]).values
+            freed = weakref.ref(values if values.base is None else values.base)
+            del values
+            assert freed() is None
+        finally:
+            gc.enable()
 
 
 def test_asynchronous_zarr() -> None:

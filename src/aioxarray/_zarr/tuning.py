@@ -181,6 +181,9 @@ DEFERRED_BYTES = 256 << 10
 SAVED_BLOCK_BYTES = 8 << 20
 """Large enough to outweigh the overhead of a block: a read, a hop to a thread, a call of zarr."""
 
+RECORDED_BLOCK_BYTES = 2 << 20
+"""The same for a save that records its blocks: those in flight are lost when it is killed."""
+
 SAVED_PIECES = 256
 """More pieces of a save at once would only wait for the budgets."""
 

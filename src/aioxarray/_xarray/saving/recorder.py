@@ -7,6 +7,7 @@ functions write at once, so this module repeats the steps between their argument
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -74,6 +75,11 @@ class Write:
     @property
     def nbytes(self) -> int:
         return int(self.source.size) * self.target.dtype.itemsize
+
+    def bytes_of(self, block: tuple[slice, ...]) -> int:
+        """Return the bytes of a block of the region."""
+        count = int(math.prod(part.stop - part.start for part in block))
+        return count * int(self.target.dtype.itemsize)
 
 
 @dataclass

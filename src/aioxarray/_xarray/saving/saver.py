@@ -29,6 +29,7 @@ from aioxarray._xarray.lazy.loader import Options, read_all
 from aioxarray._xarray.lazy.variables import Lazy, assign, lazy_data, load_data
 from aioxarray._xarray.opening.error_notes import error_note
 from aioxarray._xarray.saving.deferred import Deferred, defers
+from aioxarray._xarray.saving.ledger import Ledger, without_metadata
 from aioxarray._xarray.saving.origins import read_from_targets
 from aioxarray._xarray.saving.recorder import (
     Recorded,
@@ -67,8 +68,14 @@ if TYPE_CHECKING:
 staging = Budget("bytes")
 
 
-async def save(obj: Any, store: Any, options: ZarrOptions, how: Options) -> Any:
-    """Save ``obj`` as xarray's ``to_zarr`` does; on the I/O loop."""
+async def save(
+    obj: Any, store: Any, options: ZarrOptions, how: Options, ledger: Ledger | None = None
+) -> Any:
+    """Save ``obj`` as xarray's ``to_zarr`` does; on the I/O loop.
+
+    With ``ledger``, the blocks in it are not read or written, and those that are written are added
+    to it. Unless the mode is "w", what the same save has left there before is replaced.
+    """
     note = f"while saving to {printable(store)!r}"
     with error_note(note, by_obstore=not options.storage_options):
         # As xarray; raises an error if ``storage_options`` do not apply to the store.
@@ -80,7 +87,7 @@ async def save(obj: Any, store: Any, options: ZarrOptions, how: Options) -> Any:
                     open_grants(how.concurrency) as grants,
                     staging.share(memory_limit() / tuning.STAGED_PART) as staged,
                 ):
-                    saving = _Saving(obj, root, options, how, grants, staged, call)
+                    saving = _Saving(obj, root, options, how, grants, staged, call, ledger)
                     return await saving.run()
             finally:
                 if root.store is not store and options.compute:
@@ -99,8 +106,10 @@ class _Saving:
         grants: Grants,
         staged: Share,
         call: Call,
+        ledger: Ledger | None,
     ) -> None:
         self._obj = obj
+        self._ledger = ledger
         self._options = options
         self._how = how
         self._grants = grants
@@ -116,9 +125,10 @@ class _Saving:
         nodes = await in_worker(self._recorded_nodes)
         await self._load_first(nodes)
         answers = await self._survey()
+        shown = self._hidden(answers, nodes)
         changes = Changes()
         foreign = ForeignStore(self._store, Places(self._grants.requests))
-        stand_in = WriteBehindStore(foreign, answers, changes)
+        stand_in = WriteBehindStore(foreign, shown, changes)
         path = self._root.path
         # A bare store if there is no path: zarr applies the mode to a store, not to a `StorePath`.
         place = StorePath(stand_in, path) if path else stand_in
@@ -187,6 +197,16 @@ class _Saving:
             zarr_format=options.zarr_format,
         )
 
+    def _hidden(self, answers: Answers, nodes: Sequence[SavedNode]) -> Answers:
+        """Return the answers for a save that may go on with an earlier one."""
+        if self._ledger is None or self._options.chosen_mode == "w":
+            return answers
+        for node in nodes:
+            below = [self._options.group or "", "" if node.path == "." else node.path]
+            group = "/".join(filter(None, (self._root.path, *below)))
+            answers = without_metadata(answers, group, node.dataset.variables)
+        return answers
+
     # --- values ----------------------------------------------------------------------------
 
     async def _write_values(self, writes: Sequence[Write]) -> None:
@@ -220,8 +240,13 @@ class _Saving:
             yield partial(self._write_whole, each, array, counter)
             return
         edges = write_edges(each.target)
-        for block in blocks(region, edges, source.dtype.itemsize, tuning.SAVED_BLOCK_BYTES):
-            yield partial(self._write_block, each, array, block, counter)
+        path = each.target.path
+        size = tuning.SAVED_BLOCK_BYTES if self._ledger is None else tuning.RECORDED_BLOCK_BYTES
+        for block in blocks(region, edges, source.dtype.itemsize, size):
+            if self._ledger is None or not self._ledger.has(path, block):
+                yield partial(self._write_block, each, array, block, counter)
+            else:
+                counter.add(each.bytes_of(block))
 
     async def _write_whole(self, write: Write, array: Any, counter: Meter) -> None:
         with _error_note(write):
@@ -241,7 +266,9 @@ class _Saving:
             async with self._staged.hold(nbytes):
                 values = await self._encoded(write, part)
                 await write_block(array, block, values)
-        counter.part(nbytes)(1, 1)
+        if self._ledger is not None:
+            self._ledger.add(write.target.path, block)
+        counter.add(write.bytes_of(block))
 
     async def _encoded(self, write: Write, part: xr.Variable) -> Any:
         """Load ``part`` of the variable that is written, and return its encoded values."""

@@ -255,9 +255,12 @@ class ChunkReads:
     @cached_property
     def _batches(self) -> Batches[tuple[Any, Flight[Chunk]]]:
         """Decodes in threads, in batches, the chunks that have arrived."""
+        # Not `self`, which holds these batches: the result of a read would live until a collection
+        # of garbage.
+        sharing, result = self.sharing, self.result
 
         def put(arrived: tuple[Any, Flight[Chunk]]) -> None:
-            self.sharing.put(self.result, *arrived)
+            sharing.put(result, *arrived)
 
         threads = self.grants.thread_count
         return Batches(self.grants.decoders, threads, tuning.BATCH_BYTES, one_by_one(put), is_long)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from aioxarray._zarr.chunks.shards import Index
     from aioxarray._zarr.selection import ByteRange, Chunk
     from aioxarray._zarr.stores.servers.room import Room
+    from aioxarray._zarr.stores.sharing import Sharing
 
 T = TypeVar("T")
 
@@ -99,23 +100,30 @@ class ShardReads(ABC):
 
     def put(self, part: ShardPart, data: Any | None, of: ByteRange) -> None:
         """Decode the inner chunks in ``data``, the bytes of the range ``of``."""
-        if data is None:
-            # The shard was deleted after its index was read. zarr treats that as a missing shard.
-            for span in of.spans:
-                self.sharing.put(part.result, None, span.part)
+        _put(self.sharing, self.stop, part, data, of)
+
+
+def _put(
+    sharing: Sharing, stop: threading.Event, part: ShardPart, data: Any | None, of: ByteRange
+) -> None:
+    """Decode the inner chunks in ``data`` until ``stop`` is set; see `ShardReads.put`."""
+    if data is None:
+        # The shard was deleted after its index was read. zarr treats that as a missing shard.
+        for span in of.spans:
+            sharing.put(part.result, None, span.part)
+        return
+    if len(data) != of.stop - of.start:
+        with failing([span.part for span in of.spans]):
+            raise ValueError(f"the shard ends before byte {of.stop}: it is truncated")
+    for start, end, flight in of.spans:
+        if stop.is_set():
             return
-        if len(data) != of.stop - of.start:
-            with failing([span.part for span in of.spans]):
-                raise ValueError(f"the shard ends before byte {of.stop}: it is truncated")
-        for start, stop, flight in of.spans:
-            if self.stop.is_set():
-                return
-            try:
-                encoded = data[start - of.start : stop - of.start]
-                self.sharing.put(part.result, encoded, flight)
-            except Exception as error:
-                error.add_note(f"in inner chunk {flight.part.key}")
-                raise
+        try:
+            encoded = data[start - of.start : end - of.start]
+            sharing.put(part.result, encoded, flight)
+        except Exception as error:
+            error.add_note(f"in inner chunk {flight.part.key}")
+            raise
 
 
 class ByPlainCalls(ShardReads):
@@ -255,9 +263,11 @@ class ByCoroutines(ShardReads):
     @cached_property
     def _batches(self) -> Batches[tuple[ShardPart, Any | None, ByteRange]]:
         """Decodes in threads, in batches, the ranges that have arrived."""
+        # Not `self`, as in `ChunkReads`.
+        sharing, stop = self.sharing, self.stop
 
         def put(arrived: tuple[ShardPart, Any | None, ByteRange]) -> None:
-            self.put(*arrived)
+            _put(sharing, stop, *arrived)
 
         threads = self.grants.thread_count
         return Batches(self.grants.decoders, threads, tuning.BATCH_BYTES, one_by_one(put), is_long)

@@ -1,62 +1,20 @@
-"""Command line: ``python -m aioxarray`` and the command ``aioxarray``."""
+"""``aioxarray demo``: its arguments; `aioxarray._demo` is the demo itself."""
 
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import aioxarray
-from aioxarray.config import Concurrency
-
-__all__ = ["main"]
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Parameters
-    ----------
-    argv
-        The arguments. None: those of the process.
-
-    Returns
-    -------
-    int
-        The exit code: 0; 1 if the command failed, with a line on standard error; 130 after Ctrl-C.
-        (Wrong arguments end the process with 2, as `argparse` does.)
-    """
-    parser = _parser()
-    arguments = parser.parse_args(argv)
-    if arguments.url is not None and (arguments.page or arguments.picture):
-        parser.error("--page and --picture need the demo's own server, which logs all requests")
-    # Not imported at the top: --help and --version do not need it.
-    from aioxarray._demo import DemoError, Options, run
-
-    options = Options(
-        url=arguments.url,
-        latency_ms=arguments.latency_ms,
-        concurrency=arguments.concurrency,
-        quick=arguments.quick,
-        page=arguments.page,
-        picture=arguments.picture,
-    )
-    try:
-        run(options)
-    except DemoError as error:
-        print(f"aioxarray: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+from aioxarray.cli import arguments as kinds
+from aioxarray.cli.failures import CommandError
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="aioxarray", description=aioxarray.__doc__.split("\n")[0])
-    parser.add_argument("--version", action="version", version=f"aioxarray {aioxarray.__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    demo = commands.add_parser(
+def add_parser(commands: Any) -> None:
+    """Add the command to the parser."""
+    demo: argparse.ArgumentParser = commands.add_parser(
         "demo",
         help="compare opening and loading with plain xarray, on a server with latency",
         description="Opens and loads Zarr with plain xarray and with aioxarray, checks that both "
@@ -79,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument(
         "--concurrency",
-        type=_concurrency,
+        type=kinds.concurrency,
         metavar="N",
         help="maximum number of aioxarray's store requests in flight (default: the setting, "
         f"{aioxarray.config.get('concurrency')})",
@@ -100,7 +58,29 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="draw how many requests of the blocking loads are in flight over time (.png or .svg)",
     )
-    return parser
+    demo.set_defaults(run=partial(run, demo))
+
+
+def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Run the demo."""
+    if arguments.url is not None and (arguments.page or arguments.picture):
+        parser.error("--page and --picture need the demo's own server, which logs all requests")
+    # Not imported at the top: the other commands do not need it.
+    from aioxarray._demo import DemoError, Options
+    from aioxarray._demo import run as run_demo
+
+    options = Options(
+        url=arguments.url,
+        latency_ms=arguments.latency_ms,
+        concurrency=arguments.concurrency,
+        quick=arguments.quick,
+        page=arguments.page,
+        picture=arguments.picture,
+    )
+    try:
+        run_demo(options)
+    except DemoError as error:
+        raise CommandError(str(error)) from error
 
 
 def _file(text: str) -> Path:
@@ -110,15 +90,6 @@ def _file(text: str) -> Path:
     if path.is_dir():
         raise argparse.ArgumentTypeError(f"{text!r} is a directory")
     return path
-
-
-def _concurrency(text: str) -> Concurrency:
-    if text == "auto":
-        return "auto"
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be an integer or 'auto', got {text!r}") from None
 
 
 def _latency(text: str) -> float:
