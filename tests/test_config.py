@@ -24,6 +24,7 @@ from aioxarray.config import (
     RetryPolicy,
     cache_limit,
     config,
+    is_hedging,
     memory_limit,
     request_limit,
     retry_policy,
@@ -93,6 +94,7 @@ def test_concurrency(value: Any, limit: float) -> None:
         ("512 MiB", 512 * 2**20),
         ("1.5GiB", 3 * 2**29),
         ("2gib", 2**31),
+        (f"1{'0' * 400}", 10**400),
     ],
 )
 def test_memory(value: Any, limit: float) -> None:
@@ -183,6 +185,14 @@ def test_retries_of_the_environment(
             assert (retry_policy().attempts, retry_policy().deadline) == (2, 600)
 
 
+@contextmanager
+def as_if_from_a_file(name: str, value: Any) -> Iterator[None]:
+    """Give a setting a value that `config.set` does not check."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(config.config, name, value)
+        yield
+
+
 BAD: list[tuple[str, Any, type[Exception], str]] = [
     ("concurrency", "32", TypeError, r"concurrency must be an integer or 'auto', got '32' \(str\)"),
     (
@@ -225,18 +235,40 @@ BAD: list[tuple[str, Any, type[Exception], str]] = [
     ("cache", True, TypeError, r"cache must be a number of bytes or a text .*, got True \(bool\)"),
     ("cache", 1e9, TypeError, r"cache must be a number of bytes or a text .*, got 1000000000\.0"),
     ("cache", "all", ValueError, r"cache must be a number of bytes or a text .*, got 'all'"),
+    ("queue", -1, ValueError, r"queue must not be negative, got -1; None means no limit"),
+    ("queue", 1.5, TypeError, r"queue must be an integer or None, got 1\.5 \(float\)"),
+    ("queue", True, TypeError, r"queue must be an integer or None, got True \(bool\)"),
+    ("queue", "", TypeError, r"queue must be an integer or None, got '' \(str\)"),
+    ("stall_s", 0, ValueError, r"stall_s must be more than 0, .* got 0"),
+    ("stall_s", -1, ValueError, r"stall_s must not be negative, got -1"),
+    ("stall_s", math.nan, ValueError, r"stall_s must not be negative, got nan"),
+    ("stall_s", True, TypeError, r"stall_s must be a number of seconds, got True \(bool\)"),
+    ("stall_s", 10**400, ValueError, r"stall_s must be at most 2e\+308"),
+    ("hedge", "no", TypeError, r"hedge must be True or False, got 'no'"),
+    ("hedge", 1, TypeError, r"hedge must be True or False, got 1"),
+    ("otel", "off", TypeError, r"otel must be True or False, got 'off'"),
 ]
 
 
 @pytest.mark.parametrize(("name", "value", "kind", "words"), BAD)
-def test_a_bad_setting_is_refused_before_the_first_request(
+def test_a_bad_setting_is_refused_at_once(
+    name: str, value: Any, kind: type[Exception], words: str
+) -> None:
+    was = repr(config)
+    with pytest.raises(kind, match=words):
+        config.set({name: value})
+    assert repr(config) == was
+
+
+@pytest.mark.parametrize(("name", "value", "kind", "words"), BAD)
+def test_a_bad_setting_of_a_file_is_refused_before_the_first_request(
     name: str, value: Any, kind: type[Exception], words: str
 ) -> None:
     store = RecordingStore(stored(samples.numbers()))
     objects: list[Any] = [opened(store), samples.numbers(), []]
     store.log.clear()
     was = lazy(objects[0])
-    with config.set({name: value}):
+    with as_if_from_a_file(name, value):
         for obj in objects:
             for method in (aioxarray.load, aioxarray.compute):
                 with pytest.raises(kind, match=words):
@@ -251,7 +283,7 @@ def test_a_bad_setting_is_refused_before_the_first_request(
 
 def test_a_bad_limit_is_refused_by_opening_too() -> None:
     store = RecordingStore(stored(samples.numbers()))
-    with config.set(concurrency="8"):
+    with as_if_from_a_file("concurrency", "8"):
         with pytest.raises(TypeError, match="concurrency must be an integer or 'auto', got '8'"):
             aioxarray.open_zarr(store)
     assert store.log.requests == ()
@@ -293,10 +325,13 @@ def test_limits_of_the_environment_may_be_none(monkeypatch: pytest.MonkeyPatch) 
     [
         ("CACHE", "much", ValueError),
         ("CONCURRENCY", "many", TypeError),
+        ("HEDGE", "no", TypeError),
         ("MEMORY", "1e9", TypeError),
+        ("QUEUE", "-1", ValueError),
         ("RETRY", "often", ValueError),
         ("RETRY__ATTEMPTS", "0", ValueError),
         ("RETRY__DEADLINE", "soon", TypeError),
+        ("STALL_S", "soon", TypeError),
         ("THREADS", "0", ValueError),
     ],
 )
@@ -305,14 +340,54 @@ def test_a_bad_environment(
 ) -> None:
     with environment(monkeypatch, {f"AIOXARRAY_{name}": value}):
         setting = name.lower().replace("__", ".")
-        with pytest.raises(kind, match=setting):
+        with pytest.raises(kind, match=setting) as caught:
             aioxarray.load(samples.numbers())
+        assert f"AIOXARRAY_{name}" in " ".join(caught.value.__notes__)
         with pytest.raises(kind, match=setting):
             aioxarray.open_zarr("memory://nothing")
         store = MemoryStore()
         with pytest.raises(kind, match=setting):
             aioxarray.to_zarr(samples.numbers(), store)
         assert not store._store_dict
+
+
+@pytest.mark.parametrize("value", ["false", "False", "FALSE"])
+def test_a_switch_is_off_in_the_environment(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    with environment(monkeypatch, {"AIOXARRAY_HEDGE": value, "AIOXARRAY_THREADS": "none"}):
+        assert not is_hedging()
+        assert thread_count() == usable_cores()
+
+
+def shown() -> dict[str, list[str]]:
+    """Return the lines of the settings by their names: a value, and where it comes from."""
+    _, *lines = repr(config).splitlines()
+    return {line.split()[0]: line.split()[1:] for line in lines}
+
+
+def test_the_settings_show_where_they_come_from(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.yaml").write_text("threads: 2\nretry: {deadline: 7}\nmemory: 2GiB\n")
+    monkeypatch.setattr(config, "paths", [str(tmp_path)])
+    values = {
+        "AIOXARRAY_MEMORY": "64MiB",
+        "AIOXARRAY_RETRY__ATTEMPTS": "7",
+        "AIOXARRAY_MEMROY": "1GiB",
+    }
+    with environment(monkeypatch, values):
+        with config.set(queue=3):
+            lines = shown()
+            assert lines["queue"] == ["3", "set"]
+            assert lines["concurrency"] == ["128", "default"]
+            assert lines["threads"] == ["2", str(tmp_path)]
+            assert lines["memory"] == ["'64MiB'", "AIOXARRAY_MEMORY"]
+            assert lines["retry"] == ["'interactive'", "default"]
+            assert lines["retry.attempts"] == ["7", "AIOXARRAY_RETRY__ATTEMPTS"]
+            assert lines["retry.deadline"] == ["7", str(tmp_path)]
+            assert "'memroy' of AIOXARRAY_MEMROY is no setting" in repr(config)
+        assert shown()["queue"] == ["None", "default"]
+    with environment(monkeypatch, {"AIOXARRAY_RETRY": "batch"}):
+        assert shown()["retry"] == ["'batch'", "AIOXARRAY_RETRY"]
 
 
 SHOW = (

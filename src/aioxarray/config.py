@@ -2,7 +2,9 @@
 
 ``config`` is a `donfig.Config`, like zarr's. Settings come from ``config.set(concurrency=32)``
 (also a context manager), ``AIOXARRAY_CONCURRENCY=32`` in the environment, or
-``~/.config/aioxarray/*.yaml``, and are read when a call begins.
+``~/.config/aioxarray/*.yaml``, and are read when a call begins. ``config.set`` refuses bad values at
+once; other bad values are refused by the next call, before any request. ``print(config)`` shows all
+settings and where each comes from.
 
 =============== ========== ==================================================================
 name            default    meaning
@@ -84,8 +86,10 @@ import importlib.util
 import math
 import operator
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Any, Literal, TypeAlias
 
 import donfig
@@ -142,7 +146,7 @@ _PROFILES = {
 
 
 class _Settings(donfig.Config):  # type: ignore[misc]  # donfig has no types
-    """Settings that reject unknown names."""
+    """Settings that refuse unknown names and bad values, and know where each value comes from."""
 
     def set(self, arg: Mapping[str, Any] | None = None, **kwargs: Any) -> Any:
         named = {name.replace("__", "."): value for name, value in kwargs.items()}
@@ -165,26 +169,94 @@ class _Settings(donfig.Config):  # type: ignore[misc]  # donfig has no types
         }
         if changed:
             _policy_of({**self.get("retry"), **changed})
-        if "stall_s" in values:
-            _stall_seconds(values["stall_s"])
-        for name in ("hedge", "otel"):
-            if not isinstance(values.get(name, False), bool):
-                raise TypeError(f"{name} must be True or False, got {values[name]!r}")
-        if values.get("otel"):
-            _check_otel()
+        for name in values.keys() & _CHECKS.keys():
+            _CHECKS[name](values[name])
         return super().set(values)
 
+    def collect(
+        self, paths: list[str] | None = None, env: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        for path in self.paths if paths is None else paths:
+            for name in _flat(super().collect([path], {})):
+                self._sources[name] = path
+        for name in _flat(super().collect([], env)):
+            self._sources[name] = self.env_prefix + name.replace(".", "__").upper()
+        collected: dict[str, Any] = super().collect(paths, env)
+        return collected
+
     def refresh(self, **kwargs: Any) -> None:
+        self._sources: dict[str, str] = {}
         super().refresh(**kwargs)
         # AIOXARRAY_RETRY=batch takes the place of all of them.
         if not isinstance(value := self.config.get("retry"), Mapping):
             self.config["retry"] = {**_DEFAULTS["retry"], "profile": value}
+            self._sources = {
+                name: source
+                for name, source in self._sources.items()
+                if not name.startswith("retry.")
+            }
+        for values in (self.config, self.config["retry"]):
+            for name, value in values.items():
+                # The environment's "false" is a text, and true as any text.
+                if isinstance(value, str):
+                    values[name] = _WORDS.get(value.lower(), value)
+        self._collected = _flat(self.config)
+
+    def source(self, name: str) -> str:
+        """Return where the value of a setting comes from.
+
+        That is "default", a folder with files, the name of an environment variable, or "set".
+        """
+        key = "retry.profile" if name == "retry" else name
+        if self.get(key) != self._collected.get(key):
+            return "set"
+        return self._sources.get(name) or self._sources.get(key, "default")
+
+    def __repr__(self) -> str:
+        rows = [
+            (name, repr(self.get("retry.profile" if name == "retry" else name)), self.source(name))
+            for name in _NAMES
+        ]
+        lines = ["<aioxarray.config: settings, values and where they come from>"]
+        lines += [f"{name:<15} {value:<13} {source}" for name, value, source in rows]
+        # donfig's own names for its folders.
+        unknown = self._sources.keys() - {*_NAMES, "retry.profile", "config", "root_config"}
+        lines += [f"{name!r} of {self._sources[name]} is no setting" for name in sorted(unknown)]
+        return "\n".join(lines)
 
 
-config = _Settings("aioxarray", defaults=[_DEFAULTS])
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings under names with dots."""
+    flat = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            flat.update({f"{name}.{part}": each for part, each in _flat(value).items()})
+        else:
+            flat[name.replace("-", "_")] = value
+    return flat
+
+
+_WORDS = {"true": True, "false": False, "none": None}
+
 
 _BYTES = "a number of bytes or a text like '1GiB'"
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+
+
+def check_settings() -> None:
+    """Raise for a bad setting, with a note that says where it comes from.
+
+    Files and the environment can hold bad ones; ``config.set`` refuses them itself.
+    """
+    name = "retry"
+    try:
+        retry_policy()
+        for name, check in _CHECKS.items():
+            check(config.config[name])
+    except (TypeError, ValueError, ImportError) as error:
+        sources = {config.source(each) for each in _NAMES if each.partition(".")[0] == name}
+        error.add_note(f"The setting comes from {', '.join(sorted(sources - {'default'}))}")
+        raise
 
 
 def is_adaptive(concurrency: Concurrency | None = None) -> bool:
@@ -198,8 +270,11 @@ def request_limit(concurrency: Concurrency | None = None) -> float:
     ``math.inf`` means no limit. For "auto" it is the number of connections that the process can
     open. Raises TypeError if the value is neither an integer nor "auto".
     """
-    value = config.get("concurrency") if concurrency is None else concurrency
-    if value == "auto":
+    return _request_limit(config.get("concurrency") if concurrency is None else concurrency)
+
+
+def _request_limit(value: Any) -> float:
+    if isinstance(value, str) and value == "auto":
         return max(1, min(MOST_REQUESTS, spare_descriptors()))
     limit = _integer("concurrency", value, "an integer or 'auto'")
     return limit if limit > 0 else math.inf
@@ -211,7 +286,11 @@ def memory_limit() -> float:
     Raises TypeError if the setting is neither an integer nor a string, and ValueError if the
     string is not a size.
     """
-    limit = _byte_count("memory", config.get("memory"))
+    return _memory_limit(config.get("memory"))
+
+
+def _memory_limit(value: Any) -> float:
+    limit = _byte_count("memory", value)
     return limit if limit > 0 else math.inf
 
 
@@ -220,7 +299,10 @@ def cache_limit() -> int:
 
     Raises the same errors as `memory_limit`.
     """
-    value = config.get("cache")
+    return _cache_limit(config.get("cache"))
+
+
+def _cache_limit(value: Any) -> int:
     return 0 if value is None else max(0, _byte_count("cache", value))
 
 
@@ -240,7 +322,10 @@ def thread_count() -> int:
 
     Raises TypeError if the setting is not an integer, ValueError if it is less than one.
     """
-    value = config.get("threads")
+    return _thread_count(config.get("threads"))
+
+
+def _thread_count(value: Any) -> int:
     if value is None:
         return usable_cores()
     count = _integer("threads", value)
@@ -254,7 +339,10 @@ def queue_limit() -> int | None:
 
     Raises TypeError if the setting is not an integer, and ValueError if it is negative.
     """
-    value = config.get("queue")
+    return _queue_limit(config.get("queue"))
+
+
+def _queue_limit(value: Any) -> int | None:
     if value is None:
         return None
     count = _integer("queue", value, "an integer or None")
@@ -293,7 +381,7 @@ def stall_seconds() -> float:
 
 def is_hedging() -> bool:
     """Return whether reads that take unusually long are made a second time."""
-    return bool(config.config["hedge"])
+    return _flag("hedge", config.config["hedge"])
 
 
 def is_otel() -> bool:
@@ -301,10 +389,14 @@ def is_otel() -> bool:
 
     Raises ImportError if they are to be, and OpenTelemetry is not installed.
     """
-    if not config.config["otel"]:
-        return False
-    _check_otel()
-    return True
+    return _spans(config.config["otel"])
+
+
+def _spans(value: Any) -> bool:
+    if _flag("otel", value):
+        _check_otel()
+        return True
+    return False
 
 
 @functools.cache
@@ -320,8 +412,8 @@ def _stall_seconds(value: Any) -> float:
     if value is None:
         return math.inf
     # Asked for each request.
-    if type(value) in (int, float) and value > 0:
-        return float(value)
+    if type(value) is float and value > 0:
+        return value
     if (seconds := _seconds("stall_s", value)) == 0:
         raise ValueError("stall_s must be more than 0, or None to wait for any answer; got 0")
     return seconds
@@ -352,6 +444,15 @@ def _seconds(name: str, value: Any) -> float:
         )
     if not value >= 0:
         raise ValueError(f"{name} must not be negative, got {value!r}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must be at most {sys.float_info.max:.0e}") from None
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
     return value
 
 
@@ -376,4 +477,18 @@ def _bytes_of_text(name: str, value: str) -> int:
     match = re.fullmatch(r"\s*(-?\d+(?:\.\d+)?)\s*([kmg]i?)?b?\s*", value, re.IGNORECASE)
     if match is None:
         raise ValueError(f"{name} must be {_BYTES}, got {value!r}")
-    return int(float(match[1]) * _UNITS[(match[2] or "").lower()])
+    return int(Decimal(match[1]) * _UNITS[(match[2] or "").lower()])
+
+
+_CHECKS: dict[str, Callable[[Any], object]] = {
+    "concurrency": _request_limit,
+    "memory": _memory_limit,
+    "threads": _thread_count,
+    "cache": _cache_limit,
+    "queue": _queue_limit,
+    "stall_s": _stall_seconds,
+    "hedge": functools.partial(_flag, "hedge"),
+    "otel": _spans,
+}
+
+config = _Settings("aioxarray", defaults=[_DEFAULTS])

@@ -131,6 +131,20 @@ def test_a_save_returns_the_store_itself() -> None:
     np.testing.assert_array_equal(returned.zarr_group["flag"][:], [1, 0, 1, 0, 1])
 
 
+@pytest.mark.parametrize("consolidated", [None, False])
+def test_a_returned_store_can_be_written_to_and_closed(consolidated: bool | None) -> None:
+    # Large enough for its encoding to be deferred while it is saved.
+    more = xr.Dataset({"more": ("y", np.arange(500_000.0))})
+    stores = MemoryStore(), MemoryStore()
+    ours = aioxarray.to_zarr(sample(), stores[0], consolidated=consolidated)
+    theirs = sample().to_zarr(stores[1], consolidated=consolidated)
+    assert type(ours) is type(theirs)
+    for returned in (ours, theirs):
+        more.dump_to_store(returned)
+        returned.close()
+    assert content(stores[0]) == content(stores[1])
+
+
 def test_chunks_that_are_written_in_part_at_once() -> None:
     # safe_chunks=False is a promise of the user's that plain xarray does not make true; within
     # one process ours keeps such chunks whole.

@@ -20,12 +20,8 @@ from aioxarray._zarr.stores.request import for_variable
 from aioxarray.config import (
     Concurrency,
     byte_bound,
-    cache_limit,
-    memory_limit,
-    queue_limit,
+    check_settings,
     request_limit,
-    retry_policy,
-    thread_count,
 )
 from aioxarray.progress import Meter, Progress, check_progress, meter
 
@@ -42,12 +38,9 @@ class Options:
 
     def check(self) -> None:
         """Raise for invalid options and settings, before any request is made."""
-        request_limit(self.concurrency)
-        memory_limit()
-        cache_limit()
-        queue_limit()
-        thread_count()
-        retry_policy()
+        if self.concurrency is not None:
+            request_limit(self.concurrency)
+        check_settings()
         check_progress(self.progress)
         self.most_bytes()
         if self.timeout is None:

@@ -189,15 +189,26 @@ class Recorded:
         The store that ``to_zarr`` returns.
     writes
         The values to write.
+    consolidates
+        Whether closing xarray's own store would consolidate its metadata.
     """
 
-    store: RecordingZarrStore
+    store: ZarrStore
     writes: Sequence[Write]
+    consolidates: bool
 
     def replace_store(self, store: Store) -> None:
         """Make ``self.store`` use ``store`` itself instead of the stand-in."""
         for node in (self.store.zarr_group, *self.store._members.values()):
             replace_store(node, store)
+        # The caller may write to it, and nothing would write the values that it defers. It has
+        # the slots of its base class and no more.
+        self.store.__class__ = ZarrStore
+
+    def returned(self) -> ZarrStore:
+        """Return ``self.store`` as xarray returns its own, to be written to and closed."""
+        self.store._consolidate_on_close = self.consolidates
+        return self.store
 
 
 def record(nodes: Sequence[SavedNode], place: Any, options: ZarrOptions) -> Recorded:
@@ -231,4 +242,4 @@ def record(nodes: Sequence[SavedNode], place: Any, options: ZarrOptions) -> Reco
         zarr.consolidate_metadata(
             root.zarr_group.store, zarr_format=root.zarr_group.metadata.zarr_format
         )
-    return Recorded(root, writer.writes)
+    return Recorded(root, writer.writes, consolidates)

@@ -309,7 +309,7 @@ class _Saving:
         """Return the result of xarray's ``to_zarr``."""
         recorded.replace_store(self._root.store)
         if self._options.compute:
-            return recorded.store
+            return recorded.returned()
         chunked = [each for each in writes if is_chunked_array(each.source)]
         if not chunked:
             return delayed_close_after_writes(None, recorded.store)
