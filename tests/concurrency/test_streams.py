@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
-import itertools
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -106,13 +104,14 @@ def test_pieces_are_known_ahead_to_a_bound_only() -> None:
 
     def endless() -> Iterator[xr.Dataset]:
         nonlocal advanced
-        for advanced in itertools.count(1):
+        while True:
+            advanced += 1
             yield xr.Dataset({"v": ("x", np.zeros(4))})
 
     with aioxarray.stream(endless(), ahead=1) as ahead:
         for taken in range(1, 1000):
             next(ahead)
-            assert advanced <= taken + 2 * engine._KNOWN
+            assert advanced <= taken + 1 + engine._KNOWN
 
 
 # --- order ---------------------------------------------------------------------------------------
@@ -152,7 +151,6 @@ def test_transforms_run_in_worker_threads_side_by_side() -> None:
         aioxarray.stream(pieces.all, transform=transform) as ahead,
     ):
         assert list(ahead) == [None] * PIECES
-    assert len(threads) == 2
     assert threading.get_ident() not in threads
 
 
@@ -188,9 +186,14 @@ def test_leaving_early_cancels_the_requests() -> None:
 
 def test_an_error_of_the_consumer_cancels_the_requests() -> None:
     pieces = Pieces()
-    with pytest.raises(ZeroDivisionError), aioxarray.stream(pieces.all):
-        pieces.gate.wait_requested(CHUNKS, PATIENCE_S, count=PIECES)
-        raise ZeroDivisionError
+
+    def consume() -> None:
+        with aioxarray.stream(pieces.all):
+            pieces.gate.wait_requested(CHUNKS, PATIENCE_S, count=PIECES)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        consume()
     pieces.assert_quiet()
 
 
@@ -204,7 +207,7 @@ def test_an_error_of_a_piece_cancels_those_after_it() -> None:
         got = [next(ahead) for _ in range(3)]
         with pytest.raises(ValueError, match="bad"):
             next(ahead)
-        pieces.assert_quiet()
+    pieces.assert_quiet()
     assert len(got) == 3
 
 
@@ -288,7 +291,7 @@ def test_an_iterable_that_blocks_does_not_block_other_calls() -> None:
         may_go_on.wait(PATIENCE_S)
         yield pieces.all[1]
 
-    with contextlib.closing(blocking()) as objects, aioxarray.stream(objects) as ahead:
+    with aioxarray.stream(blocking()) as ahead:
         xr.testing.assert_identical(next(ahead), expected(0))
         xr.testing.assert_identical(aioxarray.compute(pieces.all[2]), expected(2))
         may_go_on.set()

@@ -128,7 +128,9 @@ class Engine:
         # On the loop only: the slots that wait to begin, and those that have begun, in order.
         self._waiting: deque[Slot] = deque()
         self._begun: deque[Slot] = deque()
+        # How many slots the iterable has made, and how many of them do not wait any more.
         self._arrived = 0
+        self._started = 0
         self._unconsumed = 0
         self._held = 0
         self._has_room = asyncio.Event()
@@ -263,7 +265,7 @@ class Engine:
 
     def _arrived_early(self) -> bool:
         """Return whether enough pieces wait; in any thread."""
-        return len(self._waiting) >= _KNOWN
+        return self._arrived - self._started >= _KNOWN
 
     def _advance(self) -> None:
         """Advance the iterable, in a worker thread, and pass each object on at once."""
@@ -307,6 +309,7 @@ class Engine:
         """Begin with the pieces that fit, in order."""
         while self._waiting and self._waiting[0].is_known and self._fits(self._waiting[0]):
             slot = self._waiting.popleft()
+            self._started += 1
             self._unconsumed += 1
             self._begun.append(slot)
             if slot.piece is None:

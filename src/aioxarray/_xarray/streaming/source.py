@@ -6,14 +6,15 @@ import itertools
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import xarray as xr
 
 _WHOLE = (xr.Variable, xr.DataArray, xr.Dataset, xr.DataTree)
 
 
-class Number(NamedTuple):
+@dataclass(frozen=True, order=True)
+class Number:
     """The place of a piece in a stream: its epoch, and its index there; both count from 0."""
 
     epoch: int
@@ -40,7 +41,7 @@ class Position:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the position as a dict of numbers and lists, ready for JSON."""
-        beyond = [list(each) for each in sorted(self.beyond)]
+        beyond = [[each.epoch, each.index] for each in sorted(self.beyond)]
         return {"epoch": self.next.epoch, "index": self.next.index, "beyond": beyond}
 
     @classmethod
@@ -48,8 +49,8 @@ class Position:
         """Return the position that `to_dict` returned as ``state``; raises ValueError if none."""
         try:
             numbers = [(state["epoch"], state["index"]), *state["beyond"]]
-            first, *beyond = [Number(epoch, index) for epoch, index in numbers]
-            if all(_is_count(each) for number in (first, *beyond) for each in number):
+            if all(_is_count(epoch) and _is_count(index) for epoch, index in numbers):
+                first, *beyond = [Number(epoch, index) for epoch, index in numbers]
                 return cls(first, frozenset(beyond))
         except (KeyError, TypeError, ValueError):
             pass
