@@ -248,7 +248,7 @@ def failing_function(pieces: list[Any], error: BaseException) -> Iterable[Any]:
 )
 def test_errors_take_the_place_of_their_piece(make: Any, error: BaseException) -> None:
     pieces = cut(opened(stored(steps())))
-    got = []
+    got: list[Any] = []
     with aioxarray.stream(make(pieces, error)) as failing:
         with pytest.raises(type(error)) as caught:
             got.extend(failing)
