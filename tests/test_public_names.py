@@ -49,6 +49,7 @@ OTHERS = {
     "TooLargeError",
     "Trace",
     "VariablePlan",
+    "aio",
     "config",
     "explain",
     "install",
@@ -67,7 +68,8 @@ def with_twins(names: set[str]) -> set[str]:
 
 PUBLIC: dict[str, Any] = {name: getattr(aioxarray, name) for name in aioxarray.__all__}
 COROUTINES = sorted(name for name in PUBLIC if name.endswith("_async"))
-METHODS = sorted(name for name in vars(AioAccessor) if not name.startswith("_"))
+DEFINED = [name for name in vars(AioAccessor) if not name.startswith("_")]
+METHODS = sorted(DEFINED)
 
 
 def doc(obj: Any) -> str:
@@ -113,6 +115,26 @@ def test_all_lists_what_is_there(module: ModuleType) -> None:
         if not name.startswith("_") and not isinstance(value, ModuleType) and name != "annotations"
     }
     assert public == set(module.__all__)
+
+
+def test_dir_shows_public_names_only() -> None:
+    names = {name for name in dir(aioxarray) if not name.startswith("__")}
+    assert names == {*aioxarray.__all__, "errors"}
+    assert all(hasattr(aioxarray, name) for name in dir(aioxarray))
+
+
+@pytest.mark.parametrize(
+    "obj", [xr.Dataset(), xr.DataArray(0), xr.DataTree()], ids=lambda obj: type(obj).__name__
+)
+def test_the_accessor_shows_its_methods(obj: Any) -> None:
+    accessor = aioxarray.aio(obj)
+    assert accessor is obj.aio
+    assert repr(accessor) == f"<aioxarray for a {type(obj).__name__}: {', '.join(DEFINED)}>"
+
+
+def test_other_objects_have_no_accessor() -> None:
+    with pytest.raises(TypeError, match=r"only a Dataset, .* not Variable"):
+        aioxarray.aio(xr.Variable("x", [1]))  # type: ignore[type-var]
 
 
 @pytest.mark.parametrize("name", COROUTINES)

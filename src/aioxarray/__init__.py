@@ -17,7 +17,7 @@ The layers, each importing only from those below it::
 from __future__ import annotations
 
 from aioxarray._zarr.chunks.pipeline import CodecPipeline
-from aioxarray.accessors import Installation, install, register
+from aioxarray.accessors import Installation, aio, install, register
 from aioxarray.config import config
 from aioxarray.errors import ArrayChangedError, ForkError, Overloaded, TooLargeError
 from aioxarray.explaining import (
@@ -71,6 +71,7 @@ __all__ = [
     "TooLargeError",
     "Trace",
     "VariablePlan",
+    "aio",
     "compute",
     "compute_async",
     "config",
@@ -109,3 +110,7 @@ __all__ = [
 
 register()
 del register
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__all__", "__doc__", "__version__", "errors"])

@@ -1,4 +1,7 @@
-"""Additions to xarray's classes: the ``.aio`` accessor, `DataTree.load_async` and `install`."""
+"""Additions to xarray's classes: the ``.aio`` accessor, `DataTree.load_async` and `install`.
+
+`aio` is the accessor for static tools.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import inspect
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import xarray as xr
 
@@ -26,6 +29,7 @@ from aioxarray.loading import (
 from aioxarray.progress import Progress
 from aioxarray.saving import to_netcdf, to_netcdf_async, to_zarr, to_zarr_async
 
+T = TypeVar("T", xr.Dataset, xr.DataArray, xr.DataTree)
 M = TypeVar("M", bound=Callable[..., Any])
 
 
@@ -41,15 +45,19 @@ def _with_signature_of(function: Callable[..., Any]) -> Callable[[M], M]:
     return decorate
 
 
-class AioAccessor:
+class AioAccessor(Generic[T]):
     """aioxarray's functions as methods: ``await ds.aio.load_async()``.
 
     Registered for Dataset, DataArray and DataTree. Each method calls the function of the same
     name with the object as its first argument.
     """
 
-    def __init__(self, obj: Any) -> None:
+    def __init__(self, obj: T) -> None:
         self._obj = obj
+
+    def __repr__(self) -> str:
+        verbs = [name for name in vars(AioAccessor) if not name.startswith("_")]
+        return f"<aioxarray for a {type(self._obj).__name__}: {', '.join(verbs)}>"
 
     def load(
         self,
@@ -58,7 +66,7 @@ class AioAccessor:
         timeout: float | None = None,
         progress: Progress = None,
         max_bytes: int | str | None = None,
-    ) -> Any:
+    ) -> T:
         """See `aioxarray.load`."""
         return load(
             self._obj,
@@ -75,7 +83,7 @@ class AioAccessor:
         timeout: float | None = None,
         progress: Progress = None,
         max_bytes: int | str | None = None,
-    ) -> Any:
+    ) -> T:
         """See `aioxarray.load_async`."""
         return await load_async(
             self._obj,
@@ -92,7 +100,7 @@ class AioAccessor:
         timeout: float | None = None,
         progress: Progress = None,
         max_bytes: int | str | None = None,
-    ) -> Any:
+    ) -> T:
         """See `aioxarray.compute`."""
         return compute(
             self._obj,
@@ -109,7 +117,7 @@ class AioAccessor:
         timeout: float | None = None,
         progress: Progress = None,
         max_bytes: int | str | None = None,
-    ) -> Any:
+    ) -> T:
         """See `aioxarray.compute_async`."""
         return await compute_async(
             self._obj,
@@ -142,6 +150,36 @@ class AioAccessor:
     async def to_netcdf_async(self, path: Any = None, mode: str = "w", **options: Any) -> Any:
         """See `aioxarray.to_netcdf_async`."""
         return await to_netcdf_async(self._obj, path, mode, **options)
+
+
+def aio(obj: T) -> AioAccessor[T]:
+    """Return ``obj.aio``, with types for editors and type checkers.
+
+    xarray's classes do not declare the accessors that packages register, so that an editor or type
+    checker knows nothing of ``ds.aio``. Stubs could not add to these classes, only replace them.
+
+    No request is made.
+
+    Parameters
+    ----------
+    obj
+        A Dataset, DataArray or DataTree.
+
+    Returns
+    -------
+    AioAccessor
+        The accessor of ``obj``.
+
+    Raises
+    ------
+    TypeError
+        If ``obj`` is anything else.
+    """
+    if not isinstance(obj, xr.Dataset | xr.DataArray | xr.DataTree):
+        raise TypeError(
+            f"only a Dataset, DataArray or DataTree has methods in .aio, not {type(obj).__name__}"
+        )
+    return cast("AioAccessor[T]", getattr(obj, "aio"))  # noqa: B009 - mypy knows no such attribute
 
 
 async def _load_async(self: Any, **kwargs: Any) -> Any:

@@ -2,9 +2,9 @@
 
 ``config`` is a `donfig.Config`, like zarr's. Settings come from ``config.set(concurrency=32)``
 (also a context manager), ``AIOXARRAY_CONCURRENCY=32`` in the environment, or
-``~/.config/aioxarray/*.yaml``, and are read when a call begins. ``config.set`` refuses bad values at
-once; other bad values are refused by the next call, before any request. ``print(config)`` shows all
-settings and where each comes from.
+``~/.config/aioxarray/*.yaml``, and are read when a call begins. ``config.set`` refuses bad values
+at once; those of the other sources are refused by the next call, before any request.
+``print(config)`` shows all settings and where each comes from.
 
 =============== ========== ==================================================================
 name            default    meaning

@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, TypeVar
 
+import xarray as xr
+
 from aioxarray._runtime.loops import blocking, io_loop, run_on
 from aioxarray._runtime.tasks import after_return, in_steps
 from aioxarray._xarray.lazy.find import each_variable, find_variables, shallow_copy
@@ -17,7 +19,16 @@ from aioxarray.tracing import concluded
 
 __all__ = ["compute", "compute_async", "load", "load_async"]
 
-T = TypeVar("T")
+T = TypeVar(
+    "T",
+    bound=xr.Variable
+    | xr.DataArray
+    | xr.Dataset
+    | xr.DataTree
+    | list[Any]
+    | tuple[Any, ...]
+    | dict[Any, Any],
+)
 
 
 async def load_async(

@@ -49,12 +49,15 @@ all data, plus what `load_async` holds while it loads."""
 
 
 def like(
-    function: Callable[P, R],
+    function: Callable[P, Any],
 ) -> Callable[
     [Callable[..., Coroutine[Any, Any, R]]],
     Callable[P, Coroutine[Any, Any, R]],
 ]:
-    """Give a coroutine function the signature of xarray's function and the common notes."""
+    """Give a coroutine function the signature of xarray's function and the common notes.
+
+    The type of its result is that of the coroutine: not all of xarray's functions declare one.
+    """
 
     def decorate(
         coroutine: Callable[..., Coroutine[Any, Any, R]],
