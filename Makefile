@@ -19,7 +19,7 @@ RUN := "$(VENV)/bin/python" -m
 # What the caller's shell has active must not decide which packages are seen.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: help demo test test-slow check bench faults soak test-lowest format clean venv-demo venv-test venv-bench
+.PHONY: help demo test test-slow check bench faults soak test-lowest dist format clean venv-demo venv-test venv-bench venv-dist
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -50,6 +50,13 @@ soak: venv-bench ## serve windows of a remote Zarr for ten minutes, while much g
 test-lowest: ## run the tests with every dependency at its lower bound
 	@$(MAKE) test test-slow VENV=.venv-lowest CONSTRAIN=lowest
 
+dist: venv-dist ## build the sdist and the wheel, check them and list their contents
+	rm -rf dist
+	$(RUN) build --outdir dist .
+	$(RUN) twine check --strict dist/*
+	tar -tzf dist/*.tar.gz
+	$(RUN) zipfile --list dist/*.whl
+
 format: venv-test ## let ruff sort imports and lay out the code
 	$(RUN) ruff check --select I --fix .
 	$(RUN) ruff format .
@@ -62,6 +69,7 @@ clean: ## remove the environments, caches and built packages
 venv-demo: EXTRAS := demo
 venv-test: EXTRAS := test,dev
 venv-bench: EXTRAS := bench
+venv-dist: EXTRAS := dist
 
 # Old interpreters read this too, if only to be told that they are too old. The interpreter below
 # the environment that is active, if any, is named: that environment may be the one to be remade.
@@ -73,13 +81,13 @@ PROBE := import os, sys; \
 LOWEST := import re, tomllib; \
 	p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 	e = p["optional-dependencies"]; \
-	r = sum((e[k] for k in e if k not in {"test", "bench", "dev"}), p["dependencies"]); \
+	r = sum((e[k] for k in e if k not in {"test", "bench", "dev", "dist"}), p["dependencies"]); \
 	print(*sorted({re.sub(r"^([\w.-]+)(\[[^]]*\])?>=", r"\1==", x) for x in r if ">=" in x}), sep="\n")
 
 # The environment remembers what it was made from, so a repeat costs two starts of Python. It is
 # made again when the interpreter or the directory is another, and installs again when
 # pyproject.toml has changed. A run that was interrupted leaves no stamp and is done again.
-venv-demo venv-test venv-bench:
+venv-demo venv-test venv-bench venv-dist:
 	@set -eu; \
 	fail() { echo "make: $$*" >&2; exit 1; }; \
 	found=$$("$(PYTHON)" -c '$(PROBE)') \
