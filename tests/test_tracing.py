@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import html
 import json
 import logging
 import re
@@ -360,6 +361,7 @@ def test_nothing_is_observed_after_the_block() -> None:
     assert t.requests.empty
     assert t.decodes.empty
     assert t.summary().startswith("0 requests")
+    assert t._repr_html_().startswith("<pre>0 requests")
 
 
 def test_an_error_of_the_block_ends_the_trace() -> None:
@@ -431,6 +433,8 @@ def test_a_plot_has_the_rows() -> None:
     assert starts == sorted([*t.requests["start"], *t.decodes["start"]])
     top = np.asarray(flights.collections[0].get_paths()[0].vertices)[:, 1].max()
     assert f"at most {top:.0f} in flight" in t.summary()
+    assert html.escape(t.summary()) in t._repr_html_()
+    assert html.escape(str(t.verdict())) in t._repr_html_()
     assert ("matplotlib.pyplot" in sys.modules) == pyplot_was_there
 
 
@@ -490,7 +494,7 @@ def test_no_secret_is_shown(
     t.to_html(tmp_path / "trace.html")
     t.to_perfetto(tmp_path / "trace.json")
     texts = [path.read_text("utf-8") for path in tmp_path.iterdir()]
-    texts += [t.summary(), str(t.verdict()), t.requests.to_string(), repr(t)]
+    texts += [t.summary(), str(t.verdict()), t.requests.to_string(), repr(t), t._repr_html_()]
     texts += [each.getMessage() for each in caplog.records]
     assert len(t.requests) >= SERVED
     assert not [text for text in texts if secret in text]

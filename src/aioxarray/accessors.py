@@ -10,7 +10,7 @@ import inspect
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 import xarray as xr
 
@@ -29,7 +29,7 @@ from aioxarray.loading import (
 from aioxarray.progress import Progress
 from aioxarray.saving import to_netcdf, to_netcdf_async, to_zarr, to_zarr_async
 
-T = TypeVar("T", xr.Dataset, xr.DataArray, xr.DataTree)
+T = TypeVar("T", bound=xr.Dataset | xr.DataArray | xr.DataTree)
 M = TypeVar("M", bound=Callable[..., Any])
 
 
@@ -175,11 +175,12 @@ def aio(obj: T) -> AioAccessor[T]:
     TypeError
         If ``obj`` is anything else.
     """
-    if not isinstance(obj, xr.Dataset | xr.DataArray | xr.DataTree):
+    accessor = getattr(obj, "aio", None)
+    if not isinstance(accessor, AioAccessor):
         raise TypeError(
             f"only a Dataset, DataArray or DataTree has methods in .aio, not {type(obj).__name__}"
         )
-    return cast("AioAccessor[T]", getattr(obj, "aio"))  # noqa: B009 - mypy knows no such attribute
+    return accessor
 
 
 async def _load_async(self: Any, **kwargs: Any) -> Any:

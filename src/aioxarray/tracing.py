@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import sys
 import time
@@ -130,6 +131,10 @@ class Trace:
         recording = self._recording()
         state = "open" if self._is_open else "ended"
         return f"<Trace, {state}: {len(recording.requests)} requests>"
+
+    def _repr_html_(self) -> str:
+        text = f"{self.summary()}\n\n{self.verdict()}"
+        return f"<pre>{html.escape(text)}</pre>"
 
     def _recording(self) -> Recording:
         requests, decodes = self._recorder.requests, self._recorder.decodes
