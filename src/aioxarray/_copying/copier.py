@@ -48,7 +48,7 @@ class Copy:
     layout
         How it is stored.
     origin
-        What it is a copy of, ready for JSON: an unfinished copy is only resumed by its equal.
+        The source of the copy, ready for JSON: an unfinished copy is only resumed by its equal.
     overwrite
         Whether to replace what is at the target.
     concurrency

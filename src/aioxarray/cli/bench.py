@@ -44,14 +44,14 @@ _BAR = 30
 
 @dataclass(frozen=True)
 class Measured:
-    """What a store gave with a number of requests in flight.
+    """The rates of a store with a number of requests in flight.
 
     Attributes
     ----------
     in_flight
         The limit on requests in flight.
     requests, bytes
-        What was requested, and the bytes that came, before decoding.
+        The requests made, and the bytes that came, before decoding.
     seconds
         The time from the first request to the last answer.
     median_s

@@ -240,7 +240,7 @@ class _Bar:
         """Return the line."""
         now = self._clock()
         if self._first is None:
-            # What an earlier run had written tells nothing about the speed.
+            # Blocks that an earlier run had written tell nothing about the speed.
             self._first = (done, now)
         new, seconds = done - self._first[0], now - self._first[1]
         text = f"{done / max(total, 1):4.0%}  {size_text(done)} of {size_text(total)}"

@@ -73,7 +73,7 @@ class Observer:
         Parameters
         ----------
         origin
-            What is read, and for what.
+            The store, the aim of the call, and the variable.
         key, part, nbytes
             The key, the byte range (None for the whole value), and the bytes that were read.
         begun, ended
@@ -90,7 +90,7 @@ class Observer:
         Parameters
         ----------
         origin
-            What is read, and for what.
+            The store, the aim of the call, and the variable.
         keys, sizes
             Their keys, and the bytes that were read.
         times

@@ -46,7 +46,7 @@ class CallSpans(Recorder):
     Parameters
     ----------
     aim
-        What the call does: "opened", "loaded" or "saved".
+        The aim of the call: "opened", "loaded" or "saved".
     """
 
     def __init__(self, aim: str) -> None:
