@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import aioxarray
 from aioxarray._zarr.stores import grants
-from aioxarray.testing import GatedStore
+from aioxarray.testing import GatedStore, RecordingStore
 from tests.samples import stored
 
 COUNT = 4
@@ -61,6 +61,24 @@ def test_no_limit_is_infinite() -> None:
     with grants.requests.share(math.inf):
         text = aioxarray.statistics().to_prometheus()
     assert samples(text)["aioxarray_requests_limit"] == math.inf
+
+
+def test_dropped_records_of_all_traces_are_counted() -> None:
+    ds = aioxarray.open_zarr(stored(chunked()))
+    other = aioxarray.open_zarr(RecordingStore(stored(chunked())))
+    before = aioxarray.statistics().records.dropped
+    with aioxarray.trace(most=COUNT) as enough:
+        # Reads of a store in memory make no `Request`.
+        aioxarray.compute(ds)
+    assert aioxarray.statistics().records.dropped == before
+    with aioxarray.trace(most=1) as few, aioxarray.trace(most=COUNT + 1) as more:
+        aioxarray.compute(ds)
+        aioxarray.compute(other)
+    now = aioxarray.statistics()
+    assert now.records.dropped - before == few.dropped + more.dropped == 3 * COUNT - 2
+    assert enough.dropped == 0
+    found = samples(now.to_prometheus())
+    assert found["aioxarray_records_dropped_total"] == now.records.dropped
 
 
 def test_statistics_of_the_cache() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,14 @@ CHUNKS = 40
 
 # A process has one provider, which can be set only once.
 _exporter = InMemorySpanExporter()
+_processor = SimpleSpanProcessor(_exporter)
 _application = otel.get_tracer("application")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _provider() -> None:
     provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(_exporter))
+    provider.add_span_processor(_processor)
     otel.set_tracer_provider(provider)
 
 
@@ -213,6 +214,41 @@ def test_the_spans_of_a_call_are_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(found["aioxarray get"]) == 5
     assert attributes(load)["aioxarray.requests"] == CHUNKS
     assert attributes(load)["aioxarray.requests_without_span"] == CHUNKS - 5
+
+
+@pytest.mark.parametrize("wrapped", [lambda store: store, RecordingStore])
+def test_the_bytes_of_a_call_are_those_of_all_its_requests(
+    wrapped: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ds = many()
+    ds.v.encoding["compressors"] = None
+    monkeypatch.setattr(tuning, "REQUEST_SPANS", 5)
+    aioxarray.load(lazy(wrapped(stored(ds))))
+    (load,) = spans()["aioxarray load"]
+    assert attributes(load)["aioxarray.bytes"] == ds.v.nbytes
+
+
+@pytest.mark.parametrize("moment", ["on_start", "on_end"])
+@pytest.mark.parametrize("is_refused", [False, True])
+def test_an_error_of_a_processor_is_logged_and_ends_no_call(
+    moment: str,
+    is_refused: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = stored(many())
+    ds = lazy(FaultyStore(store, lambda *_: PermissionError("no"), keys="v/c/7"))
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no room for spans")
+
+    monkeypatch.setattr(_processor, moment, fail)
+    if is_refused:
+        with pytest.raises(PermissionError):
+            aioxarray.load(ds)
+    else:
+        xr.testing.assert_identical(aioxarray.load(lazy(store)), many())
+    assert "no room for spans" in caplog.text
 
 
 def test_no_secret_is_in_a_span() -> None:

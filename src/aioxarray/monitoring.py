@@ -11,6 +11,8 @@ from aioxarray._runtime.budget import BudgetStatistics
 from aioxarray._runtime.cache import CacheStatistics
 from aioxarray._runtime.flights import FlightStatistics
 from aioxarray._zarr.stores import grants, sharing
+from aioxarray._zarr.stores.observing import records
+from aioxarray._zarr.stores.observing.records import RecordStatistics
 from aioxarray._zarr.stores.retries import silence
 from aioxarray._zarr.stores.retries.silence import SilenceStatistics
 
@@ -41,6 +43,7 @@ def statistics() -> Statistics:
         cache=grants.cache.statistics(),
         flights=sharing.statistics(),
         repeated=silence.statistics(),
+        records=records.statistics(),
     )
 
 
@@ -63,6 +66,9 @@ class Statistics:
         Since the start of the process, the number of requests that were made beside, or in place
         of, one that was ``silent`` or slow (``hedges``), and of those that were answered first
         (``won``).
+    records
+        Since the start of the process, the number of records of requests that were ``dropped``
+        because a trace, or the spans of a call, had the most that they keep.
     """
 
     requests: BudgetStatistics
@@ -71,6 +77,7 @@ class Statistics:
     cache: CacheStatistics
     flights: FlightStatistics
     repeated: SilenceStatistics
+    records: RecordStatistics
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Return the numbers as nested dictionaries; no limit is ``math.inf``."""
@@ -109,6 +116,8 @@ class Statistics:
             ("won", "Silent or hedge requests answered first.", repeated.won),
         ):
             yield f"aioxarray_requests_{name}_total", "counter", meaning, count
+        dropped = self.records.dropped
+        yield "aioxarray_records_dropped_total", "counter", "Records dropped by traces.", dropped
 
 
 def _number(value: float) -> str:

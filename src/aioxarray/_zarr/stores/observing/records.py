@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import re
+import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from aioxarray._runtime.threads.forks import after_fork
 from aioxarray._zarr.stores.observing.observers import (
     Observer,
     Origin,
@@ -174,6 +177,41 @@ _DECODE_FIELDS = len(DecodeRecord._fields)
 _BROUGHT_FIELDS = len(BroughtRecord._fields)
 
 
+@dataclass(frozen=True, slots=True)
+class RecordStatistics:
+    """The records of requests of this process.
+
+    Attributes
+    ----------
+    dropped
+        The records that were dropped, as a trace or the spans of a call had too many.
+    """
+
+    dropped: int
+
+
+_dropped = 0
+_lock = threading.Lock()
+
+
+@after_fork
+def _renew_lock() -> None:
+    # A thread of the parent may have held it.
+    global _lock
+    _lock = threading.Lock()
+
+
+def statistics() -> RecordStatistics:
+    """Return the counts since the start of the process."""
+    return RecordStatistics(_dropped)
+
+
+def _count_dropped() -> None:
+    global _dropped
+    with _lock:
+        _dropped += 1
+
+
 class Recorder(Observer):
     """Records requests, decoded chunks, shared reads and calls, in any thread.
 
@@ -239,7 +277,7 @@ class Recorder(Observer):
         start, stop = (None, None) if wanted is None else part_of(wanted)
         self._requests.extend(
             (
-                next(self._request_numbers),
+                self._next_number(),
                 request.asked,
                 request.begun,
                 request.ended,
@@ -267,7 +305,7 @@ class Recorder(Observer):
         ended: float,
         error: BaseException | None,
     ) -> None:
-        number = next(self._request_numbers)
+        number = self._next_number()
         if error is None:
             self._reads.extend((number, begun, ended, origin, key, nbytes, part))
             return
@@ -282,6 +320,12 @@ class Recorder(Observer):
         same = itertools.repeat(origin), itertools.repeat(None)
         rows = zip(numbers, times, times[1:], same[0], keys, sizes, same[1], strict=False)
         self._reads.extend(itertools.chain.from_iterable(rows))
+
+    def _next_number(self) -> int:
+        number = next(self._request_numbers)
+        if number >= self._most:
+            _count_dropped()
+        return number
 
     def _name(self, store: Any) -> str:
         known = self._names.get(id(store))

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import functools
 import importlib
+import logging
+import threading
 import time
 from contextlib import AbstractContextManager
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from aioxarray._runtime.workers import in_worker
 from aioxarray._zarr import tuning
-from aioxarray._zarr.stores.observing.observers import observed_here
+from aioxarray._zarr.stores.observing.observers import Origin, Part, observed_here
 from aioxarray._zarr.stores.observing.records import Recorder, RequestRecord
 from aioxarray._zarr.stores.printable import without_secrets
+
+if TYPE_CHECKING:
+    from aioxarray._zarr.stores.request import Request
+
+_logger = logging.getLogger("aioxarray")
+_FAILED = "a span failed, and others may be missing; the call is not affected"
 
 _NAMES = {"opened": "open", "loaded": "load", "saved": "save"}
 
@@ -32,9 +40,16 @@ def _tracer() -> Any:
 
 
 def spans_of_call(aim: str) -> CallSpans | None:
-    """Start the span of a call; None if nobody records it."""
-    spans = CallSpans(aim)
-    return spans if spans.enter() else None
+    """Start the span of a call; None if nobody records it.
+
+    Errors of the application's span processors are logged, here and at the end of the call.
+    """
+    try:
+        spans = CallSpans(aim)
+        return spans if spans.enter() else None
+    except Exception:
+        _logger.exception(_FAILED)
+        return None
 
 
 class CallSpans(Recorder):
@@ -58,6 +73,31 @@ class CallSpans(Recorder):
             f"aioxarray {_NAMES[aim]}", start_time=self._ns(perf_counter())
         )
         self._contexts: list[AbstractContextManager[Any]] = []
+        # Of all requests: the records of some may be dropped.
+        self._nbytes = 0
+        self._lock = threading.Lock()
+
+    def done(self, request: Request) -> None:
+        super().done(request)
+        self._count(request.nbytes or 0)
+
+    def read(
+        self,
+        origin: Origin,
+        key: str,
+        part: Part | None,
+        nbytes: int,
+        begun: float,
+        ended: float,
+        error: BaseException | None,
+    ) -> None:
+        super().read(origin, key, part, nbytes, begun, ended, error)
+        if error is None:
+            self._count(nbytes)
+
+    def _count(self, nbytes: int) -> None:
+        with self._lock:
+            self._nbytes += nbytes
 
     def enter(self) -> bool:
         """Make the span current; return False, and end it, if nobody records it."""
@@ -74,12 +114,22 @@ class CallSpans(Recorder):
         ended = perf_counter()
         for context in reversed(self._contexts):
             context.__exit__(None, None, None)
-        records = self.requests
+        try:
+            records = self.requests
+            self._end(error, ended, records)
+            if len(records) <= tuning.SPANS_AT_ONCE:
+                self._make_spans(records)
+            else:
+                await in_worker(lambda: self._make_spans(records))
+        except Exception:
+            _logger.exception(_FAILED)
+
+    def _end(self, error: BaseException | None, ended: float, records: list[RequestRecord]) -> None:
         left_out = max((each.number + 1 for each in records), default=0) - len(records)
         span = self._span
         span.set_attribute("aioxarray.requests", len(records) + left_out)
         span.set_attribute("aioxarray.requests_without_span", left_out)
-        span.set_attribute("aioxarray.bytes", sum(each.nbytes for each in records))
+        span.set_attribute("aioxarray.bytes", self._nbytes)
         if isinstance(error, Exception):
             message = without_secrets(str(error))
             kind = type(error).__qualname__
@@ -88,10 +138,6 @@ class CallSpans(Recorder):
         elif error is not None:
             span.set_attribute("aioxarray.outcome", "cancelled")
         span.end(self._ns(ended))
-        if len(records) <= tuning.SPANS_AT_ONCE:
-            self._make_spans(records)
-        else:
-            await in_worker(lambda: self._make_spans(records))
 
     def _make_spans(self, records: list[RequestRecord]) -> None:
         otel = _otel()
