@@ -206,10 +206,10 @@ def statistics() -> RecordStatistics:
     return RecordStatistics(_dropped)
 
 
-def _count_dropped() -> None:
+def _count_dropped(count: int) -> None:
     global _dropped
     with _lock:
-        _dropped += 1
+        _dropped += count
 
 
 class Recorder(Observer):
@@ -316,7 +316,9 @@ class Recorder(Observer):
     def read_in_a_row(
         self, origin: Origin, keys: Sequence[str], sizes: Sequence[int], times: Sequence[float]
     ) -> None:
-        numbers = itertools.islice(self._request_numbers, len(keys))
+        numbers = list(itertools.islice(self._request_numbers, len(keys)))
+        if numbers and numbers[-1] >= self._most:
+            _count_dropped(sum(number >= self._most for number in numbers))
         same = itertools.repeat(origin), itertools.repeat(None)
         rows = zip(numbers, times, times[1:], same[0], keys, sizes, same[1], strict=False)
         self._reads.extend(itertools.chain.from_iterable(rows))
@@ -324,7 +326,7 @@ class Recorder(Observer):
     def _next_number(self) -> int:
         number = next(self._request_numbers)
         if number >= self._most:
-            _count_dropped()
+            _count_dropped(1)
         return number
 
     def _name(self, store: Any) -> str:

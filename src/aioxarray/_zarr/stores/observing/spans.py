@@ -7,6 +7,7 @@ import importlib
 import logging
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -94,6 +95,12 @@ class CallSpans(Recorder):
         super().read(origin, key, part, nbytes, begun, ended, error)
         if error is None:
             self._count(nbytes)
+
+    def read_in_a_row(
+        self, origin: Origin, keys: Sequence[str], sizes: Sequence[int], times: Sequence[float]
+    ) -> None:
+        super().read_in_a_row(origin, keys, sizes, times)
+        self._count(sum(sizes))
 
     def _count(self, nbytes: int) -> None:
         with self._lock:
