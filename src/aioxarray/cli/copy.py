@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from aioxarray._copying.copier import Copy, TargetError
 from aioxarray._copying.encoding import FORMATS, Compression, Format, Layout
 from aioxarray._copying.targets import LocalTarget, target_of
-from aioxarray._xarray.explaining.rendering import counted
+from aioxarray._xarray.explaining.rendering import connection_text, counted
 from aioxarray._xarray.lazy.sizes import size_text
 from aioxarray.cli import arguments as kinds
 from aioxarray.cli import selecting, sources
@@ -197,7 +197,7 @@ def _tell_plan(copy: Copy, blocks: int, *, as_json: bool) -> None:
     print(f"{copy.target.name}: {size_text(int(copy.dataset.nbytes))} before compression")
     print(f"to be read: {_reads(plan)}")
     if estimate is not None:
-        print(f"it takes {estimate:.3g} s or more at 50 ms for each request and 1 Gbit/s")
+        print(f"it takes {estimate:.3g} s or more at {connection_text(*plan.connection)}")
     if blocks:
         print(f"an unfinished copy would be resumed: {counted(blocks, 'block')} are there")
 

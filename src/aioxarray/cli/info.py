@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from aioxarray._xarray.explaining.rendering import counted
+from aioxarray._xarray.explaining.rendering import connection_text, counted
 from aioxarray._xarray.lazy.sizes import size_text
 from aioxarray.cli import selecting, sources
 from aioxarray.cli.contents import as_text, contents
@@ -91,7 +91,7 @@ def _estimate(plan: LoadPlan) -> str:
     seconds = plan.estimate()
     if seconds is None:
         return "The time of the load cannot be estimated: parts of it are opaque."
-    return f"It takes about {seconds:.3g} s at 50 ms for each request and 1 Gbit/s."
+    return f"It takes about {seconds:.3g} s at {connection_text(*plan.connection)}."
 
 
 def _as_json(

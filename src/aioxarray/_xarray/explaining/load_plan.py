@@ -173,6 +173,12 @@ class LoadPlan:
         """Sentences about layouts that cost much, each with the name of its variable."""
         return tuple(f"{each.name}: {text}" for each in self.variables for text in each.advice)
 
+    @property
+    def connection(self) -> tuple[float, float]:
+        """The latency and the bandwidth that `estimate` takes by default."""
+        latency = 0.05 if self.latency is None else self.latency
+        return latency, 125e6 if self.bandwidth is None else self.bandwidth
+
     def estimate(
         self, latency: float | None = None, bandwidth: float | str | None = None
     ) -> float | None:
@@ -200,10 +206,9 @@ class LoadPlan:
             If ``latency`` is negative or ``bandwidth`` not positive, or they are nothing of the
             kind.
         """
-        if latency is None:
-            latency = 0.05 if self.latency is None else self.latency
-        if bandwidth is None:
-            bandwidth = "1Gbit/s" if self.bandwidth is None else self.bandwidth
+        usual_latency, usual_bandwidth = self.connection
+        latency = usual_latency if latency is None else latency
+        bandwidth = usual_bandwidth if bandwidth is None else bandwidth
         if isinstance(latency, bool) or not isinstance(latency, int | float):
             raise TypeError(f"latency must be a number of seconds, got {latency!r}")
         if not 0 <= latency < math.inf:

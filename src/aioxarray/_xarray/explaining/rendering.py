@@ -157,6 +157,11 @@ def size(count: int | None, most: str = "") -> str:
     return _OPAQUE if count is None else f"{most}{size_text(count)}"
 
 
+def connection_text(latency: float, bandwidth: float) -> str:
+    """Return the connection for which a time is estimated, in words."""
+    return f"{1e3 * latency:.3g} ms for each request and {size_text(int(bandwidth))} a second"
+
+
 def counted(count: int, name: str) -> str:
     """Return a count with the name of what is counted, in the singular or plural."""
     return f"{count:,} {name}{'' if count == 1 else 's'}"
