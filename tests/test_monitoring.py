@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -63,20 +65,21 @@ def test_no_limit_is_infinite() -> None:
     assert samples(text)["aioxarray_requests_limit"] == math.inf
 
 
-def test_dropped_records_of_all_traces_are_counted() -> None:
-    ds = aioxarray.open_zarr(stored(chunked()))
-    other = aioxarray.open_zarr(RecordingStore(stored(chunked())))
+def test_dropped_records_of_all_traces_are_counted(tmp_path: Path) -> None:
+    store = stored(chunked(), consolidated=False)
+    chunked().to_zarr(tmp_path, consolidated=False)
+    # Chunks in memory, in small files that are read in a row, and behind requests.
+    places: list[Any] = [store, tmp_path, RecordingStore(store)]
+    each = [aioxarray.open_zarr(place, consolidated=False) for place in places]
     before = aioxarray.statistics().records.dropped
-    with aioxarray.trace(most=COUNT) as enough:
-        # Reads of a store in memory make no `Request`.
-        aioxarray.compute(ds)
+    with aioxarray.trace(most=3 * COUNT) as enough:
+        aioxarray.compute(each)
     assert aioxarray.statistics().records.dropped == before
-    with aioxarray.trace(most=1) as few, aioxarray.trace(most=COUNT + 1) as more:
-        aioxarray.compute(ds)
-        aioxarray.compute(other)
+    with aioxarray.trace(most=1) as few, aioxarray.trace(most=COUNT) as more:
+        aioxarray.compute(each)
     now = aioxarray.statistics()
-    assert now.records.dropped - before == few.dropped + more.dropped == 3 * COUNT - 2
-    assert enough.dropped == 0
+    assert (enough.dropped, few.dropped, more.dropped) == (0, 3 * COUNT - 1, 2 * COUNT)
+    assert now.records.dropped - before == few.dropped + more.dropped
     found = samples(now.to_prometheus())
     assert found["aioxarray_records_dropped_total"] == now.records.dropped
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import aioxarray
 from aioxarray._zarr import tuning
 from aioxarray.errors import TimedOutError
 from aioxarray.testing import FaultyStore, GatedStore, ObjectServer, RecordingStore
-from tests.samples import stored
+from tests.samples import contents, stored
 from tests.without import raised_without
 
 CHUNKS = 40
@@ -216,16 +216,21 @@ def test_the_spans_of_a_call_are_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
     assert attributes(load)["aioxarray.requests_without_span"] == CHUNKS - 5
 
 
-@pytest.mark.parametrize("wrapped", [lambda store: store, RecordingStore])
+@pytest.mark.parametrize("place", ["memory", "files", "elsewhere"])
 def test_the_bytes_of_a_call_are_those_of_all_its_requests(
-    wrapped: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ds = many()
-    ds.v.encoding["compressors"] = None
+    inner = stored(many(), consolidated=False)
+    store: Any = RecordingStore(inner) if place == "elsewhere" else inner
+    if place == "files":
+        # Small chunks of files are read, and told to observers, many in a row.
+        many().to_zarr(tmp_path, consolidated=False)
+        store = tmp_path
     monkeypatch.setattr(tuning, "REQUEST_SPANS", 5)
-    aioxarray.load(lazy(wrapped(stored(ds))))
+    aioxarray.load(lazy(store))
     (load,) = spans()["aioxarray load"]
-    assert attributes(load)["aioxarray.bytes"] == ds.v.nbytes
+    chunks = [value for key, value in contents(inner).items() if key.startswith("v/c/")]
+    assert attributes(load)["aioxarray.bytes"] == sum(map(len, chunks))
 
 
 @pytest.mark.parametrize("moment", ["on_start", "on_end"])
