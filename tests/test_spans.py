@@ -220,6 +220,7 @@ def test_the_spans_of_a_call_are_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_bytes_of_a_call_are_those_of_all_its_requests(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    before = aioxarray.statistics().records.dropped
     inner = stored(many(), consolidated=False)
     store: Any = RecordingStore(inner) if place == "elsewhere" else inner
     if place == "files":
@@ -231,6 +232,8 @@ def test_the_bytes_of_a_call_are_those_of_all_its_requests(
     (load,) = spans()["aioxarray load"]
     chunks = [value for key, value in contents(inner).items() if key.startswith("v/c/")]
     assert attributes(load)["aioxarray.bytes"] == sum(map(len, chunks))
+    # The process counts those of traces only.
+    assert aioxarray.statistics().records.dropped == before
 
 
 @pytest.mark.parametrize("moment", ["on_start", "on_end"])

@@ -67,8 +67,8 @@ class Statistics:
         of, one that was ``silent`` or slow (``hedges``), and of those that were answered first
         (``won``).
     records
-        Since the start of the process, the number of records of requests that were ``dropped``
-        because a trace, or the spans of a call, had the most that they keep.
+        Since the start of the process, the number of records of requests that traces have
+        ``dropped``, as they had the most that they keep.
     """
 
     requests: BudgetStatistics

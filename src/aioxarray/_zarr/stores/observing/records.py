@@ -184,7 +184,7 @@ class RecordStatistics:
     Attributes
     ----------
     dropped
-        The records that were dropped, as a trace or the spans of a call had too many.
+        The records that traces dropped, as they had too many.
     """
 
     dropped: int
@@ -206,10 +206,10 @@ def statistics() -> RecordStatistics:
     return RecordStatistics(_dropped)
 
 
-def _count_dropped(count: int) -> None:
+def _count_dropped() -> None:
     global _dropped
     with _lock:
-        _dropped += count
+        _dropped += 1
 
 
 class Recorder(Observer):
@@ -277,7 +277,7 @@ class Recorder(Observer):
         start, stop = (None, None) if wanted is None else part_of(wanted)
         self._requests.extend(
             (
-                self._next_number(),
+                self._next_number(nbytes),
                 request.asked,
                 request.begun,
                 request.ended,
@@ -305,7 +305,7 @@ class Recorder(Observer):
         ended: float,
         error: BaseException | None,
     ) -> None:
-        number = self._next_number()
+        number = self._next_number(nbytes if error is None else 0)
         if error is None:
             self._reads.extend((number, begun, ended, origin, key, nbytes, part))
             return
@@ -316,17 +316,17 @@ class Recorder(Observer):
     def read_in_a_row(
         self, origin: Origin, keys: Sequence[str], sizes: Sequence[int], times: Sequence[float]
     ) -> None:
-        numbers = list(itertools.islice(self._request_numbers, len(keys)))
-        if numbers and numbers[-1] >= self._most:
-            _count_dropped(sum(number >= self._most for number in numbers))
+        # A list: no other thread can run while the deque is extended.
+        numbers = list(map(self._next_number, sizes))
         same = itertools.repeat(origin), itertools.repeat(None)
         rows = zip(numbers, times, times[1:], same[0], keys, sizes, same[1], strict=False)
         self._reads.extend(itertools.chain.from_iterable(rows))
 
-    def _next_number(self) -> int:
+    def _next_number(self, nbytes: int) -> int:
+        """Return the number of a new record, of a request that moved ``nbytes`` bytes."""
         number = next(self._request_numbers)
         if number >= self._most:
-            _count_dropped(1)
+            _count_dropped()
         return number
 
     def _name(self, store: Any) -> str:

@@ -7,20 +7,16 @@ import importlib
 import logging
 import threading
 import time
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from aioxarray._runtime.workers import in_worker
 from aioxarray._zarr import tuning
-from aioxarray._zarr.stores.observing.observers import Origin, Part, observed_here
+from aioxarray._zarr.stores.observing.observers import observed_here
 from aioxarray._zarr.stores.observing.records import Recorder, RequestRecord
 from aioxarray._zarr.stores.printable import without_secrets
-
-if TYPE_CHECKING:
-    from aioxarray._zarr.stores.request import Request
 
 _logger = logging.getLogger("aioxarray")
 _FAILED = "a span failed, and others may be missing; the call is not affected"
@@ -78,33 +74,11 @@ class CallSpans(Recorder):
         self._nbytes = 0
         self._lock = threading.Lock()
 
-    def done(self, request: Request) -> None:
-        super().done(request)
-        self._count(request.nbytes or 0)
-
-    def read(
-        self,
-        origin: Origin,
-        key: str,
-        part: Part | None,
-        nbytes: int,
-        begun: float,
-        ended: float,
-        error: BaseException | None,
-    ) -> None:
-        super().read(origin, key, part, nbytes, begun, ended, error)
-        if error is None:
-            self._count(nbytes)
-
-    def read_in_a_row(
-        self, origin: Origin, keys: Sequence[str], sizes: Sequence[int], times: Sequence[float]
-    ) -> None:
-        super().read_in_a_row(origin, keys, sizes, times)
-        self._count(sum(sizes))
-
-    def _count(self, nbytes: int) -> None:
+    def _next_number(self, nbytes: int) -> int:
         with self._lock:
             self._nbytes += nbytes
+        # The span of the call counts the records that are dropped, and not the process.
+        return next(self._request_numbers)
 
     def enter(self) -> bool:
         """Make the span current; return False, and end it, if nobody records it."""
