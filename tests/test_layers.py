@@ -232,6 +232,7 @@ ORDERS = {
         "arrays",
         "dask",
         "lazy",
+        "dividing",
         "explaining",
         "hdf5",
         "opening",

@@ -19,6 +19,7 @@ from __future__ import annotations
 from aioxarray._zarr.chunks.pipeline import CodecPipeline
 from aioxarray.accessors import Installation, aio, install, register
 from aioxarray.config import config
+from aioxarray.dividing import Blocks, blocks
 from aioxarray.errors import ArrayChangedError, ForkError, Overloaded, TooLargeError
 from aioxarray.explaining import (
     LoadPlan,
@@ -59,6 +60,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ArrayChangedError",
+    "Blocks",
     "CodecPipeline",
     "ForkError",
     "Installation",
@@ -72,6 +74,7 @@ __all__ = [
     "Trace",
     "VariablePlan",
     "aio",
+    "blocks",
     "compute",
     "compute_async",
     "config",

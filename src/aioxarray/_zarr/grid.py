@@ -18,9 +18,22 @@ def write_edges(array: zarr.Array[Any]) -> list[list[int]]:
         # Chunks of unequal sizes (zarr 3.2 and later).
         unequal: Any = array
         return [list(itertools.accumulate(axis)) for axis in unequal.write_chunk_sizes]
+    return _edges(sizes, array.shape)
+
+
+def read_edges(array: zarr.Array[Any]) -> list[list[int]]:
+    """Return, for each axis, the boundaries of the chunks, which are inside the shards, if any."""
+    try:
+        sizes = array.chunks
+    except NotImplementedError:
+        unequal: Any = array
+        return [list(itertools.accumulate(axis)) for axis in unequal.read_chunk_sizes]
+    return _edges(sizes, array.shape)
+
+
+def _edges(sizes: Sequence[int], shape: Sequence[int]) -> list[list[int]]:
     return [
-        list(range(size, length, max(1, size)))
-        for size, length in zip(sizes, array.shape, strict=True)
+        list(range(size, length, max(1, size))) for size, length in zip(sizes, shape, strict=True)
     ]
 
 

@@ -153,6 +153,8 @@ class Piece:
         The leaf's array, and the selection of it that is needed.
     place
         Where the part goes in the result, along each of its dimensions.
+    axes
+        For each dimension of the leaf, its dimension in the result.
     fit
         Converts values of the leaf to the dimensions and dtype of the result.
     """
@@ -160,6 +162,7 @@ class Piece:
     array: Any
     selection: tuple[Selector, ...]
     place: tuple[Selector, ...]
+    axes: tuple[int, ...]
     fit: Callable[[Values], Values]
 
 
@@ -181,7 +184,7 @@ def _pieces(
     """Yield the pieces of a node whose dimension ``i`` is dimension ``axes[i]`` of the result."""
     match node:
         case Leaf(array):
-            yield Piece(array, selection, place, fit)
+            yield Piece(array, selection, place, axes, fit)
         case Cast(part, dtype):
             yield from _pieces(
                 part, selection, place, axes, lambda values: fit(values.astype(dtype))
@@ -319,12 +322,12 @@ class JoinedArray(BackendArray):
 
         return await async_explicit_indexing_adapter(key, self.shape, IndexingSupport.OUTER, outer)
 
-    def lazy_parts(self, key: ExplicitIndexer) -> Iterator[Any]:
-        """Yield the parts of other lazy arrays that `read` loads for ``key``."""
+    def lazy_parts(self, key: ExplicitIndexer) -> Iterator[tuple[Any, Piece]]:
+        """Yield the parts of other lazy arrays that `read` loads for ``key``, with their pieces."""
         outer, _ = decompose_indexer(key, self.shape, IndexingSupport.OUTER)
         for piece in pieces(self.node, self._selection(outer.tuple)):
             if not isinstance(piece.array, np.ndarray):
-                yield _part(piece.array, piece.selection)
+                yield _part(piece.array, piece.selection), piece
 
     def _selection(self, selectors: tuple[Any, ...]) -> list[Selector]:
         sizes = zip(selectors, self.shape, strict=True)

@@ -189,7 +189,7 @@ def _sources(data: Any) -> Iterator[tuple[Read | Opaque, bool]]:
         return
     if isinstance(source, Read) and means_of(source) is Means.JOINED:
         joined: Any = source.array
-        for part in joined.lazy_parts(sound(source).key):
+        for part, _ in joined.lazy_parts(sound(source).key):
             yield from _sources(part)
         return
     yield source, parts.decodes

@@ -1,0 +1,1 @@
+"""Dividing xarray objects into pieces: where the pieces begin, and their order."""
