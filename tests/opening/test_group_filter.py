@@ -68,7 +68,8 @@ def test_groups_that_match_are_those_of_the_whole_tree(
 def test_paths_are_relative_to_the_group(way: Way) -> None:
     options: dict[str, Any] = {"engine": "zarr", "consolidated": False, "group": "vol_1"}
     got = way("open_groups", saved(consolidated=False), group_filter="sweep_[01]", **options)
-    assert list(got) == [".", "sweep_0", "sweep_1"]
+    # A store in memory lists its groups in any order.
+    assert sorted(got) == [".", "sweep_0", "sweep_1"]
 
 
 @pytest.mark.parametrize(
