@@ -22,7 +22,7 @@ COLORS = {
     "write": "#b86a00",
     "decode": "#7d8b9c",
     "failed": "#cf222e",
-    "cancelled": "#a9b2bd",
+    "cancelled": "#b03a86",
 }
 # More variables would have unreadable names.
 _NAMED = 30
