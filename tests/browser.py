@@ -51,6 +51,18 @@ class Page:
             self.events.append(message)
         self.events.append(message)
 
+    async def show_as(self, width: int, scheme: str) -> None:
+        """Show pages from now on in a width, and in the color scheme "light" or "dark"."""
+        await self.send(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=1000,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
+        feature = {"name": "prefers-color-scheme", "value": scheme}
+        await self.send("Emulation.setEmulatedMedia", features=[feature])
+
     async def open(self, path: Path) -> None:
         """Show the file ``path``, and wait until it is loaded."""
         for domain in ("Page", "Runtime", "Network", "Log", "Performance"):

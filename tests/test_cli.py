@@ -1,5 +1,7 @@
 """The command line and its demo: what they print, and how they fail."""
 
+import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -18,7 +20,8 @@ from aioxarray._demo.extent import Extent, describe, extents
 from aioxarray._demo.measuring import check_same
 from aioxarray.cli import main
 from aioxarray.testing import ObjectServer
-from tests.test_trace_page import data_of
+from tests.browser import browser
+from tests.test_trace_page import data_of, in_browser
 
 LAST_LINE = "Try the same on your own data: python -m aioxarray demo URL"
 
@@ -86,6 +89,38 @@ def _check_page(data: Any) -> None:
         assert lanes[lane].startswith(f"{store.removesuffix('.zarr')}:")
         assert nbytes == len(stored[store][rest])
     assert max(requests["start"]) <= data["us"]
+
+
+@in_browser
+@pytest.mark.slow
+def test_a_browser_finds_the_requests_of_each_load_that_the_demos_server_counted(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "loads.html"
+    assert main(["demo", "--quick", "--latency-ms", "1", "--page", str(path)]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    # A row ends with requests, most in flight, worst stall and ratio. Opens are not on the page.
+    rows = [line for line in lines if line and line[-1].endswith("x")]
+    counted = [(row[0], int(row[-4])) for row in rows if not any("open_" in each for each in row)]
+    lanes = data_of(path.read_text("utf-8"))["names"]["variables"]
+    total = sum(requests for _, requests in counted)
+
+    async def search() -> None:
+        async with browser(tmp_path / "profile") as shown:
+            await shown.open(path)
+            assert await shown.value("document.querySelector('dd').textContent") == str(total)
+            for lane, (library, requests) in zip(lanes, counted, strict=True):
+                assert f": {library} " in lane
+                await shown.value(
+                    "(() => { const search = document.getElementById('search');"
+                    f"search.value = {json.dumps(lane)};"
+                    "search.dispatchEvent(new Event('input')); })()"
+                )
+                found = await shown.value("document.getElementById('matches').textContent")
+                assert found == f"{requests} of {total} match"
+            assert not shown.named("Runtime.exceptionThrown", "Log.entryAdded")
+
+    asyncio.run(search())
 
 
 def test_demo_on_a_url_opens_a_dataset(

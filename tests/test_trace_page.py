@@ -205,3 +205,124 @@ def test_a_browser_shows_it(tmp_path: Path) -> None:
 def _with_503() -> int:
     """Return how many keys of `large`, of requests that did not fail, contain "503"."""
     return sum("503" in str(number) for number in range(COUNT) if number % 1000 != 7)
+
+
+# Ratios of the contrast with the background: of texts, of the marks in the legend, which have the
+# colors of the timeline, and of the texts in the canvases.
+CONTRASTS = """(() => {
+  const ink = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const known = new Map();
+  const rgb = (color) => {
+    if (!known.has(color)) {
+      ink.clearRect(0, 0, 1, 1);
+      ink.fillStyle = color;
+      ink.fillRect(0, 0, 1, 1);
+      known.set(color, [...ink.getImageData(0, 0, 1, 1).data]);
+    }
+    return known.get(color);
+  };
+  const luminance = (color) => rgb(color).slice(0, 3).map((part) => part / 255)
+    .map((part) => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, part, at) => sum + part * [0.2126, 0.7152, 0.0722][at], 0);
+  const ratio = (...colors) => {
+    const [dark, light] = colors.map(luminance).sort((a, b) => a - b);
+    return (light + 0.05) / (dark + 0.05);
+  };
+  const behind = (element) => {
+    const color = getComputedStyle(element).backgroundColor;
+    return rgb(color)[3] === 255 ? color : behind(element.parentElement);
+  };
+  const all = (selector) => [...document.querySelectorAll(selector)];
+  const root = getComputedStyle(document.documentElement);
+  const color = (name) => root.getPropertyValue(`--${name}`);
+  const search = document.getElementById("search");
+  return {
+    texts: all("h1, h2, header span, dt, dd, button, output, li, th, td").filter(
+      (element) => element.textContent).map((element) =>
+        [element.textContent, ratio(getComputedStyle(element).color, behind(element))]),
+    hint: ratio(getComputedStyle(search, "::placeholder").color, behind(search)),
+    marks: all(".legend i").map((mark) => [mark.parentElement.textContent,
+      ratio(getComputedStyle(mark).backgroundColor, behind(mark.parentElement))]),
+    drawn: ratio(color("text"), color("band")),
+  };
+})()"""
+
+# The texts that are wider than their place, and the elements that end beyond the right edge. Tables
+# scroll on their own.
+OVERFLOWING = """[...document.querySelectorAll("body *:not(script)")].filter((element) =>
+  (!element.closest("table") && element.getBoundingClientRect().right > innerWidth) ||
+  (element.matches("dd, dt, button, output, td, th") && element.clientWidth
+    && element.scrollWidth > element.clientWidth + 1)
+).map((element) => element.outerHTML.slice(0, 80))"""
+
+
+def varied() -> Recording:
+    """Return a recording with every phase and outcome, and with long names."""
+    long_name = "a_long_name_of_a_group/of_its_group/and_of_a_variable"
+    decoded = DecodeRecord(0, "v/c/0", None, 1, 1000, 0.5, 0.6)
+    return recording(
+        request(0, "zarr.json", aim="opened", seconds=0.05),
+        request(1, "time/c/0", aim="opened", begun=0.05, seconds=0.05),
+        *(request(2 + n, f"v/c/{n}", begun=0.1, seconds=0.1 + 0.01 * n) for n in range(20)),
+        request(22, f"{long_name}/c/0", begun=0.2, seconds=0.2, error="HTTP 503: " + 9 * "slow, "),
+        request(23, f"{long_name}/c/0", begun=0.4, seconds=0.2, attempt=2, reason="retry"),
+        request(24, "w/c/0", kind="set", begun=0.3, seconds=0.2),
+        request(25, "w/c/1", begun=0.4, seconds=0.1, error=None),
+        decodes=(decoded,),
+    )
+
+
+@in_browser
+@pytest.mark.slow
+def test_it_can_be_read_at_any_width_in_light_and_dark(tmp_path: Path) -> None:
+    pages = {"varied": varied(), "large": large()}
+    for name, each in pages.items():
+        (tmp_path / f"{name}.html").write_text(page(each, 4 * "A sentence of some words. "))
+    forms = [("varied", width, scheme) for width in (1280, 400) for scheme in ("light", "dark")]
+
+    async def main() -> None:
+        async with browser(tmp_path / "profile") as shown:
+            for name, width, scheme in (*forms, ("large", 400, "dark")):
+                await shown.show_as(width, scheme)
+                await shown.open(tmp_path / f"{name}.html")
+                assert await shown.value("innerWidth") == width
+                assert await shown.value("document.documentElement.scrollWidth") <= width
+                assert await shown.value(OVERFLOWING) == []
+                contrasts = await shown.value(CONTRASTS)
+                # The least ratios of WCAG 2.2, level AA, for texts and for graphics.
+                pale = [each for each in contrasts["texts"] if each[1] < 4.5]
+                faint = [each for each in contrasts["marks"] if each[1] < 3]
+                assert (pale, faint) == ([], [])
+                assert contrasts["hint"] >= 4.5
+                assert contrasts["drawn"] >= 4.5
+                assert len(contrasts["marks"]) == (7 if name == "varied" else 3)
+
+    asyncio.run(main())
+
+
+@in_browser
+@pytest.mark.slow
+def test_the_axis_tells_moments_apart_however_near(tmp_path: Path) -> None:
+    path = tmp_path / "trace.html"
+    path.write_text(page(recording(request(0, begun=9.99999, seconds=1e-5))))
+    texts = (
+        "const draw = CanvasRenderingContext2D.prototype.fillText; window.drawn = [];"
+        "CanvasRenderingContext2D.prototype.fillText = function (text, ...place) {"
+        "  if (this.canvas.id === 'axis') drawn.push(text); draw.call(this, text, ...place); }"
+    )
+
+    async def main() -> None:
+        async with browser(tmp_path / "profile") as shown:
+            await shown.open(path)
+            await shown.value(f"void (() => {{ {texts} }})()")
+            for _ in range(20):
+                await shown.value("void (drawn.length = 0, document.getElementById('in').click())")
+                labels = await shown.value("drawn")
+                assert len(labels) >= 4
+                assert len(set(labels)) == len(labels)
+            start, _, end = (
+                await shown.value("document.getElementById('range').textContent")
+            ).partition(" to ")
+            assert start != end
+
+    asyncio.run(main())
