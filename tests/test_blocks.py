@@ -144,6 +144,17 @@ def test_pieces_of_a_selection_end_where_its_chunks_do() -> None:
     assert bounds(blocks(ds, {"time": "chunks"})) == [(2, 3), (4, 7), (8, 8)]
 
 
+@pytest.mark.parametrize("sizes", [{"time": 3}, {"time": -1}, {"time": "chunks"}, "chunks"])
+@pytest.mark.parametrize("selected", [slice(0), []])
+@pytest.mark.parametrize("opened", [lazy, lambda ds: ds.chunk(time=4, station=3)])
+def test_an_empty_selection_has_no_pieces(
+    opened: Callable[[xr.Dataset], xr.Dataset], selected: Any, sizes: Any
+) -> None:
+    pieces = blocks(opened(sample()).isel(time=selected), sizes)
+    assert len(pieces) == 0
+    assert list(pieces.shuffle(0)) == []
+
+
 def test_shards() -> None:
     ds = lazy(sharded())
     assert [piece.sizes["x"] for piece in blocks(ds, "shards")] == [8, 8, 4]

@@ -84,8 +84,8 @@ def _continued(layouts: Iterable[_Layout], length: int) -> np.ndarray[Any, np.dt
             if each in seen:
                 continue
             seen.add(each)
-        chunks = np.searchsorted(each.ends, np.asarray(each.stored), side="right")
-        place = np.asarray(each.place)
+        chunks = np.searchsorted(each.ends, _positions(each.stored), side="right")
+        place = _positions(each.place)
         same = chunks[1:] == chunks[:-1]
         # Positions may run backwards, or be apart.
         low, high = np.minimum(place[1:], place[:-1]), np.maximum(place[1:], place[:-1])
@@ -165,5 +165,10 @@ def _sizes(
 def _taken(place: Selector, inside: Selector) -> Selector:
     if inside == range(len(place)):
         return place
-    taken: Numbers = np.asarray(place)[np.asarray(inside)]
+    taken: Numbers = _positions(place)[_positions(inside)]
     return taken
+
+
+def _positions(selector: Selector) -> Numbers:
+    # Without the dtype, an empty range would become an array of floats, which is no index.
+    return np.asarray(selector, dtype=np.int64)
