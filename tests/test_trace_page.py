@@ -151,7 +151,7 @@ def test_a_browser_shows_it(tmp_path: Path) -> None:
             await shown.open(path)
             metrics = (await shown.send("Performance.getMetrics"))["metrics"]
             (busy_s,) = (each["value"] for each in metrics if each["name"] == "TaskDuration")
-            # The time of the page's own work, which depends little on what else runs.
+            # The processor time of the page's own work.
             assert 0 < busy_s < 3
             assert await shown.value("document.querySelector('dd').textContent") == str(COUNT)
 
