@@ -465,6 +465,33 @@ def test_obstore_does_not_retry_listings_that_break(server: ObjectServer) -> Non
     assert server.log.count("LIST") == 2
 
 
+@pytest.mark.parametrize("status", [404, 403])
+def test_obstore_does_not_retry_errors_whose_bodies_break(
+    server: ObjectServer, status: int
+) -> None:
+    # An absent key, or one that must not be read: S3 sends a body with each.
+    from obstore.store import S3Store
+
+    client = S3Store(
+        "bucket",
+        prefix="data",
+        endpoint=server.url,
+        access_key_id="test",
+        secret_access_key="test",
+        region="us-east-1",
+        client_options={"allow_http": True},
+    )
+    if status == 403:
+        server.fail("*absent", 403)
+    server.fail("*absent", "truncate", times=1)
+    if status == 404:
+        assert get(ObjectStore(client), key="absent") is None
+    else:
+        with pytest.raises(PermissionError, match="absent"):
+            get(ObjectStore(client), key="absent")
+    assert server.log.count("GET", "*absent") == 2
+
+
 def test_icechunk_does_not_retry_bodies_that_break(server: ObjectServer) -> None:
     import icechunk
 

@@ -19,6 +19,7 @@ from zarr.storage import FsspecStore, ObjectStore
 
 from aioxarray._zarr.stores.identity import unwrapped
 from aioxarray._zarr.stores.retries.errors import causes, failure_of, is_answer
+from aioxarray._zarr.stores.retries.spellings import DEBUG
 from aioxarray._zarr.stores.retries.translation import translated
 from aioxarray._zarr.stores.servers.pacing import pace_of
 from aioxarray.config import retry_policy
@@ -149,12 +150,14 @@ class Attempts:
             # Answers to HEAD have no code, by which s3fs would know them.
             if library == "botocore" and found.cause in ("HTTP 408", "HTTP 425"):
                 return True
-            # icechunk asks for no body again that broke off, and obstore for no listing.
+            # icechunk asks for no body again that broke off.
             if library == "icechunk" and found.cause == "streaming error":
                 return True
-            is_list = self._request.kind == "list"
-            if library == "obstore" and is_list and found.cause == "request or response body error":
-                return True
+            # obstore does so for objects, but neither for listings nor for answers that are errors:
+            # a 404 of S3 has a body.
+            if library == "obstore" and found.cause == "request or response body error":
+                message = str(each).partition(DEBUG)[0]
+                return self._request.kind == "list" or "Error performing" in message
         return False
 
     def _note(self) -> str:
