@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Generic, TypeVar, overload
 
 from aioxarray._runtime.loops import io_loop, run_blocking, run_on
 from aioxarray._runtime.tasks import checkpoint
 from aioxarray._xarray.lazy.loader import Options
-from aioxarray._xarray.streaming.engine import Engine, Slot
+from aioxarray._xarray.streaming.engine import Engine
+from aioxarray._xarray.streaming.slots import Slot
 from aioxarray._xarray.streaming.source import Position, Progress, Source
+from aioxarray._xarray.streaming.stages import Limiting
 from aioxarray.config import byte_bound
 
-__all__ = ["Stream", "stream"]
+__all__ = ["Limiting", "Stream", "StreamStatistics", "stream"]
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -76,8 +79,9 @@ def stream(
         loaded. A generator is advanced in a worker thread; it may be endless.
     ahead
         The most bytes that are held for pieces that the consumer has not taken, such as
-        ``"512MiB"`` or a number: their values, and copies that decoding them by the CF conventions
-        makes. A larger piece is loaded when no other is held.
+        ``"512MiB"`` or a number: their values, copies that decoding them by the CF conventions
+        makes, and decoded chunks that several known pieces need, each once. A larger piece is
+        loaded when no other is held.
     ordered
         False to hand out the pieces as they finish.
     transform
@@ -99,15 +103,18 @@ def stream(
 
     Notes
     -----
-    *Requests:* as `load` makes them for each piece, many pieces at once. A chunk that two pieces
-    need is fetched once if they read it at the same time, or if the cache has it (the setting
-    ``cache``); otherwise, it is fetched again.
+    *Requests:* as `load` makes them for each piece, many pieces at once. Up to 256 further pieces
+    are known. A chunk, or inner chunk of a shard, that several of them need is fetched and decoded
+    once: it is kept until the last of them has it. If there is no room in ``ahead``, the chunks
+    that are needed last are dropped, and fetched again; `Stream.statistics` counts that. So it is
+    with Zarr stores; other backends read a chunk for each piece that needs it.
 
     *Order:* pieces begin in the order of ``objects``. They are new objects; ``objects`` stay lazy.
 
-    *Memory:* ``ahead``, the piece that the consumer has, and the bytes of chunks in flight that
-    the setting ``memory`` allows. Up to 64 further objects are known, and not loaded. The result
-    of ``transform`` counts if it is of xarray or has ``nbytes``; if not, it counts as its piece.
+    *Memory:* ``ahead``, the piece that the consumer has, and the bytes of chunks in flight: at most
+    a quarter of ``ahead`` or 32 MiB, and what the setting ``memory`` allows. Known objects whose
+    values are in memory are no more than fill ``ahead``. The result of ``transform`` counts if it
+    is of xarray or has ``nbytes``; if not, it counts as its piece.
 
     *Errors:* an error of the iterable, of a load or of ``transform`` is raised in place of its
     piece, with a note that names it. The stream ends with it.
@@ -121,6 +128,32 @@ def stream(
     load_async : how an object is loaded, and the errors of that.
     """
     return Stream(objects, ahead=ahead, ordered=ordered, transform=transform, epochs=epochs)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamStatistics:
+    """The state of a stream at one moment, from `Stream.statistics`.
+
+    Attributes
+    ----------
+    pieces
+        The pieces that are loading, or loaded and not taken.
+    nbytes
+        The bytes that count towards ``ahead``: of their values, and of decoded chunks that other
+        known pieces need.
+    fetched
+        The chunks, and indexes of shards, that were fetched from Zarr stores.
+    repeated
+        How many of these had been fetched before and did not fit into ``ahead`` since.
+    kept
+        The decoded chunks that are kept for known pieces.
+    """
+
+    pieces: int
+    nbytes: int
+    fetched: int
+    repeated: int
+    kept: int
 
 
 class Stream(Generic[T]):
@@ -175,6 +208,38 @@ class Stream(Generic[T]):
         if self._engine is not None:
             raise RuntimeError("load_state_dict must be called before the stream is entered")
         self._progress = Progress(Position.of_dict(state))
+
+    # --- its state ---------------------------------------------------------------------------
+
+    def limiting(self) -> Limiting:
+        """Return the slow stage so far: what the consumer waits for, or the consumer itself.
+
+        Returns
+        -------
+        Limiting
+            Its ``stage`` is "consumer", "fetching", "decoding", "transform", "opening" (functions
+            that open objects), "objects" (the iterable) or "unclear", with the seconds that show
+            it; its text says it in a sentence. What happens before the first piece does not count.
+        """
+        return self._entered().stages.limiting()
+
+    def statistics(self) -> StreamStatistics:
+        """Return what the stream holds, and how often chunks were fetched again.
+
+        Returns
+        -------
+        StreamStatistics
+            The numbers at this moment.
+        """
+        room = self._entered().room
+        found = room.window.statistics()
+        return StreamStatistics(
+            pieces=room.unconsumed,
+            nbytes=room.held + found.nbytes,
+            fetched=found.fetched,
+            repeated=found.repeated,
+            kept=found.kept,
+        )
 
     # --- in plain code -----------------------------------------------------------------------
 

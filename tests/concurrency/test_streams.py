@@ -6,17 +6,19 @@ import asyncio
 import gc
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import anyio
 import numpy as np
 import pytest
 import xarray as xr
+from zarr.storage import LocalStore, MemoryStore
 
 import aioxarray
 from aioxarray._runtime.loops import run_blocking
-from aioxarray._xarray.streaming import engine
-from aioxarray.testing import GatedStore, RecordingStore
+from aioxarray._xarray.streaming import engine, room
+from aioxarray.testing import GatedStore, LatencyStore, RecordingStore
 from tests.concurrency.helpers import PATIENCE_S, lazily, plain, written
 from tests.loops import every_loop
 
@@ -271,7 +273,7 @@ def test_a_failure_of_the_engine_reaches_the_consumer(monkeypatch: pytest.Monkey
     def fail(*args: Any) -> Any:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(engine.Engine, "_fits", fail)
+    monkeypatch.setattr(room.Room, "fits", fail)
     pieces = Pieces()
     with (
         aioxarray.stream(pieces.all) as ahead,
@@ -296,3 +298,136 @@ def test_an_iterable_that_blocks_does_not_block_other_calls() -> None:
         xr.testing.assert_identical(aioxarray.compute(pieces.all[2]), expected(2))
         may_go_on.set()
         xr.testing.assert_identical(next(ahead), expected(1))
+
+
+# --- chunks that several pieces need ---------------------------------------------------------
+
+STEPS, PER_CHUNK = 40, 8
+
+
+def steps(store: Any) -> list[xr.Dataset]:
+    """Write 40 steps of 1000 values, 8 to a chunk, into ``store``; return lazy pieces of a step."""
+    values = np.random.default_rng(0).normal(size=(STEPS, 1000))
+    ds = xr.Dataset({"v": (("time", "x"), values)})
+    encoding = {"v": {"chunks": (PER_CHUNK, 1000)}}
+    ds.to_zarr(store, encoding=encoding, consolidated=False, zarr_format=3)
+    lazy = lazily(store)
+    return [lazy.isel(time=i) for i in range(STEPS)]
+
+
+def all_known(pieces: list[xr.Dataset]) -> Iterator[Any]:
+    """Yield an empty piece, and then ``pieces``; none begins before all have arrived."""
+    have_arrived = threading.Event()
+
+    def empty() -> xr.Dataset:
+        assert have_arrived.wait(PATIENCE_S)
+        return xr.Dataset()
+
+    yield empty
+    yield from pieces
+    have_arrived.set()
+
+
+def local(tmp_path: Path) -> Any:
+    return LocalStore(tmp_path)
+
+
+def memory(tmp_path: Path) -> Any:
+    return MemoryStore()
+
+
+def remote(tmp_path: Path) -> Any:
+    return LatencyStore(MemoryStore(), latency_s=0)
+
+
+@pytest.mark.parametrize("make", [local, memory, remote])
+@pytest.mark.parametrize("order", ["ordered", "shuffled", "twice"])
+def test_each_chunk_is_fetched_once_for_all_known_pieces(
+    make: Callable[[Path], Any], order: str, tmp_path: Path
+) -> None:
+    log = RecordingStore(make(tmp_path))
+    pieces = steps(log)
+    if order == "shuffled":
+        pieces = [pieces[i] for i in np.random.default_rng(1).permutation(STEPS)]
+    elif order == "twice":
+        pieces = pieces + pieces
+    expected = [piece.compute() for piece in pieces]
+    log.log.clear()
+    with aioxarray.stream(all_known(pieces)) as ahead:
+        xr.testing.assert_identical(next(ahead), xr.Dataset())
+        for piece, value in zip(ahead, expected, strict=True):
+            xr.testing.assert_identical(piece, value)
+        run_blocking(_settled)
+        found = ahead.statistics()
+    assert log.log.count("get", CHUNKS) == STEPS // PER_CHUNK
+    assert (found.fetched, found.repeated) == (STEPS // PER_CHUNK, 0)
+    assert (found.kept, found.pieces, found.nbytes) == (0, 0, 0)
+
+
+def test_chunks_are_fetched_again_if_there_is_no_room() -> None:
+    log = RecordingStore(MemoryStore())
+    pieces = steps(log)
+    # Of three chunks, in turn; there is room for two of them besides a piece.
+    order = [step for step in range(PER_CHUNK) for step in (step, step + 8, step + 16)]
+    pieces = [pieces[i] for i in order]
+    expected = [piece.compute() for piece in pieces]
+    log.log.clear()
+    chunk = PER_CHUNK * 1000 * 8
+    limit = 2 * chunk + 4 * (1000 * 8 + (20 << 10))
+    with aioxarray.stream(all_known(pieces), ahead=limit) as ahead:
+        next(ahead)
+        for piece, value in zip(ahead, expected, strict=True):
+            xr.testing.assert_identical(piece, value)
+            assert ahead.statistics().nbytes <= limit
+        found = ahead.statistics()
+    assert log.log.count("get", CHUNKS) == found.fetched
+    assert found.repeated == found.fetched - 3
+    assert 0 < found.repeated < len(pieces) - 3
+
+
+def test_a_chunk_is_dropped_once_the_last_piece_that_needs_it_is_loaded() -> None:
+    gate = GatedStore(MemoryStore(), keys=CHUNKS)
+    gate.release_all()
+    pieces = steps(gate)
+    with aioxarray.stream(pieces) as ahead:
+        while ahead.statistics().pieces < STEPS:
+            run_blocking(_settled)
+        run_blocking(_settled)
+        assert ahead.statistics().nbytes == STEPS * (1000 * 8 + (20 << 10))
+        for _ in ahead:
+            pass
+        run_blocking(_settled)
+        assert ahead.statistics().nbytes == 0
+
+
+def test_a_write_during_a_stream_is_not_hidden_by_kept_chunks() -> None:
+    store = MemoryStore()
+    pieces = steps(store)
+    with aioxarray.stream(iter(pieces), ahead=1) as ahead:
+        first = next(ahead)
+        new = xr.Dataset({"v": (("time", "x"), np.zeros((STEPS, 1000)))})
+        aioxarray.to_zarr(new, store, mode="r+", consolidated=False)
+        # The piece after it may have been loaded before.
+        later = list(ahead)[1:]
+    xr.testing.assert_identical(first, pieces[0].isel().compute() * 0 + first)
+    for piece in later:
+        assert not piece["v"].values.any()
+
+
+# --- the slow stage --------------------------------------------------------------------------
+
+
+def test_the_consumer_is_the_slow_stage_if_all_pieces_are_there() -> None:
+    pieces = Pieces()
+    pieces.gate.release_all()
+    with aioxarray.stream(pieces.all) as ahead:
+        assert ahead.limiting().stage == "unclear"
+        next(ahead)
+        run_blocking(_settled)
+        while ahead.statistics().pieces < PIECES - 1:
+            run_blocking(_settled)
+        for _ in ahead:
+            pass
+        found = ahead.limiting()
+    assert found.waited_s + found.consumer_s > 0
+    assert str(found).startswith(found.stage)

@@ -146,14 +146,19 @@ class Flight(Generic[P]):
         The owner's description of the work.
     flights, key
         Where callers for ``key`` find the flight; it has no followers if ``flights`` is None.
+
+    Attributes
+    ----------
+    part, key
+        As the parameters.
     """
 
-    __slots__ = ("_flights", "_followers", "_is_open", "_key", "part")
+    __slots__ = ("_flights", "_followers", "_is_open", "key", "part")
 
     def __init__(self, part: P, flights: Flights | None = None, key: Hashable = None) -> None:
         self.part = part
         self._flights = flights
-        self._key = key
+        self.key = key
         self._is_open = flights is not None
         self._followers: list[_Follower] | None = None
 
@@ -172,7 +177,7 @@ class Flight(Generic[P]):
     def _close(self, flights: Flights) -> None:
         if self._is_open:
             self._is_open = False
-            del flights._open[self._key]
+            del flights._open[self.key]
 
     def land(self, value: Any, size: int | None = None) -> None:
         """Hand ``value`` to each follower; with a ``size`` in bytes, put it in the cache."""
@@ -211,7 +216,7 @@ class Flight(Generic[P]):
             return []
         with flights._lock:
             if size is not None:
-                flights._keep(self._key, value, size)
+                flights._keep(self.key, value, size)
             self._close(flights)
             followers, self._followers = self._followers, None
         return followers or []

@@ -141,23 +141,25 @@ async def _by_zarr_indexing(source: Read, array: zarr.Array[Any]) -> Any:
     return await ours.async_getitem(_without_scalars(source.key))
 
 
-def each_plan(source: Read, take: Callable[[ReadPlan], None]) -> None:
+def each_plan(source: Read, take: Callable[[ReadPlan], None], *, shares: bool = False) -> None:
     """Call ``take`` with the plans by which `read` would read ``source``, a Zarr array.
 
     Makes no request. Usually there is one plan; there is none for a selection without values.
+    ``shares`` tells whether known reads beside it need the same chunks.
     """
     array: Any = source.array
     source = sound(source)
     plan = None
     match means_of(source):
         case Means.POINTS:
-            plan = plan_points(array._array, source.key.tuple)
+            plan = plan_points(array._array, source.key.tuple, shares=shares)
         case Means.BLOCK:
-            plan = plan_block(array._array, source.key.tuple)
+            plan = plan_block(array._array, source.key.tuple, shares=shares)
     if plan is not None:
         take(plan)
     else:
-        without_waiting(_by_zarr_indexing(source, planning(array._array, take)))
+        planner = planning(array._array, take, shares=shares)
+        without_waiting(_by_zarr_indexing(source, planner))
 
 
 def is_zarr(array: BackendArray) -> bool:

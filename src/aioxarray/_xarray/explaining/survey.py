@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter as Multiset
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeGuard
+from typing import Any
 
 from aioxarray._xarray.arrays.plan import Opaque, Read, plan
-from aioxarray._xarray.arrays.read import Means, each_plan, lane_key, means_of, sound
+from aioxarray._xarray.arrays.read import Means, each_plan, lane_key, means_of
+from aioxarray._xarray.arrays.sources import is_read_by_chunks, sources
 from aioxarray._xarray.dask.chunked import scheduler_of
 from aioxarray._xarray.explaining.advice import Layout, advice
 from aioxarray._xarray.explaining.load_plan import LoadPlan, VariablePlan
@@ -123,13 +124,13 @@ class _Survey:
         # The servers that are read.
         self.hosts: dict[Host, None] = {}
         # For each lazy array that is not chunked, what is read, and whether it is decoded.
-        self._sources = [[] if each.chunked else list(_sources(each.data)) for each in lazies]
+        self._sources = [[] if each.chunked else list(sources(each.data)) for each in lazies]
         # How often each Zarr array is read.
         self._uses = Multiset(
             _place(source.array)
-            for sources in self._sources
-            for source, _ in sources
-            if _is_zarr(source)
+            for found in self._sources
+            for source, _ in found
+            if is_read_by_chunks(source)
         )
         self._together = self._read_together()
 
@@ -160,7 +161,7 @@ class _Survey:
         tally = _Tally()
         for source, decodes in self._sources[index]:
             together = index in self._together
-            if _is_zarr(source):
+            if is_read_by_chunks(source):
                 self._add_zarr(tally, source, together=together, decodes=decodes)
             else:
                 tally.add_opaque(source, together=together)
@@ -181,27 +182,9 @@ class _Survey:
             self.hosts[host] = None
 
 
-def _sources(data: Any) -> Iterator[tuple[Read | Opaque, bool]]:
-    """Yield what is read for ``data``, and whether it is decoded into another array."""
-    parts = plan(data)
-    source = parts.source
-    if source is None:
-        return
-    if isinstance(source, Read) and means_of(source) is Means.JOINED:
-        joined: Any = source.array
-        for part, _ in joined.lazy_parts(sound(source).key):
-            yield from _sources(part)
-        return
-    yield source, parts.decodes
-
-
 def _is_joined(data: Any) -> bool:
     source = plan(data).source
     return isinstance(source, Read) and means_of(source) is Means.JOINED
-
-
-def _is_zarr(source: Read | Opaque) -> TypeGuard[Read]:
-    return means_of(source) in (Means.BLOCK, Means.POINTS, Means.ZARR_INDEXING)
 
 
 def _place(array: Any) -> Hashable:

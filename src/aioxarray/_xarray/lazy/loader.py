@@ -100,7 +100,7 @@ class _Load:
             jobs = self._workers(others)
         else:
             sorting = Sorting()
-            await in_steps(sorting.each(self._lazies, others, keeps=self._grants.keeps))
+            await in_steps(sorting.each(self._lazies, others, keeps=self._grants.shares))
             places, rest = sorting.done()
             jobs = self._workers(rest)
             jobs += [partial(self._together, *each) for each in places.items()]

@@ -45,7 +45,7 @@ class Sorting:
     ) -> Iterator[None]:
         """Sort the arrays at ``indexes`` of ``lazies``, one per iteration.
 
-        ``keeps`` tells whether decoded chunks are kept in the cache.
+        ``keeps`` tells whether decoded chunks are kept for other reads.
         """
         for index in indexes:
             yield
@@ -68,7 +68,7 @@ def _place_of(lazy: Lazy, *, keeps: bool) -> Hashable | None:
     if array is None:
         return None
     if is_zarr(array):
-        # With the cache enabled, reads must go through the codec pipeline.
+        # If chunks are kept, reads must go through the codec pipeline.
         local = not keeps and reads_by_plain_calls(array._array)
         return _ZARR if local else None
     return lane_key(array)

@@ -21,64 +21,29 @@ from aioxarray._runtime.threads.cancel_scope import is_cancelled
 from aioxarray._runtime.threads.outcomes import until_done
 from aioxarray._runtime.workers import in_worker
 from aioxarray._xarray.streaming.pieces import Piece, call_of_user, noted, opened_piece, size_of
+from aioxarray._xarray.streaming.room import Room
+from aioxarray._xarray.streaming.slots import Slot
 from aioxarray._xarray.streaming.source import Number, Position, Source
+from aioxarray._xarray.streaming.stages import Stage, Stages
 from aioxarray._zarr.stores.grants import Grants, open_grants
+from aioxarray._zarr.stores.observing.observers import observed_here
 from aioxarray.config import queue_limit, thread_count
 from aioxarray.errors import ForkError
 
-# Pieces that are known before they may begin. Lazy objects take some ten KB each.
-_KNOWN = 64
+# Pieces that are known before they may begin, and the parts of stores that they need. Lazy objects
+# take some ten KB each, and the name of a part some 200 bytes.
+_KNOWN = 256
+_KNOWN_PARTS = 1 << 16
 # Of these, the objects that are opened or open: each may have files.
 _OPENING = 16
-# Pieces that have begun and are not consumed. With one request each, more than the default limit.
-_BEGUN = 256
+# How long an arrived piece waits before it begins, so that the next ones are known: they may need
+# the same chunks.
+_TOGETHER_S = 0.002
 # How long the end of a stream waits for files to be closed: a read may be waiting for a server.
 _CLOSING_S = 1.0
 # How often an engine looks whether its consumer is still there. A finaliser would run at any
 # moment, in any thread.
 _WATCH_S = 2.0
-
-
-class Slot:
-    """The place of a piece in a stream, from its arrival until it is handed to the consumer.
-
-    Attributes
-    ----------
-    serial, number
-        How many pieces the stream has begun before it, and its number in the user's objects.
-    value
-        The loaded piece, or what the transform made of it.
-    error
-        The error that takes the place of the value.
-    is_last
-        Whether there is no piece here, since the stream has ended.
-    """
-
-    def __init__(self, serial: int, number: Number) -> None:
-        self.serial = serial
-        self.number = number
-        self.value: Any = None
-        self.error: BaseException | None = None
-        self.is_last = False
-        self.piece: Piece | None = None
-        # Opens the piece, if the user's object is a function.
-        self.function: Callable[[], Any] | None = None
-        self.task: asyncio.Task[None] | None = None
-        self.is_done = False
-        # The bytes that count as held.
-        self.held = 0
-
-    @classmethod
-    def last(cls) -> Slot:
-        """Return the slot that ends a stream after an error."""
-        slot = cls(0, Number(0, 0))
-        slot.is_last = True
-        return slot
-
-    @property
-    def is_known(self) -> bool:
-        """Whether the size of the piece, or an error in its place, is known."""
-        return self.piece is not None or self.error is not None or self.is_last
 
 
 class Engine:
@@ -128,15 +93,20 @@ class Engine:
         # On the loop only: the slots that wait to begin, and those that have begun, in order.
         self._waiting: deque[Slot] = deque()
         self._begun: deque[Slot] = deque()
-        # How many slots the iterable has made, and how many of them do not wait any more.
+        self._beginning: asyncio.TimerHandle | None = None
+        # How many slots the iterable has made, and how many of them do not wait any more. Of those
+        # that wait, the parts of stores that they need, and the bytes that they have in memory.
         self._arrived = 0
         self._started = 0
-        self._unconsumed = 0
-        self._held = 0
+        self._waiting_parts = 0
+        self._waiting_bytes = 0
+        self._waiting_consumers = 0
         self._has_room = asyncio.Event()
         self._has_all = False
         self._is_closed = False
         self._failure: BaseException | None = None
+        self.room = Room(ahead)
+        self.stages = Stages(thread_count())
 
     # --- by the consumer, in any thread ------------------------------------------------------
 
@@ -181,6 +151,15 @@ class Engine:
 
     async def until_ready(self) -> None:
         """Wait until `take` has a slot to return."""
+        self._waiting_consumers += 1
+        self._note_stage()
+        try:
+            await self._until_ready()
+        finally:
+            self._waiting_consumers -= 1
+            self._note_stage()
+
+    async def _until_ready(self) -> None:
         while not self._ready:
             if self._failure is not None:
                 raise RuntimeError("the stream has stopped because of an error of its own") from (
@@ -190,6 +169,16 @@ class Engine:
                 raise RuntimeError("the stream has ended, since its context was left")
             self._is_ready.clear()
             await self._is_ready.wait()
+
+    def _note_stage(self) -> None:
+        """Tell `Stages` what the consumer waits for, if it waits."""
+        stage: Stage | None = None
+        if self._waiting_consumers and not self._ready:
+            first = next((each for each in self._begun if not each.is_done), None)
+            if first is None and self._waiting:
+                first = self._waiting[0]
+            stage = "objects" if first is None else first.stage
+        self.stages.waits(stage)
 
     async def until_ended(self) -> None:
         """Wait until nothing runs any more, after `stop`."""
@@ -235,7 +224,11 @@ class Engine:
     async def _run(self) -> None:
         length = queue_limit()
         try:
-            with nullcontext() if length is None else queued(length), open_grants() as grants:
+            with (
+                nullcontext() if length is None else queued(length),
+                observed_here(self.stages),
+                open_grants(window=self.room.window, most_bytes=self.room.in_flight) as grants,
+            ):
                 self._grants: Grants = grants
                 self._transforming = asyncio.Semaphore(thread_count())
                 self._opening = asyncio.Semaphore(_OPENING)
@@ -265,7 +258,11 @@ class Engine:
 
     def _arrived_early(self) -> bool:
         """Return whether enough pieces wait; in any thread."""
-        return self._arrived - self._started >= _KNOWN
+        waiting = self._arrived - self._started
+        return waiting >= _KNOWN or (
+            waiting > 0
+            and (self._waiting_parts >= _KNOWN_PARTS or self._waiting_bytes >= self._ahead)
+        )
 
     def _advance(self) -> None:
         """Advance the iterable, in a worker thread, and pass each object on at once."""
@@ -283,6 +280,7 @@ class Engine:
                 slot.function = obj
             else:
                 slot.piece = Piece(obj)
+                self.room.window.announce(slot.serial, slot.piece.parts)
         except StopIteration:
             slot.is_last = True
         except BaseException as error:  # noqa: BLE001 - raised where the piece would be
@@ -295,46 +293,65 @@ class Engine:
         self._waiting.append(slot)
         if slot.function is not None:
             slot.task = self._group.create_task(self._open(slot, slot.function))
-        self._begin()
+        elif slot.piece is not None:
+            self._announced(slot, slot.piece)
+        if self._beginning is None:
+            self._beginning = self._loop.call_later(
+                _TOGETHER_S, self._call, self._begin, context=self._context
+            )
+
+    def _announced(self, slot: Slot, piece: Piece) -> None:
+        self._waiting_parts += len(piece.parts)
+        self._waiting_bytes += piece.present
+        slot.stage = "loading"
 
     async def _open(self, slot: Slot, function: Callable[[], Any]) -> None:
         try:
             async with self._opening:
                 slot.piece = await in_worker(partial(opened_piece, function), Piece.close)
+                self.room.window.announce(slot.serial, slot.piece.parts)
+                self._announced(slot, slot.piece)
         except Exception as error:  # noqa: BLE001 - raised where the piece would be
             slot.error = noted(error, slot.number)
         self._begin()
 
     def _begin(self) -> None:
         """Begin with the pieces that fit, in order."""
-        while self._waiting and self._waiting[0].is_known and self._fits(self._waiting[0]):
-            slot = self._waiting.popleft()
+        if self._beginning is not None:
+            self._beginning.cancel()
+            self._beginning = None
+        if self._is_closed:
+            return
+        while self._waiting and self._waiting[0].is_known:
+            slot = self._waiting[0]
+            if slot.piece is not None and not self.room.fits(slot.piece):
+                break
+            self._waiting.popleft()
             self._started += 1
-            self._unconsumed += 1
+            self.room.unconsumed += not slot.is_last
             self._begun.append(slot)
             if slot.piece is None:
                 self._finish(slot)
                 continue
-            slot.held = slot.piece.nbytes + slot.piece.beside
-            self._held += slot.held
+            self._waiting_parts -= len(slot.piece.parts)
+            self._waiting_bytes -= slot.piece.present
+            slot.held = self.room.begin(slot.piece)
             slot.task = self._group.create_task(self._load(slot, slot.piece))
         if not self._arrived_early():
             self._has_room.set()
-
-    def _fits(self, slot: Slot) -> bool:
-        if slot.piece is None or self._unconsumed == 0:
-            return True
-        size = slot.piece.nbytes + slot.piece.beside
-        return self._unconsumed < _BEGUN and self._held + size <= self._ahead
+        self._note_stage()
 
     async def _load(self, slot: Slot, piece: Piece) -> None:
         try:
             await piece.load(self._grants)
+            self.room.window.end(slot.serial, piece.parts)
             if piece.is_open:
                 await in_worker(piece.close)
             slot.value = piece.obj
             self._hold(slot, piece.nbytes)
             if self._transform is not None:
+                slot.stage = "transform"
+                self._note_stage()
                 async with self._transforming:
                     transform = partial(call_of_user, self._transform, piece.obj)
                     slot.value = await in_worker(transform)
@@ -349,7 +366,7 @@ class Engine:
 
     def _hold(self, slot: Slot, nbytes: int) -> None:
         """Count ``nbytes`` as held for ``slot``."""
-        self._held += nbytes - slot.held
+        self.room.hold(slot.held, nbytes)
         slot.held = nbytes
 
     def _finish(self, slot: Slot) -> None:
@@ -374,6 +391,7 @@ class Engine:
         if slot.error is not None:
             # As a generator ends after it has raised an error.
             self._ready.append(Slot.last())
+        self._note_stage()
         self._is_ready.set()
 
     def _end_after(self, failed: Slot) -> None:
@@ -394,8 +412,9 @@ class Engine:
 
     def _consume(self, held: int) -> None:
         if not self._is_closed:
-            self._unconsumed -= 1
-            self._held -= held
+            self.room.unconsumed -= 1
+            self.room.hold(held, 0)
+            self.stages.consumed()
             self._begin()
 
 

@@ -11,13 +11,18 @@ import xarray as xr
 
 from aioxarray._runtime.tasks import after_return, in_steps
 from aioxarray._xarray.arrays.plan import plan
+from aioxarray._xarray.arrays.read import each_plan
+from aioxarray._xarray.arrays.sources import is_read_by_chunks, sources
 from aioxarray._xarray.lazy.find import find_variables, shallow_copy
 from aioxarray._xarray.lazy.loader import Options, read_with
 from aioxarray._xarray.lazy.sizes import Sizing
 from aioxarray._xarray.lazy.variables import Assignment, Lazies, lazy_data
 from aioxarray._xarray.streaming.source import Number
+from aioxarray._zarr.chunks.parts import parts_of
+from aioxarray._zarr.chunks.plan import ReadPlan
 from aioxarray._zarr.stores.calls import calling
 from aioxarray._zarr.stores.grants import Grants
+from aioxarray._zarr.stores.window import Part
 
 # Objects of Python for a piece and for each of its variables, besides their values.
 _PIECE_BYTES = 16 << 10
@@ -44,6 +49,10 @@ class Piece:
         The bytes of its values in memory.
     beside
         The most bytes that loading it holds besides these.
+    parts
+        The parts of Zarr stores that it needs.
+    present
+        The bytes of the values that are in memory before it is loaded.
     """
 
     def __init__(self, obj: Any, opened: Any = None) -> None:
@@ -57,15 +66,14 @@ class Piece:
             pass
         lazy = {id(variable) for _, variable, _ in self._lazies.holders()}
         in_memory = [each.variable for each in found if id(each.variable) not in lazy]
+        self.present = sum(map(_bytes_of, in_memory))
         self.nbytes = (
-            _PIECE_BYTES
-            + _VARIABLE_BYTES * len(found)
-            + sum(sizing.known.values())
-            + sum(map(_bytes_of, in_memory))
+            _PIECE_BYTES + _VARIABLE_BYTES * len(found) + sum(sizing.known.values()) + self.present
         )
         self.beside = sum(
             each.nbytes for each in self._lazies if not each.chunked and plan(each.data).decodes
         )
+        self.parts = list(_parts_of(self._lazies))
 
     async def load(self, grants: Grants) -> None:
         """Load the data; on the I/O loop."""
@@ -90,6 +98,19 @@ class Piece:
         opened, self._opened = self._opened, None
         for each in _leaves(opened):
             each.close()
+
+
+def _parts_of(lazies: Lazies) -> Iterator[Part]:
+    """Yield the parts of Zarr stores that loading ``lazies`` needs; makes no request."""
+    for lazy in lazies:
+        if lazy.chunked:
+            continue
+        for source, _ in sources(lazy.data):
+            if is_read_by_chunks(source):
+                plans: list[ReadPlan] = []
+                each_plan(source, plans.append, shares=True)
+                for each in plans:
+                    yield from parts_of(each)
 
 
 def opened_piece(function: Callable[[], Any]) -> Piece:

@@ -121,44 +121,61 @@ async def read_points(
     return (await _read_selected(array, form, selected, grants, report)).reshape(shape)
 
 
-def plan_block(array: zarr.Array[Any], selection: Sequence[int | slice]) -> ReadPlan | None:
-    """Return the plan for reading a block of ``array``; None if zarr's indexing has to read it."""
+def plan_block(
+    array: zarr.Array[Any], selection: Sequence[int | slice], *, shares: bool = False
+) -> ReadPlan | None:
+    """Return the plan for reading a block of ``array``; None if zarr's indexing has to read it.
+
+    ``shares`` tells whether known reads beside this one need the same chunks.
+    """
     inner = array._async_array
     form = form_of(inner)
-    return _plan(array, form, _select_block(inner, form, selection))
+    return _plan(array, form, _select_block(inner, form, selection), shares=shares)
 
 
-def plan_points(array: zarr.Array[Any], coordinates: Sequence[NDArray[Any]]) -> ReadPlan | None:
-    """Return the plan for reading single points; None if zarr's indexing has to read them."""
+def plan_points(
+    array: zarr.Array[Any], coordinates: Sequence[NDArray[Any]], *, shares: bool = False
+) -> ReadPlan | None:
+    """Do the same as `plan_block` for single points."""
     inner = array._async_array
     form = form_of(inner)
-    return _plan(array, form, _select_points(inner, form, coordinates))
+    return _plan(array, form, _select_points(inner, form, coordinates), shares=shares)
 
 
-def planning(array: zarr.Array[Any], take: Callable[[ReadPlan], None]) -> zarr.Array[Any]:
+def planning(
+    array: zarr.Array[Any], take: Callable[[ReadPlan], None], *, shares: bool = False
+) -> zarr.Array[Any]:
     """Return an array like ``array`` that reads nothing, however it is indexed.
 
-    Its asynchronous reads call ``take`` with their plan, and return meaningless values.
+    Its asynchronous reads call ``take`` with their plan, and return meaningless values. For
+    ``shares`` see `plan_block`.
     """
     store = usable_after_fork(array.store)
-    return zarr.Array(with_pipeline(array, store, PlanningPipeline, take=take))
+    return zarr.Array(with_pipeline(array, store, PlanningPipeline, take=take, shares=shares))
 
 
-def _plan(array: zarr.Array[Any], form: Form, selected: _Selected | None) -> ReadPlan | None:
+def _plan(
+    array: zarr.Array[Any], form: Form, selected: _Selected | None, *, shares: bool
+) -> ReadPlan | None:
     """Return the plan for reading ``selected`` without memory for the result."""
     if selected is None:
         return None
     keeps = cache_limit() > 0
-    return _planned(array, form, selected, selected.outline(), keeps=keeps)
+    return _planned(array, form, selected, selected.outline(), keeps=keeps, shares=shares)
 
 
 def _planned(
-    array: zarr.Array[Any], form: Form, selected: _Selected, outline: Outline, *, keeps: bool
+    array: zarr.Array[Any],
+    form: Form,
+    selected: _Selected,
+    outline: Outline,
+    *,
+    keeps: bool,
+    shares: bool,
 ) -> ReadPlan:
-    store = usable_after_fork(array.store)
-    spec = form.spec
-    chunks, count = selected.chunks, selected.count
-    return plan_read(form.pipeline, store, chunks, count, spec, outline, keeps=keeps)
+    store, chunks, count = usable_after_fork(array.store), selected.chunks, selected.count
+    pipeline, spec = form.pipeline, form.spec
+    return plan_read(pipeline, store, chunks, count, spec, outline, keeps=keeps, shares=shares)
 
 
 async def _read_selected(
@@ -171,7 +188,8 @@ async def _read_selected(
     result = selected.result()
     if selected.count:
         pipeline = replace(form.pipeline, grants=grants, report=report)
-        plan = _planned(array, form, selected, result.outline, keeps=grants.keeps)
+        keeps, shares = grants.keeps, grants.shares
+        plan = _planned(array, form, selected, result.outline, keeps=keeps, shares=shares)
         await pipeline.execute(plan, result)
     return _values(result)
 

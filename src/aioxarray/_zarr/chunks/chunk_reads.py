@@ -94,7 +94,7 @@ class ChunkReads:
     @cached_property
     def sharing(self) -> Sharing:
         """The access to parts that other reads are fetching, and to the cache."""
-        return Sharing(self.flights, self.grants.keeps)
+        return Sharing(self.flights, self.grants.keeps, self.grants.window)
 
     def noted(self, chunk: Chunk) -> chunk_noted:
         """Return a context that adds the key of ``chunk`` and the store to an error."""

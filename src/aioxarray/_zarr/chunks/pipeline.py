@@ -70,6 +70,8 @@ class CodecPipeline(BatchedCodecPipeline):
     grants: Grants | None = None
     # Called with the number of chunks that are done, and their total.
     report: Callable[[int, int], None] | None = None
+    # Whether known reads beside this one need the same chunks; for plans without grants.
+    shares: bool = False
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {describe(self)}>"
@@ -133,7 +135,9 @@ class CodecPipeline(BatchedCodecPipeline):
         ``spec`` is the specification of one of them.
         """
         keeps = cache_limit() > 0 if self.grants is None else self.grants.keeps
-        plan = plan_read(self, store, chunks, count, spec, result.outline, keeps=keeps)
+        shares = self.shares if self.grants is None else self.grants.shares
+        outline = result.outline
+        plan = plan_read(self, store, chunks, count, spec, outline, keeps=keeps, shares=shares)
         return await self.execute(plan, result)
 
     async def execute(self, plan: ReadPlan, result: Result) -> list[bool]:

@@ -137,6 +137,7 @@ def plan_read(
     outline: Outline,
     *,
     keeps: bool,
+    shares: bool = False,
 ) -> ReadPlan:
     """Return the plan for reading ``count`` chunks of ``store``.
 
@@ -150,6 +151,8 @@ def plan_read(
         The properties of the result that the chunks are read into.
     keeps
         Whether decoded chunks are kept for later reads.
+    shares
+        Whether known reads beside this one need the same chunks.
     """
     if isinstance(store, PrefetchedStore):
         # It counts requests itself; a read that holds a place must not wait for a second one.
@@ -159,7 +162,7 @@ def plan_read(
     partial: bool = pipeline.supports_partial_decode
     shards = ShardLayout.of(pipeline, spec) if partial else None
     # Reading memory or a local file again is faster than sharing the chunks.
-    shared = (keeps or source is None or source.remote) and outline.in_memory
+    shared = (keeps or shares or source is None or source.remote) and outline.in_memory
     shared_as: Hashable | None = None
     if shared:
         shared_as = shards.decoding if shards else decoding(pipeline, outline.prepared, spec)

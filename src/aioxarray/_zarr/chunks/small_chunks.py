@@ -14,6 +14,8 @@ from contextlib import AbstractContextManager, nullcontext
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from aioxarray._runtime.flights import Flight
 from aioxarray._runtime.threads.forks import after_fork
 from aioxarray._zarr import tuning
@@ -130,6 +132,10 @@ class SmallChunks:
                     values = None if each is None or data is None else next(each)
                     if values is not None and self._sharing.is_unshared(flight):
                         self._result.put_bytes(values, decoder, flight.part)
+                    elif values is not None:
+                        # The memory of ``values`` may hold all chunks.
+                        array = decoder.shaped(np.frombuffer(bytes(values), np.uint8))
+                        self._sharing.put_array(self._result, array, flight)
                     else:
                         with chunk_noted(flight.part.key, self._store):
                             self._sharing.put(self._result, data, flight)

@@ -20,6 +20,7 @@ from aioxarray._zarr.stores.clients import Client, Held, Nearness, fetchers, hel
 from aioxarray._zarr.stores.retries.silence import SilentCall
 from aioxarray._zarr.stores.servers.pacing import pace_of, request_share
 from aioxarray._zarr.stores.servers.room import Room
+from aioxarray._zarr.stores.window import Window
 from aioxarray.config import Concurrency, cache_limit, is_hedging, memory_limit, thread_count
 
 T = TypeVar("T")
@@ -70,6 +71,8 @@ class Grants:
         The number of decoding threads.
     keeps
         Whether decoded chunks are kept in ``cache``.
+    window
+        Keeps decoded chunks for known reads beside this one; None if there are none.
     nearness
         For each client, whether the load has found it to be nearby.
     turns
@@ -80,6 +83,7 @@ class Grants:
     memory: Share
     thread_count: int
     keeps: bool
+    window: Window | None = None
     nearness: dict[Client, Nearness] = field(default_factory=dict)
     turns: dict[Client, Share] = field(default_factory=dict)
     # Other shares, which are opened on first use because small loads do not need them.
@@ -97,6 +101,11 @@ class Grants:
     def _open(self, share: Share) -> Share:
         self._opened.append(share.__enter__())
         return share
+
+    @property
+    def shares(self) -> bool:
+        """Whether other reads need the same chunks so often that those at hand are shared, too."""
+        return self.keeps or self.window is not None
 
     @property
     def decoders(self) -> Pool:
@@ -264,14 +273,27 @@ class Grants:
         return turns
 
 
-def open_grants(concurrency: Concurrency | None = None) -> Grants:
+def open_grants(
+    concurrency: Concurrency | None = None,
+    *,
+    window: Window | None = None,
+    most_bytes: float = math.inf,
+) -> Grants:
     """Return the shares of one load, with the current configuration, to open as a context.
 
-    ``concurrency`` is its own limit on requests in flight; None for the configured one.
+    Parameters
+    ----------
+    concurrency
+        Its own limit on requests in flight; None for the configured one.
+    window
+        Keeps decoded chunks for known reads beside this one; None if there are none.
+    most_bytes
+        Its own limit on the bytes of chunks that are being fetched or decoded.
     """
     count = thread_count()
     decoders.resize(count)
     kept = cache_limit()
     cache.resize(kept)
     places = request_share(requests, concurrency)
-    return Grants(places, memory.share(memory_limit()), count, kept > 0)
+    most = memory.share(min(memory_limit(), most_bytes))
+    return Grants(places, most, count, kept > 0, window)

@@ -23,6 +23,7 @@ from aioxarray._zarr import tuning
 from aioxarray._zarr.stores.grants import cache
 from aioxarray._zarr.stores.identity import Place, same
 from aioxarray._zarr.stores.observing.observers import tell_cached, tell_shared
+from aioxarray._zarr.stores.window import Window
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -117,11 +118,14 @@ class Sharing:
         Those of the store and decoding; None if nothing is shared.
     keeps
         Whether decoded parts are kept in the cache.
+    window
+        Keeps parts for the known reads that need them; None if no other reads are known.
     """
 
-    def __init__(self, flights: Flights | None, keeps: bool) -> None:
+    def __init__(self, flights: Flights | None, keeps: bool, window: Window | None = None) -> None:
         self._flights = flights
         self._keeps = keeps and flights is not None
+        self._window = window
         self._pace = 0
 
     @property
@@ -139,7 +143,7 @@ class Sharing:
         if self._flights is None:
             return None
         name = kind.name(part)
-        kept = self._flights.known(name)
+        kept = self._flights.known(name) or self._in_window(self._flights, name)
         return None if kept is None else (self._put_known(kind, name, kept[0], part),)
 
     async def read(
@@ -170,6 +174,12 @@ class Sharing:
                     part = parts[index]
                     name = kind.name(part)
                     joined = self._flights.join(name, part, kind.put_decoded)
+                    # A flight lands only after its part is in the window, if it is kept there.
+                    if isinstance(joined, Flight) and (
+                        kept := self._in_window(self._flights, name, to_fetch=True)
+                    ):
+                        joined.land(kept[0])
+                        joined = kept
                     if isinstance(joined, Flight):
                         mine.append(index)
                         led.append(joined)
@@ -196,6 +206,20 @@ class Sharing:
                     await withdraw(follower)
         return list(map(found.__getitem__, range(len(parts))))
 
+    def _in_window(
+        self, flights: Flights, name: Hashable, *, to_fetch: bool = False
+    ) -> tuple[Any] | None:
+        """Return a part in a tuple if the window keeps it.
+
+        ``to_fetch`` tells that the caller fetches it if not.
+        """
+        if self._window is None:
+            return None
+        kept = self._window.get((flights, name))
+        if kept is None and to_fetch:
+            self._window.fetching((flights, name))
+        return kept
+
     def _put_known(
         self, kind: Parts[W, R], name: Hashable, decoded: NDArray[Any] | None, part: W
     ) -> R:
@@ -215,22 +239,41 @@ class Sharing:
             return kind.put(data, flight.part)
         with flight:
             decoded = None if data is None else kind.decoded(data, flight.part)
-            flight.land(decoded, self._size(kind, decoded))
-        return kind.put_decoded(decoded, flight.part)
+            return self._put_array(kind, decoded, flight)
+
+    def put_array(self, kind: Parts[W, R], array: NDArray[Any], flight: Flight[W]) -> R:
+        """Do the same as `put` with a decoded part, which is not modified afterwards."""
+        with flight:
+            return self._put_array(kind, array, flight)
+
+    def _put_array(self, kind: Parts[W, R], array: NDArray[Any] | None, flight: Flight[W]) -> R:
+        if self._window is not None and self._flights is not None:
+            self._window.keep((self._flights, flight.key), array)
+        flight.land(array, self._size(kind, array))
+        return kind.put_decoded(array, flight.part)
 
     def is_unshared(self, flight: Flight[Any]) -> bool:
         """Return whether only this read needs the part; if so, no read can follow it any more."""
-        return not (self._keeps or flight.close())
+        return not (self._keeps or self._is_needed(flight.key) or flight.close())
+
+    def _is_needed(self, name: Hashable) -> bool:
+        """Return whether the window should keep a part."""
+        if self._window is None or self._flights is None:
+            return False
+        return self._window.needs((self._flights, name))
 
     def keep(self, kind: Parts[W, R], data: Any | None, part: W) -> R:
         """Decode ``data`` that was fetched with other data, put it in the result, and cache it."""
-        if not self._keeps:
+        name = kind.name(part)
+        if not (self._keeps or self._is_needed(name)):
             return kind.put(data, part)
         assert self._flights is not None
         decoded = None if data is None else kind.decoded(data, part)
+        if self._window is not None:
+            self._window.keep((self._flights, name), decoded)
         size = self._size(kind, decoded)
         if size is not None:
-            self._flights.keep(kind.name(part), decoded, size)
+            self._flights.keep(name, decoded, size)
         return kind.put_decoded(decoded, part)
 
     def _size(self, kind: Parts[Any, Any], array: NDArray[Any] | None) -> int | None:

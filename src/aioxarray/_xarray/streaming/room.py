@@ -1,0 +1,78 @@
+"""The bytes that a stream holds for pieces that its consumer has not taken, and their limit."""
+
+from __future__ import annotations
+
+from aioxarray._xarray.streaming.pieces import Piece
+from aioxarray._zarr.stores.window import Window
+
+# Pieces that have begun and are not consumed. With one request each, more than the default limit.
+_BEGUN = 256
+# Chunks in flight take at most a quarter of the limit in addition, or this much.
+_LEAST_IN_FLIGHT = 32 << 20
+
+
+class Room:
+    """The pieces of a stream that fit into its limit on bytes; on the I/O loop.
+
+    Counted are the values of pieces that have begun and are not consumed, and decoded chunks that
+    several known pieces need, each once.
+
+    Parameters
+    ----------
+    ahead
+        The limit in bytes.
+
+    Attributes
+    ----------
+    window
+        The chunks that known pieces need.
+    in_flight
+        The most bytes of chunks that may be in flight.
+    unconsumed
+        The pieces that have begun and are not consumed.
+    held
+        The bytes of their values.
+    """
+
+    def __init__(self, ahead: int) -> None:
+        self.window = Window()
+        self.in_flight = max(ahead // 4, _LEAST_IN_FLIGHT)
+        self.unconsumed = 0
+        self.held = 0
+        self._limit = ahead
+        self._set_limit()
+
+    def fits(self, piece: Piece) -> bool:
+        """Return whether ``piece`` may begin; drop chunks that are kept for later ones if need be.
+
+        A piece that does not fit begins if no other is held.
+        """
+        if self.unconsumed == 0:
+            return True
+        if self.unconsumed >= _BEGUN:
+            return False
+        missing = self.held + piece.nbytes + piece.beside - self._limit
+        if missing > 0:
+            return False
+        missing += self.window.nbytes + self.window.cost(piece.parts)
+        # Chunks that are kept for later may hold up the next piece up to half of the limit.
+        if missing > 0 and (excess := self.window.nbytes - self._limit // 2) > 0:
+            before = self.window.nbytes
+            self.window.make_room(min(missing, excess), piece.parts)
+            missing -= before - self.window.nbytes
+        return missing <= 0
+
+    def begin(self, piece: Piece) -> int:
+        """Count ``piece`` as begun; return the bytes to be held for it."""
+        self.window.begin(piece.parts)
+        nbytes = piece.nbytes + piece.beside
+        self.hold(0, nbytes)
+        return nbytes
+
+    def hold(self, before: int, now: int) -> None:
+        """Count ``now`` bytes as held for a piece in place of those ``before``."""
+        self.held += now - before
+        self._set_limit()
+
+    def _set_limit(self) -> None:
+        self.window.limit = self._limit - self.held
