@@ -76,7 +76,9 @@ class Window:
         self._lock = threading.Lock()
         self._entries: dict[Key, _Entry] = {}
         self._nbytes = 0
-        self._fetched = self._repeated = self._kept = 0
+        # The entries with a value.
+        self._kept: dict[Key, _Entry] = {}
+        self._fetched = self._repeated = 0
         self.limit: float = math.inf
 
     @property
@@ -87,7 +89,7 @@ class Window:
     def statistics(self) -> WindowStatistics:
         """Return the state at this moment."""
         with self._lock:
-            return WindowStatistics(self._fetched, self._repeated, self._kept, self._nbytes)
+            return WindowStatistics(self._fetched, self._repeated, len(self._kept), self._nbytes)
 
     # --- the reads, in order -----------------------------------------------------------------
 
@@ -128,7 +130,7 @@ class Window:
                 entry.begun -= 1
                 if not entry.readers:
                     del self._entries[key]
-                    gone.append(self._drop(entry))
+                    gone.append(self._drop(key, entry))
                 else:
                     self._count(entry)
         # Freed after the lock has been released.
@@ -143,16 +145,16 @@ class Window:
         with self._lock:
             keys = {key for key, _ in needed}
             idle = [
-                (min(entry.readers), entry)
-                for key, entry in self._entries.items()
-                if entry.value is not None and not entry.begun and key not in keys
+                (min(entry.readers), key, entry)
+                for key, entry in self._kept.items()
+                if not entry.begun and key not in keys
             ]
             idle.sort(key=lambda each: -each[0])
-            for _, entry in idle:
+            for _, key, entry in idle:
                 if nbytes <= 0:
                     break
                 nbytes -= entry.nbytes
-                gone.append(self._drop(entry))
+                gone.append(self._drop(key, entry))
         del gone
 
     def _count(self, entry: _Entry) -> None:
@@ -162,9 +164,9 @@ class Window:
             entry.is_counted = counts
             self._nbytes += entry.nbytes if counts else -entry.nbytes
 
-    def _drop(self, entry: _Entry) -> Any:
+    def _drop(self, key: Key, entry: _Entry) -> Any:
         value, entry.value = entry.value, None
-        self._kept -= value is not None
+        self._kept.pop(key, None)
         if entry.is_counted:
             entry.is_counted = False
             self._nbytes -= entry.nbytes
@@ -202,5 +204,5 @@ class Window:
             beside = self._nbytes - (entry.nbytes if entry.is_counted else 0)
             if beside + entry.nbytes <= self.limit:
                 entry.value = (value,)
-                self._kept += 1
+                self._kept[key] = entry
                 self._count(entry)
