@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             name = file.src_uri.removesuffix(".ipynb") + ".md"
             files.append(File.generated(config, name, content=text))
     return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Let links to notebooks, which lead to the files elsewhere, lead to their pages."""
+    return re.sub(r"(\]\([\w./-]+)\.ipynb\)", r"\1.md)", markdown)
 
 
 def as_markdown(notebook: dict[str, Any]) -> str:
