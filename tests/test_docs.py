@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shlex
 import shutil
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import s3fs
 
 import aioxarray
 from aioxarray.testing import ObjectServer
@@ -48,7 +50,10 @@ def server(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     with ObjectServer(root=tmp_path / "served") as server:
         shutil.copytree(data / "radar.zarr", tmp_path / "served" / "bucket" / "radar.zarr")
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+        # fsspec keeps filesystems, and with them the server of an earlier page.
+        s3fs.S3FileSystem.clear_instance_cache()
         yield server
+        s3fs.S3FileSystem.clear_instance_cache()
 
 
 def test_the_pages_have_code() -> None:
@@ -57,19 +62,15 @@ def test_the_pages_have_code() -> None:
 
 
 @pytest.mark.parametrize("page", WITH_CODE)
-def test_blocks_run(
-    page: str, server: ObjectServer, monkeypatch: pytest.MonkeyPatch, capsys: object
-) -> None:
-    found = blocks(page)
+def test_blocks_run(page: str, server: ObjectServer) -> None:
     space = documents.names(server)
-    with aioxarray.config.set({}):
-        before = dict(aioxarray.config.config)
-        try:
-            for block in found:
-                if not is_elsewhere(block):
-                    run(block, space, server)
-        finally:
-            aioxarray.config.set(before)
+    before = copy.deepcopy(aioxarray.config.config)
+    try:
+        for block in blocks(page):
+            if not is_elsewhere(block):
+                run(block, space, server)
+    finally:
+        aioxarray.config.set(before)
 
 
 def is_elsewhere(block: Block) -> bool:
