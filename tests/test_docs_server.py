@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import os
+import socket
+import subprocess
+import sys
 import threading
+import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -177,3 +182,35 @@ def test_overload_is_503(store: ObjectServer) -> None:
             assert [(await each)[0] for each in (first, *waiting)] == [200, 200]
 
     asyncio.run(main())
+
+
+@pytest.mark.slow
+def test_workers_serve_it_from_the_command_line(store: ObjectServer, tmp_path: Path) -> None:
+    (code,) = [block.code for block in blocks(PAGE) if block.language == "python"]
+    (tmp_path / "app.py").write_text(code)
+    # uvicorn inherits the socket, so that its port is known before it starts.
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        command = ("uvicorn", "app:app", "--workers", "2", "--fd", str(listening.fileno()))
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command],
+            cwd=tmp_path,
+            env={**os.environ, "DATA_URL": f"{store.url}/era5.zarr"},
+            pass_fds=[listening.fileno()],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            assert process.stderr is not None
+            started = 0
+            while started < 2:
+                line = process.stderr.readline()
+                assert line, "the workers have ended"
+                started += "Application startup complete" in line
+            url = f"http://127.0.0.1:{listening.getsockname()[1]}/tile/3.bin"
+            for _ in range(4):
+                with urllib.request.urlopen(url, timeout=60) as answer:
+                    assert answer.read() == VALUES[3].tobytes()
+        finally:
+            process.terminate()
+            _, errors = process.communicate(timeout=30)
+        assert errors.count("Application shutdown complete") == 2, errors

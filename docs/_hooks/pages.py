@@ -50,9 +50,11 @@ def _output(output: dict[str, Any]) -> str:
         picture = "".join(data["image/png"]).replace("\n", "")
         image = f'<img alt="figure" src="data:image/png;base64,{picture}">'
         return f'<div class="nb-output">{image}</div>'
-    if "text/html" in data:
+    html = "".join(data.get("text/html", ""))
+    # xarray's own page of styles does not agree with the theme's.
+    if html and "xr-wrap" not in html:
         # Markdown ends a block of HTML at an empty line.
-        html = "\n".join(line for line in "".join(data["text/html"]).split("\n") if line.strip())
+        html = "\n".join(line for line in html.split("\n") if line.strip())
         return f'<div class="nb-output">{html}</div>'
     return _text("".join(data.get("text/plain", "")))
 
