@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -85,6 +86,12 @@ def test_every_public_name_is_on_a_page(pages: dict[Path, Html]) -> None:
         *(html.anchors for path, html in pages.items() if path.parent.name == "reference")
     )
     assert public_names() - anchors == set()
+
+
+def test_the_reference_has_no_restructuredtext(site: Path) -> None:
+    for path in (site / "reference").glob("*.html"):
+        text = path.read_text("utf-8")
+        assert re.findall(r"=====|::\s*</p>|<p>&gt;&gt;&gt;", text) == [], path.name
 
 
 def test_no_link_is_broken(site: Path, pages: dict[Path, Html]) -> None:
