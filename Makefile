@@ -19,7 +19,7 @@ RUN := "$(VENV)/bin/python" -m
 # What the caller's shell has active must not decide which packages are seen.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: help demo test test-slow check bench faults soak test-lowest dist format clean venv-demo venv-test venv-bench venv-dist
+.PHONY: help demo test test-slow check bench faults soak test-lowest dist docs format clean venv-demo venv-test venv-bench venv-dist venv-docs
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -57,12 +57,16 @@ dist: venv-dist ## build the sdist and the wheel, check them and list their cont
 	tar -tzf dist/*.tar.gz
 	$(RUN) zipfile --list dist/*.whl
 
+docs: venv-docs ## build the documentation site in site/, without network
+	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict $(ARGS)
+	@echo "Open site/index.html, or serve it: $(VENV)/bin/python -m mkdocs serve"
+
 format: venv-test ## let ruff sort imports and lay out the code
 	$(RUN) ruff check --select I --fix .
 	$(RUN) ruff format .
 
 clean: ## remove the environments, caches and built packages
-	rm -rf .venv .venv-* build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache .benchmarks
+	rm -rf .venv .venv-* build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache .benchmarks
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # `check` and `test` share one environment, so that they see the same versions and pins.
@@ -70,6 +74,7 @@ venv-demo: EXTRAS := demo
 venv-test: EXTRAS := test,dev
 venv-bench: EXTRAS := bench
 venv-dist: EXTRAS := dist
+venv-docs: EXTRAS := docs
 
 # Old interpreters read this too, if only to be told that they are too old. The interpreter below
 # the environment that is active, if any, is named: that environment may be the one to be remade.
@@ -81,13 +86,13 @@ PROBE := import os, sys; \
 LOWEST := import re, tomllib; \
 	p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 	e = p["optional-dependencies"]; \
-	r = sum((e[k] for k in e if k not in {"test", "bench", "dev", "dist"}), p["dependencies"]); \
+	r = sum((e[k] for k in e if k not in {"test", "bench", "dev", "dist", "docs"}), p["dependencies"]); \
 	print(*sorted({re.sub(r"^([\w.-]+)(\[[^]]*\])?>=", r"\1==", x) for x in r if ">=" in x}), sep="\n")
 
 # The environment remembers what it was made from, so a repeat costs two starts of Python. It is
 # made again when the interpreter or the directory is another, and installs again when
 # pyproject.toml has changed. A run that was interrupted leaves no stamp and is done again.
-venv-demo venv-test venv-bench venv-dist:
+venv-demo venv-test venv-bench venv-dist venv-docs:
 	@set -eu; \
 	fail() { echo "make: $$*" >&2; exit 1; }; \
 	found=$$("$(PYTHON)" -c '$(PROBE)') \

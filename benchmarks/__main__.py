@@ -114,11 +114,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     goals = [met for _, _, group_rows in found for row in group_rows for met in row.met()]
     print(f"\n{sum(goals)} of {len(goals)} goals met; {perf_counter() - begun:.0f} s in all")
     share = neighbours.share()
-    print(f"Other processes took {share:.0%} of the cores meanwhile{BUSY if share > 0.1 else '.'}")
+    others = f"Other processes took {share:.0%} of the cores meanwhile"
+    print(f"{others}{BUSY if share > 0.1 else '.'}")
     if arguments.quick:
         print("These are no measurements: a quick run has little data, and loads it once.")
     if arguments.markdown:
-        arguments.markdown.write_text(rows.markdown(found), encoding="utf-8")
+        text = f"{rows.markdown(found)}\n{others}.\n"
+        arguments.markdown.write_text(text, encoding="utf-8")
     return 0
 
 

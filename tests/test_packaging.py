@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 # The others are for developers.
-EXTRAS = sorted(PROJECT["optional-dependencies"].keys() - {"bench", "dev", "dist", "test"})
+EXTRAS = sorted(PROJECT["optional-dependencies"].keys() - {"bench", "dev", "dist", "docs", "test"})
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
