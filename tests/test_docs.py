@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import shlex
 import shutil
@@ -56,11 +57,23 @@ def server(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
         s3fs.S3FileSystem.clear_instance_cache()
 
 
+@pytest.fixture
+def logging_as_before() -> Iterator[None]:
+    """Undo what a page does to the loggers of this process: later tests would write records."""
+    loggers = [logging.getLogger(), logging.getLogger("aioxarray.requests")]
+    before = [(logger, logger.level, list(logger.handlers)) for logger in loggers]
+    yield
+    for logger, level, handlers in before:
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
+
+
 def test_the_pages_have_code() -> None:
     assert {"README.md", "docs/start.md", "docs/guides/server.md"} <= set(WITH_CODE)
     assert sum(len(blocks(page)) for page in PAGES) > 40
 
 
+@pytest.mark.usefixtures("logging_as_before")
 @pytest.mark.parametrize("page", WITH_CODE)
 def test_blocks_run(page: str, server: ObjectServer) -> None:
     space = documents.names(server)

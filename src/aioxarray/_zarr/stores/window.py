@@ -49,7 +49,7 @@ class WindowStatistics:
 class _Entry:
     """A part: the reads that need it, and its value, if it is kept."""
 
-    __slots__ = ("begun", "is_counted", "nbytes", "readers", "value", "was_fetched")
+    __slots__ = ("begun", "is_counted", "nbytes", "readers", "value", "was_left_out")
 
     def __init__(self, nbytes: int) -> None:
         self.nbytes = nbytes
@@ -59,7 +59,8 @@ class _Entry:
         self.value: tuple[Any] | None = None
         # Whether its bytes count: it is kept, or in flight and will be.
         self.is_counted = False
-        self.was_fetched = False
+        # Whether it was fetched, and there was no room for it.
+        self.was_left_out = False
 
 
 class Window:
@@ -154,6 +155,7 @@ class Window:
                 if nbytes <= 0:
                     break
                 nbytes -= entry.nbytes
+                entry.was_left_out = True
                 gone.append(self._drop(key, entry))
         del gone
 
@@ -192,8 +194,8 @@ class Window:
             entry = self._entries.get(key)
             if entry is not None:
                 self._fetched += 1
-                self._repeated += entry.was_fetched
-                entry.was_fetched = True
+                self._repeated += entry.was_left_out
+                entry.was_left_out = False
 
     def keep(self, key: Key, value: Any) -> None:
         """Keep the decoded part, if another read needs it and there is room."""
@@ -206,3 +208,5 @@ class Window:
                 entry.value = (value,)
                 self._kept[key] = entry
                 self._count(entry)
+            else:
+                entry.was_left_out = True
