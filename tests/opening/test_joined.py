@@ -19,9 +19,10 @@ from aioxarray._xarray.arrays.joined import (
     Permuted,
     Reindexed,
     Repeated,
-    as_index,
+    Stacked,
     pieces,
 )
+from aioxarray._xarray.arrays.selectors import as_index
 
 Built = tuple[JoinedNode, np.ndarray[Any, Any]]
 
@@ -40,7 +41,7 @@ def nodes(draw: st.DrawFn) -> Built:
         kinds = (
             ["leaf"]
             if depth == 0
-            else [*("leaf", "joined", "permuted", "repeated", "cast", "reindexed")]
+            else [*("leaf", "joined", "permuted", "repeated", "cast", "reindexed", "stacked")]
         )
         kind = draw(st.sampled_from(kinds))
         if kind == "joined" and shape:
@@ -80,6 +81,18 @@ def nodes(draw: st.DrawFn) -> Built:
         if kind == "cast":
             node, array = build(shape, depth - 1)
             return Cast(node, np.dtype("f8")), array.astype("f8")
+        if kind == "stacked" and len(shape) > 1:
+            whole = tuple(size + draw(st.integers(0, 3)) for size in shape[1:])
+            (_, array), room = leaf(whole), [range(n - k + 1) for n, k in zip(whole, shape[1:])]
+            starts = [[draw(st.sampled_from(each)) for each in room] for _ in range(shape[0])]
+            windows = [
+                array[tuple(slice(at, at + size) for at, size in zip(start, shape[1:]))]
+                for start in starts
+            ]
+            node = Stacked(
+                Leaf(array), np.array(starts, dtype=np.int64).reshape(shape[0], len(shape) - 1), shape[1:]
+            )
+            return node, np.array(windows, dtype="i4").reshape(shape)
         return leaf(shape)
 
     shape = tuple(draw(st.lists(st.integers(0, 5), max_size=3)))
