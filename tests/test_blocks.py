@@ -6,6 +6,7 @@ import itertools
 import pickle
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ import pytest
 import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
+from zarr.storage import MemoryStore
 
 import aioxarray
 from aioxarray import Batches, Blocks, blocks
-from aioxarray.testing import RecordingStore
-from tests.samples import stored
+from aioxarray.testing import LatencyStore, RecordingStore, VirtualClock
+from tests import samples
+from tests.samples import decoded, stored
 
 
 def sample() -> xr.Dataset:
@@ -194,7 +197,7 @@ def test_members_are_windows_that_stay_inside(
     expected = [
         [list(range(start + by, end + by)) for by in offsets]
         for start, end in windows
-        if all(0 <= start + by and end + by <= length for by in offsets)
+        if all(start + by >= 0 and end + by <= length for by in offsets)
         and (end - start == size or not drop_short)
     ]
     pieces = blocks(
@@ -289,9 +292,7 @@ def test_any_batch_has_the_values_of_its_pieces(data: st.DataObject) -> None:
         "time": data.draw(st.integers(1, 10), "time"),
         "station": data.draw(st.one_of(st.just(-1), st.integers(1, 6)), "station"),
     }
-    overlap = {
-        dim: data.draw(st.integers(0, size - 1)) for dim, size in sizes.items() if size > 0
-    }
+    overlap = {dim: data.draw(st.integers(0, size - 1)) for dim, size in sizes.items() if size > 0}
     pieces = blocks(ds, sizes, overlap=overlap, drop_short=True)
     pieces = pieces.shuffle(data.draw(st.integers(0, 3)), buffer=data.draw(st.integers(1, 9)))
     n, drop_last = data.draw(st.integers(1, 7)), data.draw(st.booleans())
@@ -308,6 +309,23 @@ def test_any_batch_has_the_values_of_its_pieces(data: st.DataObject) -> None:
         xr.testing.assert_identical(batch.isel(sample=[at]), wanted.isel(sample=[at]))
         xr.testing.assert_identical(batch.isel(time=0), wanted.isel(time=0))
         xr.testing.assert_identical(batch, wanted)
+
+
+@pytest.mark.parametrize("source", ["numbers", "decoded", "texts"])
+@pytest.mark.parametrize("opened", [aioxarray.open_zarr, partial(xr.open_zarr, chunks=None)])
+def test_batches_of_all_kinds_of_variables(opened: Callable[..., xr.Dataset], source: str) -> None:
+    made, encoding = decoded() if source == "decoded" else (getattr(samples, source)(), {})
+    store = MemoryStore()
+    made.to_zarr(store, consolidated=False, encoding=encoding)
+    ds = opened(store, consolidated=False)
+    for dim in map(str, ds.dims):
+        pieces = blocks(ds, {dim: 2}, overlap={dim: 1}).shuffle(1, buffer=3)
+        (batch,) = pieces.batch(100)
+        expected = concatenated([each.copy() for each in pieces], [dim])
+        xr.testing.assert_identical(batch, expected)
+        for name, variable in expected.variables.items():
+            assert batch[name].dtype == variable.dtype
+            assert batch[name].encoding == variable.encoding
 
 
 def test_labels_that_agree_stay_indexes() -> None:
@@ -345,8 +363,8 @@ def test_batches_are_sliced_and_pickled() -> None:
     batches = blocks(lazy(sample()), {"time": 1}).shuffle(1).shard(0, 2).batch(2)
     times = [batch.time.values.ravel().tolist() for batch in batches]
     assert [len(each) for each in times] == [2, 2, 1]
-    assert sum(times, []) == [
-        each.time.item() for each in blocks(sample(), {"time": 1}).shuffle(1).shard(0, 2)
+    assert list(itertools.chain(*times)) == [
+        each.time.item() for each in blocks(lazy(sample()), {"time": 1}).shuffle(1).shard(0, 2)
     ]
     assert isinstance(batches[1:], Batches)
     again = pickle.loads(pickle.dumps(batches[::-1]))
@@ -374,12 +392,15 @@ def test_a_part_of_a_tree() -> None:
     assert batch.name == "a"
     assert batch["b"].w.dims == ("batch", "time")
     xr.testing.assert_identical(
-        batch.to_dataset(), concatenated([tree.to_dataset().isel(time=slice(at, at + 5)) for at in (0, 5)], ["time"])
+        batch.to_dataset(),
+        concatenated([tree.to_dataset().isel(time=slice(at, at + 5)) for at in (0, 5)], ["time"]),
     )
 
 
-def requested(store: RecordingStore) -> Counter[str]:
-    return Counter(request.key for request in store.log.requests if "/c" in request.key)
+def data_requests(store: RecordingStore) -> Counter[str]:
+    """Return how often each chunk of v and w was requested."""
+    keys = (request.key for request in store.log.requests)
+    return Counter(key for key in keys if key.startswith(("v/c", "w/c")))
 
 
 @pytest.mark.parametrize("loaded", ["load", "stream"])
@@ -398,7 +419,7 @@ def test_a_batch_requests_each_chunk_once(loaded: str) -> None:
         times = batch.time.values.ravel().tolist()
         chunks = {f"v/c/{time // 4}/{column}" for time in times for column in range(2)}
         chunks |= {f"w/c/{time // 7}" for time in times}
-        assert requested(store) == dict.fromkeys(chunks, 1)
+        assert data_requests(store) == dict.fromkeys(chunks, 1)
 
 
 def test_part_of_a_batch_requests_its_chunks() -> None:
@@ -408,17 +429,33 @@ def test_part_of_a_batch_requests_its_chunks() -> None:
     store.log.clear()
     part = aioxarray.load(batch.v.isel(batch=1, station=slice(0, 2)))
     assert part.values.tolist() == sample().v[5:, :2].values.tolist()
-    assert requested(store) == {"v/c/1/0": 1, "v/c/2/0": 1}
+    assert data_requests(store) == {"v/c/1/0": 1, "v/c/2/0": 1}
 
 
-def test_overlapping_windows_read_a_chunk_once() -> None:
-    store = RecordingStore(stored(sample(), consolidated=False))
-    ds = aioxarray.open_zarr(store, consolidated=False)[["v"]]
-    (pair,) = blocks(ds, {"time": 4}, overlap={"time": 3}, offsets={"time": (0, 1)}).batch(8)
-    store.log.clear()
-    aioxarray.load(pair)
-    keys = {f"v/c/{row}/{column}": 1 for row in range(3) for column in range(2)}
-    assert requested(store) == keys
+def test_pairs_of_batches_request_a_chunk_once() -> None:
+    clock = VirtualClock()
+    store = RecordingStore(LatencyStore(stored(sample(), consolidated=False), 0.05))
+
+    async def load() -> None:
+        ds = (await aioxarray.open_zarr_async(store, consolidated=False))[["v"]]
+        windows = blocks(ds, {"time": 4}, overlap={"time": 3}, offsets={"time": (0, 1)})
+        (pair,) = windows.shuffle(0).batch(8)
+        store.log.clear()
+        await aioxarray.load_async(pair)
+
+    clock.run(load)
+    assert data_requests(store) == {
+        f"v/c/{row}/{column}": 1 for row in range(3) for column in range(2)
+    }
+
+
+def test_a_batch_is_divided_like_other_data() -> None:
+    (batch,) = blocks(lazy(sample()), {"time": 5}).batch(2)
+    assert len(blocks(batch, {"station": "chunks"})) == 2
+    for piece in blocks(batch, {"batch": 1}):
+        xr.testing.assert_identical(piece.v, batch.v.isel(batch=[int(piece.time[0, 0]) // 5]))
+    with pytest.raises(ValueError, match="stored in chunks along 'time': give the length"):
+        blocks(batch, {"time": "chunks"})
 
 
 def test_files_and_packed_values(tmp_path: Path) -> None:
@@ -430,14 +467,14 @@ def test_files_and_packed_values(tmp_path: Path) -> None:
     with aioxarray.open_mfdataset(paths, chunks=None) as opened:
         pieces = blocks(opened, {"time": 2}).shuffle(3, buffer=2)
         for batch, at in zip(pieces.batch(2), range(0, 5, 2), strict=True):
-            expected = concatenated([ds.isel(time=piece.time) for piece in pieces[at : at + 2]], ["time"])
+            expected = concatenated(
+                [ds.isel(time=piece.time) for piece in pieces[at : at + 2]], ["time"]
+            )
             xr.testing.assert_identical(batch.drop_attrs(), expected)
     with xr.open_dataset(paths[0], engine="h5netcdf") as plain:
         (batch,) = blocks(plain, {"time": 1}).shuffle(0).batch(5)
         assert not batch.v._in_memory
-        np.testing.assert_array_equal(
-            batch.v.values[:, 0], ds.v.values[batch.time.values[:, 0]]
-        )
+        np.testing.assert_array_equal(batch.v.values[:, 0], ds.v.values[batch.time.values[:, 0]])
 
 
 # --- order -----------------------------------------------------------------------------------
@@ -572,7 +609,7 @@ def test_invalid_batches(arguments: Any, error: type[Exception], message: str) -
 def test_invalid_flags() -> None:
     with pytest.raises(TypeError, match="drop_short must be True or False, got 'yes'"):
         blocks(sample(), {"time": 4}, drop_short="yes")  # type: ignore[call-overload]
-    with pytest.raises(TypeError, match="overlap must be a mapping, such as {'time': 6}; got 3"):
+    with pytest.raises(TypeError, match=r"overlap must be a mapping, such as {'time': 6}; got 3"):
         blocks(sample(), {"time": 4}, overlap=3)  # type: ignore[call-overload]
 
 

@@ -220,9 +220,7 @@ class Blocks(Sequence[P], Generic[P]):
             raise ValueError(f"rank must be less than world={world}; got {rank}")
         return self._then(slice(len(self) * rank // world, len(self) * (rank + 1) // world))
 
-    def batch(
-        self, n: int, *, drop_last: bool = False, dim: Hashable = "batch"
-    ) -> Batches[P]:
+    def batch(self, n: int, *, drop_last: bool = False, dim: Hashable = "batch") -> Batches[P]:
         """Return batches of ``n`` pieces that follow each other, stacked along a new dimension.
 
         A batch is lazy, and loads in one go::

@@ -82,17 +82,16 @@ def nodes(draw: st.DrawFn) -> Built:
             node, array = build(shape, depth - 1)
             return Cast(node, np.dtype("f8")), array.astype("f8")
         if kind == "stacked" and len(shape) > 1:
-            whole = tuple(size + draw(st.integers(0, 3)) for size in shape[1:])
-            (_, array), room = leaf(whole), [range(n - k + 1) for n, k in zip(whole, shape[1:])]
-            starts = [[draw(st.sampled_from(each)) for each in room] for _ in range(shape[0])]
+            count, *sizes = shape
+            more = [draw(st.integers(0, 3)) for _ in sizes]
+            _, array = leaf(tuple(np.add(sizes, more).tolist()))
+            starts = [[draw(st.integers(0, each)) for each in more] for _ in range(count)]
             windows = [
-                array[tuple(slice(at, at + size) for at, size in zip(start, shape[1:]))]
-                for start in starts
+                array[tuple(map(slice, start, np.add(start, sizes).tolist()))] for start in starts
             ]
-            node = Stacked(
-                Leaf(array), np.array(starts, dtype=np.int64).reshape(shape[0], len(shape) - 1), shape[1:]
-            )
-            return node, np.array(windows, dtype="i4").reshape(shape)
+            corners = np.array(starts, dtype=np.int64).reshape(count, len(sizes))
+            stacked = np.array(windows, dtype="i4").reshape(shape)
+            return Stacked(Leaf(array), corners, tuple(sizes)), stacked
         return leaf(shape)
 
     shape = tuple(draw(st.lists(st.integers(0, 5), max_size=3)))

@@ -40,6 +40,7 @@ from aioxarray._xarray.compat import (
     decompose_indexer,
 )
 
+
 @dataclass(frozen=True, eq=False)
 class Leaf:
     """An array that can be read: a lazy xarray array or a numpy array."""
@@ -389,5 +390,3 @@ def _part(array: Any, selection: Sequence[Selector]) -> Any:
         for each in selection
     )
     return array.oindex[OuterIndexer(tuple(keys))]
-
-

@@ -166,9 +166,7 @@ def _size(dim: Hashable, size: Any, lengths: Mapping[Hashable, int]) -> int | St
     return length
 
 
-def _check_overlap(
-    dim: Any, positions: Any, chosen: Mapping[Hashable, int | Stored]
-) -> None:
+def _check_overlap(dim: Any, positions: Any, chosen: Mapping[Hashable, int | Stored]) -> None:
     if dim not in chosen:
         raise ValueError(f"overlap names the dimension {dim!r}, which sizes does not divide")
     size = chosen[dim]
@@ -196,7 +194,7 @@ def _axis(
     length = contents.lengths[dim]
     if size == -1:
         return Axis(dim, windows(0, length, max(length, 1)), None, is_whole=True)
-    stored = "shards" if size == "shards" else "chunks"
+    stored: Stored = "shards" if size == "shards" else "chunks"
     found = _cuts(contents.variables, dim, stored)
     if isinstance(size, str):
         if found is None:

@@ -69,9 +69,7 @@ class Stack:
         return stacked[name].rename(array.name)
 
     def _of_dataset(self, dataset: xr.Dataset) -> xr.Dataset:
-        variables = {
-            name: self._of_variable(dataset.variables[name]) for name in dataset.data_vars
-        }
+        variables = {name: self._of_variable(dataset.variables[name]) for name in dataset.data_vars}
         stacked = xr.Dataset(variables, self._of_coordinates(dataset.coords), dataset.attrs)
         stacked.encoding = dict(dataset.encoding)
         return stacked
@@ -116,4 +114,5 @@ class Stack:
             )
             for starts in zip(*(self.starts[dim] for dim in along), strict=True)
         ]
-        return xr.Variable.concat(windows, self.dim)
+        stacked: xr.Variable = xr.Variable.concat(windows, self.dim)
+        return stacked

@@ -30,9 +30,7 @@ def lazy_array(data: Any) -> Any:
 def lazy_data_of(node: JoinedNode) -> Any:
     """Return data for a variable that is composed as ``node`` says, and loaded when needed."""
     array = (
-        node.array
-        if isinstance(node, Leaf)
-        else AioArray(LazilyIndexedArray(JoinedArray(node)))
+        node.array if isinstance(node, Leaf) else AioArray(LazilyIndexedArray(JoinedArray(node)))
     )
     protected: Any = copy.copy(array)
     return MemoryCachedArray(CopyOnWriteArray(protected))
