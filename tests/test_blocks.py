@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import pickle
 from collections import Counter
@@ -19,7 +20,7 @@ from zarr.storage import MemoryStore
 
 import aioxarray
 from aioxarray import Batches, Blocks, blocks
-from aioxarray.testing import LatencyStore, RecordingStore, VirtualClock
+from aioxarray.testing import LatencyStore, ObjectServer, RecordingStore, RequestLog, VirtualClock
 from tests import samples
 from tests.samples import decoded, stored
 
@@ -447,6 +448,25 @@ def test_pairs_of_batches_request_a_chunk_once() -> None:
     assert data_requests(store) == {
         f"v/c/{row}/{column}": 1 for row in range(3) for column in range(2)
     }
+
+
+def test_a_server_is_asked_for_each_chunk_of_a_batch_once() -> None:
+    async def requested(url: str, log: RequestLog) -> Counter[str]:
+        ds = await aioxarray.open_zarr_async(url, consolidated=False)
+        pairs = blocks(ds[["v"]], {"time": 3}, overlap={"time": 2}, offsets={"time": (0, 1)})
+        batches = pairs.shuffle(5).batch(7)
+        log.clear()
+        async with aioxarray.stream(batches) as loaded:
+            ((before, after),) = [pair async for pair in loaded]
+        np.testing.assert_array_equal(before.v + 6, after.v)
+        return Counter(request.key for request in log.requests)
+
+    with ObjectServer() as server:
+        for key, value in stored(sample(), consolidated=False)._store_dict.items():
+            server.put(f"data/{key}", value.to_bytes())
+        found = asyncio.run(requested(f"{server.url}/data", server.log))
+    chunks = [*itertools.product(range(3), range(2))]
+    assert found == {f"data/v/c/{row}/{column}": 1 for row, column in chunks} | {"data/name/c/0": 1}
 
 
 def test_a_batch_is_divided_like_other_data() -> None:

@@ -81,7 +81,7 @@ def blocks(
         dimensions have equally many offsets, of which the first of each belong together, and so on.
         A window that leaves the dimension at one of them is no piece.
     drop_short
-        Leave out the pieces that are shorter than the others, at the ends of a dimension.
+        Leave out the pieces that are shorter than the longest, such as the last of a dimension.
 
     Returns
     -------
@@ -261,7 +261,8 @@ class Blocks(Sequence[P], Generic[P]):
         *Requests:* none. When a batch is loaded, pieces that differ along one dimension are read
         together, so that a stored chunk is requested and decoded once, however many of them need
         it. Of those that differ along several dimensions, the ones that differ along one are read
-        together, and all of these at once.
+        together. All of these, and the members of a tuple, are read at once: chunks that they share
+        are requested once, too, unless the store answers without waiting, as one in memory does.
 
         *Memory:* data that is in memory is copied when a batch is taken. Lazy data is read, and
         then copied into the batch: while it loads, it takes up to three times its size.
