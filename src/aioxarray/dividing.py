@@ -265,7 +265,8 @@ class Blocks(Sequence[P], Generic[P]):
         are requested once, too, unless the store answers without waiting, as one in memory does.
 
         *Memory:* data that is in memory is copied when a batch is taken. Lazy data is read, and
-        then copied into the batch: while it loads, it takes up to three times its size.
+        then put in the order of the batch: meanwhile it takes up to twice its size, and three times
+        if it is packed.
         """
         size = number("n", n, 1)
         flag("drop_last", drop_last)

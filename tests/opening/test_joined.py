@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from xarray.core.indexing import BasicIndexer, OuterIndexer
+from xarray.core.indexing import BasicIndexer, LazilyIndexedArray, OuterIndexer
 
 from aioxarray._xarray.arrays.joined import (
     Cast,
@@ -149,3 +149,18 @@ def test_the_lazy_array_selects_as_numpy_does(data: st.DataObject, built: Built)
     arrays = [np.asarray(each, dtype=np.int64) for each in outer]
     got = asyncio.run(lazy.async_getitem(OuterIndexer(tuple(arrays))))
     np.testing.assert_array_equal(got, array[np.ix_(*arrays)] if arrays else array)
+
+
+def test_a_single_part_is_not_copied_unless_it_is_read_only() -> None:
+    values = np.arange(6).reshape(2, 3)
+    leaf = Leaf(LazilyIndexedArray(JoinedArray(Leaf(values))))
+    for node, expected in (
+        (Repeated(leaf, (2,)), [[[0, 1, 2], [3, 4, 5]]] * 2),
+        (Permuted(leaf, (1, 0)), [[0, 3], [1, 4], [2, 5]]),
+        (Stacked(leaf, np.array([[0, 0], [1, 0]]), (1, 3)), [[[0, 1, 2]], [[3, 4, 5]]]),
+    ):
+        whole = BasicIndexer((slice(None),) * len(node.shape))
+        got = asyncio.run(JoinedArray(node).async_getitem(whole))
+        assert got.tolist() == expected
+        got[...] = 0
+        assert values.tolist() == [[0, 1, 2], [3, 4, 5]]

@@ -349,9 +349,12 @@ class JoinedArray(BackendArray):
 
         async def outer(selectors: tuple[Any, ...]) -> Values:
             selection = self._selection(selectors)
-            out = np.empty([len(selector) for selector in selection], dtype=self.dtype)
-            jobs = [partial(_fill, out, piece, load) for piece in pieces(self.node, selection)]
-            await gather(jobs)
+            parts = list(pieces(self.node, selection))
+            if len(parts) == 1 and _is_all(parts[0], selection):
+                out = await _only(parts[0], self.dtype, load)
+            else:
+                out = np.empty([len(selector) for selector in selection], dtype=self.dtype)
+                await gather([partial(_fill, out, piece, load) for piece in parts])
             kept = [isinstance(each, slice | np.ndarray) for each in selectors]
             return out[tuple(slice(None) if keep else 0 for keep in kept)]
 
@@ -379,6 +382,19 @@ async def _fill(out: Values, piece: Piece, load: Callable[[Any], Any]) -> None:
     else:
         values = await load(_part(piece.array, piece.selection))
     out[as_index(piece.place)] = piece.fit(values)
+
+
+def _is_all(piece: Piece, selection: Sequence[Selector]) -> bool:
+    """Return whether a lazy piece is all of a selection, in order."""
+    whole = [range(len(selector)) for selector in selection]
+    ranges = [each for each in piece.place if isinstance(each, range)]
+    return ranges == whole and not isinstance(piece.array, np.ndarray)
+
+
+async def _only(piece: Piece, dtype: np.dtype[Any], load: Callable[[Any], Any]) -> Values:
+    """Return the values of a piece without another copy of them, if they can be written to."""
+    values = piece.fit(await load(_part(piece.array, piece.selection)))
+    return np.require(values, dtype, "W")
 
 
 def _part(array: Any, selection: Sequence[Selector]) -> Any:
