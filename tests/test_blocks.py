@@ -379,10 +379,19 @@ def test_batches_are_sliced_and_pickled() -> None:
 
 def test_indexes_of_several_coordinates_and_none() -> None:
     ds = sample().set_xindex("name").stack(point=("time", "station"), create_index=True)
-    (batch,) = blocks(ds, {"point": 30}).batch(2)
+    (batch,) = blocks(ds, {"point": 30}, offsets={"point": range(1)}).batch(2)[0]
     assert set(batch.indexes) == set()
     assert batch.time.dims == ("batch", "point")
     xr.testing.assert_identical(batch, concatenated(list(blocks(ds, {"point": 30})), ["point"]))
+
+
+def test_indexes_along_other_dimensions_stay() -> None:
+    ds = sample().assign_coords(row=("station", [0, 0, 0, 1, 1, 1])).set_xindex(["name", "row"])
+    (batch,) = blocks(ds, {"time": 5}).batch(2)
+    assert set(batch.indexes) == {"station", "name", "row"} & set(ds.indexes)
+    assert batch.xindexes["name"] is batch.xindexes["row"]
+    expected = concatenated(list(blocks(ds, {"time": 5})), ["time"])
+    xr.testing.assert_identical(batch.sel(row=1), expected.sel(row=1))
 
 
 def test_a_part_of_a_tree() -> None:
@@ -589,6 +598,8 @@ def test_invalid_overlaps(overlap: Any, error: type[Exception], message: str) ->
         ({"station": (0, 1)}, ValueError, "offsets names the dimension 'station', which sizes"),
         ({"time": 1}, TypeError, r"several numbers, such as \(0, 1\); got 1"),
         ({"time": "01"}, TypeError, "several numbers"),
+        ({"time": {0, 1}}, TypeError, "several numbers"),
+        ({"time": np.arange(2)}, TypeError, "several numbers"),
         ({"time": (0, 0.5)}, TypeError, "an offset along 'time' must be a number, got 0.5"),
         ({"time": (0, True)}, TypeError, "must be a number, got True"),
         ({"time": ()}, ValueError, "one number for each member.*got 0 along 'time'"),

@@ -232,9 +232,10 @@ class Blocks(Sequence[P], Generic[P]):
 
         Variables with a dimension that is divided get the new dimension, as their first. The others
         are the same in all pieces, and stay as they are. Whole dimensions (-1, or a single chunk)
-        do not count as divided. Coordinates are treated alike: those that get the new dimension
-        keep their labels, and lose their index. All batches have the same variables and dimensions,
-        whatever the order of the pieces. Pieces with offsets give a tuple of such batches.
+        do not count as divided, unless all are whole. Coordinates are treated alike: those that get
+        the new dimension keep their labels, and lose their index. All batches have the same
+        variables and dimensions, whatever the order of the pieces. Pieces with offsets give a tuple
+        of such batches.
 
         Parameters
         ----------

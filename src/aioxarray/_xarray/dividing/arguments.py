@@ -107,7 +107,7 @@ def offsets_of(offsets: Any) -> Offsets | None:
         raise ValueError("offsets names no dimension; for example {'time': (0, 1)}")
     checked: dict[Hashable, tuple[int, ...]] = {}
     for dim, moves in given.items():
-        if isinstance(moves, str | Mapping) or not hasattr(moves, "__len__"):
+        if isinstance(moves, str | bytes) or not isinstance(moves, Sequence):
             raise TypeError(
                 f"offsets along {dim!r} must be several numbers, such as (0, 1); got {moves!r}"
             )
