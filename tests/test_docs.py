@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import s3fs
+import zarr
 
 import aioxarray
 from aioxarray.testing import ObjectServer
@@ -58,11 +59,13 @@ def server(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 
 @pytest.fixture
-def logging_as_before() -> Iterator[None]:
-    """Undo what a page does to the loggers of this process: later tests would write records."""
+def process_as_before() -> Iterator[None]:
+    """Undo what a page does to loggers and to zarr in this process, for later tests."""
     loggers = [logging.getLogger(), logging.getLogger("aioxarray.requests")]
     before = [(logger, logger.level, list(logger.handlers)) for logger in loggers]
-    yield
+    pipeline = "codec_pipeline.path"
+    with zarr.config.set({pipeline: zarr.config.get(pipeline)}):
+        yield
     for logger, level, handlers in before:
         logger.setLevel(level)
         logger.handlers[:] = handlers
@@ -73,7 +76,7 @@ def test_the_pages_have_code() -> None:
     assert sum(len(blocks(page)) for page in PAGES) > 40
 
 
-@pytest.mark.usefixtures("logging_as_before")
+@pytest.mark.usefixtures("process_as_before")
 @pytest.mark.parametrize("page", WITH_CODE)
 def test_blocks_run(page: str, server: ObjectServer) -> None:
     space = documents.names(server)

@@ -37,6 +37,7 @@ VERBS = {
 }
 OTHERS = {
     "ArrayChangedError",
+    "Batches",
     "Blocks",
     "CodecPipeline",
     "ForkError",

@@ -19,7 +19,7 @@ from __future__ import annotations
 from aioxarray._zarr.chunks.pipeline import CodecPipeline
 from aioxarray.accessors import Installation, aio, install, register
 from aioxarray.config import config
-from aioxarray.dividing import Blocks, blocks
+from aioxarray.dividing import Batches, Blocks, blocks
 from aioxarray.errors import ArrayChangedError, ForkError, Overloaded, TooLargeError
 from aioxarray.explaining import (
     LoadPlan,
@@ -60,6 +60,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ArrayChangedError",
+    "Batches",
     "Blocks",
     "CodecPipeline",
     "ForkError",

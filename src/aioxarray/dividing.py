@@ -1,33 +1,58 @@
-"""Division of xarray objects into lazy pieces: `blocks`."""
+"""Division of xarray objects into lazy pieces, and batches of them: `blocks`."""
 
 from __future__ import annotations
 
-import math
 import operator
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar, overload
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any, Generic, TypeVar, overload
 
-import numpy as np
 import xarray as xr
 
-from aioxarray._xarray.dividing.divisions import Division, Numbers, runs, windows
+from aioxarray._xarray.dividing.arguments import (
+    Contents,
+    Offsets,
+    Stored,
+    flag,
+    grid_of,
+    number,
+    offsets_of,
+)
+from aioxarray._xarray.dividing.grid import Grid
 from aioxarray._xarray.dividing.order import Order, Shuffle
-from aioxarray._xarray.dividing.stored import cuts
-from aioxarray.errors import did_you_mean
+from aioxarray._xarray.dividing.stacking import Stack
 
-__all__ = ["Blocks", "blocks"]
+__all__ = ["Batches", "Blocks", "blocks"]
 
 T = TypeVar("T", xr.Dataset, xr.DataArray, xr.DataTree)
-Stored = Literal["chunks", "shards"]
+P = TypeVar("P")
 
 
+@overload
 def blocks(
     obj: T,
+    sizes: Mapping[Any, int | Stored] | Stored = ...,
+    *,
+    overlap: Mapping[Any, int] | None = ...,
+    offsets: None = ...,
+    drop_short: bool = ...,
+) -> Blocks[T]: ...
+@overload
+def blocks(
+    obj: T,
+    sizes: Mapping[Any, int | Stored] | Stored = ...,
+    *,
+    overlap: Mapping[Any, int] | None = ...,
+    offsets: Mapping[Any, Sequence[int]],
+    drop_short: bool = ...,
+) -> Blocks[tuple[T, ...]]: ...
+def blocks(
+    obj: Any,
     sizes: Mapping[Any, int | Stored] | Stored = "chunks",
     *,
     overlap: Mapping[Any, int] | None = None,
-) -> Blocks[T]:
+    offsets: Mapping[Any, Sequence[int]] | None = None,
+    drop_short: bool = False,
+) -> Blocks[Any]:
     """Divide ``obj`` into lazy pieces.
 
     The pieces are a sequence: `stream` loads them ahead of their consumer, and any of them can be
@@ -50,6 +75,13 @@ def blocks(
     overlap
         How many positions along a dimension a piece shares with the next, for dimensions whose
         length of a piece is a number.
+    offsets
+        Makes each piece a tuple of objects: the windows at these numbers of positions from where
+        the piece is. ``{"time": (0, 1)}`` gives pairs of a window and the one a step later. Several
+        dimensions have equally many offsets, of which the first of each belong together, and so on.
+        A window that leaves the dimension at one of them is no piece.
+    drop_short
+        Leave out the pieces that are shorter than the longest, such as the last of a dimension.
 
     Returns
     -------
@@ -69,6 +101,10 @@ def blocks(
     cheap to read again. Where they are of equal size, a piece ends where a chunk ends in all of
     them. Chunks of dask arrays count as stored ones.
 
+    *Overlap and offsets:* ``overlap`` decides where windows are; then each is moved by the offsets.
+    With ``{"time": 4}``, an overlap of 3 and offsets of 0 and 1, the pairs begin at 0 and 1, 1 and
+    2, 2 and 3, and so on.
+
     *Memory:* eight bytes for each piece that is shuffled; the pieces themselves are made when they
     are taken. They are pickled as ``obj`` and its division, with all values of ``obj`` that are in
     memory.
@@ -81,100 +117,68 @@ def blocks(
         raise TypeError(
             f"blocks() divides a Dataset, DataArray or DataTree; got {type(obj).__name__}"
         )
-    variables, lengths = _contents(obj)
-    chosen = _chosen(sizes, variables, lengths)
-    for dim, positions in (overlap or {}).items():
-        _check_overlap(dim, positions, chosen, lengths)
-    axes = [
-        _axis(dim, size, (overlap or {}).get(dim, 0), variables, lengths[dim])
-        for dim, size in chosen.items()
-    ]
-    count = math.prod(len(axis.division) for axis in axes)
-    return Blocks(obj, tuple(axes), Order(count, _Groups(tuple(axes))))
+    moves = offsets_of(offsets)
+    grid = grid_of(
+        Contents.of(obj), sizes, overlap, moves, drop_short=flag("drop_short", drop_short)
+    )
+    return Blocks(obj, grid, Order(grid.count, grid.groups), moves)
 
 
-@dataclass(frozen=True)
-class _Axis:
-    """A dimension that is divided.
-
-    Attributes
-    ----------
-    dim
-        The dimension.
-    division
-        Its pieces.
-    cuts
-        The positions at which stored chunks end; None if that is unknown.
-    """
-
-    dim: Hashable
-    division: Division
-    cuts: tuple[int, ...] | None
-
-    def groups(self) -> Numbers:
-        """Return, for each piece, the number of the stored chunk in which it begins."""
-        starts, _ = self.division.all_bounds()
-        if self.cuts is None:
-            return np.arange(len(starts), dtype=np.int64)
-        return np.searchsorted(np.array(self.cuts, dtype=np.int64), starts, side="right")
-
-
-@dataclass(frozen=True)
-class _Groups:
-    """Numbers that are equal for pieces that begin in the same stored chunks."""
-
-    axes: tuple[_Axis, ...]
-
-    def __call__(self, numbers: Numbers) -> Numbers:
-        shape = tuple(len(axis.division) for axis in self.axes)
-        total = np.zeros(len(numbers), dtype=np.int64)
-        for axis, places in zip(self.axes, np.unravel_index(numbers, shape), strict=True):
-            groups = axis.groups()
-            total = total * (int(groups.max(initial=0)) + 1) + groups[places]
-        return total
-
-
-class Blocks(Sequence[T], Generic[T]):
+class Blocks(Sequence[P], Generic[P]):
     """The pieces of an object, which are made when they are taken; `blocks` makes the sequence.
 
     A slice of it is another such sequence.
     """
 
-    def __init__(self, obj: T, axes: tuple[_Axis, ...], order: Order) -> None:
-        self._obj: T = obj
-        self._axes = axes
+    def __init__(self, obj: Any, grid: Grid, order: Order, offsets: Offsets | None) -> None:
+        self._obj = obj
+        self._grid = grid
         self._order = order
+        self._offsets = offsets
 
     def __len__(self) -> int:
         return len(self._order)
 
     @overload
-    def __getitem__(self, index: int) -> T: ...
+    def __getitem__(self, index: int) -> P: ...
     @overload
-    def __getitem__(self, index: slice) -> Blocks[T]: ...
-    def __getitem__(self, index: int | slice) -> T | Blocks[T]:
+    def __getitem__(self, index: slice) -> Blocks[P]: ...
+    def __getitem__(self, index: int | slice) -> P | Blocks[P]:
         if isinstance(index, slice):
             return self._then(index)
-        at = operator.index(index)
-        if not -len(self) <= at < len(self):
-            raise IndexError(f"there are {len(self)} pieces, and none with the index {at}")
-        return self._piece(self._order[at])
+        return self._piece(self._order[_place(index, len(self), "pieces")])
 
-    def __iter__(self) -> Iterator[T]:
-        for number in self._order.numbers:
-            yield self._piece(int(number))
+    def __iter__(self) -> Iterator[P]:
+        for each in self._order.numbers:
+            yield self._piece(int(each))
 
-    def _piece(self, number: int) -> T:
-        shape = tuple(len(axis.division) for axis in self._axes)
-        places = np.unravel_index(number, shape)
-        selection = {
-            axis.dim: slice(*axis.division.bounds(int(place)))
-            for axis, place in zip(self._axes, places, strict=True)
-        }
-        piece: T = self._obj.isel(selection)
-        return piece
+    def _piece(self, number: int) -> P:
+        window = self._grid.window(number)
 
-    def shuffle(self, seed: int, *, buffer: int = 256, epoch: int = 0) -> Blocks[T]:
+        def moved(by: Mapping[Hashable, int]) -> Any:
+            return self._obj.isel(
+                {
+                    dim: slice(start + by.get(dim, 0), end + by.get(dim, 0))
+                    for dim, (start, end) in window.items()
+                }
+            )
+
+        return self._members(moved)
+
+    def _stacked(self, places: range, dim: Hashable) -> P:
+        """Return the pieces at some places in the order, stacked along a new dimension."""
+        numbers = self._order.numbers[places.start : places.stop]
+        windows = [self._grid.window(int(each)) for each in numbers]
+        stack = Stack.of(windows, self._grid.split, dim)
+        return self._members(lambda by: stack.moved(by).of_object(self._obj))
+
+    def _members(self, make: Callable[[Mapping[Hashable, int]], Any]) -> P:
+        """Return a piece, or a tuple of its members, each of which ``make`` makes where it is."""
+        piece: Any = make({}) if self._offsets is None else tuple(map(make, self._offsets))
+        result: P = piece
+        return result
+
+    def shuffle(self, seed: int, *, buffer: int = 256, epoch: int = 0) -> Blocks[P]:
         """Return the pieces in a random order, which is the same on every machine.
 
         Pieces that begin in the same stored chunk stay close, so that it is fetched once: the
@@ -192,10 +196,10 @@ class Blocks(Sequence[T], Generic[T]):
         TypeError, ValueError
             If one of them is no number, or negative, or ``buffer`` is 0.
         """
-        seed, epoch = _number("seed", seed, 0), _number("epoch", epoch, 0)
-        return self._then(Shuffle(seed, epoch, _number("buffer", buffer, 1)))
+        seed, epoch = number("seed", seed, 0), number("epoch", epoch, 0)
+        return self._then(Shuffle(seed, epoch, number("buffer", buffer, 1)))
 
-    def shard(self, rank: int, world: int) -> Blocks[T]:
+    def shard(self, rank: int, world: int) -> Blocks[P]:
         """Return part ``rank`` of ``world`` parts that follow each other, of nearly equal lengths.
 
         Parameters
@@ -210,130 +214,123 @@ class Blocks(Sequence[T], Generic[T]):
         TypeError, ValueError
             If one of them is no number, or if there is no such part.
         """
-        world = _number("world", world, 1)
-        rank = _number("rank", rank, 0)
+        world = number("world", world, 1)
+        rank = number("rank", rank, 0)
         if rank >= world:
             raise ValueError(f"rank must be less than world={world}; got {rank}")
         return self._then(slice(len(self) * rank // world, len(self) * (rank + 1) // world))
 
-    def _then(self, step: slice | Shuffle) -> Blocks[T]:
-        return Blocks(self._obj, self._axes, self._order.then(step))
+    def batch(self, n: int, *, drop_last: bool = False, dim: Hashable = "batch") -> Batches[P]:
+        """Return batches of ``n`` pieces that follow each other, stacked along a new dimension.
+
+        A batch is lazy, and loads in one go::
+
+            batches = pieces.shuffle(seed=0).shard(rank, world).batch(8)
+            with aioxarray.stream(batches) as loaded:
+                for batch in loaded:
+                    train(batch)
+
+        Variables with a dimension that is divided get the new dimension, as their first. The others
+        are the same in all pieces, and stay as they are. Whole dimensions (-1, or a single chunk)
+        do not count as divided, unless all are whole. Coordinates are treated alike: those that get
+        the new dimension keep their labels, and lose their index. All batches have the same
+        variables and dimensions, whatever the order of the pieces. Pieces with offsets give a tuple
+        of such batches.
+
+        Parameters
+        ----------
+        n
+            The number of pieces of a batch.
+        drop_last
+            Leave out the last batch if it has less than ``n`` pieces.
+        dim
+            The name of the new dimension.
+
+        Returns
+        -------
+        Batches
+            A sequence, like that of the pieces.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is invalid, if ``dim`` is a name in the object already, or if the pieces
+            differ in shape; `blocks` leaves out shorter ones with ``drop_short=True``.
+
+        Notes
+        -----
+        *Requests:* none. When a batch is loaded, pieces that differ along one dimension are read
+        together, so that a stored chunk is requested and decoded once, however many of them need
+        it. Of those that differ along several dimensions, the ones that differ along one are read
+        together. All of these, and the members of a tuple, are read at once: chunks that they share
+        are requested once, too, unless the store answers without waiting, as one in memory does.
+
+        *Memory:* data that is in memory is copied when a batch is taken. Lazy data is read, and
+        then put in the order of the batch: meanwhile it takes up to twice its size, and three times
+        if it is packed.
+        """
+        size = number("n", n, 1)
+        flag("drop_last", drop_last)
+        contents = Contents.of(self._obj)
+        if dim in contents.lengths or dim in contents.names:
+            raise ValueError(
+                f"the object has a dimension or variable {dim!r} already: give the new dimension "
+                "another name, such as dim='sample'"
+            )
+        for along, (shortest, longest) in self._grid.lengths(self._order.numbers).items():
+            if shortest != longest:
+                raise ValueError(
+                    f"pieces have {shortest} to {longest} positions along {along!r}, and only "
+                    "equal ones can be stacked: leave out the shorter ones, with "
+                    "blocks(…, drop_short=True)"
+                )
+        count = len(self) // size if drop_last else -(-len(self) // size)
+        return Batches(self, size, dim, range(count))
+
+    def _then(self, step: slice | Shuffle) -> Blocks[P]:
+        return Blocks(self._obj, self._grid, self._order.then(step), self._offsets)
 
     def __repr__(self) -> str:
-        dims = ", ".join(map(str, (axis.dim for axis in self._axes)))
-        return f"<Blocks: {len(self)} pieces of a {type(self._obj).__name__} along {dims}>"
+        dims = ", ".join(str(axis.dim) for axis in self._grid.axes)
+        kind = type(self._obj).__name__
+        if self._offsets is not None:
+            kind += f", each at {len(self._offsets)} offsets,"
+        return f"<Blocks: {len(self)} pieces of a {kind} along {dims}>"
 
 
-def _contents(obj: xr.Dataset | xr.DataArray | xr.DataTree) -> tuple[list[xr.Variable], Any]:
-    """Return the variables of ``obj``, and the length of each dimension."""
-    datasets: list[Any] = []
-    if isinstance(obj, xr.DataTree):
-        datasets = [node.to_dataset(inherit=False) for node in obj.subtree]
-    elif isinstance(obj, xr.Dataset):
-        datasets = [obj]
-    if isinstance(obj, xr.DataArray):
-        variables = [obj.variable, *(each.variable for each in obj.coords.values())]
-        return variables, dict(obj.sizes)
-    lengths: dict[Hashable, int] = {}
-    for dataset in datasets:
-        for dim, length in dataset.sizes.items():
-            if lengths.setdefault(dim, length) != length:
-                raise ValueError(
-                    f"the groups of the tree have different lengths of {dim!r}: "
-                    f"{lengths[dim]} and {length}; divide the groups one by one"
-                )
-    return [variable for each in datasets for variable in each.variables.values()], lengths
+class Batches(Sequence[P], Generic[P]):
+    """Batches of pieces, which are made when they are taken; `Blocks.batch` makes the sequence.
 
+    A slice of it is another such sequence.
+    """
 
-def _chosen(
-    sizes: Any, variables: Sequence[xr.Variable], lengths: Mapping[Hashable, int]
-) -> dict[Hashable, int | Stored]:
-    """Return the length of a piece for each dimension that is divided."""
-    if isinstance(sizes, Mapping):
-        if not sizes:
-            raise ValueError("sizes names no dimension; for example {'time': 24}")
-        return {dim: _size(dim, size, lengths) for dim, size in sizes.items()}
-    if sizes not in ("chunks", "shards"):
-        raise TypeError(f"sizes must be a mapping, 'chunks' or 'shards'; got {sizes!r}")
-    found: dict[Hashable, int | Stored] = {
-        dim: sizes for dim in lengths if _cuts(variables, dim, sizes) is not None
-    }
-    if not found:
-        raise ValueError(
-            f"no variable is known to be stored in chunks: give the lengths of the pieces, such as "
-            f"{{{next(iter(lengths), 'time')!r}: 24}}, in place of {sizes!r}"
-        )
-    return found
+    def __init__(self, pieces: Blocks[P], n: int, dim: Hashable, numbers: range) -> None:
+        self._pieces = pieces
+        self._n = n
+        self._dim = dim
+        self._numbers = numbers
 
+    def __len__(self) -> int:
+        return len(self._numbers)
 
-def _size(dim: Hashable, size: Any, lengths: Mapping[Hashable, int]) -> int | Stored:
-    if dim not in lengths:
-        names = [str(each) for each in lengths]
-        raise ValueError(
-            f"there is no dimension {dim!r} to divide; there are {', '.join(map(repr, lengths))}"
-            f"{did_you_mean(str(dim), names)}"
-        )
-    if size in ("chunks", "shards") and isinstance(size, str):
-        chosen: Stored = "chunks" if size == "chunks" else "shards"
-        return chosen
-    if isinstance(size, bool) or not hasattr(size, "__index__"):
-        raise TypeError(
-            f"the length of a piece along {dim!r} must be a number, 'chunks' or 'shards'; "
-            f"got {size!r}"
-        )
-    number = operator.index(size)
-    if number != -1 and number < 1:
-        raise ValueError(
-            f"the length of a piece along {dim!r} must be at least 1, or -1 for all; got {size!r}"
-        )
-    return max(lengths[dim], 1) if number == -1 else number
-
-
-def _check_overlap(
-    dim: Any,
-    positions: Any,
-    chosen: Mapping[Hashable, int | Stored],
-    lengths: Mapping[Hashable, int],
-) -> None:
-    if dim not in chosen:
-        raise ValueError(f"overlap names the dimension {dim!r}, which sizes does not divide")
-    size = chosen[dim]
-    if isinstance(size, str):
-        raise ValueError(f"pieces along {dim!r} end with {size}, and so cannot overlap")
-    if _number(f"overlap along {dim!r}", positions, 0) >= size:
-        raise ValueError(
-            f"overlap along {dim!r} must be less than the length of a piece, {size}; "
-            f"got {positions!r}"
+    @overload
+    def __getitem__(self, index: int) -> P: ...
+    @overload
+    def __getitem__(self, index: slice) -> Batches[P]: ...
+    def __getitem__(self, index: int | slice) -> P | Batches[P]:
+        if isinstance(index, slice):
+            return Batches(self._pieces, self._n, self._dim, self._numbers[index])
+        begin = self._numbers[_place(index, len(self), "batches")] * self._n
+        return self._pieces._stacked(
+            range(begin, min(begin + self._n, len(self._pieces))), self._dim
         )
 
-
-def _axis(
-    dim: Hashable,
-    size: int | Stored,
-    overlap: int,
-    variables: Sequence[xr.Variable],
-    length: int,
-) -> _Axis:
-    if isinstance(size, str):
-        found = _cuts(variables, dim, size)
-        if found is None:
-            raise ValueError(
-                f"no variable is known to be stored in chunks along {dim!r}: give the length of a "
-                f"piece in place of {size!r}"
-            )
-        return _Axis(dim, runs(found, 0, length), None)
-    found = _cuts(variables, dim, "chunks")
-    ends = None if found is None else tuple(found.tolist())
-    return _Axis(dim, windows(0, length, size, overlap), ends)
+    def __repr__(self) -> str:
+        return f"<Batches: {len(self)} batches of {self._n} along {self._dim!r}, of {self._pieces}>"
 
 
-def _cuts(variables: Sequence[xr.Variable], dim: Hashable, stored: Stored) -> Numbers | None:
-    return cuts(variables, dim, shards=stored == "shards")
-
-
-def _number(name: str, value: Any, least: int) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if (number := operator.index(value)) < least:
-        raise ValueError(f"{name} must be at least {least}, got {value!r}")
-    return number
+def _place(index: int, length: int, what: str) -> int:
+    at = operator.index(index)
+    if not -length <= at < length:
+        raise IndexError(f"there are {length} {what}, and none with the index {at}")
+    return at

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from xarray.core.indexing import BasicIndexer, OuterIndexer
+from xarray.core.indexing import BasicIndexer, LazilyIndexedArray, OuterIndexer
 
 from aioxarray._xarray.arrays.joined import (
     Cast,
@@ -19,9 +19,10 @@ from aioxarray._xarray.arrays.joined import (
     Permuted,
     Reindexed,
     Repeated,
-    as_index,
+    Stacked,
     pieces,
 )
+from aioxarray._xarray.arrays.selectors import as_index
 
 Built = tuple[JoinedNode, np.ndarray[Any, Any]]
 
@@ -40,7 +41,7 @@ def nodes(draw: st.DrawFn) -> Built:
         kinds = (
             ["leaf"]
             if depth == 0
-            else [*("leaf", "joined", "permuted", "repeated", "cast", "reindexed")]
+            else [*("leaf", "joined", "permuted", "repeated", "cast", "reindexed", "stacked")]
         )
         kind = draw(st.sampled_from(kinds))
         if kind == "joined" and shape:
@@ -80,6 +81,17 @@ def nodes(draw: st.DrawFn) -> Built:
         if kind == "cast":
             node, array = build(shape, depth - 1)
             return Cast(node, np.dtype("f8")), array.astype("f8")
+        if kind == "stacked" and len(shape) > 1:
+            count, *sizes = shape
+            more = [draw(st.integers(0, 3)) for _ in sizes]
+            _, array = leaf(tuple(np.add(sizes, more).tolist()))
+            starts = [[draw(st.integers(0, each)) for each in more] for _ in range(count)]
+            windows = [
+                array[tuple(map(slice, start, np.add(start, sizes).tolist()))] for start in starts
+            ]
+            corners = np.array(starts, dtype=np.int64).reshape(count, len(sizes))
+            stacked = np.array(windows, dtype="i4").reshape(shape)
+            return Stacked(Leaf(array), corners, tuple(sizes)), stacked
         return leaf(shape)
 
     shape = tuple(draw(st.lists(st.integers(0, 5), max_size=3)))
@@ -137,3 +149,18 @@ def test_the_lazy_array_selects_as_numpy_does(data: st.DataObject, built: Built)
     arrays = [np.asarray(each, dtype=np.int64) for each in outer]
     got = asyncio.run(lazy.async_getitem(OuterIndexer(tuple(arrays))))
     np.testing.assert_array_equal(got, array[np.ix_(*arrays)] if arrays else array)
+
+
+def test_a_single_part_is_not_copied_unless_it_is_read_only() -> None:
+    values = np.arange(6).reshape(2, 3)
+    leaf = Leaf(LazilyIndexedArray(JoinedArray(Leaf(values))))
+    for node, expected in (
+        (Repeated(leaf, (2,)), [[[0, 1, 2], [3, 4, 5]]] * 2),
+        (Permuted(leaf, (1, 0)), [[0, 3], [1, 4], [2, 5]]),
+        (Stacked(leaf, np.array([[0, 0], [1, 0]]), (1, 3)), [[[0, 1, 2]], [[3, 4, 5]]]),
+    ):
+        whole = BasicIndexer((slice(None),) * len(node.shape))
+        got = asyncio.run(JoinedArray(node).async_getitem(whole))
+        assert got.tolist() == expected
+        got[...] = 0
+        assert values.tolist() == [[0, 1, 2], [3, 4, 5]]

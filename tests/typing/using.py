@@ -35,6 +35,17 @@ assert_type(aioxarray.load((ds, array)), tuple[xr.Dataset, xr.DataArray])
 assert_type(aioxarray.compute({"a": [array]}), dict[str, list[xr.DataArray]])
 assert_type(aioxarray.explain(ds), aioxarray.LoadPlan)
 
+# --- pieces --------------------------------------------------------------------------------------
+
+pieces = aioxarray.blocks(ds, {"time": 24}, overlap={"time": 6}).shuffle(0).shard(0, 2)
+assert_type(pieces, aioxarray.Blocks[xr.Dataset])
+assert_type(pieces[0], xr.Dataset)
+assert_type(pieces.batch(8, drop_last=True)[0], xr.Dataset)
+pairs = aioxarray.blocks(array, "chunks", offsets={"time": (0, 1)}, drop_short=True)
+assert_type(pairs[0], tuple[xr.DataArray, ...])
+assert_type(pairs[1:].batch(8, dim="sample"), aioxarray.Batches[tuple[xr.DataArray, ...]])
+assert_type(aioxarray.stream(pairs.batch(8)), aioxarray.Stream[tuple[xr.DataArray, ...]])
+
 
 async def loading() -> None:
     assert_type(await aioxarray.open_zarr_async("air.zarr"), xr.Dataset)

@@ -16,6 +16,20 @@ import numpy as np
 
 from aioxarray._runtime.loops import run_blocking
 from aioxarray._runtime.tasks import gather
+from aioxarray._xarray.arrays.selectors import (
+    Positions,
+    Selector,
+    Values,
+    as_index,
+    as_selector,
+    as_slice,
+    differing_along_one,
+    moved,
+    overlap,
+    positions_of,
+    selector_of,
+    take,
+)
 from aioxarray._xarray.compat import (
     BackendArray,
     BasicIndexer,
@@ -25,11 +39,6 @@ from aioxarray._xarray.compat import (
     async_explicit_indexing_adapter,
     decompose_indexer,
 )
-
-Selector = range | np.ndarray[Any, np.dtype[np.int64]]
-"""The positions of the selected elements along one dimension, in order."""
-
-Values = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +149,33 @@ class Reindexed:
         return self.part.dtype
 
 
-JoinedNode = Leaf | Joined | Permuted | Repeated | Cast | Reindexed
+@dataclass(frozen=True, eq=False)
+class Stacked:
+    """Windows of a leaf, all of one shape, stacked along a new leading dimension.
+
+    Attributes
+    ----------
+    starts
+        The first position of each window along each dimension of ``part``: an array of the number
+        of windows by the number of dimensions, which is at least 1.
+    sizes
+        The shape of a window.
+    """
+
+    part: Leaf
+    starts: Positions
+    sizes: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.starts), *self.sizes)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.part.dtype
+
+
+JoinedNode = Leaf | Joined | Permuted | Repeated | Cast | Reindexed | Stacked
 
 
 @dataclass(frozen=True)
@@ -154,7 +189,8 @@ class Piece:
     place
         Where the part goes in the result, along each of its dimensions.
     axes
-        For each dimension of the leaf, its dimension in the result.
+        For each dimension of the leaf, its dimension in the result; -1 if its positions are those
+        of several windows, and so are spread over two dimensions.
     fit
         Converts values of the leaf to the dimensions and dtype of the result.
     """
@@ -211,7 +247,7 @@ def _pieces(
             start = 0
             for part in parts:
                 size = part.shape[axis]
-                inside, at = _overlap(selection[axis], start, size)
+                inside, at = overlap(selection[axis], start, size)
                 start += size
                 if len(inside) == 0:
                     continue
@@ -219,14 +255,14 @@ def _pieces(
                 yield from _pieces(
                     part,
                     (*selection[:axis], inside, *selection[axis + 1 :]),
-                    (*place[:target], _take(place[target], at), *place[target + 1 :]),
+                    (*place[:target], take(place[target], at), *place[target + 1 :]),
                     axes,
                     fit,
                 )
         case Reindexed(part, axis, index, fill):
-            wanted = _positions(_take(index, selection[axis]))
+            wanted = positions_of(take(index, selection[axis]))
             filled = Leaf(np.broadcast_to(fill, node.shape))
-            places = _positions(selection[axis])
+            places = positions_of(selection[axis])
             for source, mask, positions in (
                 (part, wanted >= 0, wanted),
                 (filled, wanted < 0, places),
@@ -234,7 +270,7 @@ def _pieces(
                 if not mask.any():
                     continue
                 target = axes[axis]
-                taken = _take(place[target], as_selector(np.flatnonzero(mask)))
+                taken = take(place[target], as_selector(np.flatnonzero(mask)))
                 yield from _pieces(
                     source,
                     (*selection[:axis], as_selector(positions[mask]), *selection[axis + 1 :]),
@@ -242,54 +278,53 @@ def _pieces(
                     axes,
                     fit,
                 )
+        case Stacked():
+            yield from _windows(node, selection, place, axes, fit)
 
 
-def _overlap(selector: Selector, start: int, size: int) -> tuple[Selector, Selector]:
-    """Return the positions in a part, relative to its start, and their indices in ``selector``."""
-    if isinstance(selector, range):
-        step = selector.step
-        first = max(0, -(-(start - selector.start) // step))
-        last = min(len(selector), -(-(start + size - selector.start) // step))
-        here = selector[first : max(first, last)]
-        return range(here.start - start, here.stop - start, step), range(first, max(first, last))
-    at = np.flatnonzero((selector >= start) & (selector < start + size))
-    return selector[at] - start, at
+def _windows(
+    node: Stacked,
+    selection: tuple[Selector, ...],
+    place: tuple[Selector, ...],
+    axes: tuple[int, ...],
+    fit: Callable[[Values], Values],
+) -> Iterator[Piece]:
+    """Yield a piece for windows that differ along one dimension, so that they are read together.
+
+    A position that several windows share is read once.
+    """
+    starts = node.starts[positions_of(selection[0])]
+    along, groups = differing_along_one(starts)
+    inside = positions_of(selection[1 + along])
+    for members in groups:
+        positions, inverse = np.unique(
+            starts[members, along][:, np.newaxis] + inside, return_inverse=True
+        )
+        chosen = [
+            moved(selector, int(start))
+            for selector, start in zip(selection[1:], starts[members[0]], strict=True)
+        ]
+        chosen[along] = as_selector(positions)
+        inverse = inverse.reshape(len(members), len(inside))
+        taken = take(place[axes[0]], as_selector(members))
+        yield Piece(
+            node.part.array,
+            tuple(chosen),
+            (*place[: axes[0]], taken, *place[axes[0] + 1 :]),
+            (*axes[1 : 1 + along], -1, *axes[2 + along :]),
+            partial(_unstacked, along, inverse, fit),
+        )
 
 
-def _take(selector: Selector, at: Selector) -> Selector:
-    if isinstance(selector, range) and isinstance(at, range) and at.step > 0:
-        return selector[at.start : at.stop : at.step]
-    taken: Selector = _positions(selector)[_positions(at)]
-    return taken
-
-
-def _positions(selector: Selector) -> np.ndarray[Any, np.dtype[np.int64]]:
-    if isinstance(selector, range):
-        return np.arange(selector.start, selector.stop, selector.step, dtype=np.int64)
-    return np.asarray(selector, dtype=np.int64)
-
-
-def as_selector(positions: Values) -> Selector:
-    """Return a range if positions are evenly spaced and ascending, since it is read as a slice."""
-    if len(positions) == 0:
-        return range(0)
-    first, last = int(positions[0]), int(positions[-1])
-    step = int(positions[1]) - first if len(positions) > 1 else 1
-    if step > 0 and bool(np.all(np.diff(positions) == step)):
-        return range(first, last + 1, step)
-    return positions.astype(np.int64)
-
-
-def as_index(selectors: Sequence[Selector]) -> tuple[Any, ...]:
-    """Return a numpy index that applies each of ``selectors`` along its own dimension."""
-    if all(isinstance(selector, range) for selector in selectors):
-        return tuple(_as_slice(selector) for selector in selectors)
-    return np.ix_(*(_positions(selector) for selector in selectors))
-
-
-def _as_slice(selector: Selector) -> slice:
-    assert isinstance(selector, range)
-    return slice(selector.start, max(selector.start, selector.stop), selector.step)
+def _unstacked(
+    along: int, inverse: Values, fit: Callable[[Values], Values], values: Values
+) -> Values:
+    if np.array_equal(inverse.ravel(), np.arange(values.shape[along])):
+        shape = values.shape
+        split = values.reshape(*shape[:along], *inverse.shape, *shape[along + 1 :])
+    else:
+        split = values.take(inverse, axis=along)
+    return fit(np.moveaxis(split, along, 0))
 
 
 class JoinedArray(BackendArray):
@@ -314,9 +349,12 @@ class JoinedArray(BackendArray):
 
         async def outer(selectors: tuple[Any, ...]) -> Values:
             selection = self._selection(selectors)
-            out = np.empty([len(selector) for selector in selection], dtype=self.dtype)
-            jobs = [partial(_fill, out, piece, load) for piece in pieces(self.node, selection)]
-            await gather(jobs)
+            parts = list(pieces(self.node, selection))
+            if len(parts) == 1 and _is_all(parts[0], selection):
+                out = await _only(parts[0], self.dtype, load)
+            else:
+                out = np.empty([len(selector) for selector in selection], dtype=self.dtype)
+                await gather([partial(_fill, out, piece, load) for piece in parts])
             kept = [isinstance(each, slice | np.ndarray) for each in selectors]
             return out[tuple(slice(None) if keep else 0 for keep in kept)]
 
@@ -331,7 +369,7 @@ class JoinedArray(BackendArray):
 
     def _selection(self, selectors: tuple[Any, ...]) -> list[Selector]:
         sizes = zip(selectors, self.shape, strict=True)
-        return [_selector(selector, size) for selector, size in sizes]
+        return [selector_of(selector, size) for selector, size in sizes]
 
 
 async def _by_itself(array: Any) -> Any:
@@ -346,21 +384,25 @@ async def _fill(out: Values, piece: Piece, load: Callable[[Any], Any]) -> None:
     out[as_index(piece.place)] = piece.fit(values)
 
 
+def _is_all(piece: Piece, selection: Sequence[Selector]) -> bool:
+    """Return whether a lazy piece is all of a selection, in order."""
+    whole = [range(len(selector)) for selector in selection]
+    ranges = [each for each in piece.place if isinstance(each, range)]
+    return ranges == whole and not isinstance(piece.array, np.ndarray)
+
+
+async def _only(piece: Piece, dtype: np.dtype[Any], load: Callable[[Any], Any]) -> Values:
+    """Return the values of a piece without another copy of them, if they can be written to."""
+    values = piece.fit(await load(_part(piece.array, piece.selection)))
+    return np.require(values, dtype, "W")
+
+
 def _part(array: Any, selection: Sequence[Selector]) -> Any:
     """Return the part of a lazy array that ``selection`` selects, still lazy."""
     if all(isinstance(selector, range) for selector in selection):
-        return array[BasicIndexer(tuple(_as_slice(selector) for selector in selection))]
+        return array[BasicIndexer(tuple(as_slice(selector) for selector in selection))]
     keys = (
-        _as_slice(each) if isinstance(each, range) else np.asarray(each, dtype=np.int64)
+        as_slice(each) if isinstance(each, range) else np.asarray(each, dtype=np.int64)
         for each in selection
     )
     return array.oindex[OuterIndexer(tuple(keys))]
-
-
-def _selector(key: Any, size: int) -> Selector:
-    if isinstance(key, slice):
-        return range(*key.indices(size))
-    if isinstance(key, np.ndarray):
-        return key.astype(np.int64)
-    position = int(key) + (size if key < 0 else 0)
-    return range(position, position + 1)

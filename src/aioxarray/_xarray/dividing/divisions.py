@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -45,27 +46,32 @@ class Windows:
 
 @dataclass(frozen=True)
 class Runs:
-    """Pieces of any sizes, one next to the other.
+    """Pieces of any sizes, one after the other.
 
     Attributes
     ----------
-    edges
-        The start of each piece, and the end of the last.
+    starts, ends
+        The first position of each piece, and the one after its last.
     """
 
-    edges: tuple[int, ...]
+    starts: tuple[int, ...]
+    ends: tuple[int, ...]
 
     def __len__(self) -> int:
-        return len(self.edges) - 1
+        return len(self.starts)
+
+    @property
+    def size(self) -> int:
+        """The size of the largest piece."""
+        return max((end - start for start, end in zip(self.starts, self.ends, strict=True)))
 
     def bounds(self, index: int) -> tuple[int, int]:
         """Return the first position of a piece, and the one after its last."""
-        return self.edges[index], self.edges[index + 1]
+        return self.starts[index], self.ends[index]
 
     def all_bounds(self) -> tuple[Numbers, Numbers]:
         """Return the bounds of all pieces: the first positions, and the ones after the last."""
-        edges = np.array(self.edges, dtype=np.int64)
-        return edges[:-1], edges[1:]
+        return np.array(self.starts, dtype=np.int64), np.array(self.ends, dtype=np.int64)
 
 
 Division = Windows | Runs
@@ -95,4 +101,35 @@ def runs(cuts: Numbers, begin: int, end: int) -> Division:
     if (between == size).all() and lengths[0] <= size and lengths[-1] <= size:
         # The first piece may start before the range.
         return Windows(range(int(inside[0]) - size, end, size), size, begin, end)
-    return Runs(tuple(edges.tolist()))
+    return Runs(tuple(edges[:-1].tolist()), tuple(edges[1:].tolist()))
+
+
+def inside(
+    division: Division, length: int, offsets: Sequence[int] = (), *, only_full: bool = False
+) -> Division:
+    """Return those pieces of a division that stay in a dimension when they are moved.
+
+    Parameters
+    ----------
+    division
+        The division of the dimension.
+    length
+        The length of the dimension.
+    offsets
+        By how many positions the pieces are moved, each time from where they are.
+    only_full
+        Whether to leave out pieces that are shorter than the others.
+    """
+    starts, ends = division.all_bounds()
+    lowest, highest = min(offsets, default=0), max(offsets, default=0)
+    keep = (starts + lowest >= 0) & (ends + highest <= length)
+    if only_full and len(starts):
+        keep &= ends - starts == division.size
+    if keep.all():
+        return division
+    if isinstance(division, Runs):
+        return Runs(tuple(starts[keep].tolist()), tuple(ends[keep].tolist()))
+    # Only pieces at the two ends can be cut off, or leave the dimension.
+    places = np.flatnonzero(keep)
+    first, last = (int(places[0]), int(places[-1]) + 1) if len(places) else (0, 0)
+    return replace(division, starts=division.starts[first:last])

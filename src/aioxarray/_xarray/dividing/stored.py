@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from aioxarray._xarray.arrays.joined import JoinedArray, Selector
+from aioxarray._xarray.arrays.joined import JoinedArray
 from aioxarray._xarray.arrays.plan import Read, plan
 from aioxarray._xarray.arrays.read import is_zarr, sound
+from aioxarray._xarray.arrays.selectors import Selector
 from aioxarray._xarray.compat import VectorizedIndexer, is_chunked_array
 from aioxarray._xarray.dividing.divisions import Numbers
 from aioxarray._zarr.grid import read_edges, write_edges

@@ -15,15 +15,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from aioxarray._xarray.arrays.joined import Cast, JoinedArray, Leaf, Reindexed, as_selector
-from aioxarray._xarray.compat import (
-    CopyOnWriteArray,
-    ExplicitlyIndexed,
-    IndexingAdapter,
-    LazilyIndexedArray,
-    MemoryCachedArray,
-)
-from aioxarray._xarray.lazy.aio_array import AioArray
+from aioxarray._xarray.arrays.joined import Cast, Leaf, Reindexed
+from aioxarray._xarray.arrays.selectors import as_selector
+from aioxarray._xarray.lazy.composed import lazy_array, lazy_data_of
 from aioxarray._xarray.opening.placeholders import Placeholder
 
 
@@ -278,22 +272,9 @@ def _exchange(
 
 
 def _placeholder(name: Hashable, data: Any) -> Any:
-    lazy = data
-    while isinstance(lazy, MemoryCachedArray | CopyOnWriteArray):
-        lazy = lazy.array
-    if not isinstance(lazy, ExplicitlyIndexed) or isinstance(lazy, IndexingAdapter):
-        # Already in memory.
-        return data
-    return Placeholder(Leaf(lazy), name)
+    lazy = lazy_array(data)
+    return data if lazy is None else Placeholder(Leaf(lazy), name)
 
 
 def _lazy(_: Hashable, data: Any) -> Any:
-    if not isinstance(data, Placeholder):
-        return data
-    array = (
-        data.node.array
-        if isinstance(data.node, Leaf)
-        else AioArray(LazilyIndexedArray(JoinedArray(data.node)))
-    )
-    protected: Any = copy.copy(array)
-    return MemoryCachedArray(CopyOnWriteArray(protected))
+    return lazy_data_of(data.node) if isinstance(data, Placeholder) else data

@@ -10,13 +10,13 @@ from typing import Any
 import xarray as xr
 
 from aioxarray._runtime.tasks import after_return, in_steps
-from aioxarray._xarray.arrays.plan import plan
-from aioxarray._xarray.arrays.read import each_plan
+from aioxarray._xarray.arrays.plan import Read, plan
+from aioxarray._xarray.arrays.read import Means, each_plan, means_of
 from aioxarray._xarray.arrays.sources import is_read_by_chunks, sources
 from aioxarray._xarray.lazy.find import find_variables, shallow_copy
 from aioxarray._xarray.lazy.loader import Options, read_with
 from aioxarray._xarray.lazy.sizes import Sizing
-from aioxarray._xarray.lazy.variables import Assignment, Lazies, lazy_data
+from aioxarray._xarray.lazy.variables import Assignment, Lazies, Lazy, lazy_data
 from aioxarray._xarray.streaming.source import Number
 from aioxarray._zarr.chunks.parts import parts_of
 from aioxarray._zarr.chunks.plan import ReadPlan
@@ -70,9 +70,7 @@ class Piece:
         self.nbytes = (
             _PIECE_BYTES + _VARIABLE_BYTES * len(found) + sum(sizing.known.values()) + self.present
         )
-        self.beside = sum(
-            each.nbytes for each in self._lazies if not each.chunked and plan(each.data).decodes
-        )
+        self.beside = sum(_beside(each) for each in self._lazies if not each.chunked)
         self.parts = list(_parts_of(self._lazies))
 
     async def load(self, grants: Grants) -> None:
@@ -180,6 +178,15 @@ def size_of(result: Any) -> int | None:
     except TypeError:
         nbytes = getattr(result, "nbytes", None)
         return nbytes if isinstance(nbytes, int) else None
+
+
+def _beside(lazy: Lazy) -> int:
+    """Return the most bytes that loading an array holds besides its values."""
+    parts = plan(lazy.data)
+    if isinstance(parts.source, Read) and means_of(parts.source) is Means.JOINED:
+        # The parts are read, and decoded or put in order, and then copied into the values.
+        return 2 * lazy.nbytes
+    return lazy.nbytes if parts.decodes else 0
 
 
 def _bytes_of(variable: xr.Variable) -> int:
