@@ -132,7 +132,7 @@ def names(server: ObjectServer) -> dict[str, Any]:
         "xr": xr,
         # What readers put in.
         "save": lambda text: None,
-        "train": lambda piece: None,
+        "train": lambda *pieces: None,
     }
 
 

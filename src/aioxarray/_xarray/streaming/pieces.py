@@ -10,6 +10,7 @@ from typing import Any
 import xarray as xr
 
 from aioxarray._runtime.tasks import after_return, in_steps
+from aioxarray._runtime.window import Part
 from aioxarray._xarray.arrays.plan import Read, plan
 from aioxarray._xarray.arrays.read import Means, each_plan, means_of
 from aioxarray._xarray.arrays.sources import is_read_by_chunks, sources
@@ -18,11 +19,9 @@ from aioxarray._xarray.lazy.loader import Options, read_with
 from aioxarray._xarray.lazy.sizes import Sizing
 from aioxarray._xarray.lazy.variables import Assignment, Lazies, Lazy, lazy_data
 from aioxarray._xarray.streaming.source import Number
-from aioxarray._zarr.chunks.parts import parts_of
 from aioxarray._zarr.chunks.plan import ReadPlan
 from aioxarray._zarr.stores.calls import calling
 from aioxarray._zarr.stores.grants import Grants
-from aioxarray._zarr.stores.window import Part
 
 # Objects of Python for a piece and for each of its variables, besides their values.
 _PIECE_BYTES = 16 << 10
@@ -108,7 +107,7 @@ def _parts_of(lazies: Lazies) -> Iterator[Part]:
                 plans: list[ReadPlan] = []
                 each_plan(source, plans.append, shares=True)
                 for each in plans:
-                    yield from parts_of(each)
+                    yield from each.parts()
 
 
 def opened_piece(function: Callable[[], Any]) -> Piece:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from aioxarray._runtime.window import Window
 from aioxarray._xarray.streaming.pieces import Piece
-from aioxarray._zarr.stores.window import Window
 
 # Pieces that have begun and are not consumed. With one request each, more than the default limit.
 _BEGUN = 256

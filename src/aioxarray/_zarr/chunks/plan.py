@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from aioxarray._runtime.window import Part
 from aioxarray._zarr import tuning
-from aioxarray._zarr.chunks.shards import ShardLayout, gaps
+from aioxarray._zarr.chunks.result import chunk_name
+from aioxarray._zarr.chunks.shards import ShardLayout, gaps, index_name
 from aioxarray._zarr.codecs.decoders import decoding
 from aioxarray._zarr.codecs.steps import check_of
 from aioxarray._zarr.metadata.prefetched import PrefetchedStore
 from aioxarray._zarr.selection import byte_count
+from aioxarray._zarr.stores.sharing import flights_of
 from aioxarray._zarr.stores.sources import LocalSource, ObjectSource, source_of
 
 if TYPE_CHECKING:
@@ -126,6 +129,23 @@ class ReadPlan:
         part = "all" if self.shards is None and self.way is not Way.ZARR else "ranges"
         for chunk in self.chunks:
             yield Planned(chunk.key, part)
+
+    def parts(self) -> Iterator[Part]:
+        """Yield the parts that reads share: chunks, or indexes and inner chunks of shards.
+
+        There are none if nothing is shared, or if only zarr's own code knows them. Iterates over
+        `chunks`.
+        """
+        if self.shared_as is None or self.way is Way.ZARR:
+            return
+        flights = flights_of(self.store, self.shared_as)
+        for chunk in self.chunks:
+            if self.shards is None:
+                yield Part((flights, chunk_name(chunk)), self.chunk_nbytes)
+                continue
+            yield Part((flights, index_name(chunk)), self.shards.index_of(chunk.spec.shape).size)
+            for inner in self.shards.inner(chunk, views=self.outline.views).chunks:
+                yield Part((flights, chunk_name(inner, chunk.key)), self.shards.inner_bytes)
 
 
 def plan_read(

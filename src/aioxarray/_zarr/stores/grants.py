@@ -15,12 +15,12 @@ from typing import Self, TypeVar
 from aioxarray._runtime.budget import Budget, Share
 from aioxarray._runtime.cache import Cache
 from aioxarray._runtime.threads.pool import Pool, usable_cores
+from aioxarray._runtime.window import Window
 from aioxarray._zarr import tuning
 from aioxarray._zarr.stores.clients import Client, Held, Nearness, fetchers, held_here
 from aioxarray._zarr.stores.retries.silence import SilentCall
 from aioxarray._zarr.stores.servers.pacing import pace_of, request_share
 from aioxarray._zarr.stores.servers.room import Room
-from aioxarray._zarr.stores.window import Window
 from aioxarray.config import Concurrency, cache_limit, is_hedging, memory_limit, thread_count
 
 T = TypeVar("T")

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from aioxarray._runtime.flights import Flight, Flights, FlightStatistics, withdraw
 from aioxarray._runtime.threads.forks import after_fork
+from aioxarray._runtime.window import Window
 from aioxarray._zarr import tuning
 from aioxarray._zarr.stores.grants import cache
 from aioxarray._zarr.stores.identity import Place, same
 from aioxarray._zarr.stores.observing.observers import tell_cached, tell_shared
-from aioxarray._zarr.stores.window import Window
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
