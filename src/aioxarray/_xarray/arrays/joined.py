@@ -309,15 +309,25 @@ class JoinedArray(BackendArray):
     async def async_getitem(self, key: ExplicitIndexer) -> Any:
         return await self.read(key, _by_itself)
 
-    async def read(self, key: ExplicitIndexer, load: Callable[[Any], Any]) -> Any:
-        """Return the values that ``key`` selects; ``load`` reads all parts concurrently."""
+    async def read(
+        self, key: ExplicitIndexer, load: Callable[[Any], Any], into: Values | None = None
+    ) -> Any:
+        """Return the values that ``key`` selects; ``load`` reads all parts concurrently.
+
+        They are in the memory of ``into``, if that has their shape and dtype, and ``key`` selects
+        by slices with positive steps. If not, it is changed all the same.
+        """
 
         async def outer(selectors: tuple[Any, ...]) -> Values:
             selection = self._selection(selectors)
-            out = np.empty([len(selector) for selector in selection], dtype=self.dtype)
+            kept = [isinstance(each, slice | np.ndarray) for each in selectors]
+            shape = [len(selector) for selector in selection]
+            if into is None or into.dtype != self.dtype or list(into.shape) != _only(shape, kept):
+                out = np.empty(shape, dtype=self.dtype)
+            else:
+                out = into[tuple(slice(None) if keep else None for keep in kept)]
             jobs = [partial(_fill, out, piece, load) for piece in pieces(self.node, selection)]
             await gather(jobs)
-            kept = [isinstance(each, slice | np.ndarray) for each in selectors]
             return out[tuple(slice(None) if keep else 0 for keep in kept)]
 
         return await async_explicit_indexing_adapter(key, self.shape, IndexingSupport.OUTER, outer)
@@ -332,6 +342,10 @@ class JoinedArray(BackendArray):
     def _selection(self, selectors: tuple[Any, ...]) -> list[Selector]:
         sizes = zip(selectors, self.shape, strict=True)
         return [_selector(selector, size) for selector, size in sizes]
+
+
+def _only(lengths: Sequence[int], kept: Sequence[bool]) -> list[int]:
+    return [length for length, keep in zip(lengths, kept, strict=True) if keep]
 
 
 async def _by_itself(array: Any) -> Any:
