@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import xarray as xr
 
+from aioxarray._runtime.threads.lent import Lent
 from aioxarray._xarray.arrays.plan import Read, plan
 from aioxarray._xarray.arrays.prefetched_array import PrefetchedArray
 from aioxarray._xarray.arrays.read import read
@@ -28,6 +29,10 @@ from aioxarray._zarr.stores.grants import Grants, is_long
 
 if TYPE_CHECKING:
     import numpy as np
+
+
+Allocate = Callable[[tuple[int, ...], "np.dtype[Any]"], "np.ndarray[Any, Any] | None"]
+"""Returns an array of a shape and dtype to read values into; None to leave that to xarray."""
 
 
 class Lazy(NamedTuple):
@@ -104,6 +109,13 @@ class Lazies(Sequence[Lazy]):
         """Have the values of the holder with that number put into an array of the caller."""
         self._placed[holder] = into.array
         self._into.setdefault(self._indexes[holder], []).append(into)
+
+    def allocate(self, allocate: Allocate, lent: Lent) -> None:
+        """Have ``allocate`` make the arrays for the values, where it does; in a worker thread."""
+        for holder, variable in enumerate(self._variables):
+            array = allocate(variable.shape, variable.dtype)
+            if array is not None:
+                self.direct(holder, Destination(array, lent))
 
     def collecting(
         self, found: Iterable[Found], destinations: Destinations | None = None

@@ -5,16 +5,19 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import xarray as xr
 
 from aioxarray._runtime.tasks import after_return, in_steps
+from aioxarray._runtime.threads.lent import Lent
+from aioxarray._runtime.workers import in_worker
 from aioxarray._xarray.arrays.plan import plan
 from aioxarray._xarray.lazy.find import find_variables, shallow_copy
 from aioxarray._xarray.lazy.loader import Options, read_with
 from aioxarray._xarray.lazy.sizes import Sizing
-from aioxarray._xarray.lazy.variables import Assignment, Lazies, lazy_data
+from aioxarray._xarray.lazy.variables import Allocate, Assignment, Lazies, lazy_data
 from aioxarray._xarray.streaming.source import Number
 from aioxarray._zarr.stores.calls import calling
 from aioxarray._zarr.stores.grants import Grants
@@ -67,14 +70,21 @@ class Piece:
             each.nbytes for each in self._lazies if not each.chunked and plan(each.data).decodes
         )
 
-    async def load(self, grants: Grants) -> None:
-        """Load the data; on the I/O loop."""
+    async def load(self, grants: Grants, allocate: Allocate | None = None) -> None:
+        """Load the data, into arrays that ``allocate`` makes; on the I/O loop."""
         lazies, self._lazies = self._lazies, None
         assert lazies is not None
         if not lazies:
             return
-        async with calling("loaded") as call:
-            values = await read_with(lazies, grants, _OPTIONS, call)
+        lent = Lent()
+        if allocate is not None:
+            # It may take milliseconds.
+            await in_worker(partial(lazies.allocate, allocate, lent))
+        try:
+            async with calling("loaded") as call:
+                values = await read_with(lazies, grants, _OPTIONS, call)
+        finally:
+            await lent.end()
         assignment = Assignment(lazies, values, share=False)
         await in_steps(assignment.preparing())
         assignment.make()
