@@ -159,3 +159,28 @@ def ranks() -> None:
         assert [(rank, length) for rank, length, _ in found] == [(0, 6), (1, 6)]
         assert found[0][2] != found[1][2]
         assert sorted([*found[0][2], *found[1][2]]) == list(range(STEPS))
+
+
+def stateful() -> None:
+    """torchdata's loader saves and resumes the position of each worker."""
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    with tempfile.TemporaryDirectory() as folder:
+        for workers in (0, 2):
+
+            def loaded(workers: int = workers) -> Any:
+                return StatefulDataLoader(
+                    aioxarray.torch.IterableBlocks(pieces(folder).shuffle(seed=1)),
+                    batch_size=None,
+                    num_workers=workers,
+                    multiprocessing_context="spawn" if workers else None,
+                )
+
+            expected = numbers(loaded())
+            before = loaded()
+            items = iter(before)
+            first = numbers(next(items) for _ in range(5))
+            state = before.state_dict()
+            after = loaded()
+            after.load_state_dict(state)
+            assert first + numbers(after) == expected

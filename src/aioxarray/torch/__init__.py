@@ -7,6 +7,15 @@ whose pieces the workers of a DataLoader, and the ranks of a training, share. Ne
 
 from __future__ import annotations
 
+try:
+    import torch as _torch  # noqa: F401 - only to say what is missing
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
+    raise ModuleNotFoundError(
+        "aioxarray.torch needs PyTorch: pip install 'aioxarray[torch]'", name="torch"
+    ) from error
+
 from aioxarray.torch.conversion import as_tensors
 from aioxarray.torch.dataset import IterableBlocks
 from aioxarray.torch.handing import Tensors, tensors
