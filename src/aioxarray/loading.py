@@ -113,8 +113,9 @@ async def load_async(
     small chunks alongside large ones may take up to an eighth more. With thousands of variables,
     the number being read at once is bounded by the limit on requests in flight. With ``out``, a
     Zarr array whose values need no decoding by the CF conventions is read straight into its array,
-    as are files that `open_mfdataset` has joined, and dask arrays block by block; for all others,
-    the values are read first, and then copied.
+    as are files that `open_mfdataset` has joined, and dask arrays block by block. Packed numbers
+    are held besides until they are unpacked into it. All other values are read first, and then
+    copied.
 
     *Cancelling:* after an error, a timeout or a cancellation, ``obj`` is as lazy as before. The
     requests in flight are cancelled and awaited. A worker thread in a blocking read finishes it;

@@ -6,7 +6,8 @@ Values are read straight into such an array where that is possible, and otherwis
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import xarray as xr
 from aioxarray._runtime.threads.lent import Lent
 from aioxarray._xarray.compat import ExplicitlyIndexed, is_chunked_array
 from aioxarray._xarray.lazy.find import each_variable
+from aioxarray._zarr import tuning
 from aioxarray._zarr.chunks.result import Destination
 from aioxarray.errors import did_you_mean
 
@@ -208,16 +210,64 @@ def is_same_memory(data: Any, array: Array) -> bool:
     )
 
 
-def put_into(destinations: Iterable[Destination], value: Any, label: str) -> Array:
-    """Copy ``value`` into each array that does not have it yet; return the first array."""
-    first: Array | None = None
-    for array, lent in destinations:
-        with lent.writing() as may_write:
-            if may_write and not is_same_memory(value, array):
-                _copy(value, array, label)
-        first = array if first is None else first
-    assert first is not None
-    return first
+def put_into(
+    destinations: Iterable[Destination],
+    value: Any,
+    finish: Callable[[Any], Any],
+    label: str,
+    stop: threading.Event,
+) -> Array:
+    """Copy ``finish(value)`` into each array that does not have it yet; return the first array.
+
+    Parameters
+    ----------
+    destinations
+        The arrays.
+    value
+        The values as they were read.
+    finish
+        Decodes them.
+    label
+        Names the variable in errors.
+    stop
+        Once it is set, the outcome has no meaning, and this ends early.
+    """
+    first, *others = destinations
+    if _is_decoded_in_parts(value, first.array):
+        length = max(1, tuning.DECODED_PART_BYTES // first.array[:1].nbytes)
+        for start in range(0, len(first.array), length):
+            if stop.is_set():
+                break
+            part = slice(start, start + length)
+            _put(finish(value[part]), first.array[part], first, label)
+    else:
+        _put(finish(value), first.array, first, label)
+    for each in others:
+        _put(first.array, each.array, each, label)
+    return first.array
+
+
+def _is_decoded_in_parts(value: Any, array: Array) -> bool:
+    """Return whether numbers are decoded element by element, so that parts of them can be.
+
+    The CF conventions scale and mask numbers in this way. Dates are decoded by how large all of
+    them are, and texts have another shape before.
+    """
+    return (
+        isinstance(value, np.ndarray)
+        and value.shape == array.shape
+        and value.ndim > 0
+        and array.nbytes > tuning.DECODED_PART_BYTES
+        and value.dtype.kind in "biuf"
+        and array.dtype.kind in "biuf"
+        and not is_same_memory(value, array)
+    )
+
+
+def _put(value: Any, place: Array, destination: Destination, label: str) -> None:
+    with destination.lent.writing() as may_write:
+        if may_write and not is_same_memory(value, place):
+            _copy(value, place, label)
 
 
 def _copy(value: Any, array: Array, label: str) -> None:

@@ -146,7 +146,7 @@ class _Load:
                     unread.append(index)
                     continue
                 if lazy.into:
-                    value = await put_data(lazy, partial(_as_it_is, value), self._grants)
+                    value = await put_data(lazy, value, _as_it_is, self._grants)
                 self.values[index] = value
                 self._counter.part(lazy.nbytes)(1, 1)
         await gather(self._workers(unread))
@@ -161,8 +161,10 @@ class _Load:
                 into = {index: lazy.into[0] for index, lazy in enumerate(lazies) if lazy.into}
                 values = await compute_chunked(arrays, self._options.dask, into)
                 for index in into:
-                    finish = partial(as_compatible_data, values[index])
-                    values[index] = await put_data(lazies[index], finish, self._grants)
+                    computed = values[index]
+                    values[index] = await put_data(
+                        lazies[index], computed, as_compatible_data, self._grants
+                    )
         except Exception as error:
             labels = ", ".join(lazy.label for lazy in lazies)
             error.add_note(f"while computing chunked data: {labels}")

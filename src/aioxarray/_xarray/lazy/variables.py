@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
@@ -201,7 +202,7 @@ async def load_data(
         into = lazy.into[0] if lazy.into and not parts.decodes else None
         value = await read(parts.source, grants, report, load_part, into)
     if lazy.into:
-        return await put_data(lazy, partial(parts.finish, value), grants, report)
+        return await put_data(lazy, value, parts.finish, grants, report)
     if lazy.nbytes <= tuning.INLINE_BYTES:
         value = parts.finish(value)
     else:
@@ -213,28 +214,23 @@ async def load_data(
 
 async def put_data(
     lazy: Lazy,
-    finish: Callable[[], Any],
+    value: Any,
+    finish: Callable[[Any], Any],
     grants: Grants,
     report: Callable[[int, int], None] = _unheard,
 ) -> Any:
-    """Put the values that ``finish`` returns into the caller's arrays; return the first of these.
+    """Put ``finish(value)`` into the caller's arrays; return the first of these.
 
-    On the I/O loop. The copying is awaited even if it is cancelled.
+    On the I/O loop. Cancelling waits for what a thread is doing at that moment.
     """
-
-    def put() -> Any:
-        return put_into(lazy.into, finish(), lazy.label)
-
+    stop = threading.Event()
+    put = partial(put_into, lazy.into, value, finish, lazy.label, stop)
     if lazy.nbytes <= tuning.INLINE_BYTES:
-        value = put()
+        first = put()
     else:
-        value = await grants.decoders.run_to_end(put, _go_on, long=is_long(lazy.nbytes))
+        first = await grants.decoders.run_to_end(put, stop.set, long=is_long(lazy.nbytes))
     report(1, 1)
-    return value
-
-
-def _go_on() -> None:
-    """Let a copy of values go on to its end, which is near."""
+    return first
 
 
 async def _load_part(label: str, grants: Grants, array: Any) -> Any:
