@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import pickle
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import xarray as xr
 
 import aioxarray
+from aioxarray._xarray.streaming.pieces import Piece
 from aioxarray.testing import RecordingStore
 from tests.runtime.helpers import run_script
 from tests.samples import opened, stored
@@ -179,6 +181,22 @@ def test_values_are_read_into_memory_of_torch() -> None:
     places = {array.ctypes.data for array in made}
     assert len(places) == 4
     assert places == {item["a"].data_ptr() for item in items}
+
+
+def test_copies_into_memory_of_torch_count_as_held(tmp_path: Path) -> None:
+    def beside(ds: Any) -> list[int]:
+        return [Piece(ds, allocates=allocates).beside for allocates in (False, True)]
+
+    ds = dataset().drop_vars("time")
+    # Read straight into it.
+    assert beside(opened(stored(ds))) == [0, 0]
+    ds.to_netcdf(tmp_path / "a.nc", engine="scipy")
+    with xr.open_dataset(tmp_path / "a.nc", engine="scipy") as file:
+        assert beside(file.drop_encoding()) == [0, ds.nbytes]
+    assert beside(ds.chunk()) == [0, ds.nbytes]
+    packed = stored(ds, encoding={"a": {"dtype": "i2", "scale_factor": 1.0, "_FillValue": -1}})
+    lazily = opened(packed)
+    assert beside(lazily) == [lazily.nbytes] * 2
 
 
 @pytest.mark.parametrize("dtype", ["f4", "?", "c16", "i8"])

@@ -292,7 +292,7 @@ class Engine:
             if callable(obj):
                 slot.function = obj
             else:
-                slot.piece = Piece(obj)
+                slot.piece = Piece(obj, allocates=self._allocate is not None)
         except StopIteration:
             slot.is_last = True
         except BaseException as error:  # noqa: BLE001 - raised where the piece would be
@@ -310,7 +310,9 @@ class Engine:
     async def _open(self, slot: Slot, function: Callable[[], Any]) -> None:
         try:
             async with self._opening:
-                slot.piece = await in_worker(partial(opened_piece, function), Piece.close)
+                allocates = self._allocate is not None
+                opened = partial(opened_piece, function, allocates=allocates)
+                slot.piece = await in_worker(opened, Piece.close)
         except Exception as error:  # noqa: BLE001 - raised where the piece would be
             slot.error = noted(error, slot.number)
         self._begin()

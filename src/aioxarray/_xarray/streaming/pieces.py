@@ -13,11 +13,12 @@ import xarray as xr
 from aioxarray._runtime.tasks import after_return, in_steps
 from aioxarray._runtime.threads.lent import Lent
 from aioxarray._runtime.workers import in_worker
-from aioxarray._xarray.arrays.plan import plan
+from aioxarray._xarray.arrays.plan import Read, plan
+from aioxarray._xarray.arrays.read import is_zarr
 from aioxarray._xarray.lazy.find import find_variables, shallow_copy
 from aioxarray._xarray.lazy.loader import Options, read_with
 from aioxarray._xarray.lazy.sizes import Sizing
-from aioxarray._xarray.lazy.variables import Allocate, Assignment, Lazies, lazy_data
+from aioxarray._xarray.lazy.variables import Allocate, Assignment, Lazies, Lazy, lazy_data
 from aioxarray._xarray.streaming.source import Number
 from aioxarray._zarr.stores.calls import calling
 from aioxarray._zarr.stores.grants import Grants
@@ -38,6 +39,8 @@ class Piece:
     opened
         The object that was opened for the stream, which is closed once its data is loaded; None if
         it belongs to the user.
+    allocates
+        Whether the values will go into arrays that are made for them, by a copy if need be.
 
     Attributes
     ----------
@@ -49,7 +52,7 @@ class Piece:
         The most bytes that loading it holds besides these.
     """
 
-    def __init__(self, obj: Any, opened: Any = None) -> None:
+    def __init__(self, obj: Any, opened: Any = None, *, allocates: bool = False) -> None:
         find_variables(obj)
         self.obj = shallow_copy(obj)
         self._opened = opened
@@ -67,7 +70,7 @@ class Piece:
             + sum(map(_bytes_of, in_memory))
         )
         self.beside = sum(
-            each.nbytes for each in self._lazies if not each.chunked and plan(each.data).decodes
+            each.nbytes for each in self._lazies if _is_held_twice(each, allocates=allocates)
         )
 
     async def load(self, grants: Grants, allocate: Allocate | None = None) -> None:
@@ -102,7 +105,16 @@ class Piece:
             each.close()
 
 
-def opened_piece(function: Callable[[], Any]) -> Piece:
+def _is_held_twice(lazy: Lazy, *, allocates: bool) -> bool:
+    """Return whether loading ``lazy`` holds its values once more, in another form or place."""
+    if lazy.chunked:
+        return allocates
+    parts = plan(lazy.data)
+    is_straight = isinstance(parts.source, Read) and is_zarr(parts.source.array)
+    return parts.decodes or (allocates and not is_straight)
+
+
+def opened_piece(function: Callable[[], Any], *, allocates: bool = False) -> Piece:
     """Return the piece with the object that ``function`` opens; in a worker thread.
 
     Raises
@@ -118,7 +130,7 @@ def opened_piece(function: Callable[[], Any]) -> Piece:
             "aioxarray.open_dataset instead of open_dataset_async"
         )
     try:
-        return Piece(opened, opened)
+        return Piece(opened, opened, allocates=allocates)
     except BaseException:
         for each in _leaves(opened):
             each.close()
