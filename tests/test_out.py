@@ -234,6 +234,16 @@ class Exchanged:
     def __dlpack_device__(self) -> tuple[int, int]:
         return self.device, 0
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        return self.array
+
+
+class ExchangedOfOld(Exchanged):
+    """The same by a version of DLPack that does not tell whether it may be written to."""
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.array.__dlpack__()
+
 
 def test_arrays_of_other_libraries() -> None:
     ds = xr.Dataset({"a": ("x", np.arange(6.0))})
@@ -242,7 +252,8 @@ def test_arrays_of_other_libraries() -> None:
     buffer = (ctypes.c_double * 6)()
     # Every second element of an array.
     strided = np.empty(12)[::2]
-    others: list[Any] = [Interface(memory), Exchanged(memory), memory.data, buffer, strided]
+    others: list[Any] = [Interface(memory), memory.data, buffer, strided]
+    others += [Exchanged(memory), ExchangedOfOld(memory)]
     for given in others:
         memory[:] = -1
         array = aioxarray.load(opened(store).a, out=given)

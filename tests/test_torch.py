@@ -143,6 +143,22 @@ def test_other_libraries_take_loaded_values_by_dlpack() -> None:
     assert np.shares_memory(np.asarray(piece.a), piece.a.values)
 
 
+def test_loading_into_tensors() -> None:
+    ds = dataset()
+    tensor = torch.zeros((2, STEPS, 2, 3))[1].share_memory_()
+    array = aioxarray.load(opened(stored(ds)).a, out=tensor)
+    np.testing.assert_array_equal(tensor.numpy(), ds.a)
+    assert array.values.ctypes.data == tensor.data_ptr()
+    lazily = opened(stored(ds)).a
+    for wrong, match in (
+        (torch.zeros(ds.a.shape, dtype=torch.bfloat16), "numpy has no view of out, a Tensor"),
+        (torch.zeros(ds.a.shape, requires_grad=True), "numpy has no view of out, a Tensor"),
+        (torch.zeros(ds.a.shape, device="meta"), "out"),
+    ):
+        with pytest.raises(TypeError, match=match):
+            aioxarray.load(lazily, out=wrong)
+
+
 # --- the single-process form ----------------------------------------------------------------------
 
 

@@ -122,19 +122,26 @@ def _view(given: Any, label: str) -> Array:
 
 
 def _view_of_dlpack(given: Any, label: str) -> Array:
-    device = int(given.__dlpack_device__()[0])
-    if device not in _ON_CPU:
+    try:
+        device = int(given.__dlpack_device__()[0])
+        view = np.from_dlpack(given) if device in _ON_CPU else None
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        # The libraries raise different errors for dtypes and devices that numpy lacks.
+        raise TypeError(
+            f"numpy has no view of {label}, a {type(given).__name__}: {error}"
+        ) from error
+    if view is None:
         raise TypeError(
             f"{label} is not in memory of the CPU (its DLPack device type is {device}): load into "
             "page-locked memory, and copy from there"
         )
-    try:
-        return np.from_dlpack(given)
-    except (BufferError, RuntimeError, TypeError, ValueError) as error:
-        # The libraries raise different errors for dtypes that numpy lacks.
-        raise TypeError(
-            f"numpy has no view of {label}, a {type(given).__name__}: {error}"
-        ) from error
+    if not view.flags.writeable and hasattr(given, "__array__"):
+        # DLPack before version 1.0 does not tell, and then numpy assumes the worst, as numpy 2.2
+        # always does. Tensors of torch have a method of their own, too.
+        array = np.asarray(given)
+        if is_same_memory(array, view):
+            return array
+    return view
 
 
 def _check(array: Array, variable: xr.Variable, label: str) -> None:
@@ -206,7 +213,7 @@ def is_same_memory(data: Any, array: Array) -> bool:
         and data.dtype == array.dtype
         and data.shape == array.shape
         and data.strides == array.strides
-        and data.__array_interface__["data"] == array.__array_interface__["data"]
+        and data.__array_interface__["data"][0] == array.__array_interface__["data"][0]
     )
 
 
