@@ -197,9 +197,10 @@ def _span(array: Array) -> tuple[int, int]:
 def _check_pair(one: tuple[str, Array], other: tuple[str, Array]) -> None:
     if not np.may_share_memory(one[1], other[1]):
         return
+    # The stubs of some releases of numpy know only two values of ``max_work``.
+    shares_memory: Any = np.shares_memory
     try:
-        # numpy's own stubs know only two values.
-        overlap = np.shares_memory(one[1], other[1], max_work=_SEARCH)  # type: ignore[arg-type]
+        overlap = shares_memory(one[1], other[1], max_work=_SEARCH)
     except np.exceptions.TooHardError:
         overlap = True
     if overlap:
