@@ -66,6 +66,7 @@ class AioAccessor(Generic[T]):
         timeout: float | None = None,
         progress: Progress = None,
         max_bytes: int | str | None = None,
+        out: Any = None,
     ) -> T:
         """See `aioxarray.load`."""
         return load(
@@ -74,6 +75,7 @@ class AioAccessor(Generic[T]):
             timeout=timeout,
             progress=progress,
             max_bytes=max_bytes,
+            out=out,
         )
 
     async def load_async(
@@ -83,6 +85,7 @@ class AioAccessor(Generic[T]):
         timeout: float | None = None,
         progress: Progress = None,
         max_bytes: int | str | None = None,
+        out: Any = None,
     ) -> T:
         """See `aioxarray.load_async`."""
         return await load_async(
@@ -91,6 +94,7 @@ class AioAccessor(Generic[T]):
             timeout=timeout,
             progress=progress,
             max_bytes=max_bytes,
+            out=out,
         )
 
     def compute(

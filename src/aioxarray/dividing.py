@@ -199,6 +199,23 @@ class Blocks(Sequence[P], Generic[P]):
         seed, epoch = number("seed", seed, 0), number("epoch", epoch, 0)
         return self._then(Shuffle(seed, epoch, number("buffer", buffer, 1)))
 
+    def at_epoch(self, epoch: int) -> Blocks[P]:
+        """Return the same pieces in the random order of another epoch.
+
+        Parameters
+        ----------
+        epoch
+            The number that replaces ``epoch`` of every `shuffle` that led to these pieces. Without
+            a shuffle, the order stays as it is. Parts of a shuffled order then have other pieces.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it is no number, or negative.
+        """
+        order = self._order.at_epoch(number("epoch", epoch, 0))
+        return Blocks(self._obj, self._grid, order, self._offsets)
+
     def shard(self, rank: int, world: int) -> Blocks[P]:
         """Return part ``rank`` of ``world`` parts that follow each other, of nearly equal lengths.
 

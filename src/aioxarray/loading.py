@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import xarray as xr
 
 from aioxarray._runtime.loops import blocking, io_loop, run_on
 from aioxarray._runtime.tasks import after_return, in_steps
+from aioxarray._xarray.lazy.destinations import Destinations
 from aioxarray._xarray.lazy.find import each_variable, find_variables, shallow_copy
 from aioxarray._xarray.lazy.loader import Options, read_all
 from aioxarray._xarray.lazy.sizes import Sizing
-from aioxarray._xarray.lazy.variables import Assignment, Lazies
+from aioxarray._xarray.lazy.variables import Assignment, Lazies, Lazy
 from aioxarray.config import Concurrency
 from aioxarray.progress import Progress
 from aioxarray.tracing import concluded
@@ -38,6 +39,7 @@ async def load_async(
     timeout: float | None = None,
     progress: Progress = None,
     max_bytes: int | str | None = None,
+    out: Any = None,
 ) -> T:
     """Load the data of ``obj`` into memory, in place, and return ``obj``.
 
@@ -66,6 +68,12 @@ async def load_async(
         The most bytes to load, such as ``"2GiB"`` or a number; None for no limit. The
         decoded values of the lazy variables in ``obj`` count. Objects, strings of any length and
         dask arrays of unknown shape do not, since their size is not known beforehand.
+    out
+        An array of the caller that the values of a Variable or DataArray are read into, such as
+        one in page-locked or shared memory, of the same shape and dtype. For a Dataset, a mapping
+        of names of variables to arrays; the others are loaded as always. The loaded object uses
+        that memory. Anything is an array here that numpy has a writable view of: by a buffer,
+        ``__array_interface__`` or DLPack. Values in memory already are copied into it.
 
     Returns
     -------
@@ -75,7 +83,12 @@ async def load_async(
     Raises
     ------
     TypeError
-        If ``obj`` holds anything else, or an argument has the wrong type.
+        If ``obj`` holds anything else, or an argument has the wrong type, or an array in ``out``
+        another dtype than its variable.
+    ValueError
+        If an array in ``out`` has another shape than its variable, is read-only, or overlaps
+        another array, or if its variable is the coordinate of a dimension. All of these errors are
+        raised before any request.
     TooLargeError
         If there are more than ``max_bytes`` bytes to load; before any request.
     TimedOutError
@@ -98,12 +111,17 @@ async def load_async(
 
     *Memory:* the result, plus the bytes of chunks in flight that the setting ``memory`` allows;
     small chunks alongside large ones may take up to an eighth more. With thousands of variables,
-    the number being read at once is bounded by the limit on requests in flight.
+    the number being read at once is bounded by the limit on requests in flight. With ``out``, a
+    Zarr array whose values need no decoding by the CF conventions is read straight into its array,
+    as are files that `open_mfdataset` has joined, and dask arrays block by block. Packed numbers
+    are held besides until they are unpacked into it. All other values are read first, and then
+    copied.
 
     *Cancelling:* after an error, a timeout or a cancellation, ``obj`` is as lazy as before. The
     requests in flight are cancelled and awaited. A worker thread in a blocking read finishes it;
     the result is discarded. Only reads by HDF5 or netCDF-C are awaited (by h5py from a URL or file
     object, for at most half a second), because the caller's code may use these libraries next.
+    The arrays in ``out`` then have some of the values, and nothing writes into them any more.
 
     *Event loops:* asyncio or Trio; fetching and decoding happen on other threads.
 
@@ -111,7 +129,8 @@ async def load_async(
     --------
     compute_async : return new objects instead.
     """
-    await _load(obj, Options(concurrency, timeout, progress, max_bytes), share=True)
+    options = Options(concurrency, timeout, progress, max_bytes)
+    await _load(obj, options, share=True, out=out)
     return obj
 
 
@@ -125,7 +144,8 @@ async def compute_async(
 ) -> T:
     """Return ``obj`` with its data loaded into memory; ``obj`` itself stays lazy.
 
-    Parameters, errors, requests, order, memory and cancelling are those of `load_async`.
+    Parameters, errors, requests, order, memory and cancelling are those of `load_async`, which also
+    has ``out``.
 
     Returns
     -------
@@ -153,10 +173,11 @@ async def computed(obj: T, options: Options) -> T:
     return new
 
 
-async def _load(obj: Any, options: Options, *, share: bool) -> None:
+async def _load(obj: Any, options: Options, *, share: bool, out: Any = None) -> None:
     options.check()
+    destinations = None if out is None else Destinations(obj, out)
     lazies = Lazies()
-    await in_steps(lazies.collecting(each_variable(obj)))
+    await in_steps(lazies.collecting(each_variable(obj), destinations))
     if lazies:
         limit = options.most_bytes()
         if limit is not None:
@@ -164,8 +185,18 @@ async def _load(obj: Any, options: Options, *, share: bool) -> None:
             await in_steps(sizing.counting())
             sizing.check(limit, repr(options.max_bytes))
         with concluded(options.progress):
-            values = await run_on(io_loop(), partial(read_all, lazies, options))
+            values = await run_on(io_loop(), lambda: _read(lazies, options, destinations))
         assignment = Assignment(lazies, values, share=share)
         await in_steps(assignment.preparing())
         assignment.make()
         after_return(assignment.releasing())
+
+
+async def _read(
+    lazies: Sequence[Lazy], options: Options, destinations: Destinations | None
+) -> list[Any]:
+    try:
+        return await read_all(lazies, options)
+    finally:
+        if destinations is not None:
+            await destinations.lent.end()

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar, overload
 from aioxarray._runtime.loops import io_loop, run_blocking, run_on
 from aioxarray._runtime.tasks import checkpoint
 from aioxarray._xarray.lazy.loader import Options
+from aioxarray._xarray.lazy.variables import Allocate
 from aioxarray._xarray.streaming.engine import Engine
 from aioxarray._xarray.streaming.slots import Slot
 from aioxarray._xarray.streaming.source import Position, Progress, Source
@@ -181,6 +182,8 @@ class Stream(Generic[T]):
         self._transform = transform
         self._progress = Progress(Position())
         self._engine: Engine | None = None
+        # Makes the arrays that the pieces are read into; None for xarray's.
+        self._allocate: Allocate | None = None
 
     # --- the position ------------------------------------------------------------------------
 
@@ -320,6 +323,16 @@ class Stream(Generic[T]):
 
     # -----------------------------------------------------------------------------------------
 
+    def _read_into(self, allocate: Allocate) -> None:
+        """Have the pieces read into arrays that ``allocate`` makes, in worker threads."""
+        if self._engine is not None:
+            raise RuntimeError("the stream was entered already: pass it before its context")
+        self._allocate = allocate
+
+    def _has_ready(self) -> bool:
+        """Return whether the next piece, or an error in its place, is there without waiting."""
+        return self._entered().has_ready
+
     def _new_engine(self) -> Engine:
         if self._engine is not None:
             raise RuntimeError("a stream is used once: call aioxarray.stream(…) again")
@@ -332,6 +345,7 @@ class Stream(Generic[T]):
             ordered=self._ordered,
             transform=self._transform,
             consumer=weakref.ref(self),
+            allocate=self._allocate,
         )
         return self._engine
 

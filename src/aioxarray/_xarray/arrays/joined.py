@@ -344,18 +344,29 @@ class JoinedArray(BackendArray):
     async def async_getitem(self, key: ExplicitIndexer) -> Any:
         return await self.read(key, _by_itself)
 
-    async def read(self, key: ExplicitIndexer, load: Callable[[Any], Any]) -> Any:
-        """Return the values that ``key`` selects; ``load`` reads all parts concurrently."""
+    async def read(
+        self, key: ExplicitIndexer, load: Callable[[Any], Any], into: Values | None = None
+    ) -> Any:
+        """Return the values that ``key`` selects; ``load`` reads all parts concurrently.
+
+        They are in the memory of ``into``, if that has their shape and dtype, and ``key`` selects
+        by slices with positive steps. If not, it is changed all the same.
+        """
 
         async def outer(selectors: tuple[Any, ...]) -> Values:
             selection = self._selection(selectors)
-            parts = list(pieces(self.node, selection))
-            if len(parts) == 1 and _is_all(parts[0], selection):
-                out = await _only(parts[0], self.dtype, load)
-            else:
-                out = np.empty([len(selector) for selector in selection], dtype=self.dtype)
-                await gather([partial(_fill, out, piece, load) for piece in parts])
             kept = [isinstance(each, slice | np.ndarray) for each in selectors]
+            shape = [len(selector) for selector in selection]
+            parts = list(pieces(self.node, selection))
+            fits = into is not None and into.dtype == self.dtype
+            if into is not None and fits and list(into.shape) == _lengths(shape, kept):
+                out = into[tuple(slice(None) if keep else None for keep in kept)]
+            elif len(parts) == 1 and _is_all(parts[0], selection):
+                out = await _only(parts[0], self.dtype, load)
+                parts = []
+            else:
+                out = np.empty(shape, dtype=self.dtype)
+            await gather([partial(_fill, out, piece, load) for piece in parts])
             return out[tuple(slice(None) if keep else 0 for keep in kept)]
 
         return await async_explicit_indexing_adapter(key, self.shape, IndexingSupport.OUTER, outer)
@@ -370,6 +381,10 @@ class JoinedArray(BackendArray):
     def _selection(self, selectors: tuple[Any, ...]) -> list[Selector]:
         sizes = zip(selectors, self.shape, strict=True)
         return [selector_of(selector, size) for selector, size in sizes]
+
+
+def _lengths(lengths: Sequence[int], kept: Sequence[bool]) -> list[int]:
+    return [length for length, keep in zip(lengths, kept, strict=True) if keep]
 
 
 async def _by_itself(array: Any) -> Any:

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     import zarr
 
     from aioxarray._zarr.chunks.plan import ReadPlan
+    from aioxarray._zarr.chunks.result import Destination
 
 T = TypeVar("T")
 
@@ -94,11 +95,13 @@ async def read(
     grants: Grants,
     report: Callable[[int, int], None],
     load: Callable[[Any], Awaitable[Any]],
+    into: Destination | None = None,
 ) -> Any:
     """Read ``source``; on the I/O loop.
 
     ``report`` is called with the number of parts that are done and their total. ``load`` loads the
-    lazy arrays that ``source`` is composed of, if any.
+    lazy arrays that ``source`` is composed of, if any. The values are in the array of ``into``, if
+    they can be read straight into it; if not, in another one.
     """
     array: Any = source.array
     means = means_of(source)
@@ -113,13 +116,13 @@ async def read(
     source = sound(source)
     match means:
         case Means.POINTS:
-            part = await read_points(array._array, source.key.tuple, grants, report)
+            part = await read_points(array._array, source.key.tuple, grants, report, into)
         case Means.BLOCK:
-            part = await read_block(array._array, source.key.tuple, grants, report)
+            part = await read_block(array._array, source.key.tuple, grants, report, into)
         case Means.ZARR_INDEXING:
             part = None
         case Means.JOINED:
-            return await array.read(source.key, load)
+            return await array.read(source.key, load, None if into is None else into.array)
         case Means.ASYNCHRONOUS:
             try:
                 return await array.async_getitem(source.key)

@@ -26,10 +26,18 @@ from aioxarray._xarray.dask.names import with_distinct_names
 
 if TYPE_CHECKING:
     from aioxarray._xarray.dask.targets import Target
+    from aioxarray._zarr.chunks.result import Destination
 
 
-async def compute_chunked(arrays: Sequence[Any], options: Mapping[str, Any]) -> list[Any]:
+async def compute_chunked(
+    arrays: Sequence[Any],
+    options: Mapping[str, Any],
+    into: Mapping[int, Destination] | None = None,
+) -> list[Any]:
     """Compute ``arrays`` together, with ``options`` for ``dask.compute``.
+
+    The values of those whose indices ``into`` has are put there, if that can be done block by
+    block.
 
     With a distributed client, the result is awaited on the client's own loop, and cancelling
     cancels its futures. Otherwise a worker thread computes. Cancelling then cancels the reads that
@@ -42,7 +50,8 @@ async def compute_chunked(arrays: Sequence[Any], options: Mapping[str, Any]) -> 
     async def compute(manager: Any, indices: Sequence[int]) -> None:
         chosen = [distinct[index] for index in indices]
         if _is_dask(manager):
-            computed = await _compute_with_dask(chosen, options)
+            targets = [(into or {}).get(index) for index in indices]
+            computed = await _compute_with_dask(chosen, options, targets)
         else:
             computed = list(await blocking_pool.run(lambda: manager.compute(*chosen, **options)))
         values.update(zip(indices, computed, strict=True))
@@ -130,10 +139,15 @@ def _kinds(arrays: Sequence[Any]) -> list[tuple[Any, list[int]]]:
     return [(get_chunked_array_type(arrays[indices[0]]), indices) for indices in kinds.values()]
 
 
-async def _compute_with_dask(arrays: Sequence[Any], options: Mapping[str, Any]) -> list[Any]:
+async def _compute_with_dask(
+    arrays: Sequence[Any], options: Mapping[str, Any], targets: Sequence[Destination | None]
+) -> list[Any]:
     if not _shares_memory(arrays, options):
         return await _run_with_dask(arrays, options)
-    gathered = [Gathered(array) if Gathered.helps(array) else None for array in arrays]
+    gathered = [
+        Gathered(array, target) if Gathered.helps(array) else None
+        for array, target in zip(arrays, targets, strict=True)
+    ]
 
     def pending() -> list[Any]:
         pairs = zip(arrays, gathered, strict=True)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from aioxarray._zarr import tuning
+from aioxarray._zarr.chunks.result import Destination
 
 
 class Gathered:
@@ -25,10 +26,13 @@ class Gathered:
     ----------
     array
         An array for which `helps` returns True.
+    into
+        The array that the values should be put into, if they have its dtype.
     """
 
-    def __init__(self, array: Any) -> None:
+    def __init__(self, array: Any, into: Destination | None = None) -> None:
         self._array = array
+        self._into = into
         self._name = f"gather-{uuid.uuid4().hex}"
         self._ends = [[0, *itertools.accumulate(sizes)] for sizes in array.chunks]
         self._lock = threading.Lock()
@@ -68,13 +72,20 @@ class Gathered:
         if type(block) is np.ndarray and block.shape == tuple(p.stop - p.start for p in place):
             values = self._values_for(block.dtype)
             if values is not None:
-                values[place] = block
+                if self._into is None or values is not self._into.array:
+                    values[place] = block
+                    return
+                with self._into.lent.writing() as may_write:
+                    if may_write:
+                        values[place] = block
                 return
         self._odd[block_id] = block
 
     def _values_for(self, dtype: np.dtype[Any]) -> np.ndarray[Any, Any] | None:
         """Return the result array; None if it does not have the dtype of a block."""
         with self._lock:
+            if self._values is None and self._into is not None and self._into.array.dtype == dtype:
+                self._values = self._into.array
             if self._values is None:
                 # The dtype of a block, since the dtype that the array declares may be wrong.
                 self._values = np.empty([ends[-1] for ends in self._ends], dtype)

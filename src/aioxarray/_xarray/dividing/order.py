@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -70,6 +70,13 @@ class Order:
     def then(self, step: slice | Shuffle) -> Order:
         """Return the order after one more step."""
         return Order(self.count, self.groups, (*self.steps, step))
+
+    def at_epoch(self, epoch: int) -> Order:
+        """Return the order with all shuffles as they are in that epoch."""
+        steps = [
+            step if isinstance(step, slice) else replace(step, epoch=epoch) for step in self.steps
+        ]
+        return Order(self.count, self.groups, tuple(steps))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Without the numbers, which the steps give again.

@@ -10,9 +10,10 @@ from typing import Any
 
 from aioxarray._runtime.tasks import gather, in_steps
 from aioxarray._runtime.threads.pool import BLOCKING_THREADS
+from aioxarray._xarray.compat import as_compatible_data
 from aioxarray._xarray.dask.chunked import compute_chunked
 from aioxarray._xarray.lazy.together import UNREAD, Sorting, read_run
-from aioxarray._xarray.lazy.variables import Lazy, load_data
+from aioxarray._xarray.lazy.variables import Lazy, load_data, put_data
 from aioxarray._zarr import tuning
 from aioxarray._zarr.stores.calls import Call, calling
 from aioxarray._zarr.stores.grants import Grants, open_grants
@@ -140,11 +141,14 @@ class _Load:
                 values = await read_run(place, self._lazies, run, self._grants)
             start += len(values)
             for index, value in zip(run, values, strict=False):
+                lazy = self._lazies[index]
                 if value is UNREAD:
                     unread.append(index)
-                else:
-                    self.values[index] = value
-                    self._counter.part(self._lazies[index].nbytes)(1, 1)
+                    continue
+                if lazy.into:
+                    value = await put_data(lazy, value, _as_it_is, self._grants)
+                self.values[index] = value
+                self._counter.part(lazy.nbytes)(1, 1)
         await gather(self._workers(unread))
 
     async def _all_chunked(self, chunked: Sequence[int]) -> None:
@@ -154,7 +158,13 @@ class _Load:
                 for lazy in lazies:
                     labelled.enter_context(self._call.awaiting(lazy.label))
                 arrays = [lazy.data for lazy in lazies]
-                values = await compute_chunked(arrays, self._options.dask)
+                into = {index: lazy.into[0] for index, lazy in enumerate(lazies) if lazy.into}
+                values = await compute_chunked(arrays, self._options.dask, into)
+                for index in into:
+                    computed = values[index]
+                    values[index] = await put_data(
+                        lazies[index], computed, as_compatible_data, self._grants
+                    )
         except Exception as error:
             labels = ", ".join(lazy.label for lazy in lazies)
             error.add_note(f"while computing chunked data: {labels}")
@@ -162,3 +172,7 @@ class _Load:
         self._counter.part(sum(lazy.nbytes for lazy in lazies))(1, 1)
         for index, value in zip(chunked, values, strict=True):
             self.values[index] = value
+
+
+def _as_it_is(value: Any) -> Any:
+    return value

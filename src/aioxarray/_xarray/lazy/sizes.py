@@ -41,7 +41,11 @@ class Sizing:
         sizes: list[int | None] = []
         for lazy in self._lazies:
             yield
-            sizes.append(None if is_unknown(lazy.data) else lazy.nbytes)
+            if isinstance(lazy.data, np.ndarray):
+                # In memory already, and only copied into an array of the caller.
+                sizes.append(0)
+            else:
+                sizes.append(None if is_unknown(lazy.data) else lazy.nbytes)
         caches: set[int] = set()
         for index, _, data in self._lazies.holders():
             yield

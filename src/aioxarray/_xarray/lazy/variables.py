@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import xarray as xr
 
+from aioxarray._runtime.threads.lent import Lent
 from aioxarray._xarray.arrays.plan import Read, plan
 from aioxarray._xarray.arrays.prefetched_array import PrefetchedArray
 from aioxarray._xarray.arrays.read import read
@@ -20,17 +22,39 @@ from aioxarray._xarray.compat import (
     as_indexable,
     is_chunked_array,
 )
+from aioxarray._xarray.lazy.destinations import Destinations, is_same_memory, put_into
 from aioxarray._xarray.lazy.find import Found
 from aioxarray._zarr import tuning
+from aioxarray._zarr.chunks.result import Destination
 from aioxarray._zarr.stores.grants import Grants, is_long
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+Allocate = Callable[[tuple[int, ...], "np.dtype[Any]"], "np.ndarray[Any, Any] | None"]
+"""Returns an array of a shape and dtype to read values into; None to leave that to xarray."""
 
 
 class Lazy(NamedTuple):
-    """Data that is not in memory: what is read, its name in errors, and its size once loaded."""
+    """Data that is not in memory, or not where the caller wants it.
+
+    Attributes
+    ----------
+    data
+        What is read.
+    label
+        Its name in errors.
+    nbytes
+        Its size once it is loaded.
+    into
+        The caller's arrays for its values: one for each variable that has such an array.
+    """
 
     data: Any
     label: str
     nbytes: int
+    into: Sequence[Destination] = ()
 
     @property
     def chunked(self) -> bool:
@@ -57,6 +81,9 @@ class Lazies(Sequence[Lazy]):
         self._indexes: list[int] = []
         # Indexes by the id of the lazy array.
         self._seen: dict[int, int] = {}
+        # The caller's arrays: by index, and by the number of the holder.
+        self._into: dict[int, list[Destination]] = {}
+        self._placed: dict[int, np.ndarray[Any, Any]] = {}
 
     def __len__(self) -> int:
         return len(self._data)
@@ -68,14 +95,36 @@ class Lazies(Sequence[Lazy]):
     def __getitem__(self, index: int | slice) -> Lazy | list[Lazy]:
         if isinstance(index, slice):
             return [self[each] for each in range(*index.indices(len(self)))]
-        return Lazy(self._data[index], self._labels[index], self._sizes[index])
+        into = self._into.get(index, ())
+        return Lazy(self._data[index], self._labels[index], self._sizes[index], into)
 
     def holders(self) -> Iterator[tuple[int, xr.Variable, Any]]:
         """Yield, for each holder, the index of its lazy array, the variable, and its data."""
         return zip(self._indexes, self._variables, self._held, strict=True)
 
-    def collecting(self, found: Iterable[Found]) -> Iterator[None]:
-        """Add the variables of ``found`` that are not in memory, one per iteration."""
+    def place_of(self, holder: int) -> np.ndarray[Any, Any] | None:
+        """Return the caller's array for the holder with that number, if there is one."""
+        return self._placed.get(holder)
+
+    def direct(self, holder: int, into: Destination) -> None:
+        """Have the values of the holder with that number put into an array of the caller."""
+        self._placed[holder] = into.array
+        self._into.setdefault(self._indexes[holder], []).append(into)
+
+    def allocate(self, allocate: Allocate, lent: Lent) -> None:
+        """Have ``allocate`` make the arrays for the values, where it does; in a worker thread."""
+        for holder, variable in enumerate(self._variables):
+            array = allocate(variable.shape, variable.dtype)
+            if array is not None:
+                self.direct(holder, Destination(array, lent))
+
+    def collecting(
+        self, found: Iterable[Found], destinations: Destinations | None = None
+    ) -> Iterator[None]:
+        """Add the variables of ``found`` that are not in memory, one per iteration.
+
+        Also those in memory for whose values the caller has brought other arrays: ``destinations``.
+        """
         for each in found:
             yield
             variable = each.variable
@@ -83,10 +132,11 @@ class Lazies(Sequence[Lazy]):
                 # It holds an index, which is always in memory.
                 continue
             data: Any = variable._data
-            if not (
-                isinstance(data, ExplicitlyIndexed | ImplicitToExplicitIndexingAdapter)
-                or is_chunked_array(data)
-            ):
+            into = None if destinations is None else destinations.of(variable)
+            is_lazy = isinstance(
+                data, ExplicitlyIndexed | ImplicitToExplicitIndexingAdapter
+            ) or is_chunked_array(data)
+            if not is_lazy and (into is None or is_same_memory(data, into.array)):
                 continue
             source = data.array if type(data) is MemoryCachedArray else data
             index = self._seen.setdefault(id(source), len(self))
@@ -100,6 +150,8 @@ class Lazies(Sequence[Lazy]):
             self._indexes.append(index)
             self._variables.append(variable)
             self._held.append(data)
+            if into is not None:
+                self.direct(len(self._variables) - 1, into)
 
     def chosen(self, indexes: Collection[int]) -> Lazies:
         """Return the lazy arrays at ``indexes`` (in ascending order), with their holders."""
@@ -109,11 +161,14 @@ class Lazies(Sequence[Lazy]):
             new._data.append(self._data[index])
             new._labels.append(self._labels[index])
             new._sizes.append(self._sizes[index])
-        for index, variable, data in self.holders():
+        for holder, (index, variable, data) in enumerate(self.holders()):
             if index in places:
+                if holder in self._placed:
+                    new._placed[len(new._variables)] = self._placed[holder]
                 new._indexes.append(places[index])
                 new._variables.append(variable)
                 new._held.append(data)
+        new._into = {places[index]: self._into[index] for index in places if index in self._into}
         return new
 
     def releasing(self) -> Iterator[None]:
@@ -143,7 +198,11 @@ async def load_data(
     parts = plan(lazy.data)
     value = None
     if parts.source is not None:
-        value = await read(parts.source, grants, report, partial(_load_part, lazy.label, grants))
+        load_part = partial(_load_part, lazy.label, grants)
+        into = lazy.into[0] if lazy.into and not parts.decodes else None
+        value = await read(parts.source, grants, report, load_part, into)
+    if lazy.into:
+        return await put_data(lazy, value, parts.finish, grants, report)
     if lazy.nbytes <= tuning.INLINE_BYTES:
         value = parts.finish(value)
     else:
@@ -151,6 +210,27 @@ async def load_data(
         value = await grants.decoders.run(finish, long=is_long(lazy.nbytes))
     report(1, 1)
     return value
+
+
+async def put_data(
+    lazy: Lazy,
+    value: Any,
+    finish: Callable[[Any], Any],
+    grants: Grants,
+    report: Callable[[int, int], None] = _unheard,
+) -> Any:
+    """Put ``finish(value)`` into the caller's arrays; return the first of these.
+
+    On the I/O loop. Cancelling waits for what a thread is doing at that moment.
+    """
+    stop = threading.Event()
+    put = partial(put_into, lazy.into, value, finish, lazy.label, stop)
+    if lazy.nbytes <= tuning.INLINE_BYTES:
+        first = put()
+    else:
+        first = await grants.decoders.run_to_end(put, stop.set, long=is_long(lazy.nbytes))
+    report(1, 1)
+    return first
 
 
 async def _load_part(label: str, grants: Grants, array: Any) -> Any:
@@ -202,10 +282,16 @@ class Assignment:
             yield
             if lazy.chunked:
                 values[index] = as_compatible_data(values[index])
-        used = bytearray(len(values))
+        # What is in an array of the caller is only for the variable that was to have it: the
+        # caller may use that array for other values next.
+        used = bytearray(bool(lazy.into) for lazy in self._lazies)
         by_cache: dict[int, Any] = {}
-        for index, _, data in self._lazies.holders():
+        for holder, (index, _, data) in enumerate(self._lazies.holders()):
             yield
+            placed = self._lazies.place_of(holder)
+            if placed is not None:
+                self._own.append(placed)
+                continue
             own = by_cache.get(id(data))
             if own is None:
                 # xarray would read the data once per cache, and once per variable without a cache.

@@ -20,6 +20,7 @@ from aioxarray._runtime.queueing import queued
 from aioxarray._runtime.threads.cancel_scope import is_cancelled
 from aioxarray._runtime.threads.outcomes import until_done
 from aioxarray._runtime.workers import in_worker
+from aioxarray._xarray.lazy.variables import Allocate
 from aioxarray._xarray.streaming.pieces import Piece, call_of_user, noted, opened_piece, size_of
 from aioxarray._xarray.streaming.room import Room
 from aioxarray._xarray.streaming.slots import Slot
@@ -63,6 +64,8 @@ class Engine:
         Applied to each piece in a worker thread; None for nothing.
     consumer
         Returns the consumer; None once nothing refers to it any more, which ends the engine.
+    allocate
+        Makes the arrays that the pieces are read into, in worker threads; None for xarray's.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class Engine:
         ordered: bool,
         transform: Callable[[Any], Any] | None,
         consumer: Callable[[], object],
+        allocate: Allocate | None = None,
     ) -> None:
         self._pid = os.getpid()
         self._loop = io_loop()
@@ -86,6 +90,7 @@ class Engine:
         self._ordered = ordered
         self._transform = transform
         self._consumer = consumer
+        self._allocate = allocate
         self._main: asyncio.Task[None] | None = None
         # Filled on the loop, emptied by the consumer in any thread.
         self._ready: deque[Slot] = deque()
@@ -122,6 +127,11 @@ class Engine:
                 "this process was forked after the stream was opened, and the stream loads in the "
                 "other one: open a stream here"
             )
+
+    @property
+    def has_ready(self) -> bool:
+        """Whether `take` has a slot to return at the moment."""
+        return bool(self._ready)
 
     def take(self) -> Slot | None:
         """Return the next slot that is ready; None if there is none at the moment."""
@@ -279,7 +289,7 @@ class Engine:
             if callable(obj):
                 slot.function = obj
             else:
-                slot.piece = Piece(obj)
+                slot.piece = Piece(obj, allocates=self._allocate is not None)
                 self.room.window.announce(slot.serial, slot.piece.parts)
         except StopIteration:
             slot.is_last = True
@@ -308,7 +318,9 @@ class Engine:
     async def _open(self, slot: Slot, function: Callable[[], Any]) -> None:
         try:
             async with self._opening:
-                slot.piece = await in_worker(partial(opened_piece, function), Piece.close)
+                allocates = self._allocate is not None
+                opened = partial(opened_piece, function, allocates=allocates)
+                slot.piece = await in_worker(opened, Piece.close)
                 self.room.window.announce(slot.serial, slot.piece.parts)
                 self._announced(slot, slot.piece)
         except Exception as error:  # noqa: BLE001 - raised where the piece would be
@@ -343,7 +355,7 @@ class Engine:
 
     async def _load(self, slot: Slot, piece: Piece) -> None:
         try:
-            await piece.load(self._grants)
+            await piece.load(self._grants, self._allocate)
             self.room.window.end(slot.serial, piece.parts)
             if piece.is_open:
                 await in_worker(piece.close)

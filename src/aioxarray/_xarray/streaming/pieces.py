@@ -5,19 +5,22 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import xarray as xr
 
 from aioxarray._runtime.tasks import after_return, in_steps
+from aioxarray._runtime.threads.lent import Lent
 from aioxarray._runtime.window import Part
+from aioxarray._runtime.workers import in_worker
 from aioxarray._xarray.arrays.plan import Read, plan
-from aioxarray._xarray.arrays.read import Means, each_plan, means_of
+from aioxarray._xarray.arrays.read import Means, each_plan, is_zarr, means_of
 from aioxarray._xarray.arrays.sources import is_read_by_chunks, sources
 from aioxarray._xarray.lazy.find import find_variables, shallow_copy
 from aioxarray._xarray.lazy.loader import Options, read_with
 from aioxarray._xarray.lazy.sizes import Sizing
-from aioxarray._xarray.lazy.variables import Assignment, Lazies, Lazy, lazy_data
+from aioxarray._xarray.lazy.variables import Allocate, Assignment, Lazies, Lazy, lazy_data
 from aioxarray._xarray.streaming.source import Number
 from aioxarray._zarr.chunks.plan import ReadPlan
 from aioxarray._zarr.stores.calls import calling
@@ -39,6 +42,8 @@ class Piece:
     opened
         The object that was opened for the stream, which is closed once its data is loaded; None if
         it belongs to the user.
+    allocates
+        Whether the values will go into arrays that are made for them, by a copy if need be.
 
     Attributes
     ----------
@@ -54,7 +59,7 @@ class Piece:
         The bytes of the values that are in memory before it is loaded.
     """
 
-    def __init__(self, obj: Any, opened: Any = None) -> None:
+    def __init__(self, obj: Any, opened: Any = None, *, allocates: bool = False) -> None:
         find_variables(obj)
         self.obj = shallow_copy(obj)
         self._opened = opened
@@ -69,17 +74,24 @@ class Piece:
         self.nbytes = (
             _PIECE_BYTES + _VARIABLE_BYTES * len(found) + sum(sizing.known.values()) + self.present
         )
-        self.beside = sum(_beside(each) for each in self._lazies if not each.chunked)
+        self.beside = sum(_beside(each, allocates=allocates) for each in self._lazies)
         self.parts = list(_parts_of(self._lazies))
 
-    async def load(self, grants: Grants) -> None:
-        """Load the data; on the I/O loop."""
+    async def load(self, grants: Grants, allocate: Allocate | None = None) -> None:
+        """Load the data, into arrays that ``allocate`` makes; on the I/O loop."""
         lazies, self._lazies = self._lazies, None
         assert lazies is not None
         if not lazies:
             return
-        async with calling("loaded") as call:
-            values = await read_with(lazies, grants, _OPTIONS, call)
+        lent = Lent()
+        if allocate is not None:
+            # It may take milliseconds.
+            await in_worker(partial(lazies.allocate, allocate, lent))
+        try:
+            async with calling("loaded") as call:
+                values = await read_with(lazies, grants, _OPTIONS, call)
+        finally:
+            await lent.end()
         assignment = Assignment(lazies, values, share=False)
         await in_steps(assignment.preparing())
         assignment.make()
@@ -110,7 +122,7 @@ def _parts_of(lazies: Lazies) -> Iterator[Part]:
                     yield from each.parts()
 
 
-def opened_piece(function: Callable[[], Any]) -> Piece:
+def opened_piece(function: Callable[[], Any], *, allocates: bool = False) -> Piece:
     """Return the piece with the object that ``function`` opens; in a worker thread.
 
     Raises
@@ -126,7 +138,7 @@ def opened_piece(function: Callable[[], Any]) -> Piece:
             "aioxarray.open_dataset instead of open_dataset_async"
         )
     try:
-        return Piece(opened, opened)
+        return Piece(opened, opened, allocates=allocates)
     except BaseException:
         for each in _leaves(opened):
             each.close()
@@ -179,13 +191,20 @@ def size_of(result: Any) -> int | None:
         return nbytes if isinstance(nbytes, int) else None
 
 
-def _beside(lazy: Lazy) -> int:
-    """Return the most bytes that loading an array holds besides its values."""
+def _beside(lazy: Lazy, *, allocates: bool) -> int:
+    """Return the most bytes that loading an array holds besides its values.
+
+    ``allocates`` tells whether the values are in arrays that were made for them.
+    """
+    if lazy.chunked:
+        return lazy.nbytes if allocates else 0
     parts = plan(lazy.data)
-    if isinstance(parts.source, Read) and means_of(parts.source) is Means.JOINED:
+    source = parts.source
+    if isinstance(source, Read) and means_of(source) is Means.JOINED:
         # The parts are read, and decoded or put in order, and then copied into the values.
         return 2 * lazy.nbytes
-    return lazy.nbytes if parts.decodes else 0
+    is_straight = isinstance(source, Read) and is_zarr(source.array)
+    return lazy.nbytes if parts.decodes or (allocates and not is_straight) else 0
 
 
 def _bytes_of(variable: xr.Variable) -> int:

@@ -16,8 +16,8 @@ from aioxarray._zarr import tuning
 from aioxarray._zarr.chunks.forms import Form, chunk_keys, chunk_shape_of, codecs_of, form_of
 from aioxarray._zarr.chunks.pipeline import CodecPipeline, PlanningPipeline
 from aioxarray._zarr.chunks.plan import ReadPlan, plan_read
-from aioxarray._zarr.chunks.result import Outline, Result, read_chunk
-from aioxarray._zarr.compat import AsyncVIndex
+from aioxarray._zarr.chunks.result import Destination, Outline, Result, read_chunk
+from aioxarray._zarr.compat import AsyncVIndex, cpu
 from aioxarray._zarr.points import Points
 from aioxarray._zarr.selection import Block, byte_count
 from aioxarray._zarr.stores.fork import usable_after_fork
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from zarr.abc.store import Store
 
-    from aioxarray._zarr.compat import BatchedCodecPipeline, Buffer
+    from aioxarray._zarr.compat import BatchedCodecPipeline, Buffer, NDBuffer
     from aioxarray._zarr.selection import Chunk
 
 
@@ -78,20 +78,24 @@ async def read_block(
     selection: Sequence[int | slice],
     grants: Grants,
     report: Callable[[int, int], None],
+    into: Destination | None = None,
 ) -> NDArray[Any] | None:
     """Read a block of ``array`` without zarr's own indexing.
 
     zarr's indexing costs as much per chunk as fetching and decoding a small one. ``grants`` and
-    ``report`` are as in `readable`. Returns None, and requests nothing, if zarr's indexing is
-    needed: the selection is not a block of a regular grid, missing chunks are errors, or
-    ``getitem`` of the array is not zarr's.
+    ``report`` are as in `readable`. The values are read into ``into``, if its array has their shape
+    and dtype, and otherwise into a new array. Returns None, and requests nothing, if zarr's
+    indexing is needed: the selection is not a block of a regular grid, missing chunks are errors,
+    or ``getitem`` of the array is not zarr's.
     """
     inner = array._async_array
     if type(inner).getitem is not _GETITEM:
         return None
     form = form_of(inner)
     selected = _select_block(inner, form, selection)
-    return None if selected is None else await _read_selected(array, form, selected, grants, report)
+    if selected is None:
+        return None
+    return await _read_selected(array, form, selected, grants, report, into)
 
 
 async def read_points(
@@ -99,10 +103,12 @@ async def read_points(
     coordinates: Sequence[NDArray[Any]],
     grants: Grants,
     report: Callable[[int, int], None],
+    into: Destination | None = None,
 ) -> NDArray[Any] | None:
     """Read single points of ``array`` without zarr's own indexing.
 
-    zarr's indexing sorts the coordinates of every axis on the event loop. Returns None, and
+    zarr's indexing sorts the coordinates of every axis on the event loop. ``into`` is as in
+    `read_block`; its array must be contiguous, too. Returns None, and
     requests nothing, in the cases of `read_block`, and for points outside the array.
     """
     inner = array._async_array
@@ -118,7 +124,10 @@ async def read_points(
     selected = select() if few else await grants.decoders.run(select)
     if selected is None:
         return None
-    return (await _read_selected(array, form, selected, grants, report)).reshape(shape)
+    if into is not None:
+        flat = into.array.flags.c_contiguous and into.array.shape == shape
+        into = into._replace(array=into.array.reshape(-1)) if flat else None
+    return (await _read_selected(array, form, selected, grants, report, into)).reshape(shape)
 
 
 def plan_block(
@@ -184,8 +193,9 @@ async def _read_selected(
     selected: _Selected,
     grants: Grants,
     report: Callable[[int, int], None],
+    into: Destination | None,
 ) -> NDArray[Any]:
-    result = selected.result()
+    result = selected.result(into)
     if selected.count:
         pipeline = replace(form.pipeline, grants=grants, report=report)
         keeps, shares = grants.keeps, grants.shares
@@ -273,9 +283,23 @@ class _Selected:
     shape: tuple[int, ...]
     basic: bool
 
-    def result(self) -> Result:
-        """Return a new result."""
-        return self._result(self.shape)
+    def result(self, into: Destination | None = None) -> Result:
+        """Return a new result: in the array of ``into``, if that can hold it."""
+        if into is None or not self._fits(into.array):
+            return self._result(self.shape)
+        out = cpu.NDBuffer.from_numpy_array(into.array)
+        return self._result_in(out).observed(into.lent)
+
+    def _fits(self, array: NDArray[Any]) -> bool:
+        spec = self.form.spec
+        return (
+            spec.prototype.nd_buffer is cpu.NDBuffer
+            and array.shape == self.shape
+            and array.dtype == spec.dtype.to_native_dtype()
+            # Texts and objects are not in the buffer of an array.
+            and array.dtype.kind not in "OT"
+            and not array.dtype.hasobject
+        )
 
     def outline(self) -> Outline:
         """Return the outline of a new result, without memory for it."""
@@ -284,11 +308,14 @@ class _Selected:
         return small.outline._replace(shape=self.shape)
 
     def _result(self, shape: tuple[int, ...]) -> Result:
-        form, spec = self.form, self.form.spec
+        spec = self.form.spec
         out = spec.prototype.nd_buffer.empty(
             shape=shape, dtype=spec.dtype.to_native_dtype(), order=spec.config.order
         )
-        return Result(form.pipeline, form.prepared, out, (), self.basic).observed()
+        return self._result_in(out).observed()
+
+    def _result_in(self, out: NDBuffer) -> Result:
+        return Result(self.form.pipeline, self.form.prepared, out, (), self.basic)
 
 
 def _values(result: Result) -> NDArray[Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from aioxarray._runtime.threads.lent import Lent
 from aioxarray._zarr.codecs.by_zarr import ByZarr
 from aioxarray._zarr.codecs.decoders import Decoder, Prepared
 from aioxarray._zarr.codecs.steps import wrong_size
@@ -61,6 +62,13 @@ class Outline(NamedTuple):
         return 1 if self.filled_in_place else 2
 
 
+class Destination(NamedTuple):
+    """An array of the caller that values are read into, and the permission to write there."""
+
+    array: NDArray[Any]
+    lent: Lent
+
+
 def chunk_name(chunk: Chunk, shard: str | None = None) -> Hashable:
     """Return a name for ``chunk``, in the shard of that key if any; unique in store and decoding.
 
@@ -99,7 +107,11 @@ class Result:
         Whether the result is a numpy array, and not in the memory of a GPU.
     keeps_missing
         Whether the cache records missing chunks; those of a shard are known from its index.
+    lent
+        The permission to write into ``out``, if that is memory of the caller.
     """
+
+    lent: Lent | None = None
 
     def __init__(
         self,
@@ -143,12 +155,15 @@ class Result:
         out = self.out
         return Outline(out.shape, out.dtype, self.in_memory, self.prepared, self.views, in_place)
 
-    def observed(self) -> Result:
+    def observed(self, lent: Lent | None = None) -> Result:
         """Return this result if there are no observers; else one that tells them of its decoding.
 
-        Without observers, decoding a chunk takes no further step.
+        Without observers, decoding a chunk takes no further step. With ``lent``, the result writes
+        only while that permits it.
         """
         observers = listeners()
+        if lent is not None:
+            return LentResult(self, observers, lent)
         return ObservedResult(self, observers) if observers else self
 
     def tell_decoded(self, chunk: Chunk, chunks: int, nbytes: int, begun: float) -> None:
@@ -270,6 +285,44 @@ class ObservedResult(Result):
         array = super().decoded(data, chunk)
         self.tell_decoded(chunk, 1, len(data), begun)
         return array
+
+
+class LentResult(ObservedResult):
+    """A result in memory of the caller, where a thread that is given up must not write later.
+
+    After the end of the permission, nothing is written, and the outcomes have no meaning.
+
+    Parameters
+    ----------
+    result
+        The result.
+    observers
+        The observers.
+    lent
+        The permission to write.
+    """
+
+    def __init__(self, result: Result, observers: tuple[Observer, ...], lent: Lent) -> None:
+        super().__init__(result, observers)
+        self._permission = self.lent = lent
+
+    def put(self, data: Any | None, chunk: Chunk) -> bool:
+        with self._permission.writing() as may_write:
+            return may_write and super().put(data, chunk)
+
+    def put_bytes(self, decoded: Any, decoder: Decoder, chunk: Chunk) -> None:
+        with self._permission.writing() as may_write:
+            if may_write:
+                super().put_bytes(decoded, decoder, chunk)
+
+    def put_decoded(self, array: NDArray[Any] | None, chunk: Chunk) -> bool:
+        with self._permission.writing() as may_write:
+            return may_write and super().put_decoded(array, chunk)
+
+    def put_part(self, part: NDBuffer | None, chunk: Chunk) -> None:
+        with self._permission.writing() as may_write:
+            if may_write:
+                super().put_part(part, chunk)
 
 
 def read_chunk(source: Source, chunk: Chunk, result: Result) -> bool:

@@ -242,7 +242,7 @@ class ShardPart:
         self._is_separate = needed.out_shape is not None
         basic = not self._is_separate
         result = Result(layout.pipeline, layout.prepared, out, (), basic, chunk.key)
-        self.result = result.observed()
+        self.result = result.observed(whole.lent)
         self.index = layout.index_of(chunk.spec.shape)
         self._layout = layout
         self._whole = whole
