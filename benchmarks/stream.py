@@ -109,7 +109,7 @@ def run(options: Options, files: Files) -> Iterator[StreamRow]:
 
 
 def _consumers(options: Options, folder: Path) -> Iterator[StreamRow]:
-    count = options.scaled(48)
+    count = options.scaled(40)
     cases = {
         "consumer 50 ms a piece, store 50 ms a request": 0.0,
         # Each piece then takes as long to transfer as it takes to consume.
@@ -215,10 +215,7 @@ def _windows(options: Options, folder: Path) -> Iterator[StreamRow]:
             }
             check = partial(_check_in_order, expected)
             taken = epochs(ways, check, options, unchecked=(OBSTORE.name,))
-            server.log.clear()
-            for _ in ways[OURS.name]()():
-                pass
-            made = server.log.count("GET", "*/c/*")
+            made = _requests(server, ways[OURS.name], "*/c/*")
         notes = [
             f"obstore: {len(keys)} requests, one for each chunk of each window, {AT_ONCE} at once; "
             f"aioxarray makes {made}, for {len(set(keys))} chunks"
@@ -226,6 +223,15 @@ def _windows(options: Options, folder: Path) -> Iterator[StreamRow]:
         goals = [Relative((OBSTORE,), 1 / 0.8)]
         cells = _seconds(taken)
         yield StreamRow(remote, "s", cells, goals, pieces=len(windows), notes=notes)
+
+
+def _requests(server: ObjectServer, way: Callable[[], Pieces], chunks: str) -> int:
+    """Return how many requests for chunks a way makes."""
+    read = way()
+    server.log.clear()
+    for _ in read():
+        pass
+    return server.log.count("GET", chunks)
 
 
 def _keys(window: Mapping[str, slice]) -> Iterator[str]:
@@ -269,8 +275,12 @@ def _samples(options: Options, folder: Path) -> Iterator[StreamRow]:
             if options.wants(what) or (each == 8 and options.wants(packed)):
                 path = bucket / f"{each}.zarr"
                 _store(ds, path, {"chunks": (each, HEIGHT, WIDTH)})
-                taken = _trained(Samples(path, server.url, count, each), values, options)
-                row, first = _rows_of_samples(what, taken, count)
+                samples = Samples(path, server.url, count, each)
+                taken = _trained(samples, values, options)
+                made = _requests(server, _opened([OURS], samples)[OURS.name], "*/v/*.0.0")
+                chunks = math.ceil(count / each)
+                note = f"aioxarray makes {made} requests, for {chunks} chunks"
+                row, first = _rows_of_samples(what, taken, count, note)
                 yield from (row, first)
                 ours[each] = row.ours
         if options.wants(packed):
@@ -289,12 +299,12 @@ def _store(ds: xr.Dataset, path: Path, encoding: Mapping[str, Any]) -> None:
 
 
 def _rows_of_samples(
-    what: str, taken: Mapping[str, Epoch | str], count: int
+    what: str, taken: Mapping[str, Epoch | str], count: int, note: str
 ) -> tuple[StreamRow, StreamRow]:
     goals: list[Goal] = [Relative(TRAINERS, 1 / 0.9)]
     first = {name: e if isinstance(e, str) else e.first_s for name, e in taken.items()}
     return (
-        StreamRow(what, "s", _seconds(taken), goals, pieces=count),
+        StreamRow(what, "s", _seconds(taken), goals, pieces=count, notes=[note]),
         StreamRow("    until the first batch, with the open", "s", first, [Bound(0.5)]),
     )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
+import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -214,6 +216,8 @@ class Items:
 
 def _data_loader(samples: Samples) -> Pieces:
     loading = library("torch.utils.data")
+    # Workers of the second loader on start within a second, since torch is imported already.
+    multiprocessing.set_forkserver_preload(["torch.utils.data", __name__])
     loader = loading.DataLoader(
         Items(samples),
         batch_size=BATCH,
@@ -241,8 +245,6 @@ LOADERS = (OURS, LOAD, XBATCHER, DATA_LOADER, INSITUBATCH, BELUGA, TENSORSTORE, 
 
 async def get_all(url: str, keys: Sequence[str], at_once: int) -> None:
     """Get the bytes of ``keys`` from a server with obstore, ``at_once`` requests at a time."""
-    import asyncio
-
     import obstore
     from obstore.store import HTTPStore
 
