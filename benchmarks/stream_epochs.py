@@ -64,7 +64,8 @@ def epochs(
     unchecked
         Ways that return no values.
     starting
-        Ways that start processes first: their epoch counts from its first piece on.
+        Ways that start processes first: their epoch counts from its first piece on, which favours
+        them by what they have read ahead by then.
     """
     runs: dict[str, list[Epoch]] = {name: [] for name in ways}
     spent = dict.fromkeys(ways, 0.0)
