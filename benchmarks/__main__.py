@@ -25,6 +25,7 @@ from benchmarks import (
     saving,
     sharing,
     stalls,
+    stream,
     throughput,
     tracing,
 )
@@ -41,6 +42,7 @@ GROUPS = {
     "throughput": throughput,
     "memory": memory,
     "sharing": sharing,
+    "stream": stream,
     "saving": saving,
     "adaptive": adaptive,
     "tracing": tracing,
@@ -80,8 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--case",
         default="",
         metavar="TEXT",
-        help="in opening and throughput, only the rows with this text in their name (for opening's "
-        "last three kinds: icechunk, open_mfdataset, local)",
+        help="in opening, throughput and stream, only the rows with this text in their name (for "
+        "opening's last three kinds: icechunk, open_mfdataset, local)",
     )
     parser.add_argument("--quick", action="store_true", help="little data, one run each")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there too")

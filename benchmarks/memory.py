@@ -69,14 +69,14 @@ def _child(name: str, path: str, url: str | None = None) -> float:
         return await result if inspect.isawaitable(result) else result
 
     (own / "clear_refs").write_text("5")  # reset the peak
-    before = _kilobytes("VmRSS")
+    before = kilobytes("VmRSS")
     values = asyncio.run(main())
-    peak = _kilobytes("VmHWM")
+    peak = kilobytes("VmHWM")
     above: float = ((peak - before) * 1024 - sum(value.nbytes for value in values.values())) / 1e6
     return above
 
 
-def _kilobytes(field: str) -> int:
+def kilobytes(field: str) -> int:
     for text in Path("/proc/self/status").read_text().splitlines():
         if text.startswith(f"{field}:"):
             return int(text.split()[1])

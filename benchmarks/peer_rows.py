@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
-from benchmarks.peers import OURS, PEERS, XARRAY, Peer
+from benchmarks.peers import OURS, PEERS, XARRAY
 from benchmarks.rows import number
+
+
+class Named(Protocol):
+    """A peer, as rows know it."""
+
+    @property
+    def name(self) -> str: ...
 
 
 @dataclass(frozen=True)
 class Relative:
     """Goal: aioxarray's number is at most ``factor`` times the best of ``peers``."""
 
-    peers: tuple[Peer, ...]
+    peers: tuple[Named, ...]
     factor: float
 
     def verdict(self, cells: Mapping[str, float | str], unit: str) -> Verdict | None:
@@ -83,7 +90,8 @@ class PeerRow:
         The same for runs during which a process that only sleeps had no stall.
     """
 
-    HEADER: ClassVar[Sequence[str]] = ["", *(peer.name for peer in PEERS), "xarray/ours"]
+    COLUMNS: ClassVar[Sequence[str]] = [peer.name for peer in PEERS]
+    HEADER: ClassVar[Sequence[str]] = ["", *COLUMNS, "xarray/ours"]
     WIDTHS: ClassVar[Sequence[int]] = (40, *(max(9, len(peer.name)) for peer in PEERS), 11)
     STALL_GOAL_MS: ClassVar[float] = 20.0
 
@@ -107,7 +115,7 @@ class PeerRow:
 
     def texts(self) -> list[str]:
         """Return the row's cells as strings."""
-        numbers = [self._text(self.cells.get(peer.name)) for peer in PEERS]
+        numbers = [self._text(self.cells.get(name)) for name in self.COLUMNS]
         return [self.what, *numbers, self._ratio()]
 
     def below(self) -> list[str]:

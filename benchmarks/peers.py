@@ -117,7 +117,8 @@ def _with_pipeline(path: str, **more: Any) -> Callable[[Source], Read]:
     return opened
 
 
-def _tensorstore(source: Source) -> Read:
+def tensorstore_arrays(source: Source) -> dict[str, Any]:
+    """Return the variables of ``source``, opened by TensorStore, whole."""
     import tensorstore
 
     if source.url is None:
@@ -125,12 +126,18 @@ def _tensorstore(source: Source) -> Read:
     else:
         place = {"driver": "http", "base_url": f"{source.url}/"}
     arrays = {}
-    for name, variable in source.opened().data_vars.items():
+    for name in source.opened().data_vars:
         kvstore = {**place, "path": f"{place.get('path', '')}{name}/"}
         array = tensorstore.open({"driver": "zarr3", "kvstore": kvstore}, open=True).result()
-        arrays[str(name)] = array[
-            tuple(source.part.get(str(d), slice(None)) for d in variable.dims)
-        ]
+        arrays[str(name)] = array
+    return arrays
+
+
+def _tensorstore(source: Source) -> Read:
+    arrays = tensorstore_arrays(source)
+    for name, variable in source.opened().data_vars.items():
+        part = tuple(source.part.get(str(dim), slice(None)) for dim in variable.dims)
+        arrays[str(name)] = arrays[str(name)][part]
 
     def read() -> Values:
         reads = {name: array.read() for name, array in arrays.items()}
