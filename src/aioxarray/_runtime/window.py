@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Hashable, Sequence
+from collections.abc import Container, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from aioxarray._runtime.flights import Flights
+
+# Room is reserved for a part if one of so many next reads needs it. A part that is needed later is
+# kept while there is room.
+_NEAR = 32
 
 # The flights of a store and decoding, and the name of a part there.
 Key = tuple["Flights", Hashable]
@@ -53,14 +57,19 @@ class _Entry:
 
     def __init__(self, nbytes: int) -> None:
         self.nbytes = nbytes
-        # The serial numbers of the reads that are not done, and how many of these have begun.
+        # The serial numbers of the reads that are not done, and how many have begun: the first.
         self.readers: list[int] = []
         self.begun = 0
         self.value: tuple[Any] | None = None
-        # Whether its bytes count: it is kept, or in flight and will be.
+        # Whether its bytes count: it is kept, or in flight with its room reserved.
         self.is_counted = False
         # Whether it was fetched, and there was no room for it.
         self.was_left_out = False
+
+    @property
+    def next(self) -> float:
+        """The first of the reads that have not begun."""
+        return self.readers[self.begun] if self.begun < len(self.readers) else math.inf
 
 
 class Window:
@@ -77,6 +86,8 @@ class Window:
         self._lock = threading.Lock()
         self._entries: dict[Key, _Entry] = {}
         self._nbytes = 0
+        # The read that has begun last.
+        self._last = 0
         # The entries with a value.
         self._kept: dict[Key, _Entry] = {}
         self._fetched = self._repeated = 0
@@ -105,17 +116,20 @@ class Window:
                 self._count(entry)
 
     def cost(self, parts: Sequence[Part]) -> int:
-        """Return the bytes that would count in addition if a read of ``parts`` began now."""
+        """Return the bytes that would count in addition if the next read, of ``parts``, began."""
+        total = 0
         with self._lock:
-            return sum(
-                entry.nbytes
-                for entry in map(self._entries.__getitem__, (key for key, _ in parts))
-                if not entry.is_counted and len(entry.readers) > 1
-            )
+            for key, _ in parts:
+                entry = self._entries[key]
+                after = entry.begun + 1
+                if not entry.is_counted and after < len(entry.readers):
+                    total += entry.nbytes if self._is_near(entry.readers[after]) else 0
+        return total
 
-    def begin(self, parts: Sequence[Part]) -> None:
-        """Count ``parts`` as needed by a read in progress."""
+    def begin(self, serial: int, parts: Sequence[Part]) -> None:
+        """Count ``parts`` as needed by a read in progress, the one with ``serial``."""
         with self._lock:
+            self._last = serial
             for key, _ in parts:
                 entry = self._entries[key]
                 entry.begun += 1
@@ -137,31 +151,36 @@ class Window:
         # Freed after the lock has been released.
         del gone
 
-    def make_room(self, nbytes: int, needed: Sequence[Part]) -> None:
+    def make_room(self, nbytes: int, half: int, needed: Sequence[Part]) -> None:
         """Drop kept parts of ``nbytes`` bytes, those that are needed last first.
 
-        Parts that reads in progress need, or the next read, which needs ``needed``, are kept.
+        Parts that reads in progress need, or the next read, which needs ``needed``, are kept; and
+        ``half`` bytes for the reads soon after it.
         """
-        gone = []
         with self._lock:
-            keys = {key for key, _ in needed}
-            idle = [
-                (min(entry.readers), key, entry)
-                for key, entry in self._kept.items()
-                if not entry.begun and key not in keys
-            ]
-            idle.sort(key=lambda each: -each[0])
-            for _, key, entry in idle:
-                if nbytes <= 0:
-                    break
-                nbytes -= entry.nbytes
-                entry.was_left_out = True
-                gone.append(self._drop(key, entry))
-        del gone
+            self._make_room(nbytes, half, {key for key, _ in needed}, 0)
+
+    def _make_room(self, nbytes: int, half: float, needed: Container[Key], after: float) -> None:
+        """Drop kept parts as `make_room` does, only those that are needed later than ``after``."""
+        idle = [
+            (entry.next, key, entry)
+            for key, entry in self._kept.items()
+            if not entry.begun and entry.next > after and key not in needed
+        ]
+        idle.sort(key=lambda each: -each[0])
+        for reader, key, entry in idle:
+            if nbytes <= 0 or (self._is_near(reader) and self._nbytes <= half):
+                break
+            nbytes -= entry.nbytes
+            entry.was_left_out = True
+            self._drop(key, entry)
+
+    def _is_near(self, serial: float) -> bool:
+        return serial - self._last <= _NEAR
 
     def _count(self, entry: _Entry) -> None:
         """Have the bytes of a part count if it is, or will be, kept for another read."""
-        counts = entry.value is not None or (entry.begun > 0 and len(entry.readers) > 1)
+        counts = entry.value is not None or (entry.begun > 0 and self._is_near(entry.next))
         if counts != entry.is_counted:
             entry.is_counted = counts
             self._nbytes += entry.nbytes if counts else -entry.nbytes
@@ -203,8 +222,12 @@ class Window:
             entry = self._entries.get(key)
             if entry is None or entry.value is not None or len(entry.readers) < 2:
                 return
-            beside = self._nbytes - (entry.nbytes if entry.is_counted else 0)
-            if beside + entry.nbytes <= self.limit:
+            missing = self._nbytes - self.limit + (0 if entry.is_counted else entry.nbytes)
+            if missing > 0:
+                # In place of those that are needed later.
+                self._make_room(math.ceil(missing), 0, (), entry.next)
+                missing = self._nbytes - self.limit + (0 if entry.is_counted else entry.nbytes)
+            if missing <= 0:
                 entry.value = (value,)
                 self._kept[key] = entry
                 self._count(entry)

@@ -347,7 +347,7 @@ class Engine:
                 continue
             self._waiting_parts -= len(slot.piece.parts)
             self._waiting_bytes -= slot.piece.present
-            slot.held = self.room.begin(slot.piece)
+            slot.held = self.room.begin(slot.serial, slot.piece)
             slot.task = self._group.create_task(self._load(slot, slot.piece))
         if not self._arrived_early():
             self._has_room.set()
@@ -356,7 +356,7 @@ class Engine:
     async def _load(self, slot: Slot, piece: Piece) -> None:
         try:
             await piece.load(self._grants, self._allocate)
-            self.room.window.end(slot.serial, piece.parts)
+            self.room.end(slot.serial, piece)
             if piece.is_open:
                 await in_worker(piece.close)
             slot.value = piece.obj

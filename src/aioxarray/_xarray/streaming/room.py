@@ -7,6 +7,9 @@ from aioxarray._xarray.streaming.pieces import Piece
 
 # Pieces that have begun and are not consumed. With one request each, more than the default limit.
 _BEGUN = 256
+# So much is loaded at once in the beginning, and more as it comes. If all pieces began together,
+# they would share the bandwidth, and the first would come with the last.
+_AT_FIRST = 16 << 20
 # Chunks in flight take at most a quarter of the limit in addition, or this much.
 _LEAST_IN_FLIGHT = 32 << 20
 
@@ -39,6 +42,9 @@ class Room:
         self.in_flight = max(ahead // 4, _LEAST_IN_FLIGHT)
         self.unconsumed = 0
         self.held = 0
+        # Of the values that are held, the bytes that are loading; and the most there may be.
+        self._loading = 0
+        self._at_once = _AT_FIRST
         self._limit = ahead
         self._set_limit()
 
@@ -49,25 +55,35 @@ class Room:
         """
         if self.unconsumed == 0:
             return True
-        if self.unconsumed >= _BEGUN:
+        size = piece.nbytes + piece.beside
+        free = self._limit - self.held - size
+        if self.unconsumed >= _BEGUN or free < 0:
             return False
-        missing = self.held + piece.nbytes + piece.beside - self._limit
+        cost = self.window.cost(piece.parts)
+        if self._loading and self._loading + size + cost > self._at_once:
+            return False
+        missing = self.window.nbytes + cost - free
         if missing > 0:
-            return False
-        missing += self.window.nbytes + self.window.cost(piece.parts)
-        # Chunks that are kept for later may hold up the next piece up to half of the limit.
-        if missing > 0 and (excess := self.window.nbytes - self._limit // 2) > 0:
             before = self.window.nbytes
-            self.window.make_room(min(missing, excess), piece.parts)
+            self.window.make_room(missing, self._limit // 2, piece.parts)
             missing -= before - self.window.nbytes
         return missing <= 0
 
-    def begin(self, piece: Piece) -> int:
+    def begin(self, serial: int, piece: Piece) -> int:
         """Count ``piece`` as begun; return the bytes to be held for it."""
-        self.window.begin(piece.parts)
+        self.window.begin(serial, piece.parts)
         nbytes = piece.nbytes + piece.beside
+        self._loading += nbytes
         self.hold(0, nbytes)
         return nbytes
+
+    def end(self, serial: int, piece: Piece) -> None:
+        """Count ``piece`` as loaded."""
+        self.window.end(serial, piece.parts)
+        nbytes = piece.nbytes + piece.beside
+        self._loading -= nbytes
+        # As many bytes again as have come: in each round trip twice as many.
+        self._at_once = min(self._at_once + nbytes, max(self._limit, _AT_FIRST))
 
     def hold(self, before: int, now: int) -> None:
         """Count ``now`` bytes as held for a piece in place of those ``before``."""
