@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numcodecs
 from zarr.codecs import GzipCodec, ZstdCodec
 
+from aioxarray._xarray.saving.undecoded import whole_axes
+
 if TYPE_CHECKING:
     import xarray as xr
 
@@ -130,18 +132,31 @@ class Layout:
             stored, shards = _default_chunks(variable), None
         else:
             shards = source.get("shards")
+        if len(stored) != variable.ndim:
+            # A position was selected along a dimension, which is gone. Names tell the others.
+            lengths = source.get("preferred_chunks", {})
+            shards = None
+            stored = tuple(
+                lengths.get(dim, length)
+                for dim, length in zip(variable.dims, _default_chunks(variable), strict=True)
+            )
         sizes = [max(size, 1) for size in variable.shape]
         asked = [self.chunks.get(str(dim)) for dim in variable.dims]
+        # Chunks that are longer than their dimension stay so: they can be copied as they are.
+        kept = [
+            own is None and is_whole
+            for own, is_whole in zip(asked, whole_axes(variable), strict=True)
+        ]
         chunks = tuple(
-            min(length if own is None else own, size)
-            for length, own, size in zip(stored, asked, sizes, strict=True)
+            length if keeps else min(length if own is None else own, size)
+            for length, own, keeps, size in zip(stored, asked, kept, sizes, strict=True)
         )
         if shards is None or any(own is not None for own in asked):
             return chunks, None
         # A shard has whole chunks.
         whole = (
-            min(shard, -(-size // chunk) * chunk) // chunk * chunk
-            for shard, size, chunk in zip(shards, sizes, chunks, strict=True)
+            shard if keeps else min(shard, -(-size // chunk) * chunk) // chunk * chunk
+            for shard, keeps, size, chunk in zip(shards, kept, sizes, chunks, strict=True)
         )
         return chunks, tuple(whole)
 

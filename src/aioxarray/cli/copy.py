@@ -191,6 +191,10 @@ def _tell_plan(copy: Copy, blocks: int, *, as_json: bool) -> None:
             "bytes_are_exact": plan.bytes_are_exact,
             "seconds": estimate,
             "resumed_blocks": blocks,
+            "variables": {
+                name: {"decoded": reason is not None, "reason": reason}
+                for name, reason in copy.ways().items()
+            },
         }
         print(json.dumps(document, indent=2))
         return
@@ -198,6 +202,9 @@ def _tell_plan(copy: Copy, blocks: int, *, as_json: bool) -> None:
     print(f"to be read: {_reads(plan)}")
     if estimate is not None:
         print(f"it takes {estimate:.3g} s or more at {connection_text(*plan.connection)}")
+    for name, reason in copy.ways().items():
+        way = "chunks as they are stored" if reason is None else f"decoded: {reason}"
+        print(f"  {name}: {way}")
     if blocks:
         print(f"an unfinished copy would be resumed: {counted(blocks, 'block')} are there")
 
