@@ -24,6 +24,9 @@ CODING = (
 )
 """The parts of an encoding that tell how values are represented, which every format can hold."""
 
+CHANGEABLE = (*CODING[:8], "chunks")
+"""The parts of an encoding that can be given for a copy; None leaves one out."""
+
 # How one version of Zarr stores chunks.
 _STORAGE = ("compressors", "filters", "serializer", "fill_value")
 # Data that is stored without chunks gets chunks of at most so many bytes.
@@ -84,20 +87,26 @@ class Layout:
         The lengths of chunks along dimensions; those of the source along the others.
     compression
         The compression; None for that of the source if the format has it, or else the default.
+    encoding
+        For variables, the parts of `CHANGEABLE` that are not those of the source.
     """
 
     format: Format = "zarr3"
     chunks: Mapping[str, int] = field(default_factory=dict)
     compression: Compression | None = None
+    encoding: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the layout as JSON can hold it."""
         compression = self.compression
-        return {
+        document: dict[str, Any] = {
             "format": self.format,
             "chunks": dict(self.chunks),
             "compression": None if compression is None else [compression.name, compression.level],
         }
+        if self.encoding:
+            document["encoding"] = {name: dict(own) for name, own in self.encoding.items()}
+        return document
 
     def applied(self, dataset: xr.Dataset) -> xr.Dataset:
         """Return ``dataset`` with the encoding of a copy to Zarr; its data stays as it is."""
@@ -121,7 +130,17 @@ class Layout:
                 encoding["shards"] = shards
         if self.compression is not None and variable.dtype.kind in "biufcmM":
             encoding["compressors"] = self.compression.compressors(target)
-        return encoding
+        own = self.encoding.get(str(name), {})
+        if own.keys() & {"dtype", "_FillValue"}:
+            # These are made for the type of the source.
+            for key in ("fill_value", "filters", "serializer"):
+                encoding.pop(key, None)
+        if "chunks" in own:
+            encoding.pop("shards", None)
+        encoding |= own
+        return {
+            key: value for key, value in encoding.items() if key not in own or value is not None
+        }
 
     def _chunks(self, variable: xr.Variable) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
         """Return the lengths of the chunks, and of the shards if there are any."""
