@@ -17,6 +17,7 @@ from benchmarks import (
     adaptive,
     budget,
     cancelling,
+    copying,
     growth,
     latency,
     memory,
@@ -42,6 +43,7 @@ GROUPS = {
     "memory": memory,
     "sharing": sharing,
     "saving": saving,
+    "copying": copying,
     "adaptive": adaptive,
     "tracing": tracing,
 }

@@ -219,6 +219,19 @@ def test_a_dry_run_writes_nothing(
     assert server.log.count("GET", "large.zarr/a/c/*") == 0
 
 
+def test_an_icechunk_repository_is_named_as_such(tmp_path: Path, run: Commands) -> None:
+    icechunk = pytest.importorskip("icechunk")
+    place = tmp_path / "repository"
+    repository = icechunk.Repository.create(icechunk.local_filesystem_storage(str(place)))
+    session = repository.writable_session("main")
+    xr.Dataset({"a": ("x", [1, 2])}).to_zarr(session.store, consolidated=False)
+    session.commit("a")
+    for arguments in (["copy", place, tmp_path / "copy"], ["info", place]):
+        line = run.refuse(*arguments)
+        assert "is an icechunk repository, which commands do not open: in Python, " in line
+    assert left(tmp_path) == ["repository"]
+
+
 def encoding(**variables: Any) -> tuple[str, str]:
     # Braces are doubled for `str.format`.
     text = json.dumps(variables).replace("{", "{{").replace("}", "}}")
