@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
 _HDF5_SUFFIXES = (".nc", ".nc4", ".cdf", ".h5", ".hdf5", ".he5")
-# Folders of an icechunk repository.
-_ICECHUNK = ("manifests", "refs", "snapshots")
+# Folders of an icechunk repository, of all versions of its format.
+_ICECHUNK = ("manifests", "snapshots", "transactions")
 _HINT = " (--engine names another reader, --group a group)"
 
 
