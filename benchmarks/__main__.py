@@ -17,6 +17,7 @@ from benchmarks import (
     adaptive,
     budget,
     cancelling,
+    copying,
     growth,
     latency,
     memory,
@@ -44,6 +45,7 @@ GROUPS = {
     "sharing": sharing,
     "stream": stream,
     "saving": saving,
+    "copying": copying,
     "adaptive": adaptive,
     "tracing": tracing,
 }

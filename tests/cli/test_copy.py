@@ -112,6 +112,23 @@ def test_the_layout_is_that_of_the_source_or_as_asked(
     assert (packed["dtype"], packed["chunks"], packed["compressors"]) == ("i2", (2, 19, 9), ())
 
 
+def test_the_encoding_is_as_asked(data: Path, tmp_path: Path, run: Commands) -> None:
+    packed = {"dtype": "i2", "scale_factor": 0.01, "_FillValue": -32768, "chunks": [4, 19, 36]}
+    asked = ("--encoding", json.dumps({"t2m": packed}))
+    run.succeed("copy", data / "grid3.zarr", tmp_path / "packed", *asked)
+    source, copy = opened(data / "grid3.zarr"), opened(tmp_path / "packed")
+    source.to_zarr(tmp_path / "expected", encoding={"t2m": {**packed, "shards": None}})
+    xr.testing.assert_identical(copy, opened(tmp_path / "expected"))
+    found = copy.t2m.encoding
+    assert (found["dtype"], found["scale_factor"], found["chunks"]) == ("i2", 0.01, (4, 19, 36))
+    # None leaves a part of the source's encoding out.
+    plain = {"t2m": {"dtype": "f4", "scale_factor": None, "_FillValue": None}}
+    run.succeed("copy", tmp_path / "packed", tmp_path / "f4", "--encoding", json.dumps(plain))
+    found = opened(tmp_path / "f4").t2m.encoding
+    assert found["dtype"] == "f4"
+    assert "scale_factor" not in found
+
+
 def test_a_box_across_the_seam(data: Path, tmp_path: Path, run: Commands) -> None:
     run.succeed("copy", data / "grid3.zarr", tmp_path / "box", "--bbox=-20,-10,20,10")
     copy, source = opened(tmp_path / "box"), opened(data / "grid3.zarr")
@@ -202,6 +219,25 @@ def test_a_dry_run_writes_nothing(
     assert server.log.count("GET", "large.zarr/a/c/*") == 0
 
 
+def test_an_icechunk_repository_is_named_as_such(tmp_path: Path, run: Commands) -> None:
+    icechunk = pytest.importorskip("icechunk")
+    place = tmp_path / "repository"
+    repository = icechunk.Repository.create(icechunk.local_filesystem_storage(str(place)))
+    session = repository.writable_session("main")
+    xr.Dataset({"a": ("x", [1, 2])}).to_zarr(session.store, consolidated=False)
+    session.commit("a")
+    for arguments in (["copy", place, tmp_path / "copy"], ["info", place]):
+        line = run.refuse(*arguments)
+        assert "is an icechunk repository, which commands do not open: in Python, " in line
+    assert left(tmp_path) == ["repository"]
+
+
+def encoding(**variables: Any) -> tuple[str, str]:
+    # Braces are doubled for `str.format`.
+    text = json.dumps(variables).replace("{", "{{").replace("}", "}}")
+    return ("--encoding", text)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -215,6 +251,19 @@ def test_a_dry_run_writes_nothing(
         (["{data}/grid3.zarr", "{out}/a", "--compress", "lz5"], "must be one of none, zstd, gzip"),
         (["{data}/grid3.zarr", "{out}/a", "--chunks", "time"], "must be DIM=N, such as"),
         (["{data}/grid3.zarr", "{out}/a", "--chunks", "x=2"], "--chunks: 'x' is no dimension"),
+        (
+            ["{data}/grid3.zarr", "{out}/a", "--encoding", "t2m"],
+            "--encoding: must be a JSON object",
+        ),
+        (["{data}/grid3.zarr", "{out}/a", *encoding(u=1)], "'u' is no variable of the copy"),
+        (["{data}/grid3.zarr", "{out}/a", *encoding(t2m=1)], "'t2m' takes a JSON object, not 1"),
+        (["{data}/grid3.zarr", "{out}/a", *encoding(t2m={"zlib": True})], "must be one of dtype, "),
+        (["{data}/grid3.zarr", "{out}/a", *encoding(t2m={"dtype": "i3x"})], "is no data type"),
+        (
+            ["{data}/grid3.zarr", "{out}/a", *encoding(t2m={"chunks": [1]})],
+            "takes 3 lengths from 1",
+        ),
+        (["{data}/grid3.zarr", "{out}/a", *encoding(t2m={"add_offset": "x"})], "must be a number"),
         (["{data}/grid3.zarr", "{out}/a", "--sel", "time=2030"], "selects nothing"),
         (["{data}/grid3.zarr", "{out}/a", "--format", "csv"], "invalid choice: 'csv'"),
         (["{data}/grid3.zarr"], "the following arguments are required: DEST"),

@@ -21,6 +21,7 @@ from aioxarray._runtime.loops import run_blocking
 from aioxarray._xarray.lazy.loader import Options
 from aioxarray._xarray.saving.recorder import ZarrOptions
 from aioxarray._xarray.saving.saver import save
+from aioxarray._xarray.saving.undecoded import ways
 from aioxarray.config import Concurrency, cache_limit, config, memory_limit
 
 # With these a copy takes less than 512 MB of memory, whatever its size, if its chunks are small.
@@ -130,13 +131,24 @@ class Copy:
         if not self.overwrite and self.target.exists():
             raise TargetError(f"{self.target.name} is there already (--overwrite replaces it)")
 
-    def _write(self, journal: Journal, progress: Callable[[int, int], object] | None) -> None:
-        replaces = self.overwrite and not journal.blocks and self.target.has_old()
-        options = ZarrOptions(
-            mode="w" if replaces else "w-",
+    def ways(self) -> dict[str, str | None]:
+        """Return, for each variable, why it is decoded; None if its chunks are copied as they are.
+
+        Makes no request.
+        """
+        found = ways(self.layout.applied(self.dataset), self._options("w-"))
+        return {str(name): reason for name, reason in found}
+
+    def _options(self, mode: Any) -> ZarrOptions:
+        return ZarrOptions(
+            mode=mode,
             storage_options=dict(self.target.storage_options or {}) or None,
             zarr_format=2 if self.layout.format == "zarr2" else 3,
         )
+
+    def _write(self, journal: Journal, progress: Callable[[int, int], object] | None) -> None:
+        replaces = self.overwrite and not journal.blocks and self.target.has_old()
+        options = self._options("w" if replaces else "w-")
         how = Options(self.concurrency, None, progress)
         dataset = self.layout.applied(self.dataset)
         memory = min(max(dataset.nbytes // _MEMORY_PART, _LEAST_MEMORY), _MOST_MEMORY)

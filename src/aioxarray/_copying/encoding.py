@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numcodecs
 from zarr.codecs import GzipCodec, ZstdCodec
 
+from aioxarray._xarray.saving.undecoded import whole_axes
+
 if TYPE_CHECKING:
     import xarray as xr
 
@@ -21,6 +23,9 @@ CODING = (
     *("units", "calendar", "coordinates", "grid_mapping"),
 )
 """The parts of an encoding that tell how values are represented, which every format can hold."""
+
+CHANGEABLE = (*CODING[:8], "chunks")
+"""The parts of an encoding that can be given for a copy; None leaves one out."""
 
 # How one version of Zarr stores chunks.
 _STORAGE = ("compressors", "filters", "serializer", "fill_value")
@@ -82,20 +87,26 @@ class Layout:
         The lengths of chunks along dimensions; those of the source along the others.
     compression
         The compression; None for that of the source if the format has it, or else the default.
+    encoding
+        For variables, the parts of `CHANGEABLE` that are not those of the source.
     """
 
     format: Format = "zarr3"
     chunks: Mapping[str, int] = field(default_factory=dict)
     compression: Compression | None = None
+    encoding: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the layout as JSON can hold it."""
         compression = self.compression
-        return {
+        document: dict[str, Any] = {
             "format": self.format,
             "chunks": dict(self.chunks),
             "compression": None if compression is None else [compression.name, compression.level],
         }
+        if self.encoding:
+            document["encoding"] = {name: dict(own) for name, own in self.encoding.items()}
+        return document
 
     def applied(self, dataset: xr.Dataset) -> xr.Dataset:
         """Return ``dataset`` with the encoding of a copy to Zarr; its data stays as it is."""
@@ -119,7 +130,17 @@ class Layout:
                 encoding["shards"] = shards
         if self.compression is not None and variable.dtype.kind in "biufcmM":
             encoding["compressors"] = self.compression.compressors(target)
-        return encoding
+        own = self.encoding.get(str(name), {})
+        if own.keys() & {"dtype", "_FillValue"}:
+            # These are made for the type of the source.
+            for key in ("fill_value", "filters", "serializer"):
+                encoding.pop(key, None)
+        if "chunks" in own:
+            encoding.pop("shards", None)
+        encoding |= own
+        return {
+            key: value for key, value in encoding.items() if key not in own or value is not None
+        }
 
     def _chunks(self, variable: xr.Variable) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
         """Return the lengths of the chunks, and of the shards if there are any."""
@@ -130,18 +151,31 @@ class Layout:
             stored, shards = _default_chunks(variable), None
         else:
             shards = source.get("shards")
+        if len(stored) != variable.ndim:
+            # A position was selected along a dimension, which is gone. Names tell the others.
+            lengths = source.get("preferred_chunks", {})
+            shards = None
+            stored = tuple(
+                lengths.get(dim, length)
+                for dim, length in zip(variable.dims, _default_chunks(variable), strict=True)
+            )
         sizes = [max(size, 1) for size in variable.shape]
         asked = [self.chunks.get(str(dim)) for dim in variable.dims]
+        # Chunks that are longer than their dimension stay so: they can be copied as they are.
+        kept = [
+            own is None and is_whole
+            for own, is_whole in zip(asked, whole_axes(variable), strict=True)
+        ]
         chunks = tuple(
-            min(length if own is None else own, size)
-            for length, own, size in zip(stored, asked, sizes, strict=True)
+            length if keeps else min(length if own is None else own, size)
+            for length, own, keeps, size in zip(stored, asked, kept, sizes, strict=True)
         )
         if shards is None or any(own is not None for own in asked):
             return chunks, None
         # A shard has whole chunks.
         whole = (
-            min(shard, -(-size // chunk) * chunk) // chunk * chunk
-            for shard, size, chunk in zip(shards, sizes, chunks, strict=True)
+            shard if keeps else min(shard, -(-size // chunk) * chunk) // chunk * chunk
+            for shard, keeps, size, chunk in zip(shards, kept, sizes, chunks, strict=True)
         )
         return chunks, tuple(whole)
 

@@ -9,8 +9,10 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from aioxarray._copying.copier import Copy, TargetError
-from aioxarray._copying.encoding import FORMATS, Compression, Format, Layout
+from aioxarray._copying.encoding import CHANGEABLE, FORMATS, Compression, Format, Layout
 from aioxarray._copying.targets import LocalTarget, target_of
 from aioxarray._xarray.explaining.rendering import connection_text, counted
 from aioxarray._xarray.lazy.sizes import size_text
@@ -55,6 +57,14 @@ def add_parser(commands: Any) -> None:
         type=_compression,
         metavar="CODEC[:LEVEL]",
         help="none, zstd or gzip; netCDF knows gzip (default: as the source, if the format can)",
+    )
+    parser.add_argument(
+        "--encoding",
+        type=kinds.json_object,
+        default={},
+        metavar="JSON",
+        help="encodings of variables, where they differ from the source: "
+        '\'{"t2m": {"dtype": "i2", "scale_factor": 0.01, "_FillValue": -32768}}\'',
     )
     parser.add_argument(
         "--overwrite",
@@ -122,14 +132,50 @@ def _copy(
         if name not in part.sizes:
             names = ", ".join(map(str, part.sizes))
             raise InputError(f"--chunks: {name!r} is no dimension of the copy; there are {names}")
+    _check_encoding(arguments.encoding, part)
     return Copy(
         part,
         target,
-        Layout(form, arguments.chunks, arguments.compress),
+        Layout(form, arguments.chunks, arguments.compress, arguments.encoding),
         {"source": source.name, "group": source.group, "selection": selection.to_dict()},
         overwrite=arguments.overwrite,
         concurrency=arguments.concurrency,
     )
+
+
+def _check_encoding(encoding: dict[str, Any], part: xr.Dataset) -> None:
+    for name, own in encoding.items():
+        if name not in part.variables:
+            names = ", ".join(map(str, part.variables))
+            raise InputError(f"--encoding: {name!r} is no variable of the copy; there are {names}")
+        if not isinstance(own, dict):
+            raise InputError(f"--encoding: {name!r} takes a JSON object, not {json.dumps(own)}")
+        for key, value in own.items():
+            if key not in CHANGEABLE:
+                raise InputError(
+                    f"--encoding: {key!r} of {name!r} must be one of {', '.join(CHANGEABLE)} "
+                    "(--compress sets the codec)"
+                )
+            if value is not None:
+                _check_value(name, key, value, part[name].ndim)
+
+
+def _check_value(name: str, key: str, value: Any, ndim: int) -> None:
+    told = f"--encoding: {key!r} of {name!r}"
+    if key == "dtype":
+        try:
+            np.dtype(value)
+        except TypeError:
+            raise InputError(f"{told} is no data type: {json.dumps(value)}") from None
+    elif key in ("scale_factor", "add_offset"):
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise InputError(f"{told} must be a number, not {json.dumps(value)}")
+    elif key == "chunks" and not (
+        isinstance(value, list)
+        and len(value) == ndim
+        and all(type(each) is int and each > 0 for each in value)
+    ):
+        raise InputError(f"{told} takes {ndim} lengths from 1 on, not {json.dumps(value)}")
 
 
 def _format(location: str) -> Format:
@@ -191,6 +237,10 @@ def _tell_plan(copy: Copy, blocks: int, *, as_json: bool) -> None:
             "bytes_are_exact": plan.bytes_are_exact,
             "seconds": estimate,
             "resumed_blocks": blocks,
+            "variables": {
+                name: {"decoded": reason is not None, "reason": reason}
+                for name, reason in copy.ways().items()
+            },
         }
         print(json.dumps(document, indent=2))
         return
@@ -198,6 +248,9 @@ def _tell_plan(copy: Copy, blocks: int, *, as_json: bool) -> None:
     print(f"to be read: {_reads(plan)}")
     if estimate is not None:
         print(f"it takes {estimate:.3g} s or more at {connection_text(*plan.connection)}")
+    for name, reason in copy.ways().items():
+        way = "chunks as they are stored" if reason is None else f"decoded: {reason}"
+        print(f"  {name}: {way}")
     if blocks:
         print(f"an unfinished copy would be resumed: {counted(blocks, 'block')} are there")
 

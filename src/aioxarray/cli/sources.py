@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
 _HDF5_SUFFIXES = (".nc", ".nc4", ".cdf", ".h5", ".hdf5", ".he5")
+# Folders of an icechunk repository, of all versions of its format.
+_ICECHUNK = ("manifests", "snapshots", "transactions")
 _HINT = " (--engine names another reader, --group a group)"
 
 
@@ -101,6 +103,11 @@ class Source:
                 location = sorted(glob.glob(os.path.expanduser(location)))
                 if not location:
                     raise InputError(f"no file matches {self.location!r}")
+        if not self.is_pattern and all(os.path.isdir(f"{location}/{each}") for each in _ICECHUNK):
+            raise InputError(
+                f"{self.name} is an icechunk repository, which commands do not open: in Python, "
+                "aioxarray.open_zarr and aioxarray.to_zarr take the store of a session"
+            )
         place = self.name if self.group is None else f"group {self.group!r} of {self.name}"
         with naming(f"open {place}", hint=_HINT):
             try:

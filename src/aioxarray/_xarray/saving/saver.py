@@ -30,6 +30,7 @@ from aioxarray._xarray.lazy.variables import Lazy, assign, lazy_data, load_data
 from aioxarray._xarray.opening.error_notes import error_note
 from aioxarray._xarray.saving.deferred import Deferred, defers
 from aioxarray._xarray.saving.ledger import Ledger, without_metadata
+from aioxarray._xarray.saving.moving import Mover
 from aioxarray._xarray.saving.origins import read_from_targets
 from aioxarray._xarray.saving.recorder import (
     Recorded,
@@ -40,6 +41,7 @@ from aioxarray._xarray.saving.recorder import (
     record,
 )
 from aioxarray._xarray.saving.unchanged import Unchanged
+from aioxarray._xarray.saving.undecoded import Moves, moves
 from aioxarray._zarr import tuning
 from aioxarray._zarr.chunks.writing import writable, write_block
 from aioxarray._zarr.grid import write_edges
@@ -74,7 +76,8 @@ async def save(
     """Save ``obj`` as xarray's ``to_zarr`` does; on the I/O loop.
 
     With ``ledger``, the blocks in it are not read or written, and those that are written are added
-    to it. Unless the mode is "w", what the same save has left there before is replaced.
+    to it. Unless the mode is "w", what the same save has left there before is replaced. Chunks that
+    are stored as the target stores them are then copied without decoding them.
     """
     note = f"while saving to {printable(store)!r}"
     with error_note(note, by_obstore=not options.storage_options):
@@ -241,10 +244,24 @@ class _Saving:
             return
         edges = write_edges(each.target)
         path = each.target.path
-        size = tuning.SAVED_BLOCK_BYTES if self._ledger is None else tuning.RECORDED_BLOCK_BYTES
+        write = partial(self._write_block, each, array)
+        size = tuning.SAVED_BLOCK_BYTES
+        if self._ledger is not None:
+            size = tuning.RECORDED_BLOCK_BYTES
+            found = moves(each)
+            if isinstance(found, Moves):
+                mover = Mover(
+                    found.source,
+                    each.target,
+                    self._store,
+                    found.first,
+                    self._grants,
+                    fresh=each.fresh,
+                )
+                write = partial(self._move_block, each, mover)
         for block in blocks(region, edges, source.dtype.itemsize, size):
             if self._ledger is None or not self._ledger.has(path, block):
-                yield partial(self._write_block, each, array, block, counter)
+                yield partial(write, block, counter)
             else:
                 counter.add(each.bytes_of(block))
 
@@ -266,6 +283,18 @@ class _Saving:
             async with self._staged.hold(nbytes):
                 values = await self._encoded(write, part)
                 await write_block(array, block, values)
+        self._written(write, block, counter)
+
+    async def _move_block(
+        self, write: Write, mover: Mover, block: tuple[slice, ...], counter: Meter
+    ) -> None:
+        # Those in flight are lost when the process is killed.
+        async with self._staged.hold(write.bytes_of(block)):
+            with _error_note(write):
+                await mover.move(block)
+            self._written(write, block, counter)
+
+    def _written(self, write: Write, block: tuple[slice, ...], counter: Meter) -> None:
         if self._ledger is not None:
             self._ledger.add(write.target.path, block)
         counter.add(write.bytes_of(block))
