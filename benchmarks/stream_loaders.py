@@ -112,14 +112,15 @@ def batched(samples: Iterator[NDArray[Any]]) -> Iterator[NDArray[Any]]:
 
 def _our_samples(samples: Samples) -> Pieces:
     ds = samples.source.opened()
-    shuffled = aioxarray.blocks(ds, {"time": 1}).shuffle(0, buffer=CHUNKS_SHUFFLED * samples.each)
+    pieces = aioxarray.blocks(ds, {"time": 1})
+    shuffled = pieces.shuffle(0, buffer=CHUNKS_SHUFFLED * samples.each).batch(BATCH)
 
-    def steps() -> Iterator[NDArray[Any]]:
-        with aioxarray.stream(shuffled) as pieces:
-            for piece in pieces:
-                yield piece["v"].values[0]
+    def read() -> Iterator[NDArray[Any]]:
+        with aioxarray.stream(shuffled) as batches:
+            for batch in batches:
+                yield batch["v"].values[:, 0]
 
-    return lambda: batched(steps())
+    return read
 
 
 def _our_windows(windows: Windows) -> Pieces:
