@@ -786,3 +786,32 @@ def test_any_array_is_read_as_explained(data: Any, recipe: Recipe, wrap: Any) ->
     if plan.bytes_fetched is not None:
         assert plan.bytes_fetched >= seen.nbytes
         assert plan.bytes_fetched == seen.nbytes or not plan.bytes_are_exact
+
+
+# --- streams -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [MemoryStore, lambda: LatencyStore(MemoryStore(), latency_s=0)])
+def test_the_plan_of_a_stream_counts_each_chunk_once(make: Callable[[], Any]) -> None:
+    log = RecordingStore(make())
+    ds = xr.Dataset({"v": (("t", "x"), np.arange(400.0).reshape(20, 20))})
+    ds.to_zarr(log, encoding={"v": {"chunks": (5, 20)}}, consolidated=False)
+    lazy = aioxarray.open_zarr(log, consolidated=False)
+    pieces = aioxarray.blocks(lazy, {"t": 1})
+    stream = aioxarray.stream(pieces, ahead="1MiB")
+    log.log.clear()
+    plan = aioxarray.explain(stream)
+    assert log.log.count() == 0
+    assert plan.bytes_wanted == 400 * 8
+    assert plan.memory == (1 << 20) + (32 << 20)
+    with stream as loaded:
+        for _ in loaded:
+            pass
+    assert plan.requests == log.log.count("get") == 4
+
+
+def test_streams_of_unknown_pieces_are_refused() -> None:
+    with pytest.raises(TypeError, match="explain a stream of a list or of blocks"):
+        aioxarray.explain(aioxarray.stream(iter([xr.Dataset()])))
+    with pytest.raises(TypeError, match="functions that open"):
+        aioxarray.explain(aioxarray.stream([xr.Dataset]))

@@ -16,6 +16,7 @@ from aioxarray._zarr.stores.identity import libraries, unwrapped
 from aioxarray._zarr.stores.observing.observers import observed_here
 from aioxarray._zarr.stores.observing.records import Recorder, now
 from aioxarray._zarr.stores.printable import printable
+from aioxarray.streaming import Stream
 
 __all__ = ["LoadPlan", "OpenPhase", "OpenPlan", "VariablePlan", "explain", "explain_open"]
 
@@ -32,7 +33,7 @@ def explain(obj: Any) -> LoadPlan:
     ----------
     obj
         An xarray Variable, DataArray, Dataset or DataTree, or a (nested) list, tuple or dict of
-        them.
+        them; or a `Stream` of a list or another sequence of them, for the plan of one epoch.
 
     Returns
     -------
@@ -43,7 +44,8 @@ def explain(obj: Any) -> LoadPlan:
     Raises
     ------
     TypeError
-        If ``obj`` holds anything else.
+        If ``obj`` holds anything else, or is a stream whose pieces are not known: those of an
+        iterator, or functions that open.
 
     Notes
     -----
@@ -53,6 +55,10 @@ def explain(obj: Any) -> LoadPlan:
     None, shown as "opaque".
 
     *Order:* the variables are in the order of ``obj``, as in a load.
+
+    *Streams:* each chunk counts once for all pieces of the epoch. Those that do not fit into
+    ``ahead``, or whose pieces are more than 256 apart, are fetched again. ``memory`` is ``ahead``
+    with the chunks in flight.
 
     *Memory:* little, however many chunks there are; for selections by arrays of indices, as much as
     zarr's own indexing takes.
@@ -66,6 +72,8 @@ def explain(obj: Any) -> LoadPlan:
     --------
     load : load the data.
     """
+    if isinstance(obj, Stream):
+        return obj._explain()
     return survey(obj)
 
 

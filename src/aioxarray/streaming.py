@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Generic, TypeVar, overload
 
 from aioxarray._runtime.loops import io_loop, run_blocking, run_on
 from aioxarray._runtime.tasks import checkpoint
+from aioxarray._xarray.explaining.load_plan import LoadPlan
+from aioxarray._xarray.explaining.survey import survey
 from aioxarray._xarray.lazy.loader import Options
 from aioxarray._xarray.lazy.variables import Allocate
 from aioxarray._xarray.streaming.engine import Engine
+from aioxarray._xarray.streaming.room import Room
 from aioxarray._xarray.streaming.slots import Slot
 from aioxarray._xarray.streaming.source import Position, Progress, Source
 from aioxarray._xarray.streaming.stages import Limiting
@@ -213,6 +216,11 @@ class Stream(Generic[T]):
         self._progress = Progress(Position.of_dict(state))
 
     # --- its state ---------------------------------------------------------------------------
+
+    def _explain(self) -> LoadPlan:
+        """Return the plan of an epoch, for `aioxarray.explain`."""
+        plan = survey(self._source.known_objects(), shares=True)
+        return replace(plan, memory=self._ahead + Room(self._ahead).in_flight)
 
     def limiting(self) -> Limiting:
         """Return the slow stage so far: what the consumer waits for, or the consumer itself.

@@ -29,12 +29,16 @@ from aioxarray.config import cache_limit, memory_limit, request_limit, thread_co
 _TOGETHER = "with other small variables, one after another in one thread"
 
 
-def survey(obj: Any) -> LoadPlan:
-    """Return what a load of ``obj`` would do."""
+def survey(obj: Any, *, shares: bool = False) -> LoadPlan:
+    """Return what a load of ``obj`` would do.
+
+    ``shares`` tells that its parts are loaded by a stream, which shares the chunks that several of
+    them need, also those of local stores.
+    """
     found = list(each_variable(obj))
     lazies = lazy_data(found)
     paths = {each.label: each.path for each in found}
-    survey_of = _Survey(lazies)
+    survey_of = _Survey(lazies, shares)
     plans = survey_of.plans(paths)
     holders = {id(variable) for _, variable, _ in lazies.holders()}
     variables = [_planned(each, plans, holders) for each in found]
@@ -118,8 +122,9 @@ def _largest(parts: Sequence[_Part], limit: float) -> int:
 class _Survey:
     """The reads of one load, which may need the same chunks."""
 
-    def __init__(self, lazies: Lazies) -> None:
+    def __init__(self, lazies: Lazies, shares: bool) -> None:
         self._lazies = lazies
+        self._shares = shares
         self._counter = Counter()
         # The servers that are read.
         self.hosts: dict[Host, None] = {}
@@ -152,7 +157,8 @@ class _Survey:
         if len(others) < tuning.FEW_VARIABLES:
             return set()
         sorting = Sorting()
-        for _ in sorting.each(self._lazies, others, keeps=cache_limit() > 0):
+        keeps = self._shares or cache_limit() > 0
+        for _ in sorting.each(self._lazies, others, keeps=keeps):
             pass
         places, _ = sorting.done()
         return {index for members in places.values() for index in members}
@@ -176,7 +182,7 @@ class _Survey:
             tally.add_array(source.array)
             tally.add(found, count, in_run=in_run, decodes=decodes)
 
-        each_plan(source, take)
+        each_plan(source, take, shares=self._shares)
         array: Any = source.array
         if (host := host_of(array._array.store)) is not None:
             self.hosts[host] = None

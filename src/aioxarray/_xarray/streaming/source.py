@@ -128,6 +128,27 @@ class Source:
                 # Without an end, the epochs would follow each other forever.
                 return
 
+    def known_objects(self) -> list[Any]:
+        """Return the objects of an epoch, if they are known without advancing an iterator.
+
+        Raises
+        ------
+        TypeError
+            If they are not, or if some are functions that open objects.
+        """
+        if not isinstance(self._objects, Sequence):
+            raise TypeError(
+                f"the objects of the stream are an iterable ({type(self._objects).__name__}), and "
+                "unknown before it is advanced: explain a stream of a list or of blocks"
+            )
+        objects = list(self._objects)
+        if any(map(callable, objects)):
+            raise TypeError(
+                "some objects of the stream are functions that open, and unknown before they are "
+                "called: see explain_open for the requests of an open"
+            )
+        return objects
+
     def _epoch_from(self, index: int) -> Iterator[Any]:
         objects = self._objects
         if isinstance(objects, Sequence):
