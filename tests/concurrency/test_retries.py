@@ -442,7 +442,8 @@ def test_s3fs_does_not_retry_a_head_that_timed_out(server: ObjectServer) -> None
     assert (server.log.count("HEAD", "*a"), server.log.count("GET", "*a")) == (2, 1)
 
 
-def test_obstore_does_not_retry_listings_that_break(server: ObjectServer) -> None:
+def retrying_obstore(server: ObjectServer) -> Store:
+    """Return a store of obstore for S3 that retries by itself."""
     from obstore.store import S3Store
 
     client = S3Store(
@@ -454,10 +455,15 @@ def test_obstore_does_not_retry_listings_that_break(server: ObjectServer) -> Non
         region="us-east-1",
         client_options={"allow_http": True},
     )
+    return ObjectStore(client)
+
+
+def test_obstore_does_not_retry_listings_that_break(server: ObjectServer) -> None:
+    store = retrying_obstore(server)
 
     async def names() -> list[str]:
         with grants.requests.share(2) as places:
-            limited = LimitedStore(ObjectStore(client), places)
+            limited = LimitedStore(store, places)
             return [name async for name in limited.list_dir("")]
 
     server.fail("*", "truncate", method="LIST", times=1)
@@ -470,25 +476,15 @@ def test_obstore_does_not_retry_errors_whose_bodies_break(
     server: ObjectServer, status: int
 ) -> None:
     # An absent key, or one that must not be read: S3 sends a body with each.
-    from obstore.store import S3Store
-
-    client = S3Store(
-        "bucket",
-        prefix="data",
-        endpoint=server.url,
-        access_key_id="test",
-        secret_access_key="test",
-        region="us-east-1",
-        client_options={"allow_http": True},
-    )
+    store = retrying_obstore(server)
     if status == 403:
         server.fail("*absent", 403)
     server.fail("*absent", "truncate", times=1)
     if status == 404:
-        assert get(ObjectStore(client), key="absent") is None
+        assert get(store, key="absent") is None
     else:
         with pytest.raises(PermissionError, match="absent"):
-            get(ObjectStore(client), key="absent")
+            get(store, key="absent")
     assert server.log.count("GET", "*absent") == 2
 
 
