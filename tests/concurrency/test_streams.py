@@ -17,7 +17,7 @@ from zarr.storage import LocalStore, MemoryStore
 
 import aioxarray
 from aioxarray._runtime.loops import run_blocking
-from aioxarray._xarray.streaming import engine, room
+from aioxarray._xarray.streaming import engine, feed, room
 from aioxarray.testing import GatedStore, LatencyStore, RecordingStore
 from tests.concurrency.helpers import PATIENCE_S, lazily, plain, written
 from tests.loops import every_loop
@@ -113,7 +113,7 @@ def test_pieces_are_known_ahead_to_a_bound_only() -> None:
     with aioxarray.stream(endless(), ahead=1) as ahead:
         for taken in range(1, 1000):
             next(ahead)
-            assert advanced <= taken + 1 + engine._KNOWN
+            assert advanced <= taken + 1 + feed._KNOWN
 
 
 # --- order ---------------------------------------------------------------------------------------

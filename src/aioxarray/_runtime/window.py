@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import threading
+from bisect import insort
 from collections.abc import Container, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -112,7 +113,8 @@ class Window:
                 entry = self._entries.get(key)
                 if entry is None:
                     entry = self._entries[key] = _Entry(nbytes)
-                entry.readers.append(serial)
+                # Usually the last: a piece that is opened first is known late.
+                insort(entry.readers, serial)
                 self._count(entry)
 
     def cost(self, parts: Sequence[Part]) -> int:

@@ -10,33 +10,27 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from functools import partial
 from typing import Any
 
 from aioxarray._runtime.loops import detached, io_loop
 from aioxarray._runtime.queueing import queued
-from aioxarray._runtime.threads.cancel_scope import is_cancelled
 from aioxarray._runtime.threads.outcomes import until_done
 from aioxarray._runtime.workers import in_worker
 from aioxarray._xarray.lazy.variables import Allocate
-from aioxarray._xarray.streaming.pieces import Piece, call_of_user, noted, opened_piece, size_of
+from aioxarray._xarray.streaming.feed import Feed
+from aioxarray._xarray.streaming.pieces import Piece, call_of_user, noted, size_of
 from aioxarray._xarray.streaming.room import Room
 from aioxarray._xarray.streaming.slots import Slot
-from aioxarray._xarray.streaming.source import Number, Position, Source
+from aioxarray._xarray.streaming.source import Position, Source
 from aioxarray._xarray.streaming.stages import Stage, Stages
 from aioxarray._zarr.stores.grants import Grants, open_grants
 from aioxarray._zarr.stores.observing.observers import observed_here
 from aioxarray.config import queue_limit, thread_count
 from aioxarray.errors import ForkError
 
-# Pieces that are known before they may begin, and the parts of stores that they need. Lazy objects
-# take some ten KB each, and the name of a part some 200 bytes.
-_KNOWN = 256
-_KNOWN_PARTS = 1 << 16
-# Of these, the objects that are opened or open: each may have files.
-_OPENING = 16
 # How long an arrived piece waits before it begins, so that the next ones are known: they may need
 # the same chunks.
 _TOGETHER_S = 0.002
@@ -84,9 +78,6 @@ class Engine:
         # All that the stream does on the loop: a worker's context has a cancel scope that ends with
         # the worker's function, and a consumer's is another in each of its threads.
         self._context = detached()
-        self._source = source
-        self._objects: Iterator[tuple[Number, Any]] = source.objects_from(position)
-        self._ahead = ahead
         self._ordered = ordered
         self._transform = transform
         self._consumer = consumer
@@ -99,19 +90,20 @@ class Engine:
         self._waiting: deque[Slot] = deque()
         self._begun: deque[Slot] = deque()
         self._beginning: asyncio.TimerHandle | None = None
-        # How many slots the iterable has made, and how many of them do not wait any more. Of those
-        # that wait, the parts of stores that they need, and the bytes that they have in memory.
-        self._arrived = 0
-        self._started = 0
-        self._waiting_parts = 0
-        self._waiting_bytes = 0
         self._waiting_consumers = 0
-        self._has_room = asyncio.Event()
-        self._has_all = False
+        self._has_begun = asyncio.Event()
         self._is_closed = False
         self._failure: BaseException | None = None
         self.room = Room(ahead)
         self.stages = Stages(thread_count())
+        self._feed = Feed(
+            source,
+            position,
+            window=self.room.window,
+            most_bytes=ahead,
+            allocates=allocate is not None,
+            arrive=partial(self._soon, self._arrive),
+        )
 
     # --- by the consumer, in any thread ------------------------------------------------------
 
@@ -241,61 +233,25 @@ class Engine:
             ):
                 self._grants: Grants = grants
                 self._transforming = asyncio.Semaphore(thread_count())
-                self._opening = asyncio.Semaphore(_OPENING)
                 async with asyncio.TaskGroup() as group:
                     self._group = group
-                    self._feeding = group.create_task(self._feed())
+                    self._feeding = group.create_task(self._until_all_begun())
         except Exception as error:  # noqa: BLE001 - raised by `until_ready`
             self._fail(error)
         finally:
-            self._has_all = True
+            self._feed.has_all = True
             left = [slot.piece for slot in (*self._waiting, *self._begun) if slot.piece is not None]
             self._waiting.clear()
             self._begun.clear()
             await _closed([piece for piece in left if piece.is_open])
 
-    async def _feed(self) -> None:
-        """Have the iterable advanced while not too many pieces wait."""
-        while not self._has_all:
-            if self._arrived_early():
-                self._has_room.clear()
-                await self._has_room.wait()
-            await in_worker(self._advance)
+    async def _until_all_begun(self) -> None:
+        """Have the iterable advanced, and wait until its last piece has begun."""
+        await self._feed.run()
         # The group, in which pieces begin, ends with its last task.
         while self._waiting:
-            self._has_room.clear()
-            await self._has_room.wait()
-
-    def _arrived_early(self) -> bool:
-        """Return whether enough pieces wait; in any thread."""
-        waiting = self._arrived - self._started
-        return waiting >= _KNOWN or (
-            waiting > 0
-            and (self._waiting_parts >= _KNOWN_PARTS or self._waiting_bytes >= self._ahead)
-        )
-
-    def _advance(self) -> None:
-        """Advance the iterable, in a worker thread, and pass each object on at once."""
-        while not (self._has_all or self._arrived_early() or is_cancelled()):
-            slot = self._next_slot()
-            self._has_all = slot.is_last or slot.error is not None
-            self._soon(self._arrive, slot)
-
-    def _next_slot(self) -> Slot:
-        slot = Slot(self._arrived, self._source.number)
-        self._arrived += 1
-        try:
-            slot.number, obj = next(self._objects)
-            if callable(obj):
-                slot.function = obj
-            else:
-                slot.piece = Piece(obj, allocates=self._allocate is not None)
-                self.room.window.announce(slot.serial, slot.piece.parts)
-        except StopIteration:
-            slot.is_last = True
-        except BaseException as error:  # noqa: BLE001 - raised where the piece would be
-            slot.error = noted(error, slot.number)
-        return slot
+            self._has_begun.clear()
+            await self._has_begun.wait()
 
     def _arrive(self, slot: Slot) -> None:
         if self._is_closed:
@@ -303,28 +259,14 @@ class Engine:
         self._waiting.append(slot)
         if slot.function is not None:
             slot.task = self._group.create_task(self._open(slot, slot.function))
-        elif slot.piece is not None:
-            self._announced(slot, slot.piece)
+        self._feed.waits(slot)
         if self._beginning is None:
             self._beginning = self._loop.call_later(
                 _TOGETHER_S, self._call, self._begin, context=self._context
             )
 
-    def _announced(self, slot: Slot, piece: Piece) -> None:
-        self._waiting_parts += len(piece.parts)
-        self._waiting_bytes += piece.present
-        slot.stage = "loading"
-
     async def _open(self, slot: Slot, function: Callable[[], Any]) -> None:
-        try:
-            async with self._opening:
-                allocates = self._allocate is not None
-                opened = partial(opened_piece, function, allocates=allocates)
-                slot.piece = await in_worker(opened, Piece.close)
-                self.room.window.announce(slot.serial, slot.piece.parts)
-                self._announced(slot, slot.piece)
-        except Exception as error:  # noqa: BLE001 - raised where the piece would be
-            slot.error = noted(error, slot.number)
+        await self._feed.open(slot, function)
         self._begin()
 
     def _begin(self) -> None:
@@ -339,18 +281,15 @@ class Engine:
             if slot.piece is not None and not self.room.fits(slot.piece):
                 break
             self._waiting.popleft()
-            self._started += 1
+            self._feed.begins(slot)
+            self._has_begun.set()
             self.room.unconsumed += not slot.is_last
             self._begun.append(slot)
             if slot.piece is None:
                 self._finish(slot)
                 continue
-            self._waiting_parts -= len(slot.piece.parts)
-            self._waiting_bytes -= slot.piece.present
             slot.held = self.room.begin(slot.serial, slot.piece)
             slot.task = self._group.create_task(self._load(slot, slot.piece))
-        if not self._arrived_early():
-            self._has_room.set()
         self._note_stage()
 
     async def _load(self, slot: Slot, piece: Piece) -> None:
@@ -408,7 +347,7 @@ class Engine:
 
     def _end_after(self, failed: Slot) -> None:
         """Give up the pieces that are not handed out, since ``failed`` has an error."""
-        self._has_all = True
+        self._feed.has_all = True
         self._feeding.cancel()
         gone = [*self._waiting]
         self._waiting.clear()
