@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import xarray as xr
@@ -13,7 +14,7 @@ from aioxarray._xarray.lazy.destinations import Destinations
 from aioxarray._xarray.lazy.find import each_variable, find_variables, shallow_copy
 from aioxarray._xarray.lazy.loader import Options, read_all
 from aioxarray._xarray.lazy.sizes import Sizing
-from aioxarray._xarray.lazy.variables import Assignment, Lazies, Lazy
+from aioxarray._xarray.lazy.variables import Assignment, Lazies
 from aioxarray.config import Concurrency
 from aioxarray.progress import Progress
 from aioxarray.tracing import concluded
@@ -185,18 +186,21 @@ async def _load(obj: Any, options: Options, *, share: bool, out: Any = None) -> 
             await in_steps(sizing.counting())
             sizing.check(limit, repr(options.max_bytes))
         with concluded(options.progress):
-            values = await run_on(io_loop(), lambda: _read(lazies, options, destinations))
+            read = partial(read_all, lazies, options)
+            if destinations is not None:
+                # Not always: a thousand calls that wait hold as many objects as they need.
+                read = partial(_read_into, destinations, read)
+            values = await run_on(io_loop(), read)
         assignment = Assignment(lazies, values, share=share)
         await in_steps(assignment.preparing())
         assignment.make()
         after_return(assignment.releasing())
 
 
-async def _read(
-    lazies: Sequence[Lazy], options: Options, destinations: Destinations | None
+async def _read_into(
+    destinations: Destinations, read: Callable[[], Awaitable[list[Any]]]
 ) -> list[Any]:
     try:
-        return await read_all(lazies, options)
+        return await read()
     finally:
-        if destinations is not None:
-            await destinations.lent.end()
+        await destinations.lent.end()

@@ -34,6 +34,7 @@ from aioxarray._zarr.stores.retries.errors import transient
 from aioxarray.config import config
 from aioxarray.errors import ServerUnavailableError, TryAgainError
 from aioxarray.testing import FaultyStore, LatencyStore, ObjectServer
+from tests import budgets
 from tests.concurrency import clients
 from tests.concurrency.helpers import PATIENCE_S, lazily, same, written
 from tests.concurrency.sessions import closed_later
@@ -706,6 +707,8 @@ def test_giving_up_ends_the_wait_of_a_blocking_call(server: ObjectServer, waits:
         with pytest.raises(asyncio.CancelledError):
             await task
         await asyncio.wrap_future(ended)
+        # Blocking calls for other chunks go on until the server answers.
+        await budgets.until_free()
 
     asyncio.run(main())
 
