@@ -21,14 +21,14 @@ def concurrency(text: str) -> Concurrency:
 
 
 def json_object(text: str) -> dict[str, Any]:
-    """Return options for the client of a store."""
+    """Return the dict that a text of JSON stands for."""
     try:
         options = json.loads(text)
     except ValueError:
         options = None
     if not isinstance(options, dict):
         # The text may hold credentials.
-        raise argparse.ArgumentTypeError("must be a JSON object, such as '{\"anon\": true}'")
+        raise argparse.ArgumentTypeError("must be a JSON object, such as '{\"name\": true}'")
     return options
 
 
