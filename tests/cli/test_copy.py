@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import xarray as xr
 from aioxarray._copying import journal
 from aioxarray.testing import ObjectServer
 from tests.cli.helpers import Commands, environment, grid, process
+from tests.concurrency import clients
 
 # The chunks of the large source are as large as the blocks of a save: each is a block.
 BLOCKS = 20
@@ -219,17 +221,78 @@ def test_a_dry_run_writes_nothing(
     assert server.log.count("GET", "large.zarr/a/c/*") == 0
 
 
-def test_an_icechunk_repository_is_named_as_such(tmp_path: Path, run: Commands) -> None:
+@pytest.fixture
+def commits(tmp_path: Path) -> tuple[Path, list[xr.Dataset]]:
+    """Return an icechunk repository with two commits and a tag of the first, and their values."""
     icechunk = pytest.importorskip("icechunk")
     place = tmp_path / "repository"
     repository = icechunk.Repository.create(icechunk.local_filesystem_storage(str(place)))
+    values = [xr.Dataset({"a": ("x", np.arange(100.0) + n)}) for n in range(2)]
+    for n, each in enumerate(values):
+        session = repository.writable_session("main")
+        each.to_zarr(session.store, mode="w", consolidated=False, encoding={"a": {"chunks": (10,)}})
+        snapshot = session.commit(str(n))
+        if n == 0:
+            repository.create_tag("first", snapshot)
+    return place, values
+
+
+def test_an_icechunk_repository_is_read(
+    commits: tuple[Path, list[xr.Dataset]], tmp_path: Path, run: Commands
+) -> None:
+    place, (first, last) = commits
+    run.succeed("copy", place, tmp_path / "last.zarr")
+    run.succeed("copy", place, tmp_path / "first.zarr", "--ref", "first", "--isel", "x=10:20")
+    xr.testing.assert_identical(xr.open_zarr(tmp_path / "last.zarr").load(), last)
+    part = xr.open_zarr(tmp_path / "first.zarr").load()
+    xr.testing.assert_identical(part, first.isel(x=slice(10, 20)))
+    assert "chunks" in run.succeed("info", place, "--ref", "main").output
+
+
+def test_a_copy_of_a_repository_in_a_bucket_goes_on_from_the_same_commit(
+    server: ObjectServer, tmp_path: Path, run: Commands
+) -> None:
+    icechunk = pytest.importorskip("icechunk")
+    repository = icechunk.Repository.create(clients.icechunk_storage(server.url))
+    # Each chunk is a block of the copy, and larger than what icechunk stores in its manifests.
+    steps = np.arange(32, dtype="f4").reshape(-1, 1, 1) + np.arange(SHAPE[2]) % 251
+    ds = xr.Dataset({"a": (("t", "y", "x"), np.broadcast_to(steps, (32, *SHAPE[1:])))})
+    saved = partial(ds.to_zarr, mode="w", consolidated=False, encoding={"a": {"chunks": SHAPE}})
     session = repository.writable_session("main")
-    xr.Dataset({"a": ("x", [1, 2])}).to_zarr(session.store, consolidated=False)
-    session.commit("a")
-    for arguments in (["copy", place, tmp_path / "copy"], ["info", place]):
-        line = run.refuse(*arguments)
-        assert "is an icechunk repository, which commands do not open: in Python, " in line
-    assert left(tmp_path) == ["repository"]
+    saved(session.store)
+    first = session.commit("first")
+    options = {
+        "endpoint_url": server.url,
+        "allow_http": True,
+        "force_path_style": True,
+        "region": "us-east-1",
+        "access_key_id": "test",
+        "secret_access_key": "test",
+    }
+    copy: tuple[object, ...] = ("copy", "s3://bucket/repo", tmp_path / "copy.zarr")
+    copy += ("--engine", "icechunk", "--storage-options", json.dumps(options))
+    server.fail("*repo/chunks/*", 403, after=4)
+    assert run(*copy).exit_code == 1
+    server.mend()
+    session = repository.writable_session("main")
+    saved(session.store)
+    session.commit("second")
+    assert "the unfinished copy there has another" in run.refuse(*copy)
+    run.succeed(*copy, "--ref", first)
+    xr.testing.assert_identical(xr.open_zarr(tmp_path / "copy.zarr").load(), ds)
+
+
+def test_a_commit_that_does_not_exist_is_refused(
+    commits: tuple[Path, list[xr.Dataset]], data: Path, tmp_path: Path, run: Commands
+) -> None:
+    place, _ = commits
+    line = run.refuse("copy", place, tmp_path / "copy.zarr", "--ref", "nope")
+    assert "'nope' is no branch, tag or snapshot of the repository; there are first, main" in line
+    line = run.refuse("info", data / "large.zarr", "--ref", "main")
+    assert "--ref names a commit of an icechunk repository" in line
+    line = run.refuse("info", tmp_path / "nowhere", "--engine", "icechunk")
+    assert "does not exist" in line
+    assert not (tmp_path / "nowhere").exists()
 
 
 def encoding(**variables: Any) -> tuple[str, str]:

@@ -133,11 +133,15 @@ def _copy(
             names = ", ".join(map(str, part.sizes))
             raise InputError(f"--chunks: {name!r} is no dimension of the copy; there are {names}")
     _check_encoding(arguments.encoding, part)
+    origin = {"source": source.name, "group": source.group, "selection": selection.to_dict()}
+    if source.snapshot is not None:
+        # A copy goes on only from the same commit.
+        origin["snapshot"] = source.snapshot
     return Copy(
         part,
         target,
         Layout(form, arguments.chunks, arguments.compress, arguments.encoding),
-        {"source": source.name, "group": source.group, "selection": selection.to_dict()},
+        origin,
         overwrite=arguments.overwrite,
         concurrency=arguments.concurrency,
     )

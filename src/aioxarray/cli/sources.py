@@ -8,19 +8,19 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 from aioxarray._zarr.stores.printable import printable
 from aioxarray.cli.arguments import json_object
 from aioxarray.cli.failures import InputError, naming
+from aioxarray.cli.repositories import is_repository, opened_session
 from aioxarray.explaining import OpenPlan, observed_open
 
 if TYPE_CHECKING:
     import xarray as xr
 
 _HDF5_SUFFIXES = (".nc", ".nc4", ".cdf", ".h5", ".hdf5", ".he5")
-# Folders of an icechunk repository, of all versions of its format.
-_ICECHUNK = ("manifests", "snapshots", "transactions")
 _HINT = " (--engine names another reader, --group a group)"
 
 
@@ -33,21 +33,28 @@ class Source:
     location
         A path, a URL, or a pattern of paths with ``*``.
     group, engine
-        As for `aioxarray.open_dataset`.
+        As for `aioxarray.open_dataset`; the engine "icechunk" opens a repository.
     storage_options
-        The same.
+        The same; for icechunk, the arguments of its storage.
+    ref
+        The branch, tag or snapshot of an icechunk repository; None for the branch "main".
     """
 
     location: str
     group: str | None = None
     engine: str | None = None
     storage_options: dict[str, Any] = field(default_factory=dict)
+    ref: str | None = None
 
     @classmethod
     def of(cls, arguments: argparse.Namespace) -> Source:
         """Return the source that the arguments of `add_arguments` name."""
         return cls(
-            arguments.source, arguments.group, arguments.engine, arguments.storage_options or {}
+            arguments.source,
+            arguments.group,
+            arguments.engine,
+            arguments.storage_options or {},
+            arguments.ref,
         )
 
     @property
@@ -59,6 +66,21 @@ class Source:
     def is_pattern(self) -> bool:
         """Whether the location stands for many files."""
         return "*" in self.location and not os.path.exists(self.location)
+
+    @property
+    def snapshot(self) -> str | None:
+        """The snapshot of an icechunk repository that is read; None for other sources."""
+        return str(self._session.snapshot_id) if self._is_repository else None
+
+    @cached_property
+    def _is_repository(self) -> bool:
+        if self.engine is not None:
+            return self.engine == "icechunk"
+        return not self.is_pattern and is_repository(self.location)
+
+    @cached_property
+    def _session(self) -> Any:
+        return opened_session(self.location, self.ref, self.storage_options)
 
     @contextmanager
     def groups(self) -> Iterator[tuple[dict[str, xr.Dataset], OpenPlan]]:
@@ -94,6 +116,16 @@ class Source:
         options: dict[str, Any] = {}
         if self.group is not None:
             options["group"] = self.group
+        if self._is_repository:
+            with naming(f"open {self.name}", hint=_HINT):
+                store = self._session.store
+                options |= {"engine": "zarr", "consolidated": False}
+                return observed_open(store, opener=opener, **options)
+        if self.ref is not None:
+            raise InputError(
+                f"--ref names a commit of an icechunk repository, and {self.name} is none; in a "
+                "bucket, --engine icechunk says that it is one"
+            )
         if self.storage_options:
             options["storage_options"] = self.storage_options
         location: Any = self.location
@@ -103,11 +135,6 @@ class Source:
                 location = sorted(glob.glob(os.path.expanduser(location)))
                 if not location:
                     raise InputError(f"no file matches {self.location!r}")
-        if not self.is_pattern and all(os.path.isdir(f"{location}/{each}") for each in _ICECHUNK):
-            raise InputError(
-                f"{self.name} is an icechunk repository, which commands do not open: in Python, "
-                "aioxarray.open_zarr and aioxarray.to_zarr take the store of a session"
-            )
         place = self.name if self.group is None else f"group {self.group!r} of {self.name}"
         with naming(f"open {place}", hint=_HINT):
             try:
@@ -146,7 +173,14 @@ def add_arguments(parser: argparse.ArgumentParser, name: str = "URL") -> None:
     )
     parser.add_argument("--group", metavar="PATH", help="the group in it (default: the outermost)")
     parser.add_argument(
-        "--engine", metavar="NAME", help="xarray's engine that reads it (default: guessed)"
+        "--engine",
+        metavar="NAME",
+        help="xarray's engine that reads it, or icechunk for a repository (default: guessed)",
+    )
+    parser.add_argument(
+        "--ref",
+        metavar="NAME",
+        help="the branch, tag or snapshot of an icechunk repository (default: main)",
     )
     parser.add_argument(
         "--storage-options",
