@@ -246,7 +246,9 @@ def test_an_icechunk_repository_is_read(
     xr.testing.assert_identical(xr.open_zarr(tmp_path / "last.zarr").load(), last)
     part = xr.open_zarr(tmp_path / "first.zarr").load()
     xr.testing.assert_identical(part, first.isel(x=slice(10, 20)))
-    assert "chunks" in run.succeed("info", place, "--ref", "main").output
+    told = run.succeed("info", place, "--ref", "main")
+    assert "chunks 10;" in told.output
+    assert "stored)" not in told.output
 
 
 def test_a_copy_of_a_repository_in_a_bucket_goes_on_from_the_same_commit(

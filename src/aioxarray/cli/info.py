@@ -45,7 +45,9 @@ def run(arguments: argparse.Namespace) -> None:
     with source.groups() as (groups, opened):
         if selection:
             groups = _selected(groups, selection, source)
-        described = contents(groups, None if selection else source.location)
+        # The files of a repository belong to all of its commits.
+        sized = None if selection or source.snapshot else source.location
+        described = contents(groups, sized)
         plan = None
         if arguments.plan:
             with naming("make a plan of the load"):

@@ -47,6 +47,8 @@ def opened_session(location: str, ref: str | None, options: dict[str, Any]) -> A
         import icechunk
     except ImportError as error:
         raise InputError("icechunk repositories need icechunk: pip install icechunk") from error
+    # It warns that commits to a local folder may collide; nothing is committed here.
+    icechunk.set_logs_filter("error")
     repository = icechunk.Repository.open(_storage(icechunk, location, options))
     if ref is None or ref in repository.list_branches():
         return repository.readonly_session(ref or "main")
