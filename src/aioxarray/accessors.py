@@ -10,10 +10,11 @@ import inspect
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, Unpack, overload
 
 import xarray as xr
 
+from aioxarray import saving
 from aioxarray._runtime.loops import run_blocking
 from aioxarray._xarray.lazy.loader import Options
 from aioxarray.config import Concurrency
@@ -27,7 +28,10 @@ from aioxarray.loading import (
     load_into,
 )
 from aioxarray.progress import Progress
-from aioxarray.saving import to_netcdf, to_netcdf_async, to_zarr, to_zarr_async
+from aioxarray.saving import ZarrKeywords, to_netcdf, to_netcdf_async, to_zarr, to_zarr_async
+
+if TYPE_CHECKING:
+    from aioxarray._xarray.compat import ZarrStore
 
 T = TypeVar("T", bound=xr.Dataset | xr.DataArray | xr.DataTree)
 M = TypeVar("M", bound=Callable[..., Any])
@@ -135,12 +139,49 @@ class AioAccessor(Generic[T]):
         """See `aioxarray.explain`."""
         return explain(self._obj)
 
-    @_with_signature_of(to_zarr)
+    @overload
+    def to_zarr(
+        self,
+        store: Any = ...,
+        mode: Any = ...,
+        *,
+        compute: Literal[True] = ...,
+        **options: Unpack[ZarrKeywords],
+    ) -> ZarrStore: ...
+    @overload
+    def to_zarr(
+        self,
+        store: Any = ...,
+        mode: Any = ...,
+        *,
+        compute: bool,
+        **options: Unpack[ZarrKeywords],
+    ) -> Any: ...
+    # Here, ``to_zarr`` alone is the method above.
+    @_with_signature_of(saving.to_zarr)
     def to_zarr(self, store: Any = None, mode: Any = None, **options: Any) -> Any:
         """See `aioxarray.to_zarr`."""
         return to_zarr(self._obj, store, mode, **options)
 
-    @_with_signature_of(to_zarr_async)
+    @overload
+    async def to_zarr_async(
+        self,
+        store: Any = ...,
+        mode: Any = ...,
+        *,
+        compute: Literal[True] = ...,
+        **options: Unpack[ZarrKeywords],
+    ) -> ZarrStore: ...
+    @overload
+    async def to_zarr_async(
+        self,
+        store: Any = ...,
+        mode: Any = ...,
+        *,
+        compute: bool,
+        **options: Unpack[ZarrKeywords],
+    ) -> Any: ...
+    @_with_signature_of(saving.to_zarr_async)
     async def to_zarr_async(self, store: Any = None, mode: Any = None, **options: Any) -> Any:
         """See `aioxarray.to_zarr_async`."""
         return await to_zarr_async(self._obj, store, mode, **options)

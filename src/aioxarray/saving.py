@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
 import xarray as xr
 
@@ -16,9 +16,53 @@ from aioxarray.config import Concurrency
 from aioxarray.progress import Progress
 from aioxarray.tracing import concluded
 
+if TYPE_CHECKING:
+    from aioxarray._xarray.compat import ZarrStore
+
 __all__ = ["to_netcdf", "to_netcdf_async", "to_zarr", "to_zarr_async"]
 
 
+class ZarrKeywords(TypedDict, total=False):
+    """The options of `to_zarr` for type checkers, but for ``compute``, which decides the result."""
+
+    group: str | None
+    encoding: Mapping[Any, Any] | None
+    consolidated: bool | None
+    append_dim: Any
+    region: Any
+    safe_chunks: bool
+    align_chunks: bool
+    storage_options: dict[str, Any] | None
+    zarr_format: int | None
+    write_empty_chunks: bool | None
+    write_inherited_coords: bool
+    chunkmanager_store_kwargs: Mapping[str, Any] | None
+    concurrency: Concurrency | None
+    timeout: float | None
+    progress: Progress
+
+
+_Saved = xr.Dataset | xr.DataArray | xr.DataTree
+
+
+@overload
+async def to_zarr_async(
+    obj: _Saved,
+    store: Any = ...,
+    mode: Any = ...,
+    *,
+    compute: Literal[True] = ...,
+    **options: Unpack[ZarrKeywords],
+) -> ZarrStore: ...
+@overload
+async def to_zarr_async(
+    obj: _Saved,
+    store: Any = ...,
+    mode: Any = ...,
+    *,
+    compute: bool,
+    **options: Unpack[ZarrKeywords],
+) -> Any: ...
 async def to_zarr_async(
     obj: xr.Dataset | xr.DataArray | xr.DataTree,
     store: Any = None,
@@ -200,5 +244,29 @@ async def to_netcdf_async(
         return await run_on(io_loop(), lambda: save_netcdf(obj, path, mode, options, how))
 
 
-to_zarr = blocking(to_zarr_async)
+if TYPE_CHECKING:
+
+    @overload
+    def to_zarr(
+        obj: _Saved,
+        store: Any = ...,
+        mode: Any = ...,
+        *,
+        compute: Literal[True] = ...,
+        **options: Unpack[ZarrKeywords],
+    ) -> ZarrStore: ...
+    @overload
+    def to_zarr(
+        obj: _Saved,
+        store: Any = ...,
+        mode: Any = ...,
+        *,
+        compute: bool,
+        **options: Unpack[ZarrKeywords],
+    ) -> Any: ...
+    def to_zarr(*args: Any, **options: Any) -> Any:
+        """See `to_zarr_async`."""
+
+else:
+    to_zarr = blocking(to_zarr_async)
 to_netcdf = blocking(to_netcdf_async)

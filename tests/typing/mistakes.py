@@ -15,8 +15,8 @@ aioxarray.load(ds, concurrency="many")  # error: arg-type
 aioxarray.load(ds, timeout="5s")  # error: arg-type
 aioxarray.load(ds, progress="yes")  # error: arg-type
 aioxarray.open_zarr()  # error: call-arg
-aioxarray.to_zarr(5, "copy.zarr")  # error: arg-type
-aioxarray.to_zarr(ds, zarr_format="3")  # error: arg-type
+aioxarray.to_zarr(5, "copy.zarr")  # error: call-overload
+aioxarray.to_zarr(ds, zarr_format="3")  # error: call-overload
 aioxarray.aio(5)  # error: type-var
 aioxarray.aio(ds).lod()  # error: attr-defined
 aioxarray.trace(scope="thread")  # error: arg-type

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, assert_type
 
 import xarray as xr
+from xarray.backends import ZarrStore
 
 import aioxarray
 from aioxarray.accessors import AioAccessor
@@ -66,7 +67,8 @@ assert_type(aioxarray.aio(ds).explain(), aioxarray.LoadPlan)
 
 # --- saving, settings, traces --------------------------------------------------------------------
 
-assert_type(aioxarray.to_zarr(ds, "copy.zarr"), Any)
+assert_type(aioxarray.to_zarr(ds, "copy.zarr", mode="w"), ZarrStore)
+assert_type(aioxarray.aio(ds).to_zarr("copy.zarr"), ZarrStore)
 with aioxarray.config.set(concurrency=32), aioxarray.trace(scope="block") as trace:
     aioxarray.load(ds)
 assert_type(trace, aioxarray.Trace)
