@@ -7,11 +7,11 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+import numpy as np
+
 from aioxarray._zarr import tuning
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from aioxarray._zarr.compat import ArraySpec
     from aioxarray._zarr.points import Inside
 
@@ -74,6 +74,32 @@ def as_tuple(selection: Any) -> tuple[Any, ...]:
 def is_basic(selection: Iterable[Any]) -> bool:
     """Return whether ``selection`` has only slices and integers, so that it selects a view."""
     return all(type(part) is slice or isinstance(part, int) for part in selection)
+
+
+def with_slices(selection: Any) -> Any:
+    """Return a selection by arrays, as of `numpy.ix_`, with slices for those that are ranges.
+
+    zarr selects in this way if a list of positions is selected along a dimension. numpy copies such
+    a selection element by element; it is 20 times as fast if all but one of the arrays are slices.
+    Other selections are returned as they are.
+    """
+    if not isinstance(selection, tuple):
+        return selection
+    parts: list[Any] = []
+    arrays = 0
+    for axis, each in enumerate(selection):
+        if not isinstance(each, np.ndarray) or each.ndim != len(selection):
+            return selection
+        if each.size != each.shape[axis] or each.size == 0 or each.dtype.kind not in "iu":
+            return selection
+        positions = each.reshape(-1)
+        first = int(positions[0])
+        if first >= 0 and np.array_equal(positions, np.arange(first, first + each.size)):
+            parts.append(slice(first, first + each.size))
+        else:
+            parts.append(positions)
+            arrays += 1
+    return tuple(parts) if arrays <= 1 else selection
 
 
 def in_runs(

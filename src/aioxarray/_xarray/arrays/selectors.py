@@ -55,8 +55,12 @@ def as_selector(positions: Values) -> Selector:
 
 def as_index(selectors: Sequence[Selector]) -> tuple[Any, ...]:
     """Return a numpy index that applies each of ``selectors`` along its own dimension."""
-    if all(isinstance(selector, range) for selector in selectors):
-        return tuple(as_slice(selector) for selector in selectors)
+    if sum(not isinstance(selector, range) for selector in selectors) <= 1:
+        # With slices, numpy copies rows; with `numpy.ix_`, element by element: 20 times slower.
+        return tuple(
+            as_slice(selector) if isinstance(selector, range) else positions_of(selector)
+            for selector in selectors
+        )
     return np.ix_(*(positions_of(selector) for selector in selectors))
 
 

@@ -16,6 +16,7 @@ from aioxarray._zarr.codecs.decoders import Decoder, Prepared
 from aioxarray._zarr.codecs.steps import wrong_size
 from aioxarray._zarr.compat import cpu, fill_value_or_default
 from aioxarray._zarr.points import Inside, selection_of
+from aioxarray._zarr.selection import with_slices
 from aioxarray._zarr.stores.observing.observers import Observer, listeners
 from aioxarray._zarr.stores.request import current_variable
 
@@ -223,12 +224,14 @@ class Result:
         if array is None:
             self.put_part(None, chunk)
             return False
-        inside = chunk.inside
+        inside, outside = chunk.inside, chunk.outside
+        if not self.views:
+            inside, outside = with_slices(inside), with_slices(outside)
         part = inside.take(array) if isinstance(inside, Inside) else array[inside]
         if array.dtype.hasobject:
             # The receiver may change the objects; and selecting a single one returns no array.
             part = copy.deepcopy(array[(*selection_of(inside), ...)])
-        self._array[chunk.outside] = part.squeeze(self._drop_axes) if self._drop_axes else part
+        self._array[outside] = part.squeeze(self._drop_axes) if self._drop_axes else part
         return True
 
     def put_part(self, part: NDBuffer | None, chunk: Chunk) -> None:
