@@ -33,7 +33,7 @@ def test_the_same_is_selected(chosen: tuple[list[int], ...]) -> None:
 
 
 def test_one_array_is_left_at_most() -> None:
-    some = with_slices(np.ix_([1, 3], np.arange(5), np.arange(2, 4)))
+    some = with_slices(np.ix_(np.array([1, 3]), np.arange(5), np.arange(2, 4)))
     assert [isinstance(each, slice) for each in some] == [False, True, True]
     assert with_slices(np.ix_([2], [0, 1], [5])) == (slice(2, 3), slice(0, 2), slice(5, 6))
     two = np.ix_([1, 3], [0, 2], [1])
