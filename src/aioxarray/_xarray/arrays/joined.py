@@ -16,6 +16,7 @@ import numpy as np
 
 from aioxarray._runtime.loops import run_blocking
 from aioxarray._runtime.tasks import gather
+from aioxarray._runtime.workers import in_worker
 from aioxarray._xarray.arrays.selectors import (
     Positions,
     Selector,
@@ -39,6 +40,9 @@ from aioxarray._xarray.compat import (
     async_explicit_indexing_adapter,
     decompose_indexer,
 )
+
+# Values of so many bytes are put in order on the I/O loop, and more in a worker thread.
+_INLINE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -408,8 +412,13 @@ def _is_all(piece: Piece, selection: Sequence[Selector]) -> bool:
 
 async def _only(piece: Piece, dtype: np.dtype[Any], load: Callable[[Any], Any]) -> Values:
     """Return the values of a piece without another copy of them, if they can be written to."""
-    values = piece.fit(await load(_part(piece.array, piece.selection)))
-    return np.require(values, dtype, "W")
+    values = await load(_part(piece.array, piece.selection))
+
+    def fit() -> Values:
+        return np.require(piece.fit(values), dtype, "W")
+
+    # To put many windows in order takes as long as to copy them.
+    return fit() if values.nbytes <= _INLINE_BYTES else await in_worker(fit)
 
 
 def _part(array: Any, selection: Sequence[Selector]) -> Any:
