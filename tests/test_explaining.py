@@ -42,6 +42,7 @@ from aioxarray.testing import (
 )
 from aioxarray.testing import Request as ServedRequest
 from tests.concurrency import clients
+from tests.concurrency.helpers import all_known
 from tests.pipeline.arrays import OURS, Recipe, recipes, using
 from tests.samples import opened, opened_tree, stored, tree
 
@@ -804,7 +805,7 @@ def test_the_plan_of_a_stream_counts_each_chunk_once(make: Callable[[], Any]) ->
     assert log.log.count() == 0
     assert plan.bytes_wanted == 400 * 8
     assert plan.memory == (1 << 20) + (32 << 20)
-    with stream as loaded:
+    with aioxarray.stream(all_known(pieces), ahead="1MiB") as loaded:
         for _ in loaded:
             pass
     assert plan.requests == log.log.count("get") == 4

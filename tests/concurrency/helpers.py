@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio.to_thread
@@ -133,3 +133,16 @@ def io_thread() -> int:
 
     assert io_loop() is not None
     return run_blocking(ident)
+
+
+def all_known(pieces: Iterable[xr.Dataset]) -> Iterator[Any]:
+    """Yield an empty piece, and then ``pieces``; none begins before all have arrived."""
+    have_arrived = threading.Event()
+
+    def empty() -> xr.Dataset:
+        assert have_arrived.wait(PATIENCE_S)
+        return xr.Dataset()
+
+    yield empty
+    yield from pieces
+    have_arrived.set()

@@ -19,7 +19,7 @@ import aioxarray
 from aioxarray._runtime.loops import run_blocking
 from aioxarray._xarray.streaming import engine, feed, room
 from aioxarray.testing import GatedStore, LatencyStore, RecordingStore
-from tests.concurrency.helpers import PATIENCE_S, lazily, plain, written
+from tests.concurrency.helpers import PATIENCE_S, all_known, lazily, plain, written
 from tests.loops import every_loop
 
 PIECES = 12
@@ -313,19 +313,6 @@ def steps(store: Any) -> list[xr.Dataset]:
     ds.to_zarr(store, encoding=encoding, consolidated=False, zarr_format=3)
     lazy = lazily(store)
     return [lazy.isel(time=i) for i in range(STEPS)]
-
-
-def all_known(pieces: list[xr.Dataset]) -> Iterator[Any]:
-    """Yield an empty piece, and then ``pieces``; none begins before all have arrived."""
-    have_arrived = threading.Event()
-
-    def empty() -> xr.Dataset:
-        assert have_arrived.wait(PATIENCE_S)
-        return xr.Dataset()
-
-    yield empty
-    yield from pieces
-    have_arrived.set()
 
 
 def local(tmp_path: Path) -> Any:
