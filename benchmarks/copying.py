@@ -37,7 +37,7 @@ _MOST_MB = 512
 # Level 0 is level 3 to zstd, but not to Zarr: these chunks are decoded, and are the same.
 _DECODED = ("--compress", "zstd:3")
 
-# What is used today, one script each.
+# The ways of today, one script each.
 _DASK = """
 import sys, xarray as xr
 ds = xr.open_zarr(sys.argv[1], chunks={})

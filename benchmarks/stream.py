@@ -52,7 +52,7 @@ HTTP_LATENCY_S = 0.02
 AT_ONCE = 128
 HEIGHT, WIDTH = 256, 512
 CHUNK, SIDE, WINDOW = 256, 1024, (8, 64, 64)
-# What is compared of a sample: few values, so that the comparison takes no time.
+# The part of a sample that is compared: few values, so that the comparison takes no time.
 CORNERS = (slice(None), slice(None, None, 64), slice(None, None, 128))
 PACKING = {"dtype": "int16", "scale_factor": 0.01, "add_offset": 0.0, "_FillValue": -32768}
 TRAINERS = (INSITUBATCH, BELUGA)

@@ -60,7 +60,7 @@ def epochs(
     options
         Options of the run.
     part
-        What is kept of each piece until the check.
+        Returns the part of a piece that is kept until the check.
     unchecked
         Ways that return no values.
     starting

@@ -130,7 +130,7 @@ def names(server: ObjectServer) -> dict[str, Any]:
         "tracer": TracerProvider().get_tracer("docs"),
         "tree": tree,
         "xr": xr,
-        # What readers put in.
+        # Functions of the reader.
         "save": lambda text: None,
         "train": lambda *pieces: None,
     }

@@ -1,4 +1,4 @@
-"""What tests of torch run in another process, which starts the workers of DataLoaders.
+"""Programs for tests of torch, each for another process that starts workers of DataLoaders.
 
 Each function is run by ``python -c``, under a hard timeout; see `tests.concurrency.forks`.
 """

@@ -1,6 +1,6 @@
 """``python -m tests.notebooks``: run the notebooks of the documentation, and store their output.
 
-What changes from run to run, and nobody reads, is left out: the times of the cells.
+The times of the cells change from run to run, and are left out.
 """
 
 from __future__ import annotations

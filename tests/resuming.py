@@ -23,7 +23,7 @@ STEPS, EPOCHS = 120, 2
 
 @dataclass
 class Record:
-    """What a consumer has written down: its pieces, and how it goes on.
+    """The record of a consumer: its pieces, and the state that it goes on from.
 
     Attributes
     ----------

@@ -403,7 +403,7 @@ def test_no_second_copy(name: str, tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     np.testing.assert_array_equal(out, ds.a)
-    # What is in flight, and not the result. The parts of joined files are read into arrays of
+    # Chunks in flight, and not the result. The parts of joined files are read into arrays of
     # their own.
     # Packed values are read as they are, of a quarter of the size or less.
     assert peak < out.nbytes * (1.25 if name == "joined" else 0.5)

@@ -313,7 +313,7 @@ def byte_bound(name: str, value: Any) -> int:
     """
     count = _byte_count(name, value)
     if count < 0:
-        raise ValueError(f"{name} must not be negative, got {value!r}; None means no limit")
+        raise ValueError(f"{name} must not be negative, got {value!r}")
     return count
 
 

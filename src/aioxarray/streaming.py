@@ -230,7 +230,7 @@ class Stream(Generic[T]):
         Limiting
             Its ``stage`` is "consumer", "fetching", "decoding", "transform", "opening" (functions
             that open objects), "objects" (the iterable) or "unclear", with the seconds that show
-            it; its text says it in a sentence. What happens before the first piece does not count.
+            it; its text says it in a sentence. The time before the first piece does not count.
         """
         return self._entered().stages.limiting()
 

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from xarray.core.indexing import BasicIndexer, LazilyIndexedArray, OuterIndexer
 
-from aioxarray._xarray.arrays.joined import (
+from aioxarray._xarray.arrays.joined import JoinedArray
+from aioxarray._xarray.arrays.nodes import (
     Cast,
     Joined,
-    JoinedArray,
     JoinedNode,
     Leaf,
     Permuted,

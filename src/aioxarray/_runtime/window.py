@@ -139,6 +139,7 @@ class Window:
 
     def end(self, serial: int, parts: Sequence[Part]) -> None:
         """Remove the read ``serial``, which has begun; drop ``parts`` that no other read needs."""
+        # Here and below, dropped values are freed after the lock has been released.
         gone = []
         with self._lock:
             for key, _ in parts:
@@ -150,7 +151,6 @@ class Window:
                     gone.append(self._drop(key, entry))
                 else:
                     self._count(entry)
-        # Freed after the lock has been released.
         del gone
 
     def make_room(self, nbytes: int, half: int, needed: Sequence[Part]) -> None:
@@ -160,10 +160,16 @@ class Window:
         ``half`` bytes for the reads soon after it.
         """
         with self._lock:
-            self._make_room(nbytes, half, {key for key, _ in needed}, 0)
+            gone = self._make_room(nbytes, half, {key for key, _ in needed}, 0)
+        del gone
 
-    def _make_room(self, nbytes: int, half: float, needed: Container[Key], after: float) -> None:
+    def _make_room(
+        self, nbytes: float, half: int, needed: Container[Key], after: float
+    ) -> list[Any]:
         """Drop kept parts as `make_room` does, only those that are needed later than ``after``."""
+        gone: list[Any] = []
+        if nbytes <= 0:
+            return gone
         idle = [
             (entry.next, key, entry)
             for key, entry in self._kept.items()
@@ -175,7 +181,8 @@ class Window:
                 break
             nbytes -= entry.nbytes
             entry.was_left_out = True
-            self._drop(key, entry)
+            gone.append(self._drop(key, entry))
+        return gone
 
     def _is_near(self, serial: float) -> bool:
         return serial - self._last <= _NEAR
@@ -224,14 +231,13 @@ class Window:
             entry = self._entries.get(key)
             if entry is None or entry.value is not None or len(entry.readers) < 2:
                 return
-            missing = self._nbytes - self.limit + (0 if entry.is_counted else entry.nbytes)
-            if missing > 0:
-                # In place of those that are needed later.
-                self._make_room(math.ceil(missing), 0, (), entry.next)
-                missing = self._nbytes - self.limit + (0 if entry.is_counted else entry.nbytes)
-            if missing <= 0:
+            in_addition = 0 if entry.is_counted else entry.nbytes
+            # In place of parts that are needed later.
+            gone = self._make_room(self._nbytes + in_addition - self.limit, 0, (), entry.next)
+            if self._nbytes + in_addition <= self.limit:
                 entry.value = (value,)
                 self._kept[key] = entry
                 self._count(entry)
             else:
                 entry.was_left_out = True
+        del gone

@@ -1,8 +1,8 @@
 """Memory of the caller that worker threads write into, and that is the caller's again afterwards.
 
-A call that is cancelled need not wait for all of its threads: one may wait for a server. What such
-a thread would still write into an array of the call's own is discarded with that. The caller's
-memory may be in use again by then, so the writing has to end with the call.
+A call that is cancelled need not wait for all of its threads: one may wait for a server. Values
+that such a thread still writes into an array of the call's own are discarded with that. The
+caller's memory may be in use again by then, so the writing has to end with the call.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ Offsets = tuple[Mapping[Hashable, int], ...]
 
 @dataclass(frozen=True)
 class Contents:
-    """What `blocks` has to know of an object.
+    """The properties of an object that `blocks` needs.
 
     Attributes
     ----------

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from aioxarray._xarray.arrays.joined import Leaf, Stacked
+from aioxarray._xarray.arrays.nodes import Leaf, Stacked
 from aioxarray._xarray.dividing.divisions import Numbers
 from aioxarray._xarray.dividing.grid import Window
 from aioxarray._xarray.lazy.composed import lazy_array, lazy_data_of

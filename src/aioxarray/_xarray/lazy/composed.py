@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from aioxarray._xarray.arrays.joined import JoinedArray, JoinedNode, Leaf
+from aioxarray._xarray.arrays.joined import JoinedArray
+from aioxarray._xarray.arrays.nodes import JoinedNode, Leaf
 from aioxarray._xarray.compat import (
     CopyOnWriteArray,
     ExplicitlyIndexed,

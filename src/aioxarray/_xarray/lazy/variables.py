@@ -42,7 +42,7 @@ class Lazy(NamedTuple):
     Attributes
     ----------
     data
-        What is read.
+        The lazy data.
     label
         Its name in errors.
     nbytes
@@ -282,7 +282,7 @@ class Assignment:
             yield
             if lazy.chunked:
                 values[index] = as_compatible_data(values[index])
-        # What is in an array of the caller is only for the variable that was to have it: the
+        # Values in an array of the caller are only for the variable that was to have them: the
         # caller may use that array for other values next.
         used = bytearray(bool(lazy.into) for lazy in self._lazies)
         by_cache: dict[int, Any] = {}

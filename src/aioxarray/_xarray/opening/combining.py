@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from aioxarray._xarray.arrays.joined import Cast, Leaf, Reindexed
+from aioxarray._xarray.arrays.nodes import Cast, Leaf, Reindexed
 from aioxarray._xarray.arrays.selectors import as_selector
 from aioxarray._xarray.lazy.composed import lazy_array, lazy_data_of
 from aioxarray._xarray.opening.placeholders import Placeholder

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from aioxarray._xarray.arrays.joined import Cast, Joined, JoinedNode, Leaf, Permuted, Repeated
+from aioxarray._xarray.arrays.nodes import Cast, Joined, JoinedNode, Leaf, Permuted, Repeated
 
 
 class CannotCombineLazily(ValueError):

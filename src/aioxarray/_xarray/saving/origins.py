@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aioxarray._xarray.arrays.joined import JoinedArray, pieces
+from aioxarray._xarray.arrays.joined import JoinedArray
+from aioxarray._xarray.arrays.nodes import pieces
 from aioxarray._xarray.arrays.plan import plan
 from aioxarray._xarray.compat import ZarrArrayWrapper
 from aioxarray._xarray.lazy.find import find_variables

@@ -37,7 +37,7 @@ class Slot:
         self.function: Callable[[], Any] | None = None
         self.task: asyncio.Task[None] | None = None
         self.is_done = False
-        # What the piece waits for, for `Stages`.
+        # The stage that the piece is in, for `Stages`.
         self.stage: Stage = "opening"
         # The bytes that count as held.
         self.held = 0

@@ -8,7 +8,7 @@ from typing import Literal
 
 from aioxarray._zarr.stores.observing.observers import Observer
 
-# What a piece, and so the consumer of a stream, waits for.
+# The stage that a piece is in; the consumer of a stream waits for it.
 Stage = Literal["objects", "opening", "loading", "transform"]
 Slowest = Literal["unclear", "consumer", "objects", "opening", "fetching", "decoding", "transform"]
 

@@ -70,8 +70,6 @@ class CodecPipeline(BatchedCodecPipeline):
     grants: Grants | None = None
     # Called with the number of chunks that are done, and their total.
     report: Callable[[int, int], None] | None = None
-    # Whether known reads beside this one need the same chunks; for plans without grants.
-    shares: bool = False
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {describe(self)}>"
@@ -135,10 +133,14 @@ class CodecPipeline(BatchedCodecPipeline):
         ``spec`` is the specification of one of them.
         """
         keeps = cache_limit() > 0 if self.grants is None else self.grants.keeps
-        shares = self.shares if self.grants is None else self.grants.shares
+        shares = self._is_shared()
         outline = result.outline
         plan = plan_read(self, store, chunks, count, spec, outline, keeps=keeps, shares=shares)
         return await self.execute(plan, result)
+
+    def _is_shared(self) -> bool:
+        """Return whether known reads beside this one need the same chunks."""
+        return self.grants is not None and self.grants.shares
 
     async def execute(self, plan: ReadPlan, result: Result) -> list[bool]:
         """Read the chunks of ``plan`` into ``result``; return which of them exist."""
@@ -198,9 +200,16 @@ class CodecPipeline(BatchedCodecPipeline):
 
 @dataclass(frozen=True, repr=False)
 class PlanningPipeline(CodecPipeline):
-    """A pipeline that makes the plans of reads, and hands them to ``take`` instead of executing."""
+    """A pipeline that makes the plans of reads, and hands them to ``take`` instead of executing.
+
+    ``shares`` tells whether known reads beside these need the same chunks.
+    """
 
     take: Callable[[ReadPlan], None] | None = None
+    shares: bool = False
+
+    def _is_shared(self) -> bool:
+        return self.shares
 
     async def execute(self, plan: ReadPlan, result: Result) -> list[bool]:
         assert self.take is not None
