@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import multiprocessing
 import signal
@@ -15,6 +16,7 @@ import pytest
 import xarray as xr
 
 import aioxarray
+from aioxarray._runtime.loops import run_blocking
 from aioxarray.testing import ObjectServer
 from tests import resuming
 from tests.resuming import EPOCHS, STEPS, Record, described
@@ -108,11 +110,25 @@ def test_an_endless_stream_of_small_pieces_keeps_its_memory(ordered: bool, count
     endless = itertools.cycle(list(pieces))
     with aioxarray.stream(endless, ahead="256KiB", ordered=ordered) as stream:
         pass_over(stream, 2_000)
-        before = sys.getallocatedblocks()
+        before = blocks_of_full(stream)
         pass_over(stream, count)
-        grown = sys.getallocatedblocks() - before
-    # An object for each second piece would exceed it; the number of those in flight varies by 1000.
+        grown = blocks_of_full(stream) - before
+    # An object for each second piece would exceed it.
     assert grown < count // 2
+
+
+def blocks_of_full(stream: aioxarray.Stream[xr.Dataset]) -> int:
+    """Return the blocks of memory that are allocated once it holds all that it may, and waits."""
+
+    async def is_full() -> bool:
+        engine = stream._engine
+        assert engine is not None
+        return engine._feed._is_full() and all(slot.is_done for slot in engine._begun)
+
+    while not run_blocking(is_full):
+        pass
+    gc.collect()
+    return sys.getallocatedblocks()
 
 
 def pass_over(stream: aioxarray.Stream[xr.Dataset], count: int) -> None:

@@ -108,14 +108,9 @@ async def followed(count: int) -> None:
 
 
 def tasks_on_io_loop() -> set[asyncio.Task[Any]]:
-    """Return the tasks that wait on the I/O loop, whatever thread asks.
-
-    Those that have only to return do so first: nobody awaits some of zarr's own.
-    """
+    """Return the tasks that run on the I/O loop, whatever thread asks."""
 
     async def tasks() -> set[asyncio.Task[Any]]:
-        for _ in range(10):
-            await asyncio.sleep(0)
         return {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}
 
     return run_blocking(tasks)

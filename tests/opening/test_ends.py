@@ -20,6 +20,7 @@ import zarr
 from zarr.storage import MemoryStore
 
 import aioxarray
+from aioxarray._runtime.loops import run_blocking
 from aioxarray._runtime.workers import in_worker
 from aioxarray._xarray.opening.calls import closing_on_error
 from aioxarray.testing import (
@@ -180,7 +181,14 @@ def test_cancelling_a_save_ends_what_zarr_asks_for_itself() -> None:
             await task
         assert recording.log.in_flight == 0
 
+    async def zarr_returns() -> None:
+        # zarr does not await its own tasks, which decode the answers that have come.
+        tasks = [each for each in asyncio.all_tasks() if "concurrent_" in repr(each.get_coro())]
+        if tasks:
+            await asyncio.wait(tasks, timeout=PATIENCE_S)
+
     asyncio.run(main())
+    run_blocking(zarr_returns)
 
 
 @pytest.mark.parametrize("way", ["engine aio", "blocking"])
