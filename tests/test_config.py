@@ -247,6 +247,8 @@ BAD: list[tuple[str, Any, type[Exception], str]] = [
     ("hedge", "no", TypeError, r"hedge must be True or False, got 'no'"),
     ("hedge", 1, TypeError, r"hedge must be True or False, got 1"),
     ("otel", "off", TypeError, r"otel must be True or False, got 'off'"),
+    ("tensorstore", "off", TypeError, r"tensorstore must be 'auto', True or False, got 'off'"),
+    ("tensorstore", 1, TypeError, r"tensorstore must be 'auto', True or False, got 1"),
 ]
 
 

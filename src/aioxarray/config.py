@@ -23,6 +23,8 @@ name            default    meaning
                            None: never
 ``hedge``       False      whether reads that take unusually long are made a second time
 ``otel``        False      whether calls and their requests are spans of OpenTelemetry
+``tensorstore`` ``"auto"`` whether the package tensorstore, if it is installed, may read small
+                           chunks of local files: True, False or, where it is faster, ``"auto"``
 =============== ========== ==================================================================
 
 Chunks of more than 4 MiB never take the whole budget, so smaller chunks need not wait for them. An
@@ -43,6 +45,14 @@ Cached chunks are read without a request. Writes by aioxarray and by its `CodecP
 cached chunks of that store. Other writes, in this process or another, go unnoticed, and so do
 deletions when zarr resizes or replaces an array: keep the cache off in such programs, or set it to
 0 for the first load after such a write. A smaller setting takes effect at the next load.
+
+With ``tensorstore="auto"``, TensorStore reads blocks of at least 2048 chunks of up to 64 KiB each
+from local files, if there are four threads or more: Python's lock lets one of them work at a time.
+With ``tensorstore=True`` it reads all chunks that it decodes to the same values: numbers with zstd,
+blosc, gzip, zlib, crc32c or no compression, but not shards, with a cache, or into arrays of the
+caller. It gets as many threads as ``threads`` says, and reads up to 16 MiB at once, within
+``memory``. What it fails at is read without it. A process that has used TensorStore cannot use it
+in a forked child; loads there do without it.
 
 Requests that fail in a way that may pass are made again: statuses 408, 425, 429, 500, 502, 503 and
 504, throttling, broken connections and bodies, failing DNS. The waits are random, up to a time that
@@ -113,6 +123,7 @@ _DEFAULTS: dict[str, Any] = {
     "stall_s": 5,
     "hedge": False,
     "otel": False,
+    "tensorstore": "auto",
 }
 _NAMES = [*_DEFAULTS, *(f"retry.{name}" for name in ("attempts", "deadline", "backoff_s"))]
 
@@ -408,6 +419,34 @@ def _check_otel() -> None:
         )
 
 
+def uses_tensorstore() -> bool | None:
+    """Return whether TensorStore reads chunks of local files; None for where it is faster.
+
+    Raises TypeError if the setting is none of "auto", True and False, and ImportError if it is True
+    and TensorStore is not installed.
+    """
+    return _uses_tensorstore(config.config["tensorstore"])
+
+
+def _uses_tensorstore(value: Any) -> bool | None:
+    if value == "auto":
+        return None
+    if not isinstance(value, bool):
+        raise TypeError(f"tensorstore must be 'auto', True or False, got {value!r}")
+    if value and not has_tensorstore():
+        raise ImportError(
+            "tensorstore=True reads with the package tensorstore, which is not installed: "
+            "pip install 'aioxarray[tensorstore]'"
+        )
+    return value
+
+
+@functools.cache
+def has_tensorstore() -> bool:
+    """Return whether TensorStore is installed."""
+    return importlib.util.find_spec("tensorstore") is not None
+
+
 def _stall_seconds(value: Any) -> float:
     if value is None:
         return math.inf
@@ -489,6 +528,7 @@ _CHECKS: dict[str, Callable[[Any], object]] = {
     "stall_s": _stall_seconds,
     "hedge": functools.partial(_flag, "hedge"),
     "otel": _spans,
+    "tensorstore": _uses_tensorstore,
 }
 
 config = _Settings("aioxarray", defaults=[_DEFAULTS])
