@@ -19,7 +19,7 @@ import xarray as xr
 from zarr.storage import MemoryStore
 
 import aioxarray
-from aioxarray._runtime.threads.pool import usable_cores
+from aioxarray._runtime.system.cores import usable_cores
 from aioxarray.config import (
     RetryPolicy,
     cache_limit,

@@ -13,7 +13,8 @@ name            default    meaning
                            ``"auto"``: what each server accepts, see below
 ``memory``      ``"1GiB"`` bytes of chunks in flight (fetched or being decoded) in this
                            process, results excluded; 0 or below: no limit
-``threads``     None       threads that decode; None: one for each core this process may use
+``threads``     None       threads that decode; None: one for each core this process may use, by
+                           its affinity and the limits of its cgroups (containers)
 ``cache``       0          bytes of decoded chunks kept for later loads in this process, or a
                            string like ``"1GiB"``; None, 0 or below: no cache
 ``queue``       None       calls that may wait for their first turn in this process while the
@@ -104,8 +105,8 @@ from typing import Any, Literal, TypeAlias
 
 import donfig
 
+from aioxarray._runtime.system.cores import usable_cores
 from aioxarray._runtime.system.descriptors import spare_descriptors
-from aioxarray._runtime.threads.pool import usable_cores
 from aioxarray.errors import did_you_mean
 
 Concurrency: TypeAlias = int | Literal["auto"]
