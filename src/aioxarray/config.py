@@ -334,12 +334,14 @@ def thread_count() -> int:
 
     Raises TypeError if the setting is not an integer, ValueError if it is less than one.
     """
-    return _thread_count(config.get("threads"))
+    count = _thread_limit(config.get("threads"))
+    return usable_cores() if count is None else count
 
 
-def _thread_count(value: Any) -> int:
+def _thread_limit(value: Any) -> int | None:
+    # Without asking for the cores: the check of a setting must read no file on a caller's loop.
     if value is None:
-        return usable_cores()
+        return None
     count = _integer("threads", value)
     if count < 1:
         raise ValueError(f"threads must be at least 1, or None for one a core; got {value!r}")
@@ -523,7 +525,7 @@ def _bytes_of_text(name: str, value: str) -> int:
 _CHECKS: dict[str, Callable[[Any], object]] = {
     "concurrency": _request_limit,
     "memory": _memory_limit,
-    "threads": _thread_count,
+    "threads": _thread_limit,
     "cache": _cache_limit,
     "queue": _queue_limit,
     "stall_s": _stall_seconds,
