@@ -92,11 +92,9 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Literal, TypeAlias
 
-import donfig
-
 from aioxarray._runtime.system.descriptors import spare_descriptors
 from aioxarray._runtime.threads.pool import usable_cores
-from aioxarray.errors import did_you_mean
+from aioxarray._settings import Settings
 
 Concurrency: TypeAlias = int | Literal["auto"]
 
@@ -114,7 +112,6 @@ _DEFAULTS: dict[str, Any] = {
     "hedge": False,
     "otel": False,
 }
-_NAMES = [*_DEFAULTS, *(f"retry.{name}" for name in ("attempts", "deadline", "backoff_s"))]
 
 
 @dataclass(frozen=True)
@@ -145,100 +142,6 @@ _PROFILES = {
 }
 
 
-class _Settings(donfig.Config):  # type: ignore[misc]  # donfig has no types
-    """Settings that refuse unknown names and bad values, and know where each value comes from."""
-
-    def set(self, arg: Mapping[str, Any] | None = None, **kwargs: Any) -> Any:
-        named = {name.replace("__", "."): value for name, value in kwargs.items()}
-        values = {**(arg or {}), **named}
-        if isinstance(values.get("retry"), Mapping):
-            parts = values.pop("retry")
-            values.update({f"retry.{name}": value for name, value in parts.items()})
-        if "retry" in values:
-            values["retry.profile"] = values.pop("retry")
-        unknown = values.keys() - {*_NAMES, "retry.profile"}
-        if unknown:
-            raise ValueError(
-                f"aioxarray has no setting {', '.join(map(repr, sorted(unknown)))}; "
-                f"it has {', '.join(_NAMES)}{did_you_mean(min(unknown), _NAMES)}"
-            )
-        changed = {
-            name.removeprefix("retry."): value
-            for name, value in values.items()
-            if name.startswith("retry.")
-        }
-        if changed:
-            _policy_of({**self.get("retry"), **changed})
-        for name in values.keys() & _CHECKS.keys():
-            _CHECKS[name](values[name])
-        return super().set(values)
-
-    def collect(
-        self, paths: list[str] | None = None, env: Mapping[str, str] | None = None
-    ) -> dict[str, Any]:
-        for path in self.paths if paths is None else paths:
-            for name in _flat(super().collect([path], {})):
-                self._sources[name] = path
-        for name in _flat(super().collect([], env)):
-            self._sources[name] = self.env_prefix + name.replace(".", "__").upper()
-        collected: dict[str, Any] = super().collect(paths, env)
-        return collected
-
-    def refresh(self, **kwargs: Any) -> None:
-        self._sources: dict[str, str] = {}
-        super().refresh(**kwargs)
-        # AIOXARRAY_RETRY=batch takes the place of all of them.
-        if not isinstance(value := self.config.get("retry"), Mapping):
-            self.config["retry"] = {**_DEFAULTS["retry"], "profile": value}
-            self._sources = {
-                name: source
-                for name, source in self._sources.items()
-                if not name.startswith("retry.")
-            }
-        for values in (self.config, self.config["retry"]):
-            for name, value in values.items():
-                # The environment's "false" is a text, and true as any text.
-                if isinstance(value, str):
-                    values[name] = _WORDS.get(value.lower(), value)
-        self._collected = _flat(self.config)
-
-    def source(self, name: str) -> str:
-        """Return where the value of a setting comes from.
-
-        That is "default", a folder with files, the name of an environment variable, or "set".
-        """
-        key = "retry.profile" if name == "retry" else name
-        if self.get(key) != self._collected.get(key):
-            return "set"
-        return self._sources.get(name) or self._sources.get(key, "default")
-
-    def __repr__(self) -> str:
-        rows = [
-            (name, repr(self.get("retry.profile" if name == "retry" else name)), self.source(name))
-            for name in _NAMES
-        ]
-        lines = ["<aioxarray.config: settings, values and where they come from>"]
-        lines += [f"{name:<15} {value:<13} {source}" for name, value, source in rows]
-        # donfig's own names for its folders.
-        unknown = self._sources.keys() - {*_NAMES, "retry.profile", "config", "root_config"}
-        lines += [f"{name!r} of {self._sources[name]} is no setting" for name in sorted(unknown)]
-        return "\n".join(lines)
-
-
-def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested settings under names with dots."""
-    flat = {}
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            flat.update({f"{name}.{part}": each for part, each in _flat(value).items()})
-        else:
-            flat[name.replace("-", "_")] = value
-    return flat
-
-
-_WORDS = {"true": True, "false": False, "none": None}
-
-
 _BYTES = "a number of bytes or a text like '1GiB'"
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
@@ -248,14 +151,13 @@ def check_settings() -> None:
 
     Files and the environment can hold bad ones; ``config.set`` refuses them itself.
     """
-    name = "retry"
+    name = ""
     try:
-        retry_policy()
         for name, check in _CHECKS.items():
             check(config.config[name])
     except (TypeError, ValueError, ImportError) as error:
-        sources = {config.source(each) for each in _NAMES if each.partition(".")[0] == name}
-        error.add_note(f"The setting comes from {', '.join(sorted(sources - {'default'}))}")
+        sources = config.sources(name) - {"default"}
+        error.add_note(f"The setting comes from {', '.join(sorted(sources))}")
         raise
 
 
@@ -357,7 +259,10 @@ def retry_policy() -> RetryPolicy:
     Raises TypeError if a setting is not a number, and ValueError if it is too small or if there is
     no such profile.
     """
-    settings = config.get("retry")
+    return _retry_policy(config.get("retry"))
+
+
+def _retry_policy(settings: Mapping[str, Any]) -> RetryPolicy:
     try:
         return _kept_policy(tuple(settings), *settings.values())
     except TypeError:
@@ -481,6 +386,7 @@ def _bytes_of_text(name: str, value: str) -> int:
 
 
 _CHECKS: dict[str, Callable[[Any], object]] = {
+    "retry": _retry_policy,
     "concurrency": _request_limit,
     "memory": _memory_limit,
     "threads": _thread_count,
@@ -491,4 +397,4 @@ _CHECKS: dict[str, Callable[[Any], object]] = {
     "otel": _spans,
 }
 
-config = _Settings("aioxarray", defaults=[_DEFAULTS])
+config = Settings("aioxarray", _DEFAULTS, _CHECKS)
