@@ -23,6 +23,7 @@ name            default    meaning
                            None: never
 ``hedge``       False      whether reads that take unusually long are made a second time
 ``otel``        False      whether calls and their requests are spans of OpenTelemetry
+``bypass_dask`` True       whether dask arrays that only read Zarr are loaded without dask
 =============== ========== ==================================================================
 
 Chunks of more than 4 MiB never take the whole budget, so smaller chunks need not wait for them. An
@@ -77,6 +78,11 @@ by themselves get one more request.
 With ``hedge=True``, a read that takes a quarter longer than 97 % of the last 512 answers of its
 server gets a second request, and perhaps a third, if places are free. These are at most 5 % of all
 requests, and 1 % while answers are slow. Nearby object stores are then not read in threads.
+
+With ``bypass_dask=True``, a load makes one plan for all chunks of a dask array whose graph only
+reads Zarr, by slices, with all requests in flight at once: dask would run a task for each chunk,
+with a distributed client in its workers. Everything that dask computes is left to it, and so are
+arrays of annotated graphs, and all arrays in calls with options for ``dask.compute``.
 """
 
 from __future__ import annotations
@@ -113,6 +119,7 @@ _DEFAULTS: dict[str, Any] = {
     "stall_s": 5,
     "hedge": False,
     "otel": False,
+    "bypass_dask": True,
 }
 _NAMES = [*_DEFAULTS, *(f"retry.{name}" for name in ("attempts", "deadline", "backoff_s"))]
 
@@ -384,6 +391,11 @@ def is_hedging() -> bool:
     return _flag("hedge", config.config["hedge"])
 
 
+def is_bypassing_dask() -> bool:
+    """Return whether dask arrays that only read Zarr are loaded without dask."""
+    return _flag("bypass_dask", config.config["bypass_dask"])
+
+
 def is_otel() -> bool:
     """Return whether calls and their requests are spans of OpenTelemetry.
 
@@ -489,6 +501,7 @@ _CHECKS: dict[str, Callable[[Any], object]] = {
     "stall_s": _stall_seconds,
     "hedge": functools.partial(_flag, "hedge"),
     "otel": _spans,
+    "bypass_dask": functools.partial(_flag, "bypass_dask"),
 }
 
 config = _Settings("aioxarray", defaults=[_DEFAULTS])

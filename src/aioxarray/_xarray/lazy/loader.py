@@ -10,8 +10,10 @@ from typing import Any
 
 from aioxarray._runtime.tasks import gather, in_steps
 from aioxarray._runtime.threads.pool import BLOCKING_THREADS
+from aioxarray._xarray.arrays.read import blocking_pool
 from aioxarray._xarray.compat import as_compatible_data
 from aioxarray._xarray.dask.chunked import compute_chunked
+from aioxarray._xarray.dask.reading import without_dask
 from aioxarray._xarray.lazy.together import UNREAD, Sorting, read_run
 from aioxarray._xarray.lazy.variables import Lazy, load_data, put_data
 from aioxarray._zarr import tuning
@@ -22,6 +24,7 @@ from aioxarray.config import (
     Concurrency,
     byte_bound,
     check_settings,
+    is_bypassing_dask,
     request_limit,
 )
 from aioxarray.progress import Meter, Progress, check_progress, meter
@@ -95,6 +98,7 @@ class _Load:
 
     async def jobs(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         """Return the coroutine functions to run concurrently."""
+        await self._bypass_dask()
         chunked = [index for index, lazy in enumerate(self._lazies) if lazy.chunked]
         others = [index for index, lazy in enumerate(self._lazies) if not lazy.chunked]
         if len(others) < tuning.FEW_VARIABLES:
@@ -106,6 +110,21 @@ class _Load:
             jobs = self._workers(rest)
             jobs += [partial(self._together, *each) for each in places.items()]
         return [*jobs, partial(self._all_chunked, chunked)] if chunked else jobs
+
+    async def _bypass_dask(self) -> None:
+        """Replace dask arrays that only read Zarr by lazy arrays, if dask is not asked for."""
+        chunked = [index for index, lazy in enumerate(self._lazies) if lazy.chunked]
+        if not chunked or self._options.dask or not is_bypassing_dask():
+            return
+        arrays = [self._lazies[index].data for index in chunked]
+        found = dict(
+            zip(chunked, await blocking_pool.run(lambda: without_dask(arrays)), strict=True)
+        )
+        if any(lazy is not None for lazy in found.values()):
+            self._lazies = [
+                lazy if found.get(index) is None else lazy._replace(data=found[index])
+                for index, lazy in enumerate(self._lazies)
+            ]
 
     def _workers(self, indexes: Sequence[int]) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         """Return workers that together read the arrays at ``indexes``, each of them sequentially.
