@@ -174,10 +174,13 @@ def test_chunks_that_several_arrays_need_are_read_once(recorded: RecordingStore)
     assert len(chunks) == len(set(chunks))
 
 
-def test_rows_of_arrays() -> None:
-    # Kept: xarray names the arrays after the address of the store in memory.
-    sources = [store() for _ in range(4)]
-    arrays = [OPENERS["plain"](each).v.data for each in sources]
+def test_rows_of_arrays(tmp_path: Path) -> None:
+    chunks = {"v": {"chunks": (2, 3, 4)}}
+    arrays = []
+    for at in range(4):
+        # xarray names arrays after the path, and may give those of stores in memory one name.
+        (values()[["v"]] + at).to_zarr(tmp_path / f"{at}.zarr", encoding=chunks, consolidated=False)
+        arrays.append(OPENERS["plain"](tmp_path / f"{at}.zarr").v.data)
     parts: Any = [
         da.concatenate([arrays[0][:2, :, :3], arrays[1][:2, :, 4:5]], axis=2),
         da.concatenate([arrays[2][3:, :, 1:4], arrays[3][3:, ::-1, 6:7]], axis=2),

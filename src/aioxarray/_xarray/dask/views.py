@@ -223,8 +223,20 @@ def arranged(grid: Grid) -> View | Row:
         if None not in slabs:
             parts = list(_runs([slab for slab in slabs if slab is not None], axis))
             return Row(tuple(parts), axis)
+    for axis in along:
+        # Slabs of the same arrays stay together.
+        groups = [
+            np.concatenate(list(slabs), axis)
+            for _, slabs in itertools.groupby(_slabs(grid, axis), key=_sources)
+        ]
+        if len(groups) > 1:
+            return Row(tuple(map(arranged, groups)), axis)
     axis = along[0]
-    return Row(tuple(arranged(slab) for slab in _slabs(grid, axis)), axis)
+    return Row(tuple(map(arranged, _slabs(grid, axis))), axis)
+
+
+def _sources(grid: Grid) -> list[int]:
+    return [id(view.source) for view in grid.flat]
 
 
 def _slabs(grid: Grid, axis: int) -> Iterator[Grid]:
