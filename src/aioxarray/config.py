@@ -93,7 +93,9 @@ import math
 import operator
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Literal, TypeAlias
@@ -122,6 +124,36 @@ _DEFAULTS: dict[str, Any] = {
     "bypass_dask": True,
 }
 _NAMES = [*_DEFAULTS, *(f"retry.{name}" for name in ("attempts", "deadline", "backoff_s"))]
+
+
+# Settings of a cluster's client, in place of this process's own, while one of its tasks is read.
+_brought: ContextVar[Mapping[str, Any] | None] = ContextVar("aioxarray_brought", default=None)
+
+
+@contextmanager
+def brought(settings: Mapping[str, Any] | None) -> Iterator[None]:
+    """Return a context in which ``settings`` hold in place of those of this process.
+
+    They are of the names "concurrency", "memory" and "retry", and were checked where they are from.
+    None changes nothing.
+    """
+    token = _brought.set(settings)
+    try:
+        yield
+    finally:
+        _brought.reset(token)
+
+
+def _value_of(name: str) -> Any:
+    settings = _brought.get()
+    value = None if settings is None else settings.get(name)
+    return config.get(name) if value is None else value
+
+
+def is_own(name: str) -> bool:
+    """Return whether this process has a value of its own for a setting, and not the default."""
+    names = [each for each in _NAMES if each.partition(".")[0] == name]
+    return any(config.source(each) != "default" for each in names)
 
 
 @dataclass(frozen=True)
@@ -268,7 +300,7 @@ def check_settings() -> None:
 
 def is_adaptive(concurrency: Concurrency | None = None) -> bool:
     """Return whether ``concurrency``, or the setting if it is None, is "auto"."""
-    return (config.get("concurrency") if concurrency is None else concurrency) == "auto"
+    return (_value_of("concurrency") if concurrency is None else concurrency) == "auto"
 
 
 def request_limit(concurrency: Concurrency | None = None) -> float:
@@ -277,7 +309,7 @@ def request_limit(concurrency: Concurrency | None = None) -> float:
     ``math.inf`` means no limit. For "auto" it is the number of connections that the process can
     open. Raises TypeError if the value is neither an integer nor "auto".
     """
-    return _request_limit(config.get("concurrency") if concurrency is None else concurrency)
+    return _request_limit(_value_of("concurrency") if concurrency is None else concurrency)
 
 
 def _request_limit(value: Any) -> float:
@@ -293,7 +325,7 @@ def memory_limit() -> float:
     Raises TypeError if the setting is neither an integer nor a string, and ValueError if the
     string is not a size.
     """
-    return _memory_limit(config.get("memory"))
+    return _memory_limit(_value_of("memory"))
 
 
 def _memory_limit(value: Any) -> float:
@@ -364,7 +396,7 @@ def retry_policy() -> RetryPolicy:
     Raises TypeError if a setting is not a number, and ValueError if it is too small or if there is
     no such profile.
     """
-    settings = config.get("retry")
+    settings = _value_of("retry")
     try:
         return _kept_policy(tuple(settings), *settings.values())
     except TypeError:

@@ -21,8 +21,11 @@ from aioxarray._runtime.workers import in_worker
 from aioxarray._xarray.arrays.blocks import aligned
 from aioxarray._xarray.arrays.read import blocking_pool
 from aioxarray._xarray.compat import get_chunked_array_type
+from aioxarray._xarray.dask.carried import Carried
+from aioxarray._xarray.dask.carrying import with_settings
 from aioxarray._xarray.dask.gathered import Gathered
 from aioxarray._xarray.dask.names import with_distinct_names
+from aioxarray._zarr.stores.calls import current_concurrency
 
 if TYPE_CHECKING:
     from aioxarray._xarray.dask.targets import Target
@@ -274,12 +277,17 @@ async def _compute_on_client(
     from dask.base import optimize
 
     # Optimized here rather than on the client's loop, which may be the caller's own.
-    if options.get("optimize_graph", True):
-        arrays = await blocking_pool.run(lambda: optimize(*arrays))
+    settings = Carried.here(current_concurrency())
+
+    def prepared() -> list[Any]:
+        ready = optimize(*arrays) if options.get("optimize_graph", True) else arrays
+        return with_settings(ready, settings)
+
+    pending = await blocking_pool.run(prepared)
     rest = {k: v for k, v in options.items() if k not in ("optimize_graph", "scheduler")}
 
     async def compute() -> list[Any]:
-        futures = client.compute(list(arrays), optimize_graph=False, **rest)
+        futures = client.compute(pending, optimize_graph=False, **rest)
         try:
             return list(await client.gather(futures, asynchronous=True))
         except asyncio.CancelledError:

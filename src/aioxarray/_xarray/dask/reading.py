@@ -17,14 +17,13 @@ import numpy as np
 
 from aioxarray._xarray.arrays.joined import JoinedArray
 from aioxarray._xarray.arrays.nodes import Joined, JoinedNode, Leaf, Permuted, Repeated
+from aioxarray._xarray.arrays.plan import lazy_inside
 from aioxarray._xarray.arrays.selectors import Selector
 from aioxarray._xarray.arrays.sources import is_read_by_chunks, sources
 from aioxarray._xarray.compat import (
     BasicIndexer,
-    CopyOnWriteArray,
     ImplicitToExplicitIndexingAdapter,
     LazilyIndexedArray,
-    MemoryCachedArray,
     OuterIndexer,
 )
 from aioxarray._xarray.dask.views import (
@@ -296,9 +295,7 @@ def _node(part: View | Row) -> JoinedNode:
 
 def _selected(view: View) -> Any:
     """Return the lazy array of the positions that ``view`` selects, in the order of its source."""
-    lazy: Any = view.source.array
-    while type(lazy) in (MemoryCachedArray, CopyOnWriteArray):
-        lazy = lazy.array
+    lazy = lazy_inside(view.source)
     dropped = view.dropped
     if not dropped and all(map(is_same, view.selectors, map(range, lazy.shape))):
         return lazy

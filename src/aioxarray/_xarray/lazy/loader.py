@@ -10,8 +10,10 @@ from typing import Any
 
 from aioxarray._runtime.tasks import gather, in_steps
 from aioxarray._runtime.threads.pool import BLOCKING_THREADS
+from aioxarray._xarray.arrays.plan import settings_of
 from aioxarray._xarray.arrays.read import blocking_pool
 from aioxarray._xarray.compat import as_compatible_data
+from aioxarray._xarray.dask.carried import is_in_cluster
 from aioxarray._xarray.dask.chunked import compute_chunked
 from aioxarray._xarray.dask.reading import without_dask
 from aioxarray._xarray.lazy.together import UNREAD, Sorting, read_run
@@ -22,6 +24,7 @@ from aioxarray._zarr.stores.grants import Grants, open_grants
 from aioxarray._zarr.stores.request import for_variable
 from aioxarray.config import (
     Concurrency,
+    brought,
     byte_bound,
     check_settings,
     is_bypassing_dask,
@@ -61,9 +64,19 @@ class Options:
 
 async def read_all(lazies: Sequence[Lazy], options: Options) -> list[Any]:
     """Return the values of ``lazies``; on the I/O loop."""
-    async with calling("loaded", options.timeout, options.concurrency) as call:
-        with open_grants(call.concurrency) as grants:
-            return await read_with(lazies, grants, options, call)
+    with brought(await _brought_settings(lazies)):
+        async with calling("loaded", options.timeout, options.concurrency) as call:
+            with open_grants(call.concurrency) as grants:
+                return await read_with(lazies, grants, options, call)
+
+
+async def _brought_settings(lazies: Sequence[Lazy]) -> Mapping[str, Any] | None:
+    """Return the settings that hold in this process for the work of another one, if it is that."""
+    if not is_in_cluster():
+        return None
+    found = (settings_of(lazy.data) for lazy in lazies)
+    settings = next((each for each in found if each is not None), None)
+    return None if settings is None else await settings.share()
 
 
 async def read_with(
