@@ -152,8 +152,7 @@ def _value_of(name: str) -> Any:
 
 def is_own(name: str) -> bool:
     """Return whether this process has a value of its own for a setting, and not the default."""
-    names = [each for each in _NAMES if each.partition(".")[0] == name]
-    return any(config.source(each) != "default" for each in names)
+    return config.source(name) != "default"
 
 
 @dataclass(frozen=True)

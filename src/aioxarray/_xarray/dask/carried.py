@@ -65,8 +65,8 @@ class Carried:
     async def share(self) -> Mapping[str, Any] | None:
         """Return the settings that hold in this worker of a cluster; None in other processes.
 
-        A limit that the worker has of its own holds, too: the lower one counts. Its own way to
-        retry counts alone.
+        A limit that the worker has of its own holds, too: the lower one counts. Of the settings of
+        retries, its own ones count.
         """
         worker = _worker()
         if worker is None or self.process == os.getpid():
@@ -87,8 +87,8 @@ class Carried:
                 shares["memory"] = int(min(shares["memory"], memory_limit()))
         elif not is_own("memory"):
             shares["memory"] = 0
-        if not is_own("retry"):
-            shares["retry"] = self.retry
+        own = {key: value for key, value in config.get("retry").items() if is_own(f"retry.{key}")}
+        shares["retry"] = {**self.retry, **own}
         return shares
 
 
