@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from aioxarray._xarray.compat import ImplicitToExplicitIndexingAdapter
 from aioxarray._xarray.dask.carried import Carried
+
+Carry = Callable[[Any, Carried], Any]
+"""Returns the lazy data of a dask array with settings for the workers that read it."""
+
+
+_carry: list[Carry] = []
+
+
+def carry_with(carry: Carry) -> None:
+    """Have lazy arrays brought to workers by ``carry``, which belongs to a part above this one."""
+    _carry[:] = [carry]
 
 
 def with_settings(collections: Sequence[Any], settings: Carried) -> list[Any]:
@@ -15,7 +26,7 @@ def with_settings(collections: Sequence[Any], settings: Carried) -> list[Any]:
     Lazy arrays that plain xarray has opened are read through aioxarray then. Collections that are
     expressions are returned as they are: only what aioxarray has opened brings its settings.
     """
-    carrier = _Carrier(settings)
+    carrier = _Carrier(settings, *_carry)
     return [carrier.collection(each) for each in collections]
 
 
@@ -25,11 +36,12 @@ class _Carrier:
     Private: the classes of tasks, which all of dask and distributed use.
     """
 
-    def __init__(self, settings: Carried) -> None:
+    def __init__(self, settings: Carried, carry: Carry) -> None:
         from dask import _task_spec
 
         self._spec = _task_spec
         self._settings = settings
+        self._carry = carry
         # By the id of what is replaced, which is kept as well.
         self._new: dict[int, tuple[Any, Any]] = {}
 
@@ -71,9 +83,6 @@ class _Carrier:
         return node
 
     def _adapter(self, adapter: Any) -> Any:
-        # It would be imported in a circle: that module loads lazy arrays, chunked ones by dask.
-        from aioxarray._xarray.lazy.aio_array import carrying
-
         if id(adapter) not in self._new:
-            self._new[id(adapter)] = adapter, carrying(adapter, self._settings)
+            self._new[id(adapter)] = adapter, self._carry(adapter, self._settings)
         return self._new[id(adapter)][1]

@@ -276,22 +276,22 @@ async def _compute_on_client(
 ) -> list[Any]:
     from dask.base import optimize
 
-    # Optimized here rather than on the client's loop, which may be the caller's own.
     settings = Carried.here(current_concurrency())
-
-    def prepared() -> list[Any]:
-        ready = optimize(*arrays) if options.get("optimize_graph", True) else arrays
-        return with_settings(ready, settings)
-
-    pending = await blocking_pool.run(prepared)
     rest = {k: v for k, v in options.items() if k not in ("optimize_graph", "scheduler")}
 
-    async def compute() -> list[Any]:
-        futures = client.compute(pending, optimize_graph=False, **rest)
+    def begin() -> list[Any]:
+        # Graphs are optimized and serialized for seconds, which the client does in the thread that
+        # calls. Its loop may be the caller's own.
+        ready = optimize(*arrays) if options.get("optimize_graph", True) else arrays
+        pending = with_settings(ready, settings)
+        return list(client.compute(pending, optimize_graph=False, **rest))
+
+    async def gathered() -> list[Any]:
         try:
             return list(await client.gather(futures, asynchronous=True))
         except asyncio.CancelledError:
             await client.cancel(futures, asynchronous=True)
             raise
 
-    return await run_on(client.loop.asyncio_loop, compute)
+    futures = await blocking_pool.run(begin)
+    return await run_on(client.loop.asyncio_loop, gathered)

@@ -14,6 +14,7 @@ from aioxarray._xarray.arrays.plan import base_of, lazy_inside
 from aioxarray._xarray.arrays.read import in_hdf5, lane_of_hdf5, reads_hdf5
 from aioxarray._xarray.compat import CopyOnWriteArray, ExplicitlyIndexedNDArrayMixin
 from aioxarray._xarray.dask.carried import Carried, carried_from_here
+from aioxarray._xarray.dask.carrying import carry_with
 from aioxarray._xarray.lazy.loader import Options, read_all
 from aioxarray._xarray.lazy.variables import Lazy, prefetched_data
 
@@ -134,7 +135,7 @@ def _rebuilt(array: Any, has_file: bool, label: str, settings: Carried | None = 
     return AioArray(array, keep_open(array) if has_file else None, label=label, settings=settings)
 
 
-def carrying(adapter: Any, settings: Carried) -> Any:
+def _carrying(adapter: Any, settings: Carried) -> Any:
     """Return the lazy data of a dask array, with ``settings`` for the workers that read it."""
     lazy = lazy_inside(adapter)
     if isinstance(lazy, AioArray):
@@ -145,6 +146,9 @@ def carrying(adapter: Any, settings: Carried) -> Any:
     protected: Any = lazy
     new.array = CopyOnWriteArray(protected)
     return new
+
+
+carry_with(_carrying)
 
 
 async def read_arrays(arrays: Sequence[AioArray]) -> list[Any]:
