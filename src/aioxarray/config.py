@@ -23,6 +23,7 @@ name            default    meaning
                            None: never
 ``hedge``       False      whether reads that take unusually long are made a second time
 ``otel``        False      whether calls and their requests are spans of OpenTelemetry
+``bypass_dask`` True       whether dask arrays that only read Zarr are loaded without dask
 =============== ========== ==================================================================
 
 Chunks of more than 4 MiB never take the whole budget, so smaller chunks need not wait for them. An
@@ -77,6 +78,11 @@ by themselves get one more request.
 With ``hedge=True``, a read that takes a quarter longer than 97 % of the last 512 answers of its
 server gets a second request, and perhaps a third, if places are free. These are at most 5 % of all
 requests, and 1 % while answers are slow. Nearby object stores are then not read in threads.
+
+With ``bypass_dask=True``, a load makes one plan for all chunks of a dask array whose graph only
+reads Zarr, by slices, with all requests in flight at once: dask would run a task for each chunk,
+with a distributed client in its workers. Everything that dask computes is left to it, and so are
+arrays of annotated graphs, and all arrays in calls with options for ``dask.compute``.
 """
 
 from __future__ import annotations
@@ -87,7 +93,9 @@ import math
 import operator
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Literal, TypeAlias
@@ -111,7 +119,36 @@ _DEFAULTS: dict[str, Any] = {
     "stall_s": 5,
     "hedge": False,
     "otel": False,
+    "bypass_dask": True,
 }
+
+# Settings of a cluster's client, in place of this process's own, while one of its tasks is read.
+_brought: ContextVar[Mapping[str, Any] | None] = ContextVar("aioxarray_brought", default=None)
+
+
+@contextmanager
+def brought(settings: Mapping[str, Any] | None) -> Iterator[None]:
+    """Return a context in which ``settings`` hold in place of those of this process.
+
+    They are of the names "concurrency", "memory" and "retry", and were checked where they are from.
+    None changes nothing.
+    """
+    token = _brought.set(settings)
+    try:
+        yield
+    finally:
+        _brought.reset(token)
+
+
+def _value_of(name: str) -> Any:
+    settings = _brought.get()
+    value = None if settings is None else settings.get(name)
+    return config.get(name) if value is None else value
+
+
+def is_own(name: str) -> bool:
+    """Return whether this process has a value of its own for a setting, and not the default."""
+    return config.source(name) != "default"
 
 
 @dataclass(frozen=True)
@@ -163,7 +200,7 @@ def check_settings() -> None:
 
 def is_adaptive(concurrency: Concurrency | None = None) -> bool:
     """Return whether ``concurrency``, or the setting if it is None, is "auto"."""
-    return (config.get("concurrency") if concurrency is None else concurrency) == "auto"
+    return (_value_of("concurrency") if concurrency is None else concurrency) == "auto"
 
 
 def request_limit(concurrency: Concurrency | None = None) -> float:
@@ -172,7 +209,7 @@ def request_limit(concurrency: Concurrency | None = None) -> float:
     ``math.inf`` means no limit. For "auto" it is the number of connections that the process can
     open. Raises TypeError if the value is neither an integer nor "auto".
     """
-    return _request_limit(config.get("concurrency") if concurrency is None else concurrency)
+    return _request_limit(_value_of("concurrency") if concurrency is None else concurrency)
 
 
 def _request_limit(value: Any) -> float:
@@ -188,7 +225,7 @@ def memory_limit() -> float:
     Raises TypeError if the setting is neither an integer nor a string, and ValueError if the
     string is not a size.
     """
-    return _memory_limit(config.get("memory"))
+    return _memory_limit(_value_of("memory"))
 
 
 def _memory_limit(value: Any) -> float:
@@ -259,7 +296,7 @@ def retry_policy() -> RetryPolicy:
     Raises TypeError if a setting is not a number, and ValueError if it is too small or if there is
     no such profile.
     """
-    return _retry_policy(config.get("retry"))
+    return _retry_policy(_value_of("retry"))
 
 
 def _retry_policy(settings: Mapping[str, Any]) -> RetryPolicy:
@@ -287,6 +324,11 @@ def stall_seconds() -> float:
 def is_hedging() -> bool:
     """Return whether reads that take unusually long are made a second time."""
     return _flag("hedge", config.config["hedge"])
+
+
+def is_bypassing_dask() -> bool:
+    """Return whether dask arrays that only read Zarr are loaded without dask."""
+    return _flag("bypass_dask", config.config["bypass_dask"])
 
 
 def is_otel() -> bool:
@@ -395,6 +437,7 @@ _CHECKS: dict[str, Callable[[Any], object]] = {
     "stall_s": _stall_seconds,
     "hedge": functools.partial(_flag, "hedge"),
     "otel": _spans,
+    "bypass_dask": functools.partial(_flag, "bypass_dask"),
 }
 
 config = Settings("aioxarray", _DEFAULTS, _CHECKS)
