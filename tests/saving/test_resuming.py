@@ -191,7 +191,7 @@ def changed(**attributes: Any) -> Callable[[xr.Dataset], xr.Dataset]:
 
 
 OTHERS: dict[str, tuple[Callable[[xr.Dataset], Any], dict[str, Any], str]] = {
-    "shape": (lambda ds: ds.isel(time=slice(4)), {}, r"shape is \[6\] there, and \[4\] here"),
+    "shape": (lambda ds: ds.isel(time=slice(4)), {}, r"shape is \[6, 5\] there, and \[4, 5\] here"),
     "dtype": (lambda ds: ds.assign(a=ds.a.astype("f8")), {}, "'a'.* data_type is"),
     "chunks": (lambda ds: ds, {"encoding": {"a": {"chunks": (2, 5)}}}, "'a'.* chunk_grid is"),
     "attribute": (lambda ds: ds.assign(a=ds.a.assign_attrs(units="C")), {}, "attribute 'units' is"),

@@ -45,7 +45,6 @@ from aioxarray._xarray.saving.resuming import Resuming
 from aioxarray._xarray.saving.unchanged import Unchanged
 from aioxarray._xarray.saving.undecoded import Moves, moves
 from aioxarray._zarr import tuning
-from aioxarray._zarr.chunks.present import Present
 from aioxarray._zarr.chunks.writing import writable, write_block
 from aioxarray._zarr.grid import write_edges
 from aioxarray._zarr.metadata import flushing
@@ -54,6 +53,7 @@ from aioxarray._zarr.metadata.opening import replace_store, store_path
 from aioxarray._zarr.metadata.prefetched import Answers
 from aioxarray._zarr.metadata.surveying import survey
 from aioxarray._zarr.metadata.write_behind import Changes, WriteBehindStore
+from aioxarray._zarr.present import Present
 from aioxarray._zarr.stores.calls import Call, calling
 from aioxarray._zarr.stores.fork import is_transaction, usable_after_fork
 from aioxarray._zarr.stores.grants import Grants, is_long, open_grants
