@@ -66,24 +66,40 @@ async def store_chunked(
     targets: Sequence[Target],
     regions: Sequence[Any],
     options: Mapping[str, Any],
-) -> None:
+    reduce: Callable[[Any], Any] | None = None,
+) -> list[Any]:
     """Compute ``sources`` as `compute_chunked` does, and store them in ``regions`` of ``targets``.
 
     ``options`` are xarray's ``chunkmanager_store_kwargs``. With a distributed client, the targets
-    are sent to its workers, which write.
+    are sent to its workers, which write. ``reduce`` then makes, of an array of the targets that
+    blocks were stored in, one of a single value; these values are returned.
     """
     stores = await blocking_pool.run(lambda: _stores(sources, targets, regions, options))
+    results: list[Any] = []
 
     async def run(manager: Any, store: Callable[..., Any]) -> None:
         if _is_dask(manager):
-            later = await blocking_pool.run(lambda: store(compute=False))
+            keep = {} if reduce is None else {"return_stored": True, "load_stored": False}
+            later = await blocking_pool.run(lambda: store(compute=False, **keep))
             # One array per source; computing its blocks stores them.
             pending = list(later) if isinstance(later, tuple) else [later]
-            await _run_with_dask(pending, options)
+            if reduce is None:
+                await _run_with_dask(pending, options)
+            else:
+                single = await blocking_pool.run(lambda: list(map(reduce, pending)))
+                results.extend(await _run_with_dask(single, options))
         else:
             await blocking_pool.run(lambda: store(compute=True))
 
     await gather([partial(run, *store) for store in stores])
+    return results
+
+
+def writes_elsewhere(arrays: Sequence[Any], options: Mapping[str, Any]) -> bool:
+    """Return whether `store_chunked` would have a distributed client's workers write ``arrays``."""
+    return _distributed_client(options) is not None and any(
+        _is_dask(manager) for manager, _ in _kinds(arrays)
+    )
 
 
 def store_later(

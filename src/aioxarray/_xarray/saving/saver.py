@@ -22,7 +22,8 @@ from aioxarray._xarray.compat import (
     delayed_close_after_writes,
     is_chunked_array,
 )
-from aioxarray._xarray.dask.chunked import store_chunked, store_later
+from aioxarray._xarray.dask.chunked import store_chunked, store_later, writes_elsewhere
+from aioxarray._xarray.dask.sessions import Forks, merged
 from aioxarray._xarray.dask.targets import Intake, Target, ThreadTarget
 from aioxarray._xarray.lazy.find import find_variables
 from aioxarray._xarray.lazy.loader import Options, read_all
@@ -126,6 +127,7 @@ class _Saving:
         self._store: Store = usable_after_fork(root.store)
         self._limited = LimitedStore(self._store, grants.requests)
         self._unchanged = Unchanged()
+        self._forks: Forks | None = None
         self._resuming: Resuming | None = None
         if options.resume:
             resuming.check(options, self._store)
@@ -135,6 +137,10 @@ class _Saving:
     async def run(self) -> Any:
         options = self._options
         nodes = await in_worker(self._recorded_nodes)
+        if is_transaction(self._store) and self._is_for_cluster(nodes):
+            self._forks = Forks(self._store)
+            self._store = self._forks.store
+            self._limited = LimitedStore(self._store, self._grants.requests)
         await self._load_first(nodes)
         answers = await self._survey()
         shown = self._hidden(answers, nodes)
@@ -215,6 +221,17 @@ class _Saving:
                     self._unchanged.add(path, variable._data)
         return nodes
 
+    def _is_for_cluster(self, nodes: Sequence[SavedNode]) -> bool:
+        """Return whether the workers of a cluster write a part of the values now."""
+        chunked = [
+            variable._data
+            for node in nodes
+            for variable in node.dataset.variables.values()
+            if is_chunked_array(variable._data)
+        ]
+        options = self._options.chunkmanager_store_kwargs or {}
+        return self._options.compute and writes_elsewhere(chunked, options)
+
     async def _load_first(self, nodes: Sequence[SavedNode]) -> None:
         """Load the data that xarray must see as a whole, and the data that this save overwrites."""
         group = Place.of(self._root.store, self._root.path).below(self._options.group or "")
@@ -272,7 +289,12 @@ class _Saving:
             steps = [partial(self._write_here, here, counter)] if here else []
             if chunked:
                 steps.append(partial(self._write_chunked, chunked, counter))
-            await gather(steps)
+            if self._forks is None:
+                await gather(steps)
+            else:
+                # The forks for the workers have what was written before.
+                for step in steps:
+                    await step()
 
     async def _write_here(self, writes: Sequence[Write], counter: Meter) -> None:
         """Write data that is in memory or lazy."""
@@ -374,21 +396,27 @@ class _Saving:
         """Compute chunked arrays, and write their blocks as they are computed."""
         sources = [each.source for each in writes]
         regions = [each.region for each in writes]
+        forks = self._forks
+        store = self._store if forks is None else await in_worker(forks.for_workers)
         try:
             async with asyncio.TaskGroup() as tasks:
                 intake = Intake(tasks, self._staged, counter)
                 targets = [
-                    ThreadTarget(*self._target(each), self._grants, intake) for each in writes
+                    ThreadTarget(*self._target(each, store), self._grants, intake)
+                    for each in writes
                 ]
                 options = self._options.chunkmanager_store_kwargs or {}
-                await store_chunked(sources, targets, regions, options)
+                reduce = None if forks is None else merged
+                results = await store_chunked(sources, targets, regions, options, reduce)
+            if forks is not None:
+                await forks.merge(results)
         except BaseExceptionGroup as errors:
             first = first_error(errors)
             raise first from first.__cause__
 
-    def _target(self, write: Write) -> tuple[zarr.Array[Any], bool, Present | None]:
-        """Return the arguments of a `Target`. Its array uses the store itself from now on."""
-        replace_store(write.target, self._store)
+    def _target(self, write: Write, store: Store) -> tuple[zarr.Array[Any], bool, Present | None]:
+        """Return the arguments of a `Target`. Its array uses ``store`` from now on."""
+        replace_store(write.target, store)
         begun = self._resuming
         present = None if begun is None else begun.present(write.target.path)
         return write.target, write.fresh, present
@@ -402,7 +430,7 @@ class _Saving:
         if not chunked:
             return delayed_close_after_writes(None, recorded.store)
         sources = [each.source for each in chunked]
-        targets = [Target(*self._target(each)) for each in chunked]
+        targets = [Target(*self._target(each, self._store)) for each in chunked]
         regions = [each.region for each in chunked]
         options = self._options.chunkmanager_store_kwargs or {}
         later = await in_worker(lambda: store_later(sources, targets, regions, options))
