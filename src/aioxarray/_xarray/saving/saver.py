@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import itertools
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -14,7 +13,7 @@ import xarray as xr
 from zarr.storage import StorePath
 
 from aioxarray._runtime.budget import Budget, Share
-from aioxarray._runtime.tasks import first_error, gather
+from aioxarray._runtime.tasks import gather
 from aioxarray._runtime.workers import in_worker
 from aioxarray._xarray.arrays.blocks import blocks
 from aioxarray._xarray.compat import (
@@ -22,14 +21,13 @@ from aioxarray._xarray.compat import (
     delayed_close_after_writes,
     is_chunked_array,
 )
-from aioxarray._xarray.dask.chunked import store_chunked, store_later, writes_elsewhere
-from aioxarray._xarray.dask.sessions import Forks, merged
-from aioxarray._xarray.dask.targets import Intake, Target, ThreadTarget
+from aioxarray._xarray.dask.sessions import Forks
 from aioxarray._xarray.lazy.find import find_variables
 from aioxarray._xarray.lazy.loader import Options, read_all
 from aioxarray._xarray.lazy.variables import Lazy, assign, lazy_data, load_data
 from aioxarray._xarray.opening.error_notes import error_note
 from aioxarray._xarray.saving import resuming
+from aioxarray._xarray.saving.chunked import ChunkedWrites, forks
 from aioxarray._xarray.saving.deferred import Deferred, defers
 from aioxarray._xarray.saving.ledger import Ledger, without_metadata
 from aioxarray._xarray.saving.moving import Mover
@@ -50,11 +48,10 @@ from aioxarray._zarr.chunks.writing import writable, write_block
 from aioxarray._zarr.grid import write_edges
 from aioxarray._zarr.metadata import flushing
 from aioxarray._zarr.metadata.hierarchy import join
-from aioxarray._zarr.metadata.opening import replace_store, store_path
+from aioxarray._zarr.metadata.opening import store_path
 from aioxarray._zarr.metadata.prefetched import Answers
 from aioxarray._zarr.metadata.surveying import survey
 from aioxarray._zarr.metadata.write_behind import Changes, WriteBehindStore
-from aioxarray._zarr.present import Present
 from aioxarray._zarr.stores.calls import Call, calling
 from aioxarray._zarr.stores.fork import is_transaction, usable_after_fork
 from aioxarray._zarr.stores.grants import Grants, is_long, open_grants
@@ -67,7 +64,6 @@ from aioxarray.errors import ArrayChangedError
 from aioxarray.progress import Meter, meter
 
 if TYPE_CHECKING:
-    import zarr
     from zarr.abc.store import Store
 
 # Bytes of decoded blocks between reading and writing. A separate budget avoids deadlocks: its
@@ -137,8 +133,8 @@ class _Saving:
     async def run(self) -> Any:
         options = self._options
         nodes = await in_worker(self._recorded_nodes)
-        if is_transaction(self._store) and self._is_for_cluster(nodes):
-            self._forks = Forks(self._store)
+        self._forks = forks(self._store, nodes, options)
+        if self._forks is not None:
             self._store = self._forks.store
             self._limited = LimitedStore(self._store, self._grants.requests)
         await self._load_first(nodes)
@@ -186,8 +182,6 @@ class _Saving:
         Returns the writes as they had to be made.
         """
         writes = await begun.begin(changes, answers, self._group, writes)
-        first, rest = flushing.template_and_rest(changes, answers)
-        await flushing.write_all(self._limited, first)
         # The labels of what is there decide whether it is of the same save.
         paths = resuming.index_paths(nodes, self._group)
         by_index: dict[bool, list[Write]] = {True: [], False: []}
@@ -195,6 +189,8 @@ class _Saving:
             by_index[each.target.path in paths and _is_here(each)].append(each)
         indexes = by_index[True]
         await begun.check_indexes(indexes, self._store)
+        first, rest = flushing.template_and_rest(changes, answers)
+        await flushing.write_all(self._limited, first)
         await self._write_here(indexes, Meter(None, 0))
         try:
             await self._write_values(by_index[False])
@@ -221,16 +217,14 @@ class _Saving:
                     self._unchanged.add(path, variable._data)
         return nodes
 
-    def _is_for_cluster(self, nodes: Sequence[SavedNode]) -> bool:
-        """Return whether the workers of a cluster write a part of the values now."""
-        chunked = [
-            variable._data
-            for node in nodes
-            for variable in node.dataset.variables.values()
-            if is_chunked_array(variable._data)
-        ]
-        options = self._options.chunkmanager_store_kwargs or {}
-        return self._options.compute and writes_elsewhere(chunked, options)
+    def _chunked_writes(self) -> ChunkedWrites:
+        begun = self._resuming
+        return ChunkedWrites(
+            self._store,
+            self._options,
+            self._grants,
+            lambda write: None if begun is None else begun.present(write.target.path),
+        )
 
     async def _load_first(self, nodes: Sequence[SavedNode]) -> None:
         """Load the data that xarray must see as a whole, and the data that this save overwrites."""
@@ -288,7 +282,8 @@ class _Saving:
             self._call.progress = lambda: f"{counter.done} of {total} bytes had been written"
             steps = [partial(self._write_here, here, counter)] if here else []
             if chunked:
-                steps.append(partial(self._write_chunked, chunked, counter))
+                writes_chunked = self._chunked_writes().write
+                steps.append(partial(writes_chunked, chunked, self._staged, counter, self._forks))
             if self._forks is None:
                 await gather(steps)
             else:
@@ -392,35 +387,6 @@ class _Saving:
 
         return await self._grants.decoders.run(encode, long=is_long(lazy.nbytes))
 
-    async def _write_chunked(self, writes: Sequence[Write], counter: Meter) -> None:
-        """Compute chunked arrays, and write their blocks as they are computed."""
-        sources = [each.source for each in writes]
-        regions = [each.region for each in writes]
-        forks = self._forks
-        store = self._store if forks is None else await in_worker(forks.for_workers)
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                intake = Intake(tasks, self._staged, counter)
-                targets = [
-                    ThreadTarget(*self._target(each, store), self._grants, intake)
-                    for each in writes
-                ]
-                options = self._options.chunkmanager_store_kwargs or {}
-                reduce = None if forks is None else merged
-                results = await store_chunked(sources, targets, regions, options, reduce)
-            if forks is not None:
-                await forks.merge(results)
-        except BaseExceptionGroup as errors:
-            first = first_error(errors)
-            raise first from first.__cause__
-
-    def _target(self, write: Write, store: Store) -> tuple[zarr.Array[Any], bool, Present | None]:
-        """Return the arguments of a `Target`. Its array uses ``store`` from now on."""
-        replace_store(write.target, store)
-        begun = self._resuming
-        present = None if begun is None else begun.present(write.target.path)
-        return write.target, write.fresh, present
-
     async def _result(self, recorded: Recorded, writes: Sequence[Write]) -> Any:
         """Return the result of xarray's ``to_zarr``."""
         recorded.replace_store(self._root.store)
@@ -429,11 +395,7 @@ class _Saving:
         chunked = [each for each in writes if is_chunked_array(each.source)]
         if not chunked:
             return delayed_close_after_writes(None, recorded.store)
-        sources = [each.source for each in chunked]
-        targets = [Target(*self._target(each, self._store)) for each in chunked]
-        regions = [each.region for each in chunked]
-        options = self._options.chunkmanager_store_kwargs or {}
-        later = await in_worker(lambda: store_later(sources, targets, regions, options))
+        later = await self._chunked_writes().later(chunked)
         return delayed_close_after_writes(later, recorded.store)
 
 
