@@ -17,6 +17,7 @@ from benchmarks import (
     adaptive,
     budget,
     cancelling,
+    cluster_saving,
     copying,
     growth,
     latency,
@@ -46,6 +47,7 @@ GROUPS = {
     "stream": stream,
     "saving": saving,
     "copying": copying,
+    "cluster": cluster_saving,
     "adaptive": adaptive,
     "tracing": tracing,
 }
