@@ -13,7 +13,8 @@ name            default    meaning
                            ``"auto"``: what each server accepts, see below
 ``memory``      ``"1GiB"`` bytes of chunks in flight (fetched or being decoded) in this
                            process, results excluded; 0 or below: no limit
-``threads``     None       threads that decode; None: one for each core this process may use
+``threads``     None       threads that decode; None: one for each core this process may use, by
+                           its affinity and the limits of its cgroups (containers)
 ``cache``       0          bytes of decoded chunks kept for later loads in this process, or a
                            string like ``"1GiB"``; None, 0 or below: no cache
 ``queue``       None       calls that may wait for their first turn in this process while the
@@ -24,6 +25,8 @@ name            default    meaning
 ``hedge``       False      whether reads that take unusually long are made a second time
 ``otel``        False      whether calls and their requests are spans of OpenTelemetry
 ``bypass_dask`` True       whether dask arrays that only read Zarr are loaded without dask
+``tensorstore`` ``"auto"`` whether the package tensorstore, if it is installed, may read small
+                           chunks of local files: True, False or, where it is faster, ``"auto"``
 =============== ========== ==================================================================
 
 Chunks of more than 4 MiB never take the whole budget, so smaller chunks need not wait for them. An
@@ -44,6 +47,14 @@ Cached chunks are read without a request. Writes by aioxarray and by its `CodecP
 cached chunks of that store. Other writes, in this process or another, go unnoticed, and so do
 deletions when zarr resizes or replaces an array: keep the cache off in such programs, or set it to
 0 for the first load after such a write. A smaller setting takes effect at the next load.
+
+With ``tensorstore="auto"``, TensorStore reads blocks of at least 2048 chunks of up to 64 KiB each
+from local files, if there are four threads or more: Python's lock lets one of them work at a time.
+With ``tensorstore=True`` it reads all chunks that it decodes to the same values: numbers with zstd,
+blosc, gzip, zlib, crc32c or no compression, but not shards, with a cache, or into arrays of the
+caller. It gets as many threads as ``threads`` says, and reads up to 16 MiB at once, within
+``memory``. What it fails at is read without it. A process that has used TensorStore cannot use it
+in a forked child; loads there do without it.
 
 Requests that fail in a way that may pass are made again: statuses 408, 425, 429, 500, 502, 503 and
 504, throttling, broken connections and bodies, failing DNS. The waits are random, up to a time that
@@ -100,8 +111,8 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Literal, TypeAlias
 
+from aioxarray._runtime.system.cores import usable_cores
 from aioxarray._runtime.system.descriptors import spare_descriptors
-from aioxarray._runtime.threads.pool import usable_cores
 from aioxarray._settings import Settings
 
 Concurrency: TypeAlias = int | Literal["auto"]
@@ -120,6 +131,7 @@ _DEFAULTS: dict[str, Any] = {
     "hedge": False,
     "otel": False,
     "bypass_dask": True,
+    "tensorstore": "auto",
 }
 
 # Settings of a cluster's client, in place of this process's own, while one of its tasks is read.
@@ -261,12 +273,14 @@ def thread_count() -> int:
 
     Raises TypeError if the setting is not an integer, ValueError if it is less than one.
     """
-    return _thread_count(config.get("threads"))
+    count = _thread_limit(config.get("threads"))
+    return usable_cores() if count is None else count
 
 
-def _thread_count(value: Any) -> int:
+def _thread_limit(value: Any) -> int | None:
+    # Without asking for the cores: the check of a setting must read no file on a caller's loop.
     if value is None:
-        return usable_cores()
+        return None
     count = _integer("threads", value)
     if count < 1:
         raise ValueError(f"threads must be at least 1, or None for one a core; got {value!r}")
@@ -355,6 +369,34 @@ def _check_otel() -> None:
         )
 
 
+def uses_tensorstore() -> bool | None:
+    """Return whether TensorStore reads chunks of local files; None for where it is faster.
+
+    Raises TypeError if the setting is none of "auto", True and False, and ImportError if it is True
+    and TensorStore is not installed.
+    """
+    return _uses_tensorstore(config.config["tensorstore"])
+
+
+def _uses_tensorstore(value: Any) -> bool | None:
+    if value == "auto":
+        return None
+    if not isinstance(value, bool):
+        raise TypeError(f"tensorstore must be 'auto', True or False, got {value!r}")
+    if value and not has_tensorstore():
+        raise ImportError(
+            "tensorstore=True reads with the package tensorstore, which is not installed: "
+            "pip install 'aioxarray[tensorstore]'"
+        )
+    return value
+
+
+@functools.cache
+def has_tensorstore() -> bool:
+    """Return whether TensorStore is installed."""
+    return importlib.util.find_spec("tensorstore") is not None
+
+
 def _stall_seconds(value: Any) -> float:
     if value is None:
         return math.inf
@@ -431,13 +473,14 @@ _CHECKS: dict[str, Callable[[Any], object]] = {
     "retry": _retry_policy,
     "concurrency": _request_limit,
     "memory": _memory_limit,
-    "threads": _thread_count,
+    "threads": _thread_limit,
     "cache": _cache_limit,
     "queue": _queue_limit,
     "stall_s": _stall_seconds,
     "hedge": functools.partial(_flag, "hedge"),
     "otel": _spans,
     "bypass_dask": functools.partial(_flag, "bypass_dask"),
+    "tensorstore": _uses_tensorstore,
 }
 
 config = Settings("aioxarray", _DEFAULTS, _CHECKS)

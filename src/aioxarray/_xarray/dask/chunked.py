@@ -15,9 +15,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from aioxarray._runtime.loops import run_on
+from aioxarray._runtime.system.cores import usable_cores
 from aioxarray._runtime.tasks import gather
 from aioxarray._runtime.threads.cancel_scope import is_cancelled
-from aioxarray._runtime.threads.pool import Pool, usable_cores
+from aioxarray._runtime.threads.pool import Pool
 from aioxarray._runtime.workers import in_worker
 from aioxarray._xarray.arrays.blocks import aligned, boxes
 from aioxarray._xarray.arrays.read import blocking_pool

@@ -194,6 +194,20 @@ class ChunkReads:
             width, lambda run: self.sharing.read(self.result, run, lead, self.noted)
         )
 
+    async def by_engine(self, source: Source) -> list[bool]:
+        """Read with TensorStore, and by plain calls what it leaves.
+
+        Which of the chunks that it reads exist is unknown: all are said to.
+        """
+        plan = self.plan
+        assert plan.engine is not None
+        done = await plan.engine.read(self.result, self.grants, self.advance, plan.store)
+        rest: list[bool] = []
+        if done < plan.count:
+            remaining = itertools.islice(plan.chunks, done, None)
+            rest = await self._of(remaining, plan.count - done).by_plain_calls(source)
+        return [True] * done + rest
+
     def _read_in_thread(
         self,
         source: Source,
