@@ -31,12 +31,14 @@ from benchmarks import (
     stream,
     throughput,
     tracing,
+    trees,
 )
 from benchmarks.data import Files, quiet
 from benchmarks.measuring import Neighbours, Options
 
 GROUPS = {
     "opening": opening,
+    "trees": trees,
     "latency": latency,
     "budget": budget,
     "growth": growth,
