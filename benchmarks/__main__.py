@@ -18,10 +18,12 @@ from benchmarks import (
     budget,
     cancelling,
     copying,
+    files,
     growth,
     latency,
     memory,
     opening,
+    processes,
     rows,
     saving,
     sharing,
@@ -35,6 +37,8 @@ from benchmarks.measuring import Neighbours, Options
 
 GROUPS = {
     "opening": opening,
+    "files": files,
+    "processes": processes,
     "latency": latency,
     "budget": budget,
     "growth": growth,
@@ -102,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("load and load_async: plain xarray's. ratio: load over aioxarray. Medians.")
     table: type[rows.AnyRow] | None = None
     with temporary_folder() as folder, quiet():
-        files = Files(folder, options)
+        made = Files(folder, options)
         for name in arguments.only or GROUPS:
             group = GROUPS[name]
             if group.TABLE is not table:
@@ -110,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"\n{rows.line(table, table.HEADER)}")
             print(f"\n{group.TITLE}")
             found.append((group.TITLE, group.TABLE, []))
-            for row in group.run(options, files):
+            for row in group.run(options, made):
                 found[-1][2].append(row)
                 print(rows.line(group.TABLE, row.texts()), flush=True)
                 for text in row.below():
