@@ -20,10 +20,12 @@ from benchmarks import (
     cluster_saving,
     copying,
     cores,
+    files,
     growth,
     latency,
     memory,
     opening,
+    processes,
     rows,
     saving,
     sharing,
@@ -39,6 +41,8 @@ from benchmarks.measuring import Neighbours, Options
 GROUPS = {
     "opening": opening,
     "trees": trees,
+    "files": files,
+    "processes": processes,
     "latency": latency,
     "budget": budget,
     "growth": growth,
@@ -108,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("load and load_async: plain xarray's. ratio: load over aioxarray. Medians.")
     table: type[rows.AnyRow] | None = None
     with temporary_folder() as folder, quiet():
-        files = Files(folder, options)
+        made = Files(folder, options)
         for name in arguments.only or GROUPS:
             group = GROUPS[name]
             if group.TABLE is not table:
@@ -116,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"\n{rows.line(table, table.HEADER)}")
             print(f"\n{group.TITLE}")
             found.append((group.TITLE, group.TABLE, []))
-            for row in group.run(options, files):
+            for row in group.run(options, made):
                 found[-1][2].append(row)
                 print(rows.line(group.TABLE, row.texts()), flush=True)
                 for text in row.below():
