@@ -146,7 +146,7 @@ def _rows(what: str, ways: Mapping[str, Way], goals: list[Goal], repeat: int) ->
 
 
 class _Collections:
-    """Measures the longest collection of garbage: the time of its thread, on a busy machine, too."""
+    """Measures the longest collection of garbage, in CPU time: also on a busy machine."""
 
     def __init__(self) -> None:
         self.longest_s = self._begun_s = 0.0

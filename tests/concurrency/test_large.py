@@ -106,9 +106,13 @@ def check(counts: Counts) -> None:
     assert still_frozen > 0
 
 
-def test_objects_do_not_grow_while_chunks_are_fetched() -> None:
+@pytest.mark.parametrize("selected", ["all", "by a list"])
+def test_objects_do_not_grow_while_chunks_are_fetched(selected: str) -> None:
     counts = Counts(AT)
-    loaded = aioxarray.load(opened(Counting(sparse(CHUNKS), counts)))
+    lazy = opened(Counting(sparse(CHUNKS), counts))
+    if selected == "by a list":
+        lazy = lazy.isel(x=np.random.default_rng(0).permutation(4 * CHUNKS))
+    loaded = aioxarray.load(lazy)
     assert not loaded.v.values.any()
     check(counts)
 
