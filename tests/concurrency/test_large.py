@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,8 @@ import zarr
 from zarr.storage import MemoryStore, WrapperStore
 
 import aioxarray
+from aioxarray._runtime.window import Part
+from aioxarray._xarray.streaming.room import _LOADING_PARTS, Room
 from aioxarray._zarr import tuning
 
 if TYPE_CHECKING:
@@ -123,6 +126,44 @@ def test_objects_do_not_grow_while_chunks_are_saved() -> None:
     ds = xr.Dataset({"v": ("x", values)})
     aioxarray.to_zarr(ds, Counting(MemoryStore(), counts), encoding={"v": {"chunks": (4,)}})
     check(counts)
+
+
+def test_objects_of_a_stream_do_not_grow_with_its_chunks() -> None:
+    # All values fit into what the stream may hold, but not the plans of all pieces.
+    counts = Counts(AT)
+    lazy = opened(Counting(sparse(CHUNKS), counts))
+    with aioxarray.stream(aioxarray.blocks(lazy, {"x": 4 * CHUNKS // 40})) as pieces:
+        assert sum(int(piece.sizes["x"]) for piece in pieces) == 4 * CHUNKS
+    (early, frozen), (late, _) = counts.counts
+    assert late - early < FEW_OBJECTS
+    # A stream may go on for days.
+    assert frozen == 0
+
+
+def test_few_parts_of_pieces_load_at_once() -> None:
+    room = Room(1 << 30)
+    begun = 0
+    for serial in range(100):
+        flights: Any = None
+        parts = [Part((flights, (serial, number)), 8) for number in range(500)]
+        room.window.announce(serial, parts)
+        piece: Any = SimpleNamespace(nbytes=1000, beside=0, parts=parts)
+        if not room.fits(piece):
+            break
+        room.unconsumed += 1
+        room.begin(serial, piece)
+        begun += 1
+    assert begun == _LOADING_PARTS // 500
+
+
+def test_a_piece_of_very_many_parts_loads_alone() -> None:
+    room = Room(1 << 30)
+    flights: Any = None
+    parts = [Part((flights, number), 8) for number in range(_LOADING_PARTS + 1)]
+    room.window.announce(0, parts)
+    room.unconsumed += 1
+    piece: Any = SimpleNamespace(nbytes=1000, beside=0, parts=parts)
+    assert room.fits(piece)
 
 
 def test_variables_of_one_load_count_together() -> None:

@@ -30,9 +30,9 @@ from zarr.codecs import _v2
 from zarr.core import codec_pipeline
 from zarr.core.codec_pipeline import BatchedCodecPipeline
 
-# The indexers for selections of a shard other than blocks, the dtype of shard indexes, and the types
-# of ``AsyncArray.vindex`` and ``oindex``. Can go when zarr's sharding codec can read selected inner
-# chunks through a given store (zarr-developers/zarr-python#3859).
+# The indexers for selections of a shard other than blocks, the dtype of shard indexes, and the
+# types of ``AsyncArray.vindex`` and ``oindex``. Can go when zarr's sharding codec can read selected
+# inner chunks through a given store (zarr-developers/zarr-python#3859).
 from zarr.core import chunk_grids
 from zarr.core.dtype import UInt64
 from zarr.core.indexing import AsyncOIndex, AsyncVIndex, SelectorTuple, get_indexer
