@@ -22,6 +22,7 @@ from benchmarks import (
     cores,
     files,
     growth,
+    large,
     latency,
     memory,
     opening,
@@ -46,6 +47,7 @@ GROUPS = {
     "latency": latency,
     "budget": budget,
     "growth": growth,
+    "large": large,
     "stalls": stalls,
     "cancelling": cancelling,
     "throughput": throughput,
@@ -94,8 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--case",
         default="",
         metavar="TEXT",
-        help="in opening, throughput and stream, only the rows with this text in their name (for "
-        "opening's last three kinds: icechunk, open_mfdataset, local)",
+        help="in opening, throughput, stream and large, only the rows with this text in their name "
+        "(for opening's last three kinds: icechunk, open_mfdataset, local; for large: million)",
     )
     parser.add_argument("--quick", action="store_true", help="little data, one run each")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there too")

@@ -100,7 +100,7 @@ class ChunkReads:
         """Return a context that adds the key of ``chunk`` and the store to an error."""
         return chunk_noted(chunk.key, self.limited)
 
-    def in_runs(self, width: int, run_bytes: int) -> Schedule[Chunk, bool]:
+    def in_runs(self, width: int, run_bytes: int) -> Schedule[Chunk]:
         """Return the schedule of the chunks in runs for ``width`` threads."""
         plan = self.plan
         runs = in_runs(plan.chunks, plan.count, plan.chunk_nbytes, width, run_bytes)
@@ -127,7 +127,7 @@ class ChunkReads:
                 return [await read(chunk)]
 
         width = self.grants.requests.bound if width is None else width
-        schedule: Schedule[Chunk, bool] = Schedule(zip(self.plan.chunks), self.advance)
+        schedule: Schedule[Chunk] = Schedule(zip(self.plan.chunks), self.advance)
         return await schedule.on_loop(int(min(self.plan.count, width)), read_one)
 
     # --- on the loop, and by plain calls in threads ------------------------------------------
