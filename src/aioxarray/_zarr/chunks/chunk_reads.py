@@ -121,14 +121,13 @@ class ChunkReads:
             self.advance(1)
             return found
 
-        async def read_one(run: Sequence[Chunk]) -> list[bool]:
-            (chunk,) = run
+        async def read_one(chunk: Chunk) -> bool:
             with self.noted(chunk):
-                return [await read(chunk)]
+                return await read(chunk)
 
         width = self.grants.requests.bound if width is None else width
         schedule: Schedule[Chunk, bool] = Schedule(zip(self.plan.chunks), self.advance)
-        return await schedule.on_loop(int(min(self.plan.count, width)), read_one)
+        return await schedule.each_on_loop(int(min(self.plan.count, width)), read_one)
 
     # --- on the loop, and by plain calls in threads ------------------------------------------
 
@@ -219,6 +218,9 @@ class ChunkReads:
         """Fetch chunks with the store's coroutines, and decode them in threads as they arrive."""
 
         async def read(chunk: Chunk) -> bool:
+            flight = self.sharing.lead(self.result, chunk)
+            if flight is not None:
+                return await self._fetch(flight)
             (there,) = await self.sharing.read(self.result, [chunk], self._fetch_one)
             return there
 

@@ -56,6 +56,18 @@ class Schedule(Generic[T, R]):
         await gather([worker] * width)
         return self._in_order()
 
+    async def each_on_loop(self, width: int, handle: Callable[[T], Awaitable[R]]) -> list[R]:
+        """Do the same as `on_loop` for runs of one chunk, whose outcome ``handle`` returns."""
+
+        async def worker() -> None:
+            while (run := self._next()) is not None:
+                number, (chunk,) = run
+                self._outcomes[number] = (await handle(chunk),)
+                self._advance(1)
+
+        await gather([worker] * width)
+        return self._in_order()
+
     async def in_threads(
         self,
         grants: Grants,
