@@ -9,6 +9,7 @@ from functools import partial
 from time import perf_counter
 from typing import Generic, TypeVar
 
+from aioxarray._runtime.crew import Crew, Team
 from aioxarray._runtime.tasks import gather
 from aioxarray._zarr import tuning
 from aioxarray._zarr.stores.grants import Grants
@@ -56,16 +57,19 @@ class Schedule(Generic[T, R]):
         await gather([worker] * width)
         return self._in_order()
 
-    async def each_on_loop(self, width: int, handle: Callable[[T], Awaitable[R]]) -> list[R]:
-        """Do the same as `on_loop` for runs of one chunk, whose outcome ``handle`` returns."""
+    async def by_crew(self, crew: Crew, count: int, handle: Callable[[T], Awaitable[R]]) -> list[R]:
+        """Do the same as `on_loop` for ``count`` runs of one chunk, with workers of ``crew``.
 
-        async def worker() -> None:
-            while (run := self._next()) is not None:
-                number, (chunk,) = run
-                self._outcomes[number] = (await handle(chunk),)
-                self._advance(1)
+        ``handle`` returns the outcome of its chunk.
+        """
 
-        await gather([worker] * width)
+        async def step() -> None:
+            # Only this loop takes runs, so no lock is needed.
+            number, (chunk,) = next(self._runs)
+            self._outcomes[number] = (await handle(chunk),)
+            self._advance(1)
+
+        await Team(crew, count, step).work()
         return self._in_order()
 
     async def in_threads(
