@@ -14,6 +14,7 @@ from typing import Self, TypeVar
 
 from aioxarray._runtime.budget import Budget, Share
 from aioxarray._runtime.cache import Cache
+from aioxarray._runtime.crew import Crew
 from aioxarray._runtime.system.cores import available_cores
 from aioxarray._runtime.system.old_objects import LeftOut, old_objects
 from aioxarray._runtime.threads.pool import Pool
@@ -124,6 +125,11 @@ class Grants:
     def shares(self) -> bool:
         """Whether other reads need the same chunks so often that those at hand are shared, too."""
         return self.keeps or self.window is not None
+
+    @cached_property
+    def crew(self) -> Crew:
+        """The workers that make requests by coroutines: as many as may be in flight."""
+        return Crew(self.requests.bound)
 
     @property
     def decoders(self) -> Pool:
