@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from aioxarray._runtime.budget import Share
     from aioxarray._xarray.saving.recorder import SavedNode, Write, ZarrOptions
-    from aioxarray._zarr.present import Present
+    from aioxarray._zarr.chunks.writes.present import Present
     from aioxarray._zarr.stores.grants import Grants
     from aioxarray.progress import Meter
 
