@@ -204,6 +204,15 @@ class Files:
 
         return self._made(f"{name}.zarr", make)
 
+    def medium_chunks(self) -> Path:
+        """Return 512 MB: one variable of 2048 chunks of 256 KB, zstd."""
+
+        def make(path: Path) -> None:
+            values = smooth(self._options.scaled(16), *SHARD[1:])
+            self._write(path, values, {"chunks": SHARD_INNER})
+
+        return self._made("medium_chunks.zarr", make)
+
     def shards(self) -> Path:
         """Return 512 MB: one variable in 16 shards of 128 inner chunks of 256 KB, zstd."""
         return self._shards("shards.zarr", 16)

@@ -24,6 +24,7 @@ name            default    meaning
                            None: never
 ``hedge``       False      whether reads that take unusually long are made a second time
 ``otel``        False      whether calls and their requests are spans of OpenTelemetry
+``bypass_dask`` True       whether dask arrays that only read Zarr are loaded without dask
 ``tensorstore`` ``"auto"`` whether the package tensorstore, if it is installed, may read small
                            chunks of local files: True, False or, where it is faster, ``"auto"``
 =============== ========== ==================================================================
@@ -88,6 +89,11 @@ by themselves get one more request.
 With ``hedge=True``, a read that takes a quarter longer than 97 % of the last 512 answers of its
 server gets a second request, and perhaps a third, if places are free. These are at most 5 % of all
 requests, and 1 % while answers are slow. Nearby object stores are then not read in threads.
+
+With ``bypass_dask=True``, a load makes one plan for all chunks of a dask array whose graph only
+reads Zarr, by slices, with all requests in flight at once: dask would run a task for each chunk,
+with a distributed client in its workers. Everything that dask computes is left to it, and so are
+arrays of annotated graphs, and all arrays in calls with options for ``dask.compute``.
 """
 
 from __future__ import annotations
@@ -98,16 +104,16 @@ import math
 import operator
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Literal, TypeAlias
 
-import donfig
-
 from aioxarray._runtime.system.cores import usable_cores
 from aioxarray._runtime.system.descriptors import spare_descriptors
-from aioxarray.errors import did_you_mean
+from aioxarray._settings import Settings
 
 Concurrency: TypeAlias = int | Literal["auto"]
 
@@ -124,9 +130,37 @@ _DEFAULTS: dict[str, Any] = {
     "stall_s": 5,
     "hedge": False,
     "otel": False,
+    "bypass_dask": True,
     "tensorstore": "auto",
 }
-_NAMES = [*_DEFAULTS, *(f"retry.{name}" for name in ("attempts", "deadline", "backoff_s"))]
+
+# Settings of a cluster's client, in place of this process's own, while one of its tasks is read.
+_brought: ContextVar[Mapping[str, Any] | None] = ContextVar("aioxarray_brought", default=None)
+
+
+@contextmanager
+def brought(settings: Mapping[str, Any] | None) -> Iterator[None]:
+    """Return a context in which ``settings`` hold in place of those of this process.
+
+    They are of the names "concurrency", "memory" and "retry", and were checked where they are from.
+    None changes nothing.
+    """
+    token = _brought.set(settings)
+    try:
+        yield
+    finally:
+        _brought.reset(token)
+
+
+def _value_of(name: str) -> Any:
+    settings = _brought.get()
+    value = None if settings is None else settings.get(name)
+    return config.get(name) if value is None else value
+
+
+def is_own(name: str) -> bool:
+    """Return whether this process has a value of its own for a setting, and not the default."""
+    return config.source(name) != "default"
 
 
 @dataclass(frozen=True)
@@ -157,100 +191,6 @@ _PROFILES = {
 }
 
 
-class _Settings(donfig.Config):  # type: ignore[misc]  # donfig has no types
-    """Settings that refuse unknown names and bad values, and know where each value comes from."""
-
-    def set(self, arg: Mapping[str, Any] | None = None, **kwargs: Any) -> Any:
-        named = {name.replace("__", "."): value for name, value in kwargs.items()}
-        values = {**(arg or {}), **named}
-        if isinstance(values.get("retry"), Mapping):
-            parts = values.pop("retry")
-            values.update({f"retry.{name}": value for name, value in parts.items()})
-        if "retry" in values:
-            values["retry.profile"] = values.pop("retry")
-        unknown = values.keys() - {*_NAMES, "retry.profile"}
-        if unknown:
-            raise ValueError(
-                f"aioxarray has no setting {', '.join(map(repr, sorted(unknown)))}; "
-                f"it has {', '.join(_NAMES)}{did_you_mean(min(unknown), _NAMES)}"
-            )
-        changed = {
-            name.removeprefix("retry."): value
-            for name, value in values.items()
-            if name.startswith("retry.")
-        }
-        if changed:
-            _policy_of({**self.get("retry"), **changed})
-        for name in values.keys() & _CHECKS.keys():
-            _CHECKS[name](values[name])
-        return super().set(values)
-
-    def collect(
-        self, paths: list[str] | None = None, env: Mapping[str, str] | None = None
-    ) -> dict[str, Any]:
-        for path in self.paths if paths is None else paths:
-            for name in _flat(super().collect([path], {})):
-                self._sources[name] = path
-        for name in _flat(super().collect([], env)):
-            self._sources[name] = self.env_prefix + name.replace(".", "__").upper()
-        collected: dict[str, Any] = super().collect(paths, env)
-        return collected
-
-    def refresh(self, **kwargs: Any) -> None:
-        self._sources: dict[str, str] = {}
-        super().refresh(**kwargs)
-        # AIOXARRAY_RETRY=batch takes the place of all of them.
-        if not isinstance(value := self.config.get("retry"), Mapping):
-            self.config["retry"] = {**_DEFAULTS["retry"], "profile": value}
-            self._sources = {
-                name: source
-                for name, source in self._sources.items()
-                if not name.startswith("retry.")
-            }
-        for values in (self.config, self.config["retry"]):
-            for name, value in values.items():
-                # The environment's "false" is a text, and true as any text.
-                if isinstance(value, str):
-                    values[name] = _WORDS.get(value.lower(), value)
-        self._collected = _flat(self.config)
-
-    def source(self, name: str) -> str:
-        """Return where the value of a setting comes from.
-
-        That is "default", a folder with files, the name of an environment variable, or "set".
-        """
-        key = "retry.profile" if name == "retry" else name
-        if self.get(key) != self._collected.get(key):
-            return "set"
-        return self._sources.get(name) or self._sources.get(key, "default")
-
-    def __repr__(self) -> str:
-        rows = [
-            (name, repr(self.get("retry.profile" if name == "retry" else name)), self.source(name))
-            for name in _NAMES
-        ]
-        lines = ["<aioxarray.config: settings, values and where they come from>"]
-        lines += [f"{name:<15} {value:<13} {source}" for name, value, source in rows]
-        # donfig's own names for its folders.
-        unknown = self._sources.keys() - {*_NAMES, "retry.profile", "config", "root_config"}
-        lines += [f"{name!r} of {self._sources[name]} is no setting" for name in sorted(unknown)]
-        return "\n".join(lines)
-
-
-def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested settings under names with dots."""
-    flat = {}
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            flat.update({f"{name}.{part}": each for part, each in _flat(value).items()})
-        else:
-            flat[name.replace("-", "_")] = value
-    return flat
-
-
-_WORDS = {"true": True, "false": False, "none": None}
-
-
 _BYTES = "a number of bytes or a text like '1GiB'"
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
@@ -260,20 +200,19 @@ def check_settings() -> None:
 
     Files and the environment can hold bad ones; ``config.set`` refuses them itself.
     """
-    name = "retry"
+    name = ""
     try:
-        retry_policy()
         for name, check in _CHECKS.items():
             check(config.config[name])
     except (TypeError, ValueError, ImportError) as error:
-        sources = {config.source(each) for each in _NAMES if each.partition(".")[0] == name}
-        error.add_note(f"The setting comes from {', '.join(sorted(sources - {'default'}))}")
+        sources = config.sources(name) - {"default"}
+        error.add_note(f"The setting comes from {', '.join(sorted(sources))}")
         raise
 
 
 def is_adaptive(concurrency: Concurrency | None = None) -> bool:
     """Return whether ``concurrency``, or the setting if it is None, is "auto"."""
-    return (config.get("concurrency") if concurrency is None else concurrency) == "auto"
+    return (_value_of("concurrency") if concurrency is None else concurrency) == "auto"
 
 
 def request_limit(concurrency: Concurrency | None = None) -> float:
@@ -282,7 +221,7 @@ def request_limit(concurrency: Concurrency | None = None) -> float:
     ``math.inf`` means no limit. For "auto" it is the number of connections that the process can
     open. Raises TypeError if the value is neither an integer nor "auto".
     """
-    return _request_limit(config.get("concurrency") if concurrency is None else concurrency)
+    return _request_limit(_value_of("concurrency") if concurrency is None else concurrency)
 
 
 def _request_limit(value: Any) -> float:
@@ -298,7 +237,7 @@ def memory_limit() -> float:
     Raises TypeError if the setting is neither an integer nor a string, and ValueError if the
     string is not a size.
     """
-    return _memory_limit(config.get("memory"))
+    return _memory_limit(_value_of("memory"))
 
 
 def _memory_limit(value: Any) -> float:
@@ -371,7 +310,10 @@ def retry_policy() -> RetryPolicy:
     Raises TypeError if a setting is not a number, and ValueError if it is too small or if there is
     no such profile.
     """
-    settings = config.get("retry")
+    return _retry_policy(_value_of("retry"))
+
+
+def _retry_policy(settings: Mapping[str, Any]) -> RetryPolicy:
     try:
         return _kept_policy(tuple(settings), *settings.values())
     except TypeError:
@@ -396,6 +338,11 @@ def stall_seconds() -> float:
 def is_hedging() -> bool:
     """Return whether reads that take unusually long are made a second time."""
     return _flag("hedge", config.config["hedge"])
+
+
+def is_bypassing_dask() -> bool:
+    """Return whether dask arrays that only read Zarr are loaded without dask."""
+    return _flag("bypass_dask", config.config["bypass_dask"])
 
 
 def is_otel() -> bool:
@@ -523,6 +470,7 @@ def _bytes_of_text(name: str, value: str) -> int:
 
 
 _CHECKS: dict[str, Callable[[Any], object]] = {
+    "retry": _retry_policy,
     "concurrency": _request_limit,
     "memory": _memory_limit,
     "threads": _thread_limit,
@@ -531,7 +479,8 @@ _CHECKS: dict[str, Callable[[Any], object]] = {
     "stall_s": _stall_seconds,
     "hedge": functools.partial(_flag, "hedge"),
     "otel": _spans,
+    "bypass_dask": functools.partial(_flag, "bypass_dask"),
     "tensorstore": _uses_tensorstore,
 }
 
-config = _Settings("aioxarray", defaults=[_DEFAULTS])
+config = Settings("aioxarray", _DEFAULTS, _CHECKS)

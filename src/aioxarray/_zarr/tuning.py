@@ -36,6 +36,13 @@ RUN_CHUNKS = 128
 LONG_BYTES = 4 << 20
 """Reading, or writing, more bytes than this takes longer than a round trip to most stores."""
 
+MANY_CHUNKS = 10_000
+"""From so many chunks on, a call keeps collections of garbage short: see `old_objects`.
+
+Python collects the garbage of the whole process after some 10,000 requests side by side. That takes
+50 ms in a process that has imported xarray and dask, and seconds in one with large caches.
+"""
+
 RUN_VARIABLES = 64
 """The most small variables that a thread reads in one run, which takes `TURN_S` at most."""
 

@@ -147,6 +147,7 @@ class CodecPipeline(BatchedCodecPipeline):
         if self.grants is None:
             with open_grants() as grants:
                 return await replace(self, grants=grants).execute(plan, result)
+        self.grants.expect(plan.inner_count)
         flights = None if plan.shared_as is None else flights_of(plan.store, plan.shared_as)
         limited = LimitedStore(plan.store, self.grants.requests)
         advance = Advance(self.report, plan.count)

@@ -120,6 +120,13 @@ class ReadPlan:
         """The decoded bytes of all chunks."""
         return self.count * self.chunk_nbytes
 
+    @property
+    def inner_count(self) -> int:
+        """The number of chunks, or about that of inner chunks if the chunks are shards."""
+        if self.shards is None:
+            return self.count
+        return max(self.count, self.nbytes // max(1, self.shards.inner_bytes))
+
     def gaps(self, spec: ArraySpec) -> tuple[int, int]:
         """Return the largest gap and length of merged byte ranges of a shard, in bytes.
 
