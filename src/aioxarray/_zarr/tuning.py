@@ -90,8 +90,9 @@ TOGETHER_BYTES = 256 << 10
 ENGINE_THREADS = 4
 """With fewer threads, TensorStore is as fast as the way of this package.
 
-Of the 20 µs that a zstd chunk of 4 KB takes, 13 have Python's lock, which only one thread can hold.
-TensorStore takes 18 µs, all without it. On 16 cores, 8192 such chunks take it 0.065 s.
+Of the 17 µs of processor time that a zstd chunk of 4 KB takes, 9 are steps that one thread makes at
+a time, with Python's lock. TensorStore takes 18 µs, all without it. For chunks of 16 and 64 KB,
+compressed or not, it takes 0.84 to 0.93 of the processor time.
 """
 
 ENGINE_CHUNKS = 2048
