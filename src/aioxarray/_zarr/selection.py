@@ -48,6 +48,24 @@ class Chunk(NamedTuple):
     outside: tuple[Any, ...]
 
 
+class Run(NamedTuple):
+    """Chunks of a block that follow each other, and together are a block.
+
+    Attributes
+    ----------
+    chunks
+        The number of chunks.
+    inside
+        The selection in the array: integers, and slices with both ends.
+    outside
+        The place of the selected values in the result.
+    """
+
+    chunks: int
+    inside: tuple[int | slice, ...]
+    outside: tuple[slice, ...]
+
+
 class Span(NamedTuple):
     """A byte range with one wanted part of a value, which ends before ``stop``."""
 
@@ -195,6 +213,33 @@ class Block:
         # numpy would take several arrays for the coordinates of points.
         self._meshes = (inside > 1, outside > 1)
 
+    @property
+    def is_gapless(self) -> bool:
+        """Whether it takes all values between its ends along each axis."""
+        return all(
+            isinstance(part, int) or (isinstance(part, slice) and (part.step or 1) == 1)
+            for part, *_ in self._parts
+        )
+
+    def runs(self, most: int) -> Iterator[Run]:
+        """Yield runs of up to ``most`` chunks, which follow each other in C order.
+
+        The block must be gapless.
+        """
+        axes: list[list[tuple[int, int | slice, slice]]] = []
+        for part, size, chunk_length in reversed(self._parts):
+            assert not isinstance(part, Positions), "a block of listed positions has gaps"
+            count = _count(part, size, chunk_length)
+            # Of about equal length, so more than half of the most if there are several.
+            length = max(1, -(-count // max(1, -(-count // most))))
+            axes.append(list(_axis_runs(part, size, chunk_length, length)))
+            # All of this axis, or one chunk of each axis before it.
+            most //= length
+        for run in itertools.product(*reversed(axes)):
+            outside = itertools.compress((place for _, _, place in run), self._kept)
+            counts = (count for count, _, _ in run)
+            yield Run(math.prod(counts), tuple(inside for _, inside, _ in run), tuple(outside))
+
     def chunks(self, key: Callable[[tuple[int, ...]], Any], spec: ArraySpec) -> Iterator[Chunk]:
         """Yield the chunks in C order."""
         for at, inside, outside in self.parts():
@@ -241,6 +286,21 @@ def _count(part: int | slice | Positions, size: int, length: int) -> int:
     if not selected or selected.step >= length:
         return len(selected)
     return selected[-1] // length - selected[0] // length + 1
+
+
+def _axis_runs(
+    part: int | slice, size: int, length: int, chunks: int
+) -> Iterator[tuple[int, int | slice, slice]]:
+    """Yield runs of ``chunks`` chunks along one axis: their number, and the two selections."""
+    if not isinstance(part, slice):
+        yield 1, part + size if part < 0 else part, slice(0, 1)
+        return
+    start, stop, _ = part.indices(size)
+    count = _count(part, size, length)
+    for first in range(0, count, chunks):
+        at = start // length + first
+        begin, end = max(start, at * length), min(stop, (at + chunks) * length)
+        yield min(chunks, count - first), slice(begin, end), slice(begin - start, end - start)
 
 
 def _axis(part: int | slice | Positions, size: int, length: int) -> Iterator[AxisPart]:

@@ -13,6 +13,7 @@ import zarr
 from zarr.storage import StorePath
 
 from aioxarray._zarr import tuning
+from aioxarray._zarr.chunks.engines.by_tensorstore import with_engine
 from aioxarray._zarr.chunks.forms import Form, chunk_keys, chunk_shape_of, codecs_of, form_of
 from aioxarray._zarr.chunks.pipeline import CodecPipeline, PlanningPipeline
 from aioxarray._zarr.chunks.plan import ReadPlan, plan_read
@@ -228,10 +229,15 @@ def _planned(
     *,
     keeps: bool,
     shares: bool,
+    is_lent: bool = False,
 ) -> ReadPlan:
     store, chunks, count = usable_after_fork(array.store), selected.chunks, selected.count
     pipeline, spec = form.pipeline, form.spec
-    return plan_read(pipeline, store, chunks, count, spec, outline, keeps=keeps, shares=shares)
+    plan = plan_read(pipeline, store, chunks, count, spec, outline, keeps=keeps, shares=shares)
+    # A thread of an engine cannot ask for the permission to write in memory of the caller.
+    if selected.block is None or is_lent:
+        return plan
+    return with_engine(plan, array._async_array, selected.block)
 
 
 async def _read_selected(
@@ -246,7 +252,8 @@ async def _read_selected(
     if selected.count:
         pipeline = replace(form.pipeline, grants=grants, report=report)
         keeps, shares = grants.keeps, grants.shares
-        plan = _planned(array, form, selected, result.outline, keeps=keeps, shares=shares)
+        is_lent, outline = result.lent is not None, result.outline
+        plan = _planned(array, form, selected, outline, keeps=keeps, shares=shares, is_lent=is_lent)
         await pipeline.execute(plan, result)
     return _values(result)
 
@@ -329,6 +336,8 @@ class _Selected:
     count: int
     shape: tuple[int, ...]
     basic: bool
+    # None for single points.
+    block: Block | None = None
 
     def result(self, into: Destination | None = None) -> Result:
         """Return a new result: in the array of ``into``, if that can hold it."""
@@ -382,7 +391,8 @@ def _select(
 ) -> _Selected:
     """Return the chunks of ``touched``, to be read into an array of ``shape``."""
     chunks = touched.chunks(chunk_keys(inner), form.spec)
-    return _Selected(form, chunks, touched.count, shape, basic)
+    block = touched if isinstance(touched, Block) else None
+    return _Selected(form, chunks, touched.count, shape, basic, block)
 
 
 def _select_points(inner: Any, form: Form, coordinates: Sequence[NDArray[Any]]) -> _Selected | None:

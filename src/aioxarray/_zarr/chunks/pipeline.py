@@ -169,6 +169,8 @@ class CodecPipeline(BatchedCodecPipeline):
                 return await reads.by_plain_calls(source)
             case Way.FIRST_ANSWER:
                 return await reads.by_first_answer(source)
+            case Way.TENSORSTORE:
+                return await reads.by_engine(source)
             case Way.INLINE:
                 return reads.inline(source)
 

@@ -21,6 +21,7 @@ from aioxarray._zarr.stores.sources import LocalSource, ObjectSource, source_of
 if TYPE_CHECKING:
     from zarr.abc.store import Store
 
+    from aioxarray._zarr.chunks.engines.by_tensorstore import Engine
     from aioxarray._zarr.chunks.result import Outline
     from aioxarray._zarr.compat import ArraySpec
     from aioxarray._zarr.selection import Chunk
@@ -34,6 +35,7 @@ class Way(Enum):
     THREADS = "read by plain calls in the decoding threads"
     FIRST_ANSWER = "requested by plain calls if the first answer is quick, else by coroutines"
     COROUTINES = "requested by coroutines, decoded in threads"
+    TENSORSTORE = "read and decoded by the package tensorstore"
     ZARR = "read by zarr's own code"
 
     @property
@@ -92,6 +94,8 @@ class ReadPlan:
         The way of reading, and why it was chosen.
     check
         Verifies the checksum of a chunk that is not a shard; None if it has none.
+    engine
+        The reads of TensorStore; None unless they are the way.
     """
 
     pipeline: Any
@@ -109,6 +113,7 @@ class ReadPlan:
     way: Way
     reason: str
     check: Check | None = None
+    engine: Engine | None = None
 
     @property
     def nbytes(self) -> int:

@@ -9,6 +9,7 @@ from functools import partial
 from time import perf_counter
 from typing import Generic, TypeVar
 
+from aioxarray._runtime.crew import Crew, Team
 from aioxarray._runtime.tasks import gather
 from aioxarray._zarr import tuning
 from aioxarray._zarr.stores.grants import Grants
@@ -58,6 +59,24 @@ class Schedule(Generic[T]):
                 self._advance(len(chunks))
 
         await gather([worker] * width)
+        return self._in_order()
+
+    async def by_crew(
+        self, crew: Crew, count: int, handle: Callable[[T], Awaitable[bool]]
+    ) -> list[bool]:
+        """Do the same as `on_loop` for ``count`` runs of one chunk, with workers of ``crew``.
+
+        ``handle`` returns the outcome of its chunk.
+        """
+
+        async def step() -> None:
+            run = self._next()
+            assert run is not None, "the team takes no more than count runs"
+            number, (chunk,) = run
+            self._keep(number, (await handle(chunk),))
+            self._advance(1)
+
+        await Team(crew, count, step).work()
         return self._in_order()
 
     async def in_threads(

@@ -14,8 +14,10 @@ from typing import Self, TypeVar
 
 from aioxarray._runtime.budget import Budget, Share
 from aioxarray._runtime.cache import Cache
+from aioxarray._runtime.crew import Crew
+from aioxarray._runtime.system.cores import available_cores
 from aioxarray._runtime.system.old_objects import LeftOut, old_objects
-from aioxarray._runtime.threads.pool import Pool, usable_cores
+from aioxarray._runtime.threads.pool import Pool
 from aioxarray._runtime.window import Window
 from aioxarray._zarr import tuning
 from aioxarray._zarr.stores.clients import Client, Held, Nearness, fetchers, held_here
@@ -53,7 +55,8 @@ memory = Budget("bytes", extra=_extra_bytes)
 threads = Budget("threads", extra=_one_extra)
 # Threads in blocking calls to servers; `Client.turns` also limits the threads of each client.
 fetching = Budget("fetchers", extra=_one_extra)
-decoders = Pool("aioxarray-decode", usable_cores())
+# Each load sets its size, and finds the limits of cgroups, which an import must not wait for.
+decoders = Pool("aioxarray-decode", available_cores())
 # Decoded chunks; see `aioxarray._zarr.stores.sharing`.
 cache = Cache()
 
@@ -122,6 +125,11 @@ class Grants:
     def shares(self) -> bool:
         """Whether other reads need the same chunks so often that those at hand are shared, too."""
         return self.keeps or self.window is not None
+
+    @cached_property
+    def crew(self) -> Crew:
+        """The workers that make requests by coroutines: as many as may be in flight."""
+        return Crew(self.requests.bound)
 
     @property
     def decoders(self) -> Pool:
