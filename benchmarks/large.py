@@ -245,14 +245,18 @@ def _lazy(store: Any) -> xr.Dataset:
     return data.opened(store)
 
 
-def _plain(ds: xr.Dataset) -> dict[str, Way]:
-    """Return plain xarray's ways to load a part."""
-    part = ds.isel(y=slice(64 * LENGTH), x=slice(PART // 64 * LENGTH))
-    chunks = part.v.size // LENGTH**2
+def _plain(part: xr.Dataset, chunks: int) -> dict[str, Way]:
+    """Return plain xarray's ways to load a part with so many chunks."""
     return {
         LOAD.name: (lambda: part.copy().load(), chunks),
         LOAD_ASYNC.name: (lambda: plain_load_async(part.copy()), chunks),
     }
+
+
+def _plain_corner(ds: xr.Dataset) -> dict[str, Way]:
+    """Return plain xarray's ways to load `PART` chunks."""
+    part = ds.isel(y=slice(64 * LENGTH), x=slice(PART // 64 * LENGTH))
+    return _plain(part, part.v.size // LENGTH**2)
 
 
 def _local(side: int, folder: Path, *, stored: bool) -> tuple[Mapping[str, Way], list[Goal]]:
@@ -272,7 +276,7 @@ def _local(side: int, folder: Path, *, stored: bool) -> tuple[Mapping[str, Way],
 
     ways: dict[str, Way] = {
         OURS.name: (lambda: aioxarray.load_async(ds.copy()), side * side),
-        **_plain(ds),
+        **_plain_corner(ds),
         TENSORSTORE.name: (tensorstore, side * side),
     }
     return ways, [Relative((TENSORSTORE,), 1.0)]
@@ -301,10 +305,10 @@ def _in_memory(side: int, how: str) -> tuple[Mapping[str, Way], list[Goal]]:
     ours: Callable[[], Any]
     match how:
         case "lists":
-            # Every third position of one dimension, and half of the other in random order.
-            lists = ds.isel(y=np.arange(0, length, 3), x=chance.permutation(length)[: length // 2])
+            lists = _by_lists(ds)
             ours = lambda: aioxarray.load_async(lists.copy())  # noqa: E731
-            plain = _plain(lists)
+            corner = _by_lists(ds.isel(y=slice(64 * LENGTH), x=slice(64 * LENGTH)))
+            plain = _plain(corner, 64 * 64)
         case "points":
             at: Any = {dim: ("p", chance.integers(0, length, 3 * count)) for dim in ("y", "x")}
             points = ds.isel(at)
@@ -317,8 +321,20 @@ def _in_memory(side: int, how: str) -> tuple[Mapping[str, Way], list[Goal]]:
             ours = lambda: asyncio.to_thread(lambda: str(aioxarray.explain(ds)))  # noqa: E731
         case _:
             ours = lambda: aioxarray.load_async(ds.copy())  # noqa: E731
-            plain = _plain(ds)
+            plain = _plain_corner(ds)
     return {OURS.name: (ours, count), **plain}, []
+
+
+def _by_lists(ds: xr.Dataset) -> xr.Dataset:
+    """Select every third position along y and half of those along x, in random order.
+
+    That touches almost all chunks.
+    """
+    size = ds.sizes["x"]
+    return ds.isel(
+        y=np.arange(0, ds.sizes["y"], 3),
+        x=np.random.default_rng(0).permutation(size)[: size // 2],
+    )
 
 
 async def _streamed(ds: xr.Dataset) -> None:
@@ -338,7 +354,7 @@ def _remote(side: int) -> tuple[Mapping[str, Way], list[Goal]]:
     ds = _lazy(store)
     store.latency_s = LATENCY_S
     ways: dict[str, Way] = {OURS.name: (lambda: aioxarray.load_async(ds.copy()), side * side)}
-    plain = _plain(ds)
+    plain = _plain_corner(ds)
     del plain[LOAD.name]
     return ways | plain, []
 
