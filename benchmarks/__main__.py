@@ -17,6 +17,7 @@ from benchmarks import (
     adaptive,
     budget,
     cancelling,
+    cluster,
     copying,
     growth,
     latency,
@@ -48,6 +49,7 @@ GROUPS = {
     "copying": copying,
     "adaptive": adaptive,
     "tracing": tracing,
+    "cluster": cluster,
 }
 
 
