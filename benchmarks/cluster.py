@@ -29,6 +29,10 @@ TITLE = "Dask and a cluster of two workers of two threads (load: dask alone)"
 TABLE = Row
 LATENCY_S = 0.05
 CONCURRENCY = 8
+WAYS: dict[str, Callable[[xr.Dataset], xr.Dataset]] = {
+    "dask": xr.Dataset.compute,
+    "ours": aioxarray.compute,
+}
 
 _CLUSTER = """
 import sys
@@ -94,8 +98,7 @@ def _without_dask(options: Options) -> Row:
     values = xr.Dataset({"v": (("t", "x"), np.arange(100.0 * chunks).reshape(chunks, 100))})
     values.to_zarr(store, encoding={"v": {"chunks": (1, 100)}}, consolidated=False)
     lazy = xr.open_zarr(LatencyStore(store, LATENCY_S), consolidated=False)
-    ways = {"dask": xr.Dataset.compute, "ours": aioxarray.compute}
-    taken = {name: _seconds(way, lazy, values) for name, way in ways.items()}
+    taken = {name: _seconds(way, lazy, values) for name, way in WAYS.items()}
     return Row(f"{chunks} chunks at 50 ms", "s", taken["dask"], None, taken["ours"], 0.73)
 
 
@@ -105,8 +108,7 @@ def _with_client(address: str, server: ObjectServer, values: xr.Dataset) -> Iter
     url = f"{server.url}/many.zarr"
     with Client(address):
         lazy = xr.open_zarr(url, consolidated=False)
-        ways = {"dask": xr.Dataset.compute, "ours": aioxarray.compute}
-        taken = {name: _seconds(way, lazy, values) for name, way in ways.items()}
+        taken = {name: _seconds(way, lazy, values) for name, way in WAYS.items()}
         what = f"{values.sizes['t']} chunks at 50 ms, HTTP, with a client"
         yield Row(what, "s", taken["dask"], None, taken["ours"], 0.73)
         openers: dict[str, Callable[..., xr.Dataset]] = {
@@ -116,7 +118,7 @@ def _with_client(address: str, server: ObjectServer, values: xr.Dataset) -> Iter
         for name, open_zarr in openers.items():
             twice = open_zarr(url, consolidated=False, chunks={"t": 16}) * 2
             most = {}
-            for way in ways:
+            for way in WAYS:
                 server.log.clear()
                 if way == "dask":
                     twice.compute()

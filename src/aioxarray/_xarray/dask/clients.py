@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -50,14 +51,73 @@ async def compute_on_client(
     Those that ``gathered`` has a place for are fetched block by block: neither this process nor a
     worker holds the blocks beside the whole result. Cancelling cancels the futures.
     """
-    work = _Work(client, options, gathered)
-    await blocking_pool.run(partial(work.begin, arrays, Carried.here(current_concurrency())))
+    settings = Carried.here(current_concurrency())
+    second = _SecondClient(client)
     try:
-        await gather([*[work.fetch_blocks] * tuning.FETCHED_TOGETHER, work.fetch_others])
-    except BaseException:
-        await asyncio.shield(run_on(client.loop.asyncio_loop, work.cancel))
-        raise
-    return work.values()
+        if _is_on_the_callers_loop(client) and not _futures_of(arrays):
+            client = await blocking_pool.run(second.open)
+        work = _Work(client, options, gathered)
+        await blocking_pool.run(partial(work.begin, arrays, settings))
+        try:
+            await gather([*[work.fetch_blocks] * tuning.FETCHED_TOGETHER, work.fetch_others])
+        except BaseException:
+            await asyncio.shield(run_on(client.loop.asyncio_loop, work.cancel))
+            raise
+        return work.values()
+    finally:
+        await asyncio.shield(blocking_pool.run(second.close))
+
+
+def _is_on_the_callers_loop(client: Any) -> bool:
+    # Private: whether the client was made with ``asynchronous=True``. Its public attribute tells
+    # whether the code that asks runs on its loop.
+    return bool(getattr(client, "_asynchronous", False))
+
+
+def _futures_of(arrays: Sequence[Any]) -> list[Any]:
+    import distributed
+
+    return list(distributed.futures_of(arrays))
+
+
+class _SecondClient:
+    """A second client of the same scheduler, with distributed's own loop in a thread.
+
+    A client reads the messages of its scheduler, a thousand at a time, and unpacks results, on its
+    loop. For an asynchronous client that is the caller's, and would be blocked for that long.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._like = client
+        self._client: Any = None
+        self._lock = threading.Lock()
+        self._is_closed = False
+
+    def open(self) -> Any:
+        """Return the client; in a worker thread."""
+        import distributed
+
+        client = distributed.Client(
+            self._like.scheduler.address,
+            security=self._like.security,
+            asynchronous=False,
+            set_as_default=False,
+        )
+        with self._lock:
+            self._client = client
+            is_closed = self._is_closed
+        if is_closed:
+            # The call was cancelled meanwhile.
+            client.close()
+        return client
+
+    def close(self) -> None:
+        """Close the client, now or as soon as it is open; in a worker thread."""
+        with self._lock:
+            self._is_closed = True
+            client = self._client
+        if client is not None:
+            client.close()
 
 
 class _Work:
@@ -128,6 +188,9 @@ class _Work:
 
     async def cancel(self) -> None:
         """Cancel what is not here yet; on the client's loop."""
+        if self._client.status != "running":
+            # The scheduler forgets the futures of a client that it has lost.
+            return
         batches = [*self._batches, *self._fetching]
         futures = [*self._others.values(), *(each[-1] for batch in batches for each in batch)]
         await self._client.cancel(futures, asynchronous=True)
