@@ -20,12 +20,16 @@ from zarr.storage import MemoryStore
 
 import aioxarray
 from aioxarray.testing import LatencyStore, ObjectServer, StallMonitor
+from benchmarks import cluster_saving
 from benchmarks.data import Files, quiet
 from benchmarks.measuring import Options
 from benchmarks.memory import kilobytes
 from benchmarks.rows import Row
 
-TITLE = "Dask and a cluster of two workers of two threads (load: dask alone)"
+TITLE = (
+    "Dask and a cluster of two workers of two threads (load: dask alone; saving: load is plain "
+    "xarray, load_async icechunk's to_icechunk)"
+)
 TABLE = Row
 LATENCY_S = 0.05
 CONCURRENCY = 8
@@ -55,7 +59,7 @@ def run(options: Options, files: Files) -> Iterator[Row]:
     encoding = {"v": {"chunks": (1, 100)}}
     values.to_zarr(folder / "many.zarr", encoding=encoding, mode="w", consolidated=False)
     with (
-        cluster(folder) as address,
+        _cluster(folder) as address,
         ObjectServer(LATENCY_S, root=folder, process=True) as server,
     ):
         yield from _with_client(address, server, values)
@@ -67,10 +71,11 @@ def run(options: Options, files: Files) -> Iterator[Row]:
         stalls = {way: _child("stalls", way, address, shape) for way in kinds}
         what = f"stall, asynchronous client, {size}"
         yield Row(what, "ms", stalls["plain"], None, stalls["ours"], 20)
+    yield from cluster_saving.run(options, files)
 
 
 @contextmanager
-def cluster(folder: Any) -> Iterator[str]:
+def _cluster(folder: Any) -> Iterator[str]:
     """Run a cluster in other processes; return the address of its scheduler."""
     script = folder / "cluster.py"
     script.write_text(_CLUSTER)

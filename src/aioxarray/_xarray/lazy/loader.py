@@ -85,7 +85,7 @@ async def read_with(
 ) -> list[Any]:
     """Return the values of ``lazies``, read with ``grants`` for ``call``; on the I/O loop."""
     total = sum(lazy.nbytes for lazy in lazies)
-    with meter(options.progress, total) as counter:
+    async with meter(options.progress, total) as counter:
         call.progress = counter.state
         load = _Load(lazies, grants, counter, options, call)
         await gather(await load.jobs())
