@@ -208,6 +208,20 @@ CONTIGUOUS_CHUNK_BYTES = 4 << 20
 GATHERED_BYTES = 4 << 20
 """For smaller dask arrays, dask's own way costs less, and frees the blocks within a millisecond."""
 
+SLABBED_BYTES = 512 << 20
+"""Larger arrays that dask would decode block by block are decoded in slabs of about `SLAB_BYTES`,
+`SLABS_TOGETHER` at a time, which bounds the encoded values that are held beside the result."""
+
+SLAB_BYTES = 32 << 20
+SLABS_TOGETHER = 6
+
+FETCHED_BYTES = 16 << 20
+"""Blocks that a cluster has computed are fetched together up to this size: distributed reads larger
+messages in other threads than the loop's, and a message costs milliseconds."""
+
+FETCHED_TOGETHER = 4
+"""So many of these messages are awaited at once. They are beside the result in memory."""
+
 DEFERRED_BYTES = 256 << 10
 """Encoding a smaller variable as a whole costs less than the hops to worker threads."""
 
