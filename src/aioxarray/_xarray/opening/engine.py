@@ -32,11 +32,12 @@ from aioxarray._xarray.compat import (
     plugins,
 )
 from aioxarray._xarray.dask.group_names import name_after_groups
+from aioxarray._xarray.hdf5.alike import shared
 from aioxarray._xarray.lazy.aio_array import AioArray, OpenFile, ReadTogether
 from aioxarray._xarray.opening.error_notes import Attempt, guess_engine_with_notes
 from aioxarray._xarray.opening.groups.prefetched import open_prefetched
 from aioxarray._xarray.opening.groups.trees import tree_of
-from aioxarray._xarray.opening.indexes import with_all_indexes, with_default_indexes
+from aioxarray._xarray.opening.indexes import KnownIndexes, with_all_indexes, with_default_indexes
 from aioxarray._zarr.metadata.groups import known_groups
 from aioxarray._zarr.metadata.opening import Opened, open_store, places, replace_store
 from aioxarray._zarr.stores.limited import Places
@@ -191,12 +192,15 @@ def _opening(
         return call
     # Imported here: h5netcdf is an optional dependency.
     from aioxarray._xarray.hdf5.engine import can_cache_metadata, open_caching_metadata
+    from aioxarray._xarray.hdf5.layouts import Layouts
 
     if not can_cache_metadata(source, options):
         return call
+    layouts = shared(Layouts)
 
     def call_caching() -> Any:
-        opened: Any = open_caching_metadata(source, options, deep=method != "open_dataset")
+        deep = method != "open_dataset"
+        opened: Any = open_caching_metadata(source, options, deep=deep, layouts=layouts)
         return datatree_from_dict_with_io_cleanup(opened) if method == "open_datatree" else opened
 
     return call_caching
@@ -213,11 +217,13 @@ def open_in_lane(opening: Callable[[], Any], source: Any, *, indexes: bool) -> A
         # A cancelled worker thread drops what it has opened, which closes the file: wait for it.
         be_awaited()
 
+    known = shared(KnownIndexes)
+
     def open_and_wrap() -> Any:
         result = opening()
         if indexes and isinstance(result, xr.Dataset):
             with close_on_error(result):
-                result = with_default_indexes(result)
+                result = with_default_indexes(result, known)
         for dataset in _datasets(result):
             # Private: the close callback; only its setter is public.
             closer = dataset._close
