@@ -17,13 +17,17 @@ from benchmarks import (
     adaptive,
     budget,
     cancelling,
+    cluster_saving,
     copying,
+    cores,
     files,
     growth,
+    large,
     latency,
     memory,
     opening,
     processes,
+    requests,
     rows,
     saving,
     sharing,
@@ -31,25 +35,31 @@ from benchmarks import (
     stream,
     throughput,
     tracing,
+    trees,
 )
 from benchmarks.data import Files, quiet
 from benchmarks.measuring import Neighbours, Options
 
 GROUPS = {
     "opening": opening,
+    "trees": trees,
     "files": files,
     "processes": processes,
     "latency": latency,
     "budget": budget,
     "growth": growth,
+    "large": large,
     "stalls": stalls,
     "cancelling": cancelling,
     "throughput": throughput,
+    "cores": cores,
+    "requests": requests,
     "memory": memory,
     "sharing": sharing,
     "stream": stream,
     "saving": saving,
     "copying": copying,
+    "cluster": cluster_saving,
     "adaptive": adaptive,
     "tracing": tracing,
 }
@@ -88,8 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--case",
         default="",
         metavar="TEXT",
-        help="in opening, throughput and stream, only the rows with this text in their name (for "
-        "opening's last three kinds: icechunk, open_mfdataset, local)",
+        help="in opening, throughput, stream and large, only the rows with this text in their name "
+        "(for opening's last three kinds: icechunk, open_mfdataset, local; for large: million)",
     )
     parser.add_argument("--quick", action="store_true", help="little data, one run each")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there too")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -62,6 +63,21 @@ def with_default_indexes(dataset: xr.Dataset, known: KnownIndexes | None = None)
     )
     indexed.set_close(dataset._close)
     return indexed
+
+
+def with_all_indexes(opened: Any) -> Any:
+    """Do the same for the dataset, or each of a dict of datasets, that an engine has opened.
+
+    On an error all of them are closed.
+    """
+    datasets = list(opened.values()) if isinstance(opened, dict) else [opened]
+    try:
+        indexed = [with_default_indexes(dataset) for dataset in datasets]
+    except BaseException:
+        for dataset in datasets:
+            dataset.close()
+        raise
+    return dict(zip(opened, indexed, strict=True)) if isinstance(opened, dict) else indexed[0]
 
 
 def _key(name: Hashable, values: object) -> Hashable:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from zarr.storage import LocalStore, MemoryStore, ObjectStore
 
-from aioxarray._runtime.scratch import scratch
+from aioxarray._runtime.threads.scratch import scratch
 from aioxarray._zarr import tuning
 from aioxarray._zarr.stores.clients import client_of, held_here
 from aioxarray._zarr.stores.observing.observed_source import ObservedSource
