@@ -34,7 +34,7 @@ def sweep(day: int) -> xr.Dataset:
             "packed": (("azimuth", "range"), np.arange(12.0).reshape(4, 3) / 2, {"units": "dBZ"}),
             "valid": ("azimuth", np.array([True, False, True, True])),
             "lasted": ("azimuth", np.arange(4) * np.timedelta64(1, "s")),
-            "label": ("azimuth", np.array(["a", "bc", "d", "e"], dtype=object)),
+            "label": ("azimuth", np.array(["a", "bc", "d", "e"], dtype=object), {"flags": [[1]]}),
         },
         {
             "azimuth": azimuth,
@@ -43,6 +43,7 @@ def sweep(day: int) -> xr.Dataset:
         },
     )
     ds["packed"].encoding = packed
+    ds.attrs["fixed"] = [[1]]
     return ds.assign_coords(height=day) if day % 2 else ds
 
 
@@ -99,6 +100,8 @@ def test_what_is_done_to_one_group_does_not_reach_another(consolidated: bool, wa
         first[name].encoding["chunks"] = (1, 1)
         first[name].encoding["preferred_chunks"]["azimuth"] = 1
     first["z"].attrs["flags"][1].append(4)
+    first["label"].attrs["flags"][0].append(2)
+    first.attrs["fixed"][0].append(2)
     first["z"].load()
     first["z"].values[:] = 0
     plain = xr.open_datatree(store, engine="zarr", consolidated=consolidated)

@@ -15,7 +15,7 @@ from typing import Self, TypeVar
 from aioxarray._runtime.budget import Budget, Share
 from aioxarray._runtime.cache import Cache
 from aioxarray._runtime.crew import Crew
-from aioxarray._runtime.system.cores import available_cores
+from aioxarray._runtime.system.cores import usable_cores
 from aioxarray._runtime.system.old_objects import LeftOut, old_objects
 from aioxarray._runtime.threads.pool import Pool
 from aioxarray._runtime.window import Window
@@ -55,8 +55,7 @@ memory = Budget("bytes", extra=_extra_bytes)
 threads = Budget("threads", extra=_one_extra)
 # Threads in blocking calls to servers; `Client.turns` also limits the threads of each client.
 fetching = Budget("fetchers", extra=_one_extra)
-# Each load sets its size, and finds the limits of cgroups, which an import must not wait for.
-decoders = Pool("aioxarray-decode", available_cores())
+decoders = Pool("aioxarray-decode", usable_cores())
 # Decoded chunks; see `aioxarray._zarr.stores.sharing`.
 cache = Cache()
 

@@ -52,10 +52,8 @@ def _built(
         if name not in dropped
     }
     raw = {name: store.open_store_variable(name) for name, each in found.items() if each is None}
-    # xarray's methods of a store are untyped.
-    given: Any = store
     decoded, attributes, coord_names = xr.conventions.decode_cf_variables(
-        raw, given.get_attrs(), **{**decoding, "drop_variables": None}
+        raw, store.get_attrs(), **{**decoding, "drop_variables": None}
     )
     for name, variable in decoded.items():
         templates.learn(arrays[str(name)], variable)
@@ -90,6 +88,7 @@ def _dataset(
     dataset = xr.Dataset._construct_direct(
         {**data, **coords}, set(coords), attrs=dict(attributes) or None
     )
+    # xarray's methods of a store are untyped.
     given: Any = store
     dataset.set_close(given.close)
     dataset.encoding = given.get_encoding()

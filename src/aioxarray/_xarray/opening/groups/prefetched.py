@@ -15,7 +15,7 @@ import zarr
 from aioxarray._xarray.arrays.prefetched_array import PrefetchedArray
 from aioxarray._xarray.compat import NodePath, ZarrBackendEntrypoint, ZarrStore
 from aioxarray._xarray.opening.groups.datasets import open_group
-from aioxarray._xarray.opening.groups.templates import Templates
+from aioxarray._xarray.opening.groups.templates import Templates, own_attributes
 from aioxarray._zarr.metadata.filtering import GroupFilter
 from aioxarray._zarr.metadata.groups import KnownGroups
 from aioxarray._zarr.metadata.prefetched import PrefetchedStore
@@ -56,7 +56,13 @@ class PrefetchedZarrStore(ZarrStore):
             lazy: Any = variable._data
             # A `LazilyIndexedArray` around the backend's array: decoding adds more wrappers later.
             lazy.array = PrefetchedArray(lazy.array, store.values)
+            # Arrays with the same document have these in common.
+            variable.attrs = own_attributes(variable.attrs)
         return variable
+
+    def get_attrs(self) -> dict[str, Any]:
+        # Groups with the same document have these in common, too.
+        return own_attributes(super().get_attrs())  # type: ignore[no-untyped-call]
 
     def _fetch_members(self) -> dict[str, Any]:
         if self._known is not None:

@@ -47,8 +47,6 @@ class _Template(NamedTuple):
     metadata: Any
     variable: xr.Variable
     wrapper: ZarrArrayWrapper
-    # Whether attributes have to be copied deeply.
-    nested: bool
 
 
 class Templates:
@@ -91,9 +89,8 @@ class Templates:
         like = template.variable
         encoding = dict(like.encoding)
         encoding["preferred_chunks"] = dict(encoding["preferred_chunks"])
-        attributes = copy.deepcopy(like.attrs) if template.nested else dict(like.attrs)
         data = _rebased(like._data, PrefetchedArray(wrapper, values))
-        return xr.Variable(like.dims, data, attributes, encoding, fastpath=True)
+        return xr.Variable(like.dims, data, own_attributes(like.attrs), encoding, fastpath=True)
 
     def learn(self, array: zarr.Array[Any], variable: xr.Variable) -> None:
         """Keep ``variable``, decoded from ``array``, as a template."""
@@ -106,17 +103,17 @@ class Templates:
             and not _is_time(array)
             and _WARNED_OF.isdisjoint(metadata.attributes)
         ):
-            attributes, encoding = dict(variable.attrs), dict(variable.encoding)
-            nested = any(isinstance(value, list | dict) for value in attributes.values())
             # A variable of its own: the other one is the user's.
-            kept = xr.Variable(
-                variable.dims,
-                data,
-                copy.deepcopy(attributes) if nested else attributes,
-                encoding,
-                fastpath=True,
-            )
-            self._known[id(metadata)] = _Template(metadata, kept, base.plain, nested)
+            attributes, encoding = own_attributes(variable.attrs), dict(variable.encoding)
+            kept = xr.Variable(variable.dims, data, attributes, encoding, fastpath=True)
+            self._known[id(metadata)] = _Template(metadata, kept, base.plain)
+
+
+def own_attributes(attributes: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Return a copy of ``attributes`` that shares no list or dict with them."""
+    if any(isinstance(value, list | dict) for value in attributes.values()):
+        return copy.deepcopy(dict(attributes))
+    return dict(attributes)
 
 
 def _is_time(array: zarr.Array[Any]) -> bool:
