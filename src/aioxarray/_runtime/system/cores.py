@@ -28,8 +28,8 @@ def available_cores() -> int:
 def usable_cores() -> int:
     """Return the number of cores whose time this process may use: at least one.
 
-    The limits of cgroups are read once: at import, as later a call would read files on an event loop.
-    A part of a core counts as one.
+    The limits of cgroups are read once, at import: later, files would be read on an event loop. A
+    part of a core counts as one.
     """
     available = available_cores()
     limit = _limit_once()
