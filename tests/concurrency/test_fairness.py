@@ -185,8 +185,9 @@ def test_a_small_load_of_another_thread_is_next() -> None:
         assert held() == [LIMIT, 0]
         small = asyncio.create_task(asyncio.to_thread(_run_own_loop, datasets[1]))
         await asyncio.sleep(1)
-        # All but those in flight, and the two of the small load.
-        assert grants.requests.statistics().waiting == 20 * 10 - LIMIT + 2
+        # A worker for each variable and as many as may be in flight, except those that are, and the
+        # two of the small load.
+        assert grants.requests.statistics().waiting == 20 + LIMIT - LIMIT + 2
         assert held() == [LIMIT, 0]
         # Four places become free, one after another: two of them are the small load's.
         for key in gates[0].waiting[:4]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aioxarray._runtime.largest import Largest
+from aioxarray._runtime.loops import running_loop
 from aioxarray._runtime.queueing import current_ticket
 from aioxarray._runtime.threads.forks import after_fork
 
@@ -274,14 +275,21 @@ class Share:
 
     def _let_in_next(self) -> None:
         amount, long, place = self.waiting.popleft()
-        try:
-            place.get_loop().call_soon_threadsafe(self._grant, amount, long, place)
-        except RuntimeError:
-            # The loop was closed while the task waited.
-            pass
-        else:
+        loop = place.get_loop()
+        if loop is running_loop():
+            # Waking a loop from itself would cost a system call, for each request of a load.
+            place.set_result(None)
             self._take(amount, long)
             self._begin()
+        else:
+            try:
+                loop.call_soon_threadsafe(self._grant, amount, long, place)
+            except RuntimeError:
+                # The loop was closed while the task waited.
+                pass
+            else:
+                self._take(amount, long)
+                self._begin()
         self._line_up()
 
     def _grant(self, amount: int, long: bool, place: asyncio.Future[None]) -> None:
@@ -348,20 +356,30 @@ class Share:
         """
         return _Hold(self, amount, long)
 
+    def acquire_if_free(self, amount: int = 1, *, long: bool = False) -> bool:
+        """Do the same as `take_if_free`, for the next place of a call, which may be its first.
+
+        Raises `Overloaded` as `acquire` does.
+        """
+        with self._budget._lock:
+            if not self._is_free(amount, long):
+                return False
+            if self._ticket is not None:
+                self._ticket.check()
+                self._begin()
+            self._take(amount, long)
+            return True
+
     async def acquire(self, amount: int = 1, *, long: bool = False) -> None:
         """Wait until ``amount`` is free, and hold it until `release`.
 
         For amounts that are released elsewhere; otherwise use `hold`. Raises `Overloaded` if the
         call would have to wait for its first turn, and more calls do than its queue may hold.
         """
+        if self.acquire_if_free(amount, long=long):
+            return
         budget = self._budget
         with budget._lock:
-            if self._is_free(amount, long):
-                if self._ticket is not None:
-                    self._ticket.check()
-                    self._begin()
-                self._take(amount, long)
-                return
             if self._ticket is not None:
                 self._ticket.wait()
             place: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -98,6 +98,14 @@ class Flights:
             flight._followers.append((follower, take, part))
             return follower
 
+    def lead(self, key: Hashable, part: P) -> Flight[P] | None:
+        """Open a flight for ``key``, as `join` does, if it is neither cached nor under way."""
+        with self._lock:
+            if key in self._open or (self._cache.entries and self._cache.peek(self, key)):
+                return None
+            flight = self._open[key] = Flight(part, self, key)
+            return flight
+
     def known(self, key: Hashable) -> tuple[Any] | None:
         """Return the value in a tuple if it is in the cache; otherwise None."""
         return self._cache.get(self, key)

@@ -164,6 +164,11 @@ def call_scope(
     return _NO_SCOPE if scope is None else scope.enclosing(call)
 
 
+def has_scope() -> bool:
+    """Return whether the current code is in a cancel scope."""
+    return _scope.get() is not None
+
+
 def request_scope() -> contextlib.AbstractContextManager[None]:
     """Return a context in which a request is in the cancel scope of the thread it is made for.
 

@@ -15,15 +15,19 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from aioxarray._runtime.loops import run_on
+from aioxarray._runtime.system.cores import usable_cores
 from aioxarray._runtime.tasks import gather
 from aioxarray._runtime.threads.cancel_scope import is_cancelled
-from aioxarray._runtime.threads.pool import Pool, usable_cores
+from aioxarray._runtime.threads.pool import Pool
 from aioxarray._runtime.workers import in_worker
 from aioxarray._xarray.arrays.blocks import aligned, boxes
 from aioxarray._xarray.arrays.read import blocking_pool
 from aioxarray._xarray.compat import get_chunked_array_type
+from aioxarray._xarray.dask.carried import Carried
+from aioxarray._xarray.dask.carrying import with_settings
 from aioxarray._xarray.dask.gathered import Gathered
 from aioxarray._xarray.dask.names import with_distinct_names
+from aioxarray._zarr.stores.calls import current_concurrency
 
 if TYPE_CHECKING:
     from aioxarray._xarray.dask.targets import Target
@@ -319,17 +323,22 @@ async def _compute_on_client(
 ) -> list[Any]:
     from dask.base import optimize
 
-    # Optimized here rather than on the client's loop, which may be the caller's own.
-    if options.get("optimize_graph", True):
-        arrays = await blocking_pool.run(lambda: optimize(*arrays))
+    settings = Carried.here(current_concurrency())
     rest = {k: v for k, v in options.items() if k not in ("optimize_graph", "scheduler")}
 
-    async def compute() -> list[Any]:
-        futures = client.compute(list(arrays), optimize_graph=False, **rest)
+    def begin() -> list[Any]:
+        # Graphs are optimized and serialized for seconds, which the client does in the thread that
+        # calls. Its loop may be the caller's own.
+        ready = optimize(*arrays) if options.get("optimize_graph", True) else arrays
+        pending = with_settings(ready, settings)
+        return list(client.compute(pending, optimize_graph=False, **rest))
+
+    async def gathered() -> list[Any]:
         try:
             return list(await client.gather(futures, asynchronous=True))
         except asyncio.CancelledError:
             await client.cancel(futures, asynchronous=True)
             raise
 
-    return await run_on(client.loop.asyncio_loop, compute)
+    futures = await blocking_pool.run(begin)
+    return await run_on(client.loop.asyncio_loop, gathered)

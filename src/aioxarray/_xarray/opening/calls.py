@@ -15,7 +15,7 @@ import xarray as xr
 from aioxarray._runtime.loops import io_loop, run_on
 from aioxarray._runtime.workers import in_worker
 from aioxarray._xarray.lazy.loader import Options
-from aioxarray._xarray.opening.engine import attempt_of, engine_of, own_options
+from aioxarray._xarray.opening.engine import attempt_of, engine_of, makes_indexes, own_options
 from aioxarray._xarray.opening.error_notes import error_note
 from aioxarray._zarr.stores.calls import awaiting, calling
 from aioxarray._zarr.stores.printable import printable
@@ -63,6 +63,9 @@ async def open_with(function: Callable[..., Any], source: Any, options: dict[str
             indexes = bool(options.get("create_default_indexes", True))
             named: Any = attempt.engine
             engine = engine_of(named, reads_indexes=indexes, said_by=attempt.said_by)
+            if makes_indexes(engine, attempt.options):
+                # To add them to a tree, xarray would copy each group, even if there are none.
+                options["create_default_indexes"] = False
             return function(source, engine=engine, **options)
 
     with awaiting(f"a worker thread to open {printable(source)}"):

@@ -278,7 +278,7 @@ class _Saving:
         if not self._options.compute:
             chunked = []
         total = sum(each.nbytes for each in (*here, *chunked))
-        with meter(self._how.progress, total, "save") as counter:
+        async with meter(self._how.progress, total, "save") as counter:
             self._call.progress = lambda: f"{counter.done} of {total} bytes had been written"
             steps = [partial(self._write_here, here, counter)] if here else []
             if chunked:

@@ -16,6 +16,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from aioxarray._runtime.batches import Batches, one_by_one
+from aioxarray._runtime.crew import Crew
 from aioxarray._runtime.flights import Flight, Flights
 from aioxarray._runtime.tasks import gather
 from aioxarray._zarr import tuning
@@ -100,7 +101,7 @@ class ChunkReads:
         """Return a context that adds the key of ``chunk`` and the store to an error."""
         return chunk_noted(chunk.key, self.limited)
 
-    def in_runs(self, width: int, run_bytes: int) -> Schedule[Chunk, bool]:
+    def in_runs(self, width: int, run_bytes: int) -> Schedule[Chunk]:
         """Return the schedule of the chunks in runs for ``width`` threads."""
         plan = self.plan
         runs = in_runs(plan.chunks, plan.count, plan.chunk_nbytes, width, run_bytes)
@@ -111,7 +112,7 @@ class ChunkReads:
     ) -> list[bool]:
         """Await ``read`` for each chunk, for up to ``width`` of them concurrently.
 
-        The default is the bound on requests in flight.
+        By default, as many are as the load's crew has workers for them.
         """
         if self.plan.count == 1:
             # Of a thousand calls that wait, the objects of a schedule would be a quarter of all.
@@ -121,14 +122,13 @@ class ChunkReads:
             self.advance(1)
             return found
 
-        async def read_one(run: Sequence[Chunk]) -> list[bool]:
-            (chunk,) = run
+        async def read_one(chunk: Chunk) -> bool:
             with self.noted(chunk):
-                return [await read(chunk)]
+                return await read(chunk)
 
-        width = self.grants.requests.bound if width is None else width
-        schedule: Schedule[Chunk, bool] = Schedule(zip(self.plan.chunks), self.advance)
-        return await schedule.on_loop(int(min(self.plan.count, width)), read_one)
+        crew = self.grants.crew if width is None else Crew(width)
+        schedule: Schedule[Chunk] = Schedule(zip(self.plan.chunks), self.advance)
+        return await schedule.by_crew(crew, self.plan.count, read_one)
 
     # --- on the loop, and by plain calls in threads ------------------------------------------
 
@@ -194,6 +194,20 @@ class ChunkReads:
             width, lambda run: self.sharing.read(self.result, run, lead, self.noted)
         )
 
+    async def by_engine(self, source: Source) -> list[bool]:
+        """Read with TensorStore, and by plain calls what it leaves.
+
+        Which of the chunks that it reads exist is unknown: all are said to.
+        """
+        plan = self.plan
+        assert plan.engine is not None
+        done = await plan.engine.read(self.result, self.grants, self.advance, plan.store)
+        rest: list[bool] = []
+        if done < plan.count:
+            remaining = itertools.islice(plan.chunks, done, None)
+            rest = await self._of(remaining, plan.count - done).by_plain_calls(source)
+        return [True] * done + rest
+
     def _read_in_thread(
         self,
         source: Source,
@@ -219,6 +233,9 @@ class ChunkReads:
         """Fetch chunks with the store's coroutines, and decode them in threads as they arrive."""
 
         async def read(chunk: Chunk) -> bool:
+            flight = self.sharing.lead(self.result, chunk)
+            if flight is not None:
+                return await self._fetch(flight)
             (there,) = await self.sharing.read(self.result, [chunk], self._fetch_one)
             return there
 
@@ -250,7 +267,9 @@ class ChunkReads:
         """
         if not there:
             return self.nbytes <= tuning.INLINE_BYTES
-        return self.plan.nbytes <= tuning.INLINE_BYTES and not self.result.by_zarr
+        if self.result.by_zarr:
+            return False
+        return self.nbytes <= tuning.SMALL_CHUNK_BYTES or self.plan.nbytes <= tuning.INLINE_BYTES
 
     @cached_property
     def _batches(self) -> Batches[tuple[Any, Flight[Chunk]]]:

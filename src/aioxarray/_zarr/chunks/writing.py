@@ -164,6 +164,8 @@ class WritePipeline(BatchedCodecPipeline):
         """
         if (wanted := self.wanted) is not None:
             requests = (each for each in requests if wanted(_key(each)))
+        assert self.grants is not None
+        self.grants.expect(count)
         try:
             if (files := LocalFiles.of(store)) is not None:
                 await self._write_files(
@@ -191,7 +193,7 @@ class WritePipeline(BatchedCodecPipeline):
         assert self.grants is not None
         stop = threading.Event()
 
-        def write_run(run: Sequence[ChunkWrite]) -> Sequence[None]:
+        def write_run(run: Sequence[ChunkWrite]) -> Sequence[bool]:
             for request in run:
                 if stop.is_set():
                     break
@@ -207,7 +209,7 @@ class WritePipeline(BatchedCodecPipeline):
             return ()
 
         runs = in_runs(requests, count, size, self.grants.thread_count, tuning.RUN_BYTES)
-        schedule: Schedule[ChunkWrite, None] = Schedule(runs)
+        schedule: Schedule[ChunkWrite] = Schedule(runs)
         await schedule.in_threads(self.grants, size, write_run, stop)
 
     async def _write_objects(
@@ -228,7 +230,7 @@ class WritePipeline(BatchedCodecPipeline):
             is_long,
         )
 
-        async def write(run: Sequence[ChunkWrite]) -> Sequence[None]:
+        async def write(run: Sequence[ChunkWrite]) -> Sequence[bool]:
             (request,) = run
             setter, spec, _, _, is_complete = request
             limited: LimitedStore = setter.store  # type: ignore[attr-defined]
@@ -249,7 +251,7 @@ class WritePipeline(BatchedCodecPipeline):
                     await limited.delete(key, room=room)
             return ()
 
-        schedule: Schedule[ChunkWrite, None] = Schedule(zip(requests))
+        schedule: Schedule[ChunkWrite] = Schedule(zip(requests))
         await schedule.on_loop(int(min(count, grants.requests.bound)), write)
 
 

@@ -16,7 +16,8 @@ from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
-from aioxarray._runtime.threads.cancel_scope import request_scope
+from aioxarray._runtime.threads.cancel_scope import has_scope, request_scope
+from aioxarray._zarr import tuning
 from aioxarray._zarr.stores.calls import current_call, current_concurrency
 from aioxarray._zarr.stores.grants import is_long, requests
 from aioxarray._zarr.stores.observing.observers import Observer, listeners
@@ -25,7 +26,7 @@ from aioxarray._zarr.stores.retries import attempts as retrying
 from aioxarray._zarr.stores.retries.attempts import Attempts
 from aioxarray._zarr.stores.retries.silence import first_answer
 from aioxarray._zarr.stores.servers.pacing import request_share
-from aioxarray._zarr.stores.servers.turns import place
+from aioxarray._zarr.stores.servers.turns import has_place_now, place
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
@@ -243,17 +244,41 @@ async def send(
     way that may pass, ``ask()`` is awaited again (see `send_again`), and if it is silent, another
     time beside it (see `aioxarray._zarr.stores.retries.silence`).
     """
+    if not has_scope():
+        return await _send(request, places, ask, size, room)
     with request_scope():
-        try:
-            if places is None:
+        return await _send(request, places, ask, size, room)
+
+
+async def _send(
+    request: Request,
+    places: Share | None,
+    ask: Callable[[], Awaitable[T]],
+    size: int,
+    room: Room | None,
+) -> T:
+    """Do what `send` does, but for the cancel scope."""
+    try:
+        if places is None:
+            return await first_answer(request, places, ask, size)
+        long = size > tuning.LONG_BYTES
+        if has_place_now(request, places, long=long, room=room):
+            # As the context of `place`, for most requests, without its objects and coroutines.
+            try:
                 return await first_answer(request, places, ask, size)
-            async with place(request, places, long=is_long(size), room=room):
-                return await first_answer(request, places, ask, size)
-        except Exception as error:
-            attempts = Attempts(request, places)
-            if not attempts.goes_on(error):
+            except BaseException:
+                if room is not None:
+                    room.failed()
                 raise
-        return await send_again(request, places, ask, attempts, size, room)
+            finally:
+                places.release(long=long)
+        async with place(request, places, long=long, room=room):
+            return await first_answer(request, places, ask, size)
+    except Exception as error:
+        attempts = Attempts(request, places)
+        if not attempts.goes_on(error):
+            raise
+    return await send_again(request, places, ask, attempts, size, room)
 
 
 async def send_again(

@@ -146,6 +146,16 @@ class Sharing:
         kept = self._flights.known(name) or self._in_window(self._flights, name)
         return None if kept is None else (self._put_known(kind, name, kept[0], part),)
 
+    def lead(self, kind: Parts[W, R], part: W) -> Flight[W] | None:
+        """Return a flight for ``part``, which the caller ends, if only a request can provide it.
+
+        None if it is in the cache or in the window, or if another read is fetching it; then call
+        `read`, which for a single part costs several times as much.
+        """
+        if self._flights is None:
+            return Flight(part)
+        return None if self._window is not None else self._flights.lead(kind.name(part), part)
+
     async def read(
         self,
         kind: Parts[W, R],

@@ -39,6 +39,19 @@ def place(
     return places.hold(long=long) if room is None else _InRoom(places, room, long=long)
 
 
+def has_place_now(request: Request, places: Share, *, long: bool, room: Room | None) -> bool:
+    """Take the bytes of ``room`` and a place in ``places`` if both are free at once.
+
+    Returns whether they were. False under "auto", where a request needs its turn, too.
+    """
+    if pace_of(request.store, places) is not None:
+        return False
+    if room is not None and (room.is_void or not room.take_if_free()):
+        return False
+    # Bytes that were taken stay with the room: it then waits for a place, as in `_InRoom`.
+    return places.acquire_if_free(long=long)
+
+
 @dataclass(frozen=True, slots=True)
 class TurnAhead:
     """A turn that was taken ahead of its request."""
