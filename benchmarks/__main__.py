@@ -17,7 +17,7 @@ from benchmarks import (
     adaptive,
     budget,
     cancelling,
-    cluster_saving,
+    cluster,
     copying,
     cores,
     files,
@@ -59,9 +59,9 @@ GROUPS = {
     "stream": stream,
     "saving": saving,
     "copying": copying,
-    "cluster": cluster_saving,
     "adaptive": adaptive,
     "tracing": tracing,
+    "cluster": cluster,
 }
 
 

@@ -203,12 +203,18 @@ def _best(runs: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 
 def _seconds(found: Mapping[Way, tuple[float, float] | str]) -> str:
-    texts = []
+    texts, used = [], {}
     for way, taken in found.items():
         if way.threads is None and not isinstance(taken, str):
             seconds = "" if way.name in CoresRow.COLUMNS else f" (in {taken[0]:.3f} s)"
             texts.append(f"{way.name} {taken[1]:.3f}{seconds}")
-    return f"CPU seconds: {', '.join(texts)}"
+            used[way.name] = taken[1]
+    shares = [
+        f"{used[OURS.name] / used[name]:.2f} of {name}"
+        for name in (TENSORSTORE.name, ZARRS.name)
+        if used.get(name)
+    ]
+    return f"CPU seconds: {', '.join(texts)}; aioxarray's are {', '.join(shares) or 'alone'}"
 
 
 def _curves(found: Mapping[Way, tuple[float, float] | str]) -> Iterator[str]:

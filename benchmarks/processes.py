@@ -105,7 +105,8 @@ class _Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.connection.send(None)
+        # It ends when there is nothing to receive.
+        self.connection.close()
         self._process.join()
 
 
@@ -114,8 +115,11 @@ def _work(connection: Connection, url: str) -> None:
     connection.send(os.getpid())
     # Python before 3.13 registers the memory in each process, which would unlink it.
     untracked: dict[str, Any] = {"track": False} if sys.version_info >= (3, 13) else {}
-    while (task := connection.recv()) is not None:
-        name, shape, rows, concurrency = task
+    while True:
+        try:
+            name, shape, rows, concurrency = connection.recv()
+        except EOFError:
+            return
         memory = shared_memory.SharedMemory(name, **untracked)
         out = np.ndarray(shape, "float32", memory.buf)[rows]
         aioxarray.load(opened.v.variable[rows], out=out, concurrency=concurrency)

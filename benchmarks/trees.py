@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
+import json
 import resource
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import xarray as xr
 from zarr.core.buffer import default_buffer_prototype
-from zarr.storage import LocalStore, MemoryStore
+from zarr.storage import MemoryStore
 
 import aioxarray
 from aioxarray.testing import ObjectServer, StallMonitor
@@ -249,58 +251,63 @@ def _store(groups: int, folder: Path) -> None:
     thousand groups would take minutes. The times of each group begin at another day.
     """
     import icechunk
-    import zarr
 
-    # Metadata documents are buffers of zarr's.
-    prototype = default_buffer_prototype()
     encoded = MemoryStore()
     with data.quiet():
         _sweep().to_zarr(encoded, consolidated=False)
+    group = {key: value.to_bytes() for key, value in encoded._store_dict.items()}
     local = icechunk.local_filesystem_storage(str(folder / "repository"))
-    repository = icechunk.Repository.create(local)
-    session = repository.writable_session("main")
-
-    def documents() -> Iterator[tuple[str, bytes]]:
-        container = encoded._store_dict["zarr.json"].to_bytes()
-        bare = b'{"zarr_format": 3, "node_type": "group", "attributes": {}}'
-        yield "zarr.json", bare
-        made = 1
-        for volume in range(groups):
-            if made >= groups:
-                return
-            yield f"VCP-{volume}/zarr.json", bare
-            made += 1
-            for sweep in range(min(SWEEPS, groups - made)):
-                made += 1
-                path = f"VCP-{volume}/sweep_{sweep}"
-                yield f"{path}/zarr.json", container
-                day = np.datetime64("2001-01-01") + made
-                for key, value in encoded._store_dict.items():
-                    if key != "zarr.json":
-                        content = value.to_bytes()
-                        if key == "time/zarr.json":
-                            content = content.replace(b"2001-01-01", str(day).encode())
-                        yield f"{path}/{key}", content
+    session = icechunk.Repository.create(local).writable_session("main")
+    contents = dict(_contents(groups, group))
+    # Values of a store are buffers of zarr's.
+    buffer = default_buffer_prototype().buffer
 
     async def save() -> None:
-        zarr_store = await LocalStore.open(folder / "zarr")
-        for key, content in documents():
-            buffer = prototype.buffer.from_bytes(content)
-            await session.store.set(key, buffer)
-            await zarr_store.set(key, buffer)
+        for key, content in contents.items():
+            await session.store.set(key, buffer.from_bytes(content))
 
     asyncio.run(save())
     session.commit("all")
-    with data.quiet():
-        zarr.consolidate_metadata(str(folder / "zarr"))
+    documents = {
+        key.removesuffix("/zarr.json"): json.loads(content)
+        for key, content in contents.items()
+        if key.endswith("/zarr.json")
+    }
+    # Parents first, as zarr does.
+    by_depth = dict(sorted(documents.items(), key=lambda item: item[0].count("/")))
+    inside = {"kind": "inline", "must_understand": False, "metadata": by_depth}
+    whole = {**json.loads(contents["zarr.json"]), "consolidated_metadata": inside}
+    contents["zarr.json"] = json.dumps(whole).encode()
+    for key, content in contents.items():
+        path = folder / "zarr" / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def _contents(groups: int, group: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:
+    """Yield the keys and values of a tree of volumes of sweeps, each of which is ``group``."""
+    bare = b'{"zarr_format": 3, "node_type": "group", "attributes": {}}'
+    yield "zarr.json", bare
+    made = 1
+    for volume in itertools.count():
+        if made >= groups:
+            return
+        yield f"VCP-{volume}/zarr.json", bare
+        made += 1
+        for sweep in range(min(SWEEPS, groups - made)):
+            made += 1
+            day = str(np.datetime64("2001-01-01") + made).encode()
+            for key, content in group.items():
+                units = content.replace(b"2001-01-01", day) if key == "time/zarr.json" else content
+                yield f"VCP-{volume}/sweep_{sweep}/{key}", units
 
 
 def _sweep() -> xr.Dataset:
     """Return 8 variables with two index coordinates and a time for each azimuth."""
-    azimuth, distance = np.arange(360) + 0.5, np.arange(200) * 250.0
-    moments = data.smooth(360, 200, dtype="float32")
+    azimuth, distance = np.arange(90) + 0.5, np.arange(40) * 250.0
+    moments = data.smooth(90, 40, dtype="float32")
     start = np.datetime64("2001-01-01", "ns")
-    times = start + np.arange(360) * np.timedelta64(20, "ms")
+    times = start + np.arange(90) * np.timedelta64(20, "ms")
     named = {"units": "dBZ", "standard_name": "equivalent_reflectivity_factor"}
     return xr.Dataset(
         {f"moment{i}": (("azimuth", "range"), moments, named) for i in range(8)},

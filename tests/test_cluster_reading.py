@@ -1,6 +1,7 @@
 """Reading by the workers of a cluster: the caller's settings, a share for each worker; and ends."""
 
 import asyncio
+import importlib
 import os
 import signal
 import threading
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import dask.array as da
 import numpy as np
 import pytest
 import xarray as xr
@@ -48,7 +50,16 @@ def cluster() -> Iterator[Any]:
     with distributed.LocalCluster(
         n_workers=2, threads_per_worker=2, processes=True, dashboard_address="127.0.0.1:0"
     ) as cluster:
+        with distributed.Client(cluster) as client:
+            client.wait_for_workers(2)
+            client.run(import_what_reads)
         yield cluster
+
+
+def import_what_reads() -> None:
+    """Import what tests with held requests would wait for on a busy machine."""
+    for name in ("aiohttp", "aioxarray", "fsspec", "xarray", "zarr.storage"):
+        importlib.import_module(name)
 
 
 @pytest.fixture
@@ -78,7 +89,7 @@ def test_as_many_requests_as_asked_for(client: Any, server: ObjectServer, open_z
     array = doubled(open_zarr, server)
     server.hold("*/c/*")
     thread, got = in_thread(lambda: aioxarray.compute(array, concurrency=8))
-    server.wait_requested("*/c/*", count=8)
+    server.wait_requested("*/c/*", count=8, timeout_s=90)
     server.release()
     thread.join()
     np.testing.assert_array_equal(got[0], values().v * 2)
@@ -173,7 +184,7 @@ def test_a_worker_that_is_killed(client: Any, server: ObjectServer) -> None:
     array = doubled(xr.open_zarr, server)
     server.hold("*/c/*")
     thread, got = in_thread(lambda: aioxarray.compute(array, concurrency=8))
-    server.wait_requested("*/c/*", count=8)
+    server.wait_requested("*/c/*", count=8, timeout_s=90)
     pids = client.run(os.getpid)
     os.kill(min(pids.values()), signal.SIGKILL)
     server.release()
@@ -214,10 +225,61 @@ def test_what_only_reads_is_read_here(client: Any, server: ObjectServer) -> None
 def test_an_asynchronous_client(cluster: Any, server: ObjectServer) -> None:
     array = doubled(xr.open_zarr, server).to_dataset(name="v")
 
+    server.hold("*/c/*")
+
     async def main() -> None:
-        async with distributed.Client(cluster.scheduler_address, asynchronous=True):
-            assert await aioxarray.load_async(array, concurrency=4) is array
+        async with distributed.Client(cluster.scheduler_address, asynchronous=True) as client:
+            load = asyncio.create_task(aioxarray.load_async(array, concurrency=4))
+            await server.requested("*/c/*", count=4)
+            # Nothing of it comes by the caller's loop, on which this client reads its messages.
+            assert not client.futures
+            server.release()
+            assert await load is array
+            assert distributed.Client.current() is client
 
     asyncio.run(main())
     np.testing.assert_array_equal(array.v, values().v * 2)
     assert server.log.most_in_flight <= 4
+
+
+def test_an_asynchronous_client_that_keeps_data(cluster: Any, server: ObjectServer) -> None:
+    array = doubled(xr.open_zarr, server)
+
+    async def main() -> xr.DataArray:
+        async with distributed.Client(cluster.scheduler_address, asynchronous=True) as client:
+            kept = array.copy(data=client.persist(array.data))
+            return await aioxarray.compute_async(kept + 1)
+
+    np.testing.assert_array_equal(asyncio.run(main()), values().v * 2 + 1)
+
+
+def test_cancelling(cluster: Any, server: ObjectServer) -> None:
+    array = doubled(aioxarray.open_zarr, server)
+    server.hold("*/c/*")
+
+    async def main() -> None:
+        async with distributed.Client(cluster.scheduler_address, asynchronous=True) as client:
+            load = asyncio.create_task(aioxarray.load_async(array))
+            await server.requested("*/c/*")
+            load.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await load
+            server.release()
+            # The workers are free for other work.
+            assert await client.submit(sum, [1, 2]) == 3
+
+    asyncio.run(main())
+    assert array.chunks is not None
+
+
+def test_large_results_come_block_by_block(client: Any) -> None:
+    blocks = da.ones((16, 1 << 18), chunks=(1, 1 << 17)) * np.arange(16)[:, np.newaxis]
+    texts = da.from_array(np.array(["a", "bc"], object), chunks=1)
+    ds = xr.Dataset({"v": (("t", "x"), blocks), "s": ("n", texts), "sum": ((), blocks.sum())})
+    out = np.empty(blocks.shape)
+    got = ds.copy()
+    aioxarray.load(got, out={"v": out})
+    assert got.v.variable._data is out
+    np.testing.assert_array_equal(out, np.arange(16.0)[:, np.newaxis] * np.ones(1 << 18))
+    assert got.s.values.tolist() == ["a", "bc"]
+    assert float(got["sum"]) == 120 << 18

@@ -13,11 +13,20 @@ import dask.base
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from zarr.storage import MemoryStore
 
 import aioxarray
+from aioxarray._runtime.loops import run_blocking
+from aioxarray._runtime.threads.lent import Lent
+from aioxarray._xarray.dask.reading import without_dask
+from aioxarray._xarray.lazy.slabs import load_in_slabs, slabs_of
+from aioxarray._xarray.lazy.variables import Lazy
+from aioxarray._zarr import tuning
+from aioxarray._zarr.chunks.result import Destination
+from aioxarray._zarr.stores.grants import open_grants
 from aioxarray.testing import RecordingStore
 from tests.samples import stored
 
@@ -303,3 +312,55 @@ def test_expressions_of_dask(tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "a.zarr")], check=True
     )
+
+
+def test_slabs_of_large_encoded_arrays(tmp_path: Path) -> None:
+    """Their encoded values are never held as a whole; each slab consists of whole chunks."""
+    root = zarr.open_group(tmp_path, mode="w")
+    root.create_array(
+        "v",
+        shape=(1000, 1 << 20),
+        chunks=(7, 1 << 18),
+        dtype="i2",
+        dimension_names=("t", "x"),
+        attributes={"scale_factor": 0.5, "_FillValue": -1},
+    )
+    v = OPENERS["plain"](tmp_path).v
+    for part, start in ((v, 0), (v[10:], 10), (v[10:, ::2], 10)):
+        (lazy,) = lazies_of(part)
+        slabs = slabs_of(lazy)
+        assert [each.start for each in slabs[1:]] == [each.stop for each in slabs[:-1]]
+        assert slabs[-1].stop == part.shape[0]
+        assert all((each.start + start) % 7 == 0 for each in slabs[1:])
+        sizes = [(each.stop - each.start) * part.nbytes / part.shape[0] for each in slabs]
+        assert min(sizes[:-1]) >= tuning.SLAB_BYTES
+    for part in (v[:50], v[::2], v[:, 0], v[[5, 0] * 500]):
+        (lazy,) = lazies_of(part)
+        assert slabs_of(lazy) == []
+
+
+def lazies_of(array: xr.DataArray) -> list[Lazy]:
+    (data,) = without_dask([array.data])
+    assert data is not None
+    return [Lazy(data, "v", array.nbytes)]
+
+
+@pytest.mark.parametrize("with_out", [False, True])
+def test_loading_in_slabs(with_out: bool, recorded: RecordingStore) -> None:
+    v = OPENERS["plain"](recorded).v[1:]
+    (lazy,) = lazies_of(v)
+    out = np.empty(v.shape)
+    if with_out:
+        lazy = lazy._replace(into=(Destination(out, Lent()),))
+    done: list[tuple[int, int]] = []
+    recorded.log.clear()
+
+    async def load() -> Any:
+        with open_grants() as grants:
+            slabs = [slice(0, 1), slice(1, 3), slice(3, 4)]
+            return await load_in_slabs(lazy, slabs, grants, lambda *at: done.append(at))
+
+    got = run_blocking(load)
+    np.testing.assert_array_equal(got, v.compute())
+    assert (got is out) == with_out
+    assert done == [(1, 3), (2, 3), (3, 3)]

@@ -13,7 +13,7 @@ import pytest
 from zarr.storage import LocalStore
 
 import aioxarray
-from aioxarray._runtime.scratch import scratch
+from aioxarray._runtime.threads.scratch import scratch
 from aioxarray._zarr import tuning
 from aioxarray._zarr.chunks.schedule import Schedule
 from aioxarray._zarr.selection import Block

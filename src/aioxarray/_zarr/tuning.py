@@ -90,8 +90,9 @@ TOGETHER_BYTES = 256 << 10
 ENGINE_THREADS = 4
 """With fewer threads, TensorStore is as fast as the way of this package.
 
-Of the 20 µs that a zstd chunk of 4 KB takes, 13 have Python's lock, which only one thread can hold.
-TensorStore takes 18 µs, all without it. On 16 cores, 8192 such chunks take it 0.065 s.
+Of the 17 µs of processor time that a zstd chunk of 4 KB takes, 9 are steps that one thread makes at
+a time, with Python's lock. TensorStore takes 18 µs, all without it. For chunks of 16 and 64 KB,
+compressed or not, it takes 0.84 to 0.93 of the processor time.
 """
 
 ENGINE_CHUNKS = 2048
@@ -206,6 +207,20 @@ CONTIGUOUS_CHUNK_BYTES = 4 << 20
 
 GATHERED_BYTES = 4 << 20
 """For smaller dask arrays, dask's own way costs less, and frees the blocks within a millisecond."""
+
+SLABBED_BYTES = 512 << 20
+"""Larger arrays that dask would decode block by block are decoded in slabs of about `SLAB_BYTES`,
+`SLABS_TOGETHER` at a time, which bounds the encoded values that are held beside the result."""
+
+SLAB_BYTES = 32 << 20
+SLABS_TOGETHER = 6
+
+FETCHED_BYTES = 16 << 20
+"""Blocks that a cluster has computed are fetched together up to this size: distributed reads larger
+messages in other threads than the loop's, and a message costs milliseconds."""
+
+FETCHED_TOGETHER = 4
+"""So many of these messages are awaited at once. They are beside the result in memory."""
 
 DEFERRED_BYTES = 256 << 10
 """Encoding a smaller variable as a whole costs less than the hops to worker threads."""

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from aioxarray._runtime.loops import run_on
 from aioxarray._runtime.system.cores import usable_cores
 from aioxarray._runtime.tasks import gather
 from aioxarray._runtime.threads.cancel_scope import is_cancelled
@@ -23,11 +22,9 @@ from aioxarray._runtime.workers import in_worker
 from aioxarray._xarray.arrays.blocks import aligned, boxes
 from aioxarray._xarray.arrays.read import blocking_pool
 from aioxarray._xarray.compat import get_chunked_array_type
-from aioxarray._xarray.dask.carried import Carried
-from aioxarray._xarray.dask.carrying import with_settings
+from aioxarray._xarray.dask.clients import compute_on_client, distributed_client
 from aioxarray._xarray.dask.gathered import Gathered
 from aioxarray._xarray.dask.names import with_distinct_names
-from aioxarray._zarr.stores.calls import current_concurrency
 
 if TYPE_CHECKING:
     from aioxarray._xarray.dask.targets import Target
@@ -101,7 +98,7 @@ async def store_chunked(
 
 def writes_elsewhere(arrays: Sequence[Any], options: Mapping[str, Any]) -> bool:
     """Return whether `store_chunked` would have a distributed client's workers write ``arrays``."""
-    return _distributed_client(options) is not None and any(
+    return distributed_client(options) is not None and any(
         _is_dask(manager) for manager, _ in _kinds(arrays)
     )
 
@@ -192,12 +189,16 @@ def _kinds(arrays: Sequence[Any]) -> list[tuple[Any, list[int]]]:
 async def _compute_with_dask(
     arrays: Sequence[Any], options: Mapping[str, Any], targets: Sequence[Destination | None]
 ) -> list[Any]:
-    if not _shares_memory(arrays, options):
+    client = distributed_client(options)
+    if client is None and not _shares_memory(arrays, options):
         return await _run_with_dask(arrays, options)
     gathered = [
         Gathered(array, target) if Gathered.helps(array) else None
         for array, target in zip(arrays, targets, strict=True)
     ]
+
+    if client is not None:
+        return await compute_on_client(client, arrays, options, gathered)
 
     def pending() -> list[Any]:
         pairs = zip(arrays, gathered, strict=True)
@@ -214,7 +215,7 @@ def scheduler_of(arrays: Sequence[Any]) -> str:
     import dask.local
     import dask.threaded
 
-    if _distributed_client({}) is not None:
+    if distributed_client({}) is not None:
         return "distributed"
     get = dask.base.get_scheduler(collections=arrays)
     names = {dask.threaded.get: "threads", dask.local.get_sync: "synchronous"}
@@ -227,8 +228,6 @@ def _shares_memory(arrays: Sequence[Any], options: Mapping[str, Any]) -> bool:
     import dask.local
     import dask.threaded
 
-    if _distributed_client(options) is not None:
-        return False
     get = dask.base.get_scheduler(scheduler=options.get("scheduler"), collections=arrays)
     return get in (dask.threaded.get, dask.local.get_sync)
 
@@ -236,9 +235,9 @@ def _shares_memory(arrays: Sequence[Any], options: Mapping[str, Any]) -> bool:
 async def _run_with_dask(arrays: Sequence[Any], options: Mapping[str, Any]) -> list[Any]:
     import dask.base
 
-    client = _distributed_client(options)
+    client = distributed_client(options)
     if client is not None:
-        return await _compute_on_client(client, arrays, options)
+        return await compute_on_client(client, arrays, options, [None] * len(arrays))
     with_threads = {**_by_threads_of_ours(arrays, options), **options}
 
     def compute() -> list[Any]:
@@ -302,43 +301,3 @@ def tasks_end_with_the_call() -> Iterator[None]:
 
 def _is_dask(manager: Any) -> bool:
     return "dask" in sys.modules and type(manager).__name__ == "DaskManager"
-
-
-def _distributed_client(options: Mapping[str, Any]) -> Any | None:
-    """Return the client that dask would use now, if any."""
-    import dask.base
-
-    distributed = sys.modules.get("distributed")
-    scheduler = options.get("scheduler", dask.config.get("scheduler", None))
-    if distributed is None or scheduler not in (None, "distributed", "dask.distributed"):
-        return None
-    try:
-        return distributed.Client.current(allow_global=True)
-    except ValueError:
-        return None
-
-
-async def _compute_on_client(
-    client: Any, arrays: Sequence[Any], options: Mapping[str, Any]
-) -> list[Any]:
-    from dask.base import optimize
-
-    settings = Carried.here(current_concurrency())
-    rest = {k: v for k, v in options.items() if k not in ("optimize_graph", "scheduler")}
-
-    def begin() -> list[Any]:
-        # Graphs are optimized and serialized for seconds, which the client does in the thread that
-        # calls. Its loop may be the caller's own.
-        ready = optimize(*arrays) if options.get("optimize_graph", True) else arrays
-        pending = with_settings(ready, settings)
-        return list(client.compute(pending, optimize_graph=False, **rest))
-
-    async def gathered() -> list[Any]:
-        try:
-            return list(await client.gather(futures, asynchronous=True))
-        except asyncio.CancelledError:
-            await client.cancel(futures, asynchronous=True)
-            raise
-
-    futures = await blocking_pool.run(begin)
-    return await run_on(client.loop.asyncio_loop, gathered)

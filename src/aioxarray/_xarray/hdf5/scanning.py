@@ -13,6 +13,8 @@ import h5netcdf.attrs
 import numpy as np
 from h5py import h5, h5a, h5d, h5ds, h5g, h5i, h5l, h5o, h5p, h5s, h5t
 
+from aioxarray._xarray.hdf5.files import MetadataCachingFile
+
 # Attributes that are part of the layout: those from which h5netcdf takes dimensions and variables.
 # Private: the names that h5netcdf hides from its users.
 _OF_LAYOUT = frozenset(name.encode() for name in h5netcdf.attrs._HIDDEN_ATTRS)
@@ -42,16 +44,16 @@ class _UnusualError(Exception):
     """The file has something whose equality is not decided here: a group, a link, a type."""
 
 
-def scan(file: Any) -> Scan | None:
-    """Return what is in an `h5py.File`; None if something in it is unusual. In HDF5's lane."""
+def scan(file: MetadataCachingFile) -> Scan | None:
+    """Return what is in ``file``; None if something in it is unusual. In HDF5's lane."""
     try:
-        return _scan(file.id)
+        return _scan(file)
     except _UnusualError:
         return None
 
 
-def _scan(file: Any) -> Scan:
-    group = h5g.open(file, b"/")
+def _scan(file: MetadataCachingFile) -> Scan:
+    group = h5g.open(file.id, b"/")
     # In the order in which h5netcdf finds them.
     names = list(group)
     objects = {}
@@ -62,6 +64,7 @@ def _scan(file: Any) -> Scan:
         found = objects[name] = h5o.open(group, name)
         if not isinstance(found, h5d.DatasetID):
             raise _UnusualError
+    file.open_objects.update((name.decode(), each) for name, each in objects.items())
     # References are addresses.
     addresses = {h5o.get_info(each).addr: name for name, each in objects.items()}
     hidden, shown = _attributes(group, group.get_create_plist(), addresses)

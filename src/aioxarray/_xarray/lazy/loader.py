@@ -16,6 +16,7 @@ from aioxarray._xarray.compat import as_compatible_data
 from aioxarray._xarray.dask.carried import is_in_cluster
 from aioxarray._xarray.dask.chunked import compute_chunked
 from aioxarray._xarray.dask.reading import without_dask
+from aioxarray._xarray.lazy.slabs import load_in_slabs, slabs_of
 from aioxarray._xarray.lazy.together import UNREAD, Sorting, read_run
 from aioxarray._xarray.lazy.variables import Lazy, load_data, put_data
 from aioxarray._zarr import tuning
@@ -104,6 +105,8 @@ class _Load:
     ) -> None:
         self.values: list[Any] = [None] * len(lazies)
         self._lazies = lazies
+        # The indexes of dask arrays that are read without dask.
+        self._bypassed: set[int] = set()
         self._grants = grants
         self._counter = counter
         self._options = options
@@ -133,7 +136,8 @@ class _Load:
         found = dict(
             zip(chunked, await blocking_pool.run(lambda: without_dask(arrays)), strict=True)
         )
-        if any(lazy is not None for lazy in found.values()):
+        self._bypassed = {index for index, lazy in found.items() if lazy is not None}
+        if self._bypassed:
             self._lazies = [
                 lazy if found.get(index) is None else lazy._replace(data=found[index])
                 for index, lazy in enumerate(self._lazies)
@@ -158,7 +162,12 @@ class _Load:
         report = self._counter.part(lazy.nbytes)
         try:
             with self._call.awaiting(lazy.label), for_variable(lazy.label):
-                self.values[index] = await load_data(lazy, self._grants, report)
+                slabs = slabs_of(lazy) if index in self._bypassed else []
+                if slabs:
+                    value = await load_in_slabs(lazy, slabs, self._grants, report)
+                else:
+                    value = await load_data(lazy, self._grants, report)
+                self.values[index] = value
         except Exception as error:
             error.add_note(f"while loading {lazy.label}")
             raise

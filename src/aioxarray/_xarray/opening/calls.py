@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextvars import ContextVar
@@ -58,7 +59,7 @@ async def open_with(function: Callable[..., Any], source: Any, options: dict[str
         attempt = attempt_of(source, options)
         with attempt.error_notes():
             method = _METHODS.get(function.__name__, "open_dataset")
-            own = (*inspect.signature(function).parameters, *own_options(method))
+            own = (*_parameters(function), *own_options(method))
             attempt.check_names(caller, method, own)
             indexes = bool(options.get("create_default_indexes", True))
             named: Any = attempt.engine
@@ -70,6 +71,12 @@ async def open_with(function: Callable[..., Any], source: Any, options: dict[str
 
     with awaiting(f"a worker thread to open {printable(source)}"):
         return await in_worker(call, discard=close)
+
+
+@functools.cache
+def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
+    """Return the names of the parameters of one of xarray's functions."""
+    return tuple(inspect.signature(function).parameters)
 
 
 _METHODS = {"open_datatree": "open_datatree", "open_groups": "open_groups_as_dict"}

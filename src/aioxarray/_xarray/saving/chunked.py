@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from zarr.abc.store import Store
 
     from aioxarray._runtime.budget import Share
-    from aioxarray._xarray.arrays.present import Present
     from aioxarray._xarray.saving.recorder import SavedNode, Write, ZarrOptions
+    from aioxarray._zarr.chunks.writes.present import Present
     from aioxarray._zarr.stores.grants import Grants
     from aioxarray.progress import Meter
 

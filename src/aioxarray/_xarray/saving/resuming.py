@@ -20,17 +20,17 @@ import xarray as xr
 
 from aioxarray._runtime.tasks import gather
 from aioxarray._xarray.arrays.blocks import boxes
-from aioxarray._xarray.arrays.present import (
+from aioxarray._xarray.compat import is_chunked_array
+from aioxarray._xarray.saving.deferred import Deferred
+from aioxarray._zarr.chunks.arrays import with_pipeline
+from aioxarray._zarr.chunks.pipeline import CodecPipeline
+from aioxarray._zarr.chunks.writes.present import (
     Absent,
     Present,
     find_present,
     writes_whole,
     written_for,
 )
-from aioxarray._xarray.compat import is_chunked_array
-from aioxarray._xarray.saving.deferred import Deferred
-from aioxarray._zarr.chunks.arrays import with_pipeline
-from aioxarray._zarr.chunks.pipeline import CodecPipeline
 from aioxarray._zarr.grid import is_aligned, write_edges
 from aioxarray._zarr.metadata.hierarchy import join, parse
 from aioxarray._zarr.metadata.prefetch import fetch

@@ -44,7 +44,7 @@ from aioxarray._xarray.saving.resuming import Resuming
 from aioxarray._xarray.saving.unchanged import Unchanged
 from aioxarray._xarray.saving.undecoded import Moves, moves
 from aioxarray._zarr import tuning
-from aioxarray._zarr.chunks.writing import writable, write_block
+from aioxarray._zarr.chunks.writes.writing import writable, write_block
 from aioxarray._zarr.grid import write_edges
 from aioxarray._zarr.metadata import flushing
 from aioxarray._zarr.metadata.hierarchy import join

@@ -168,11 +168,9 @@ class ChunkReads:
         if not (self.sharing.shares or source.remote):
 
             def read_unshared(run: Sequence[Chunk]) -> list[bool]:
-                if not are_small:
-                    return self._read_unshared(source, run, stop)
-                found: list[bool] = []
-                read([Flight(chunk) for chunk in run], found)
-                return found
+                if are_small:
+                    return together.read_unshared(run, stop)
+                return self._read_unshared(source, run, stop)
 
             schedule = self.in_runs(self.grants.thread_count, tuning.READ_RUN_BYTES)
             return await schedule.in_threads(

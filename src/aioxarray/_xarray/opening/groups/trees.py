@@ -21,7 +21,8 @@ def tree_of(groups: Mapping[str, xr.Dataset]) -> xr.DataTree:
     try:
         # Parents first: a group is aligned with what it inherits.
         for path in sorted(by_path, key=lambda path: len(path.parts)):
-            # Private, as are the names below: the public ways copy each node twice.
+            # Private: the public ways, ``from_dict`` and the setter of ``children``, copy each node
+            # twice. This checks the same. Can go when they do not (pydata/xarray#9640).
             node = nodes[path] = xr.DataTree(name=path.name or None)
             node._set_node_data(by_path[path])
             if path.name:
