@@ -40,7 +40,7 @@ _STEPS, _SIDE = 32, 1024
 _ENCODING = {"v": {"chunks": (4, 512, 512), "shards": (_STEPS, _SIDE, _SIDE)}}
 _MOST_MB = 1536
 _PROCESSES = 2
-_KILLS = 10
+_KILLS = 5
 
 
 def _values(block_info: Any = None) -> Any:
@@ -126,7 +126,7 @@ class _Job:
 
 def run(options: Options, files: Files) -> Iterator[Row]:
     """Yield the rows."""
-    gb = 0.3 if options.quick else 4.0
+    gb = 0.3 if options.quick else 1.0
     taken = {}
     for way in ("plain", "ours"):
         job = _Job(way, files.root / f"{way}-ranks.zarr", gb)
@@ -155,7 +155,7 @@ def run(options: Options, files: Files) -> Iterator[Row]:
 def _on_a_cluster(options: Options, folder: Path) -> Iterator[Row]:
     from distributed import Client, LocalCluster
 
-    side = 8 if options.quick else 32
+    side = 4 if options.quick else 16
     values = dask.array.ones((side * 64, side * 64), chunks=(64, 64)).cumsum(axis=0)
     ds = xr.Dataset({"v": (("y", "x"), values)})
     with (

@@ -6,15 +6,18 @@ import itertools
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import xarray as xr
-from zarr.storage import LocalStore
+from zarr.storage import LocalStore, ObjectStore
 
 import aioxarray
+from aioxarray.testing import ObjectServer
 from tests.saving.killing import KillingStore, moments
 
 distributed = pytest.importorskip("distributed")
@@ -107,6 +110,7 @@ _CALLER = """
 import sys
 import distributed
 import aioxarray
+from aioxarray.testing import ObjectServer
 from tests.saving.test_cluster import ENCODING, held
 
 with distributed.Client(sys.argv[1]):
@@ -147,6 +151,25 @@ def test_after_its_caller_was_killed_another_process_resumes(workers: Any, tmp_p
         aioxarray.to_zarr(held(), path, encoding=ENCODING, resume=True)
     assert {each: each.stat().st_mtime_ns for each in before} == times
     xr.testing.assert_identical(found(path), dataset().compute(scheduler="sync"))
+
+
+def test_as_many_requests_as_asked_for(workers: Any) -> None:
+    obstore = pytest.importorskip("obstore.store")
+    with ObjectServer() as server, distributed.Client(workers) as client:
+        client.wait_for_workers(2)
+        http = obstore.HTTPStore.from_url(server.url, client_options={"allow_http": True})
+        # Eight chunks in each block of dask.
+        encoding = {"v": {"chunks": (5, 5)}}
+        server.hold("*v/c/*")
+        save = partial(aioxarray.to_zarr, dataset()[["v"]], ObjectStore(http), encoding=encoding)
+        with ThreadPoolExecutor(1) as pool:
+            saved = pool.submit(save, concurrency=6)
+            server.wait_requested("*v/c/*", count=6)
+            server.release()
+            saved.result()
+        assert server.log.most_in_flight == 6
+        assert server.log.count("PUT", "*v/c/*") == 16 * 8
+        xr.testing.assert_equal(found(ObjectStore(http)), dataset()[["v"]].compute())
 
 
 # --- icechunk ------------------------------------------------------------------------------

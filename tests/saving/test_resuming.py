@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import subprocess
 import sys
@@ -16,11 +17,11 @@ import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from zarr.storage import FsspecStore, LocalStore, MemoryStore, WrapperStore, ZipStore
+from zarr.storage import FsspecStore, LocalStore, MemoryStore, ObjectStore, WrapperStore, ZipStore
 
 import aioxarray
 from aioxarray._xarray.arrays.blocks import boxes
-from aioxarray.testing import FaultyStore, RecordingStore
+from aioxarray.testing import FaultyStore, ObjectServer, RecordingStore
 from tests.saving.helpers import LARGE, content, copied, plain, sample, tree
 
 if TYPE_CHECKING:
@@ -181,6 +182,28 @@ def test_chunks_of_a_region_are_asked_for_one_by_one_if_the_array_has_many() -> 
     asked = [each for each in store.log.requests if each.key.startswith("v/c")]
     assert [each.method for each in asked].count("exists") == 4
     assert not [each for each in store.log.requests if each.method == "list_prefix"]
+
+
+def test_requests_over_http() -> None:
+    obstore = pytest.importorskip("obstore.store")
+    ds = sample(large=True)
+    with ObjectServer() as server:
+        http = obstore.HTTPStore.from_url(server.url, client_options={"allow_http": True})
+        store: Any = ObjectStore(http)
+        aioxarray.to_zarr(ds, store, resume=True, encoding=PIECES)
+        chunks = 60 + 10 + 1 + 1 + 1
+        assert server.log.count("PUT", "*/c*") == server.log.count("PUT") - 6 <= chunks
+        before = server.log.count("PUT")
+        for key in ("a/c/2/3", "a/c/5/9", "zarr.json"):
+            asyncio.run(store.delete(key))
+        aioxarray.to_zarr(ds, store, resume=True, encoding=PIECES)
+        assert server.log.count("PUT") == before + 3
+        # One listing for each array and one of the group, and each document and index once.
+        gets = server.log.count("GET")
+        aioxarray.to_zarr(ds, store, resume=True, encoding=PIECES)
+        assert server.log.count("PUT") == before + 3
+        assert server.log.count("GET") - gets <= 6 + 1
+        xr.testing.assert_equal(xr.open_zarr(store, chunks=None), ds)
 
 
 # --- what is refused -----------------------------------------------------------------------

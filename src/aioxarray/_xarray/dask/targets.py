@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from aioxarray._runtime.budget import Share
 from aioxarray._runtime.loops import run_blocking
+from aioxarray._xarray.dask.carried import Carried
 from aioxarray._zarr.chunks.writes.present import Absent, Present
 from aioxarray._zarr.chunks.writes.writing import writable, write_block
 from aioxarray._zarr.grid import is_aligned, write_edges
 from aioxarray._zarr.stores.grants import Grants, open_grants
+from aioxarray.config import brought
 from aioxarray.progress import Meter
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ class Target:
         Whether the store has no chunks of it yet.
     present
         The chunks that are there, and are not written; None if that is not known.
+    settings
+        The settings of the process whose save it is, of which each worker of a cluster has a share.
 
     Attributes
     ----------
@@ -41,17 +45,24 @@ class Target:
         For each axis, the boundaries between its chunks or shards, in ascending order.
     """
 
-    def __init__(self, array: zarr.Array[Any], fresh: bool, present: Present | None = None) -> None:
+    def __init__(
+        self,
+        array: zarr.Array[Any],
+        fresh: bool,
+        present: Present | None = None,
+        settings: Carried | None = None,
+    ) -> None:
         self.array = array
         self.fresh = fresh
         self.present = present
+        self.settings = settings
         self.shape = array.shape
         self.dtype = array.dtype
         self.ndim = array.ndim
         self.edges = write_edges(array)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Target, (self.array, self.fresh, self.present)
+        return Target, (self.array, self.fresh, self.present, self.settings)
 
     def __dask_tokenize__(self) -> str:
         # Every instance is unique: it is for one save.
@@ -68,7 +79,8 @@ class Target:
         run_blocking(lambda: self._write(region, values))
 
     async def _write(self, region: Any, values: Any) -> None:
-        with open_grants() as grants:
+        share = None if self.settings is None else await self.settings.share()
+        with brought(share), open_grants() as grants:
             await self._write_with(grants, region, values)
 
     async def _write_with(self, grants: Grants, region: Any, values: Any) -> None:
@@ -89,10 +101,11 @@ class ThreadTarget(Target):
         array: zarr.Array[Any],
         fresh: bool,
         present: Present | None,
+        settings: Carried | None,
         grants: Grants,
         intake: Intake,
     ) -> None:
-        super().__init__(array, fresh, present)
+        super().__init__(array, fresh, present, settings)
         self._grants = grants
         self._intake = intake
 

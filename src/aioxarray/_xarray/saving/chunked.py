@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 from aioxarray._runtime.tasks import first_error
 from aioxarray._runtime.workers import in_worker
 from aioxarray._xarray.compat import is_chunked_array
+from aioxarray._xarray.dask.carried import Carried
 from aioxarray._xarray.dask.chunked import store_chunked, store_later, writes_elsewhere
 from aioxarray._xarray.dask.sessions import Forks, merged
 from aioxarray._xarray.dask.targets import Intake, Target, ThreadTarget
 from aioxarray._zarr.metadata.opening import replace_store
+from aioxarray._zarr.stores.calls import current_concurrency
 from aioxarray._zarr.stores.fork import is_transaction
 
 if TYPE_CHECKING:
@@ -66,6 +68,7 @@ class ChunkedWrites:
         self._how = options.chunkmanager_store_kwargs or {}
         self._grants = grants
         self._present = present
+        self._settings = Carried.here(current_concurrency())
 
     async def write(
         self, writes: Sequence[Write], staged: Share, counter: Meter, forks: Forks | None
@@ -100,7 +103,9 @@ class ChunkedWrites:
         regions = [each.region for each in writes]
         return await in_worker(lambda: store_later(sources, targets, regions, self._how))
 
-    def _target(self, write: Write, store: Store) -> tuple[zarr.Array[Any], bool, Present | None]:
+    def _target(
+        self, write: Write, store: Store
+    ) -> tuple[zarr.Array[Any], bool, Present | None, Carried]:
         """Return the arguments of a `Target`. Its array uses ``store`` from now on."""
         replace_store(write.target, store)
-        return write.target, write.fresh, self._present(write)
+        return write.target, write.fresh, self._present(write), self._settings
