@@ -81,7 +81,11 @@ TOGETHER_BYTES = 256 << 10
 # --- servers ---------------------------------------------------------------------------------
 
 FETCHERS = 8
-"""Threads in blocking calls to one client: more do not make more requests per second."""
+"""Threads in blocking calls to one client: more do not make more requests per second.
+
+Where more cores than this decode, there are half as many again as cores, for chunks whose decoding
+takes longer than their request.
+"""
 
 FEW_CHUNKS = 8
 """Fewer requests than this are as fast with coroutines, however near the server."""

@@ -189,10 +189,17 @@ class ChunkReads:
                 found += await gather([partial(self._fetch, each) for each in rest])
             return found
 
-        width = tuning.FETCHERS if source.remote else self.grants.thread_count
+        width = self._fetchers if source.remote else self.grants.thread_count
         return await self.in_runs(width, tuning.RUN_BYTES).on_loop(
             width, lambda run: self.sharing.read(self.result, run, lead, self.noted)
         )
+
+    @property
+    def _fetchers(self) -> int:
+        """The number of threads that fetch from a nearby server, and decode what they fetched."""
+        # Small chunks mostly run Python code, which further threads would not speed up.
+        is_small = self.nbytes <= tuning.SMALL_CHUNK_BYTES
+        return tuning.FETCHERS if is_small else self.grants.fetcher_count
 
     def _read_in_thread(
         self,
