@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
@@ -57,10 +58,16 @@ class Schedule(Generic[T, R]):
         await gather([worker] * width)
         return self._in_order()
 
-    async def by_crew(self, crew: Crew, count: int, handle: Callable[[T], Awaitable[R]]) -> list[R]:
+    async def by_crew(
+        self,
+        crew: Crew,
+        count: int,
+        handle: Callable[[T], Awaitable[R]],
+        most: float = math.inf,
+    ) -> list[R]:
         """Do the same as `on_loop` for ``count`` runs of one chunk, with workers of ``crew``.
 
-        ``handle`` returns the outcome of its chunk.
+        ``handle`` returns the outcome of its chunk, and ``most`` is the most workers.
         """
 
         async def step() -> None:
@@ -69,7 +76,7 @@ class Schedule(Generic[T, R]):
             self._outcomes[number] = (await handle(chunk),)
             self._advance(1)
 
-        await Team(crew, count, step).work()
+        await Team(crew, count, step, most).work()
         return self._in_order()
 
     async def in_threads(
