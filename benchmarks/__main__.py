@@ -17,11 +17,16 @@ from benchmarks import (
     adaptive,
     budget,
     cancelling,
+    cluster,
     copying,
+    cores,
+    files,
     growth,
+    large,
     latency,
     memory,
     opening,
+    processes,
     requests,
     rows,
     saving,
@@ -30,18 +35,24 @@ from benchmarks import (
     stream,
     throughput,
     tracing,
+    trees,
 )
 from benchmarks.data import Files, quiet
 from benchmarks.measuring import Neighbours, Options
 
 GROUPS = {
     "opening": opening,
+    "trees": trees,
+    "files": files,
+    "processes": processes,
     "latency": latency,
     "budget": budget,
     "growth": growth,
+    "large": large,
     "stalls": stalls,
     "cancelling": cancelling,
     "throughput": throughput,
+    "cores": cores,
     "requests": requests,
     "memory": memory,
     "sharing": sharing,
@@ -50,6 +61,7 @@ GROUPS = {
     "copying": copying,
     "adaptive": adaptive,
     "tracing": tracing,
+    "cluster": cluster,
 }
 
 
@@ -86,8 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--case",
         default="",
         metavar="TEXT",
-        help="in opening, throughput and stream, only the rows with this text in their name (for "
-        "opening's last three kinds: icechunk, open_mfdataset, local)",
+        help="in opening, throughput, stream and large, only the rows with this text in their name "
+        "(for opening's last three kinds: icechunk, open_mfdataset, local; for large: million)",
     )
     parser.add_argument("--quick", action="store_true", help="little data, one run each")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there too")
@@ -104,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("load and load_async: plain xarray's. ratio: load over aioxarray. Medians.")
     table: type[rows.AnyRow] | None = None
     with temporary_folder() as folder, quiet():
-        files = Files(folder, options)
+        made = Files(folder, options)
         for name in arguments.only or GROUPS:
             group = GROUPS[name]
             if group.TABLE is not table:
@@ -112,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"\n{rows.line(table, table.HEADER)}")
             print(f"\n{group.TITLE}")
             found.append((group.TITLE, group.TABLE, []))
-            for row in group.run(options, files):
+            for row in group.run(options, made):
                 found[-1][2].append(row)
                 print(rows.line(group.TABLE, row.texts()), flush=True)
                 for text in row.below():

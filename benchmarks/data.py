@@ -155,6 +155,15 @@ class Files:
         encoding = {"chunks": (1, 512, 512), **COMPRESSORS[name]}
         return self._four(f"large_chunks_{name}", values, encoding)
 
+    def few_large_chunks(self, name: str = "zstd") -> Path:
+        """Return 128 MB: one variable of 64 chunks of 2 MB, with one of the `COMPRESSORS`."""
+
+        def make(path: Path) -> None:
+            values = smooth(self._options.scaled(64), 512, 512)
+            self._write(path, values, {"chunks": (1, 512, 512), **COMPRESSORS[name]})
+
+        return self._made(f"few_large_chunks_{name}.zarr", make)
+
     def many_variables(self) -> Path:
         """10,000 variables of one chunk of 8 numbers."""
         ds = _numbers(self._options.scaled(10_000))
@@ -206,12 +215,18 @@ class Files:
 
     def shards(self) -> Path:
         """Return 512 MB: one variable in 16 shards of 128 inner chunks of 256 KB, zstd."""
+        return self._shards("shards.zarr", 16)
 
+    def few_shards(self) -> Path:
+        """Return 192 MB: the same in 6 shards."""
+        return self._shards("few_shards.zarr", 6)
+
+    def _shards(self, name: str, count: int) -> Path:
         def make(path: Path) -> None:
-            values = smooth(self._options.scaled(16), *SHARD[1:])
+            values = smooth(self._options.scaled(count), *SHARD[1:])
             self._write(path, values, {"chunks": SHARD_INNER, "shards": SHARD})
 
-        return self._made("shards.zarr", make)
+        return self._made(name, make)
 
     def many_chunks(self, count: int) -> Path:
         """Return one variable of ``count`` chunks of 1 KB, zstd: a hundred, repeated."""

@@ -60,20 +60,25 @@ def _child(name: str, path: str, url: str | None = None) -> float:
     """Read once, and return by how many MB the peak of memory exceeded the result."""
     (peer,) = (peer for peer in PEERS if peer.name == name)
     read = peers.opened(peer, Source(Path(path), url))
-    own = Path("/proc/self")
-    if not (own / "clear_refs").exists():
-        raise Unavailable("this operating system does not tell the peak of a while")
 
     async def main() -> Any:
         result = read()
         return await result if inspect.isawaitable(result) else result
 
-    (own / "clear_refs").write_text("5")  # reset the peak
+    reset_peak()
     before = kilobytes("VmRSS")
     values = asyncio.run(main())
     peak = kilobytes("VmHWM")
     above: float = ((peak - before) * 1024 - sum(value.nbytes for value in values.values())) / 1e6
     return above
+
+
+def reset_peak() -> None:
+    """Have the peak of memory counted from now on."""
+    path = Path("/proc/self/clear_refs")
+    if not path.exists():
+        raise Unavailable("this operating system does not tell the peak of a while")
+    path.write_text("5")
 
 
 def kilobytes(field: str) -> int:

@@ -117,8 +117,8 @@ def _with_pipeline(path: str, **more: Any) -> Callable[[Source], Read]:
     return opened
 
 
-def tensorstore_arrays(source: Source) -> dict[str, Any]:
-    """Return the variables of ``source``, opened by TensorStore, whole."""
+def tensorstore_arrays(source: Source, context: Any = None) -> dict[str, Any]:
+    """Return the variables of ``source``, opened by TensorStore in ``context``, whole."""
     import tensorstore
 
     if source.url is None:
@@ -128,7 +128,8 @@ def tensorstore_arrays(source: Source) -> dict[str, Any]:
     arrays = {}
     for name in source.opened().data_vars:
         kvstore = {**place, "path": f"{place.get('path', '')}{name}/"}
-        array = tensorstore.open({"driver": "zarr3", "kvstore": kvstore}, open=True).result()
+        spec = {"driver": "zarr3", "kvstore": kvstore}
+        array = tensorstore.open(spec, open=True, context=context).result()
         arrays[str(name)] = array
     return arrays
 

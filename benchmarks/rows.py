@@ -15,7 +15,7 @@ import psutil
 PACKAGES = (
     *("aioxarray", "xarray", "zarr", "numpy", "dask", "netCDF4", "fsspec", "obstore"),
     *("zarrs", "tensorstore", "xarray-tensorstore"),
-    *("insitubatch", "zarr-beluga", "xbatcher", "torch"),
+    *("insitubatch", "zarr-beluga", "xbatcher", "torch", "icechunk", "rustytree-xarray"),
 )
 
 # A number, or the reason for its absence.

@@ -130,6 +130,21 @@ def test_pieces_are_pickled_as_what_they_are_made_of() -> None:
 # --- stored chunks ---------------------------------------------------------------------------
 
 
+def test_regions_are_those_of_the_pieces() -> None:
+    ds = sample()
+    pieces = blocks(ds, {"time": 7}).shuffle(seed=0).shard(1, 2)
+    regions = pieces.regions()
+    assert len(regions) == len(pieces)
+    for region, piece in zip(regions, pieces, strict=True):
+        xr.testing.assert_identical(ds.isel(region), piece)
+    for overlapping in (
+        blocks(ds, {"time": 7}, overlap={"time": 1}),
+        blocks(ds, {"time": 7}, offsets={"time": (0, 1)}),
+    ):
+        with pytest.raises(ValueError, match="have no region of their own"):
+            overlapping.regions()
+
+
 def test_pieces_along_chunks_request_each_chunk_once() -> None:
     store = RecordingStore(stored(sample(), consolidated=False))
     ds = aioxarray.open_zarr(store, consolidated=False)

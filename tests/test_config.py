@@ -19,7 +19,7 @@ import xarray as xr
 from zarr.storage import MemoryStore
 
 import aioxarray
-from aioxarray._runtime.threads.pool import usable_cores
+from aioxarray._runtime.system.cores import usable_cores
 from aioxarray.config import (
     RetryPolicy,
     cache_limit,
@@ -247,6 +247,8 @@ BAD: list[tuple[str, Any, type[Exception], str]] = [
     ("hedge", "no", TypeError, r"hedge must be True or False, got 'no'"),
     ("hedge", 1, TypeError, r"hedge must be True or False, got 1"),
     ("otel", "off", TypeError, r"otel must be True or False, got 'off'"),
+    ("tensorstore", "off", TypeError, r"tensorstore must be 'auto', True or False, got 'off'"),
+    ("tensorstore", 1, TypeError, r"tensorstore must be 'auto', True or False, got 1"),
 ]
 
 

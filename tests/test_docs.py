@@ -23,6 +23,7 @@ from tests.documents import PAGES, Block, blocks
 ELSEWHERE = {
     ("docs/cli.md", "sh"): "tests/cli/test_docs.py",
     ("docs/guides/server.md", "python"): "tests/test_docs_server.py",
+    ("docs/guides/many-processes.md", "python"): "tests/test_docs_processes.py",
 }
 # Output, not code.
 SHOWN = {"text"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -121,3 +122,30 @@ def test_data_in_memory_reports_no_progress() -> None:
     ds = lazily().load()
     aioxarray.load(ds, progress=lambda done, total: told.append((done, total)))
     assert told == []
+
+
+def test_the_bar_is_imported_in_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+
+    class Finder:
+        @staticmethod
+        def find_spec(name: str, *_: object) -> None:
+            if name == "tqdm.auto":
+                threads.append(threading.get_ident())
+
+    pytest.importorskip("tqdm")
+    monkeypatch.delitem(sys.modules, "tqdm.auto", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Finder, *sys.meta_path])
+    lazy = lazily()
+    asyncio.run(aioxarray.load_async(lazy, progress=True))
+    assert lazy.v1.values.tolist() == list(range(8))
+    assert threads
+    assert threading.get_ident() not in threads
+
+
+def test_a_bar_without_tqdm_is_refused_before_any_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    lazy = lazily()
+    with pytest.raises(ImportError, match="pip install 'aioxarray\\[progress\\]'"):
+        aioxarray.load(lazy, progress=True)
+    assert not lazy.v1.variable._in_memory

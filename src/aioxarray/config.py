@@ -14,7 +14,8 @@ name            default    meaning
                            servers, see below
 ``memory``      ``"1GiB"`` bytes of chunks in flight (fetched or being decoded) in this
                            process, results excluded; 0 or below: no limit
-``threads``     None       threads that decode; None: one for each core this process may use
+``threads``     None       threads that decode; None: one for each core this process may use, by
+                           its affinity and the limits of its cgroups (containers)
 ``cache``       0          bytes of decoded chunks kept for later loads in this process, or a
                            string like ``"1GiB"``; None, 0 or below: no cache
 ``queue``       None       calls that may wait for their first turn in this process while the
@@ -24,6 +25,9 @@ name            default    meaning
                            None: never
 ``hedge``       False      whether reads that take unusually long are made a second time
 ``otel``        False      whether calls and their requests are spans of OpenTelemetry
+``bypass_dask`` True       whether dask arrays that only read Zarr are loaded without dask
+``tensorstore`` ``"auto"`` whether the package tensorstore, if it is installed, may read small
+                           chunks of local files: True, False or, where it is faster, ``"auto"``
 =============== ========== ==================================================================
 
 Chunks of more than 4 MiB never take the whole budget, so smaller chunks need not wait for them. An
@@ -51,6 +55,14 @@ Cached chunks are read without a request. Writes by aioxarray and by its `CodecP
 cached chunks of that store. Other writes, in this process or another, go unnoticed, and so do
 deletions when zarr resizes or replaces an array: keep the cache off in such programs, or set it to
 0 for the first load after such a write. A smaller setting takes effect at the next load.
+
+With ``tensorstore="auto"``, TensorStore reads blocks of at least 2048 chunks of up to 64 KiB each
+from local files, if there are four threads or more: Python's lock lets one of them work at a time.
+With ``tensorstore=True`` it reads all chunks that it decodes to the same values: numbers with zstd,
+blosc, gzip, zlib, crc32c or no compression, but not shards, with a cache, or into arrays of the
+caller. It gets as many threads as ``threads`` says, and reads up to 16 MiB at once, within
+``memory``. What it fails at is read without it. A process that has used TensorStore cannot use it
+in a forked child; loads there do without it.
 
 Requests that fail in a way that may pass are made again: statuses 408, 425, 429, 500, 502, 503 and
 504, throttling, broken connections and bodies, failing DNS. The waits are random, up to a time that
@@ -85,6 +97,11 @@ by themselves get one more request.
 With ``hedge=True``, a read that takes a quarter longer than 97 % of the last 512 answers of its
 server gets a second request, and perhaps a third, if places are free. These are at most 5 % of all
 requests, and 1 % while answers are slow. Nearby object stores are then not read in threads.
+
+With ``bypass_dask=True``, a load makes one plan for all chunks of a dask array whose graph only
+reads Zarr, by slices, with all requests in flight at once: dask would run a task for each chunk,
+with a distributed client in its workers. Everything that dask computes is left to it, and so are
+arrays of annotated graphs, and all arrays in calls with options for ``dask.compute``.
 """
 
 from __future__ import annotations
@@ -95,16 +112,16 @@ import math
 import operator
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Literal, TypeAlias
 
-import donfig
-
+from aioxarray._runtime.system.cores import usable_cores
 from aioxarray._runtime.system.descriptors import spare_descriptors
-from aioxarray._runtime.threads.pool import usable_cores
-from aioxarray.errors import did_you_mean
+from aioxarray._settings import Settings
 
 Concurrency: TypeAlias = int | Literal["auto"]
 
@@ -124,8 +141,37 @@ _DEFAULTS: dict[str, Any] = {
     "stall_s": 5,
     "hedge": False,
     "otel": False,
+    "bypass_dask": True,
+    "tensorstore": "auto",
 }
-_NAMES = [*_DEFAULTS, *(f"retry.{name}" for name in ("attempts", "deadline", "backoff_s"))]
+
+# Settings of a cluster's client, in place of this process's own, while one of its tasks is read.
+_brought: ContextVar[Mapping[str, Any] | None] = ContextVar("aioxarray_brought", default=None)
+
+
+@contextmanager
+def brought(settings: Mapping[str, Any] | None) -> Iterator[None]:
+    """Return a context in which ``settings`` hold in place of those of this process.
+
+    They are of the names "concurrency", "memory" and "retry", and were checked where they are from.
+    None changes nothing.
+    """
+    token = _brought.set(settings)
+    try:
+        yield
+    finally:
+        _brought.reset(token)
+
+
+def _value_of(name: str) -> Any:
+    settings = _brought.get()
+    value = None if settings is None else settings.get(name)
+    return config.get(name) if value is None else value
+
+
+def is_own(name: str) -> bool:
+    """Return whether this process has a value of its own for a setting, and not the default."""
+    return config.source(name) != "default"
 
 
 @dataclass(frozen=True)
@@ -156,100 +202,6 @@ _PROFILES = {
 }
 
 
-class _Settings(donfig.Config):  # type: ignore[misc]  # donfig has no types
-    """Settings that refuse unknown names and bad values, and know where each value comes from."""
-
-    def set(self, arg: Mapping[str, Any] | None = None, **kwargs: Any) -> Any:
-        named = {name.replace("__", "."): value for name, value in kwargs.items()}
-        values = {**(arg or {}), **named}
-        if isinstance(values.get("retry"), Mapping):
-            parts = values.pop("retry")
-            values.update({f"retry.{name}": value for name, value in parts.items()})
-        if "retry" in values:
-            values["retry.profile"] = values.pop("retry")
-        unknown = values.keys() - {*_NAMES, "retry.profile"}
-        if unknown:
-            raise ValueError(
-                f"aioxarray has no setting {', '.join(map(repr, sorted(unknown)))}; "
-                f"it has {', '.join(_NAMES)}{did_you_mean(min(unknown), _NAMES)}"
-            )
-        changed = {
-            name.removeprefix("retry."): value
-            for name, value in values.items()
-            if name.startswith("retry.")
-        }
-        if changed:
-            _policy_of({**self.get("retry"), **changed})
-        for name in values.keys() & _CHECKS.keys():
-            _CHECKS[name](values[name])
-        return super().set(values)
-
-    def collect(
-        self, paths: list[str] | None = None, env: Mapping[str, str] | None = None
-    ) -> dict[str, Any]:
-        for path in self.paths if paths is None else paths:
-            for name in _flat(super().collect([path], {})):
-                self._sources[name] = path
-        for name in _flat(super().collect([], env)):
-            self._sources[name] = self.env_prefix + name.replace(".", "__").upper()
-        collected: dict[str, Any] = super().collect(paths, env)
-        return collected
-
-    def refresh(self, **kwargs: Any) -> None:
-        self._sources: dict[str, str] = {}
-        super().refresh(**kwargs)
-        # AIOXARRAY_RETRY=batch takes the place of all of them.
-        if not isinstance(value := self.config.get("retry"), Mapping):
-            self.config["retry"] = {**_DEFAULTS["retry"], "profile": value}
-            self._sources = {
-                name: source
-                for name, source in self._sources.items()
-                if not name.startswith("retry.")
-            }
-        for values in (self.config, self.config["retry"]):
-            for name, value in values.items():
-                # The environment's "false" is a text, and true as any text.
-                if isinstance(value, str):
-                    values[name] = _WORDS.get(value.lower(), value)
-        self._collected = _flat(self.config)
-
-    def source(self, name: str) -> str:
-        """Return where the value of a setting comes from.
-
-        That is "default", a folder with files, the name of an environment variable, or "set".
-        """
-        key = "retry.profile" if name == "retry" else name
-        if self.get(key) != self._collected.get(key):
-            return "set"
-        return self._sources.get(name) or self._sources.get(key, "default")
-
-    def __repr__(self) -> str:
-        rows = [
-            (name, repr(self.get("retry.profile" if name == "retry" else name)), self.source(name))
-            for name in _NAMES
-        ]
-        lines = ["<aioxarray.config: settings, values and where they come from>"]
-        lines += [f"{name:<15} {value:<13} {source}" for name, value, source in rows]
-        # donfig's own names for its folders.
-        unknown = self._sources.keys() - {*_NAMES, "retry.profile", "config", "root_config"}
-        lines += [f"{name!r} of {self._sources[name]} is no setting" for name in sorted(unknown)]
-        return "\n".join(lines)
-
-
-def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested settings under names with dots."""
-    flat = {}
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            flat.update({f"{name}.{part}": each for part, each in _flat(value).items()})
-        else:
-            flat[name.replace("-", "_")] = value
-    return flat
-
-
-_WORDS = {"true": True, "false": False, "none": None}
-
-
 _BYTES = "a number of bytes or a text like '1GiB'"
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
@@ -259,20 +211,19 @@ def check_settings() -> None:
 
     Files and the environment can hold bad ones; ``config.set`` refuses them itself.
     """
-    name = "retry"
+    name = ""
     try:
-        retry_policy()
         for name, check in _CHECKS.items():
             check(config.config[name])
     except (TypeError, ValueError, ImportError) as error:
-        sources = {config.source(each) for each in _NAMES if each.partition(".")[0] == name}
-        error.add_note(f"The setting comes from {', '.join(sorted(sources - {'default'}))}")
+        sources = config.sources(name) - {"default"}
+        error.add_note(f"The setting comes from {', '.join(sorted(sources))}")
         raise
 
 
 def is_adaptive(concurrency: Concurrency | None = None) -> bool:
     """Return whether ``concurrency``, or the setting if it is None, is "auto"."""
-    return (config.get("concurrency") if concurrency is None else concurrency) == "auto"
+    return (_value_of("concurrency") if concurrency is None else concurrency) == "auto"
 
 
 def is_default(concurrency: Concurrency | None = None) -> bool:
@@ -287,7 +238,7 @@ def request_limit(concurrency: Concurrency | None = None) -> float:
     open. By default it is the number with which a call begins. Raises TypeError if the value is
     neither an integer nor "auto" nor None.
     """
-    return _request_limit(config.get("concurrency") if concurrency is None else concurrency)
+    return _request_limit(_value_of("concurrency") if concurrency is None else concurrency)
 
 
 def _request_limit(value: Any) -> float:
@@ -305,7 +256,7 @@ def memory_limit() -> float:
     Raises TypeError if the setting is neither an integer nor a string, and ValueError if the
     string is not a size.
     """
-    return _memory_limit(config.get("memory"))
+    return _memory_limit(_value_of("memory"))
 
 
 def _memory_limit(value: Any) -> float:
@@ -341,12 +292,14 @@ def thread_count() -> int:
 
     Raises TypeError if the setting is not an integer, ValueError if it is less than one.
     """
-    return _thread_count(config.get("threads"))
+    count = _thread_limit(config.get("threads"))
+    return usable_cores() if count is None else count
 
 
-def _thread_count(value: Any) -> int:
+def _thread_limit(value: Any) -> int | None:
+    # Without asking for the cores: the check of a setting must read no file on a caller's loop.
     if value is None:
-        return usable_cores()
+        return None
     count = _integer("threads", value)
     if count < 1:
         raise ValueError(f"threads must be at least 1, or None for one a core; got {value!r}")
@@ -376,7 +329,10 @@ def retry_policy() -> RetryPolicy:
     Raises TypeError if a setting is not a number, and ValueError if it is too small or if there is
     no such profile.
     """
-    settings = config.get("retry")
+    return _retry_policy(_value_of("retry"))
+
+
+def _retry_policy(settings: Mapping[str, Any]) -> RetryPolicy:
     try:
         return _kept_policy(tuple(settings), *settings.values())
     except TypeError:
@@ -403,6 +359,11 @@ def is_hedging() -> bool:
     return _flag("hedge", config.config["hedge"])
 
 
+def is_bypassing_dask() -> bool:
+    """Return whether dask arrays that only read Zarr are loaded without dask."""
+    return _flag("bypass_dask", config.config["bypass_dask"])
+
+
 def is_otel() -> bool:
     """Return whether calls and their requests are spans of OpenTelemetry.
 
@@ -425,6 +386,34 @@ def _check_otel() -> None:
             "otel=True makes spans of OpenTelemetry, which is not installed: "
             "pip install 'aioxarray[otel]'"
         )
+
+
+def uses_tensorstore() -> bool | None:
+    """Return whether TensorStore reads chunks of local files; None for where it is faster.
+
+    Raises TypeError if the setting is none of "auto", True and False, and ImportError if it is True
+    and TensorStore is not installed.
+    """
+    return _uses_tensorstore(config.config["tensorstore"])
+
+
+def _uses_tensorstore(value: Any) -> bool | None:
+    if value == "auto":
+        return None
+    if not isinstance(value, bool):
+        raise TypeError(f"tensorstore must be 'auto', True or False, got {value!r}")
+    if value and not has_tensorstore():
+        raise ImportError(
+            "tensorstore=True reads with the package tensorstore, which is not installed: "
+            "pip install 'aioxarray[tensorstore]'"
+        )
+    return value
+
+
+@functools.cache
+def has_tensorstore() -> bool:
+    """Return whether TensorStore is installed."""
+    return importlib.util.find_spec("tensorstore") is not None
 
 
 def _stall_seconds(value: Any) -> float:
@@ -500,14 +489,17 @@ def _bytes_of_text(name: str, value: str) -> int:
 
 
 _CHECKS: dict[str, Callable[[Any], object]] = {
+    "retry": _retry_policy,
     "concurrency": _request_limit,
     "memory": _memory_limit,
-    "threads": _thread_count,
+    "threads": _thread_limit,
     "cache": _cache_limit,
     "queue": _queue_limit,
     "stall_s": _stall_seconds,
     "hedge": functools.partial(_flag, "hedge"),
     "otel": _spans,
+    "bypass_dask": functools.partial(_flag, "bypass_dask"),
+    "tensorstore": _uses_tensorstore,
 }
 
-config = _Settings("aioxarray", defaults=[_DEFAULTS])
+config = Settings("aioxarray", _DEFAULTS, _CHECKS)

@@ -178,6 +178,37 @@ class Blocks(Sequence[P], Generic[P]):
         result: P = piece
         return result
 
+    def regions(self) -> list[dict[Hashable, slice]]:
+        """Return the place of each piece in the object, as ``region`` of `to_zarr` takes it.
+
+        The regions of all pieces have every element of the object once, so that each process of a
+        job can write those of its part::
+
+            for region in aioxarray.blocks(target, "shards").shard(rank, size).regions():
+                aioxarray.to_zarr(compute(region), store, region=region, resume=True)
+
+        Returns
+        -------
+        list of dict
+            For each piece, in the order of the pieces, a slice for each dimension that is divided.
+
+        Raises
+        ------
+        ValueError
+            If pieces overlap, or have offsets: they have no place of their own.
+        """
+        bounds = (axis.division.all_bounds() for axis in self._grid.axes)
+        overlap = any((starts[1:] < ends[:-1]).any() for starts, ends in bounds)
+        if overlap or self._offsets is not None:
+            raise ValueError(
+                "pieces that overlap or have offsets have no region of their own, and would be "
+                "written twice: divide the object without `overlap` and `offsets`"
+            )
+        return [
+            {dim: slice(start, end) for dim, (start, end) in self._grid.window(int(each)).items()}
+            for each in self._order.numbers
+        ]
+
     def shuffle(self, seed: int, *, buffer: int = 256, epoch: int = 0) -> Blocks[P]:
         """Return the pieces in a random order, which is the same on every machine.
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any, Literal
 
 from aioxarray._runtime.loops import deliver
+from aioxarray._runtime.workers import in_worker
 
 Progress = bool | Literal["verdict"] | Callable[[int, int], object] | None
 """None or False: none; True: a tqdm bar in bytes; a callable takes (done, total) in bytes.
@@ -86,9 +88,14 @@ class _Part:
 
 
 def check_progress(progress: Progress) -> None:
-    """Raise if ``progress`` is not a `Progress`, or if the bar cannot be shown."""
+    """Raise if ``progress`` is not a `Progress`, or if no bar can be shown."""
     if progress is True or progress == "verdict":
-        _tqdm()
+        # Importing it here would stall the caller's event loop.
+        if importlib.util.find_spec("tqdm") is None:
+            raise ImportError(
+                "progress=True shows its bar with tqdm, which is not installed: "
+                "pip install 'aioxarray[progress]', or pass a callable"
+            )
     elif not (progress is None or progress is False or callable(progress)):
         raise TypeError(
             'progress must be True, "verdict", False, None or a callable that takes (done, total) '
@@ -97,19 +104,18 @@ def check_progress(progress: Progress) -> None:
         )
 
 
-def meter(progress: Progress, total: int, what: str = "load") -> AbstractContextManager[Meter]:
+@asynccontextmanager
+async def meter(progress: Progress, total: int, what: str = "load") -> AsyncIterator[Meter]:
     """Return a context with a `Meter` for ``total`` bytes that reports as ``progress`` says.
 
     ``what`` labels the bar.
     """
-    if progress is True or progress == "verdict":
-        return _with_bar(total, what)
-    return nullcontext(Meter(progress or None, total))
-
-
-@contextmanager
-def _with_bar(total: int, what: str) -> Iterator[Meter]:
-    bar = _tqdm()(total=total, unit="B", unit_scale=True, unit_divisor=1024, desc=what)
+    if progress is not True and progress != "verdict":
+        yield Meter(progress or None, total)
+        return
+    bar = (await in_worker(_tqdm))(
+        total=total, unit="B", unit_scale=True, unit_divisor=1024, desc=what
+    )
     try:
         yield Meter(lambda done, _: bar.update(done - bar.n), total)
     finally:
@@ -118,11 +124,6 @@ def _with_bar(total: int, what: str) -> Iterator[Meter]:
 
 
 def _tqdm() -> Any:
-    try:
-        from tqdm.auto import tqdm
-    except ImportError as error:
-        raise ImportError(
-            "progress=True shows its bar with tqdm, which is not installed: "
-            "pip install 'aioxarray[progress]', or pass a callable"
-        ) from error
+    from tqdm.auto import tqdm
+
     return tqdm

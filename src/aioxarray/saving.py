@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 import xarray as xr
 
 from aioxarray._runtime.loops import blocking, io_loop, run_on
+from aioxarray._xarray.dividing.arguments import flag
 from aioxarray._xarray.lazy.loader import Options
 from aioxarray._xarray.saving.netcdf import save_netcdf
 from aioxarray._xarray.saving.recorder import ZarrOptions
@@ -37,6 +38,7 @@ class ZarrKeywords(TypedDict, total=False):
     write_empty_chunks: bool | None
     write_inherited_coords: bool
     chunkmanager_store_kwargs: Mapping[str, Any] | None
+    resume: bool
     concurrency: Concurrency | None
     timeout: float | None
     progress: Progress
@@ -81,6 +83,7 @@ async def to_zarr_async(
     write_empty_chunks: bool | None = None,
     write_inherited_coords: bool = False,
     chunkmanager_store_kwargs: Mapping[str, Any] | None = None,
+    resume: bool = False,
     concurrency: Concurrency | None = None,
     timeout: float | None = None,
     progress: Progress = None,
@@ -104,6 +107,11 @@ async def to_zarr_async(
         The same.
     write_inherited_coords
         As in `xarray.DataTree.to_zarr`; for a DataTree only.
+    resume
+        Whether the save can be interrupted, and the same call made again: it then writes only the
+        chunks that are not there, and the store ends as it would have. With ``region``, the chunks
+        of the region that are there count as written. Not for modes "w" and "a", ``append_dim``,
+        icechunk, and stores that write values in place, such as a zip file.
     concurrency
         Maximum number of store requests in flight for this call, including reads of lazy data;
         overrides the setting of the same name. Zero or below: no limit; "auto": as many as each
@@ -126,6 +134,8 @@ async def to_zarr_async(
         As xarray's function, if the data cannot be saved as asked; raised before the first write
         request. Two cases are refused in addition: names with a slash, which xarray would not
         find again, and, with mode "w", lazy data from the store contents that would be deleted.
+        With ``resume``, a ValueError also if the store has something that the same save would not
+        have written, or if the region has parts of chunks or shards.
     ArrayChangedError
         If a NumPy array of ``obj`` was changed while it was being saved, which counts as not saved.
         Lazy and chunked data is not checked.
@@ -141,9 +151,12 @@ async def to_zarr_async(
     -----
     *Requests:* for a new store, a listing, and one for each chunk and each metadata document, in
     at most six dependent round trips for format 3 and eight for format 2. For an existing store,
-    also, before these, its metadata, and a read of each chunk that is only partly overwritten.
+    also, before these, its metadata, and a read of each chunk that is only partly overwritten. With
+    ``resume``, also a listing of each array that has been begun (for a region of a large array, one
+    for each of its chunks), and a read of its documents and index coordinates.
 
-    *Order:* all chunk data; arrays; groups; the outermost group with consolidated metadata. An
+    *Order:* all chunk data; arrays; groups; the outermost group with consolidated metadata. With
+    ``resume``, arrays come first, then index coordinates; nobody finds them without a group. An
     interrupted save leaves either what was there before or whole arrays; see the page on saving
     for what that means when data is replaced.
 
@@ -176,6 +189,7 @@ async def to_zarr_async(
         zarr_format=zarr_format,
         write_empty_chunks=write_empty_chunks,
         chunkmanager_store_kwargs=chunkmanager_store_kwargs,
+        resume=flag("resume", resume),
     )
     with concluded(progress):
         return await run_on(io_loop(), lambda: save(obj, store, options, how))

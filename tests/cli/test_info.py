@@ -61,6 +61,21 @@ def test_the_text_has_what_ncdump_shows_and_how_it_is_stored(
     assert storage.endswith("; 26.72 KiB")
 
 
+def test_only_the_groups_that_match_are_opened(
+    data: Path, served: ObjectServer, run: Commands
+) -> None:
+    before = served.log.count()
+    url = f"{served.url}/tree.zarr"
+    shown = run.succeed("info", url, "--group-filter", "/b*", "--json").json
+    assert list(shown["groups"]) == ["/", "/b"]
+    assert not [r for r in served.log.requests[before:] if "tree.zarr/a/" in r.key]
+    assert "no group matches" in run.refuse("info", url, "--group-filter", "/c")
+    files = str(data / "part*.nc")
+    assert "stands for many files" in run.refuse("info", files, "--group-filter", "/b")
+    netcdf = str(data / "grid.nc")
+    assert "groups of Zarr stores" in run.refuse("info", netcdf, "--group-filter", "/b")
+
+
 def test_requests_are_those_that_the_server_counts(served: ObjectServer, run: Commands) -> None:
     before = served.log.count()
     opened = run.succeed("info", f"{served.url}/grid.zarr", "--json").json["open"]

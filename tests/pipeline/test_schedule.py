@@ -13,7 +13,7 @@ import pytest
 from zarr.storage import LocalStore
 
 import aioxarray
-from aioxarray._runtime.scratch import scratch
+from aioxarray._runtime.threads.scratch import scratch
 from aioxarray._zarr import tuning
 from aioxarray._zarr.chunks.schedule import Schedule
 from aioxarray._zarr.selection import Block
@@ -47,7 +47,7 @@ def test_a_thread_takes_all_runs_while_no_other_work_waits(monkeypatch: pytest.M
 
     async def main() -> list[bool]:
         with open_grants() as grants:
-            schedule: Schedule[str, bool] = Schedule(iter(RUNS), advanced.append)
+            schedule: Schedule[str] = Schedule(iter(RUNS), advanced.append)
             return await schedule.in_threads(grants, 1, read, threading.Event())
 
     monkeypatch.setattr(decoders, "start", counted)
@@ -85,9 +85,7 @@ def test_another_load_gets_the_thread_after_the_turn() -> None:
     async def main() -> None:
         stop = threading.Event()
         with open_grants() as grants, open_grants() as others:
-            ours = asyncio.create_task(
-                Schedule[str, bool](iter(RUNS)).in_threads(grants, 1, read, stop)
-            )
+            ours = asyncio.create_task(Schedule[str](iter(RUNS)).in_threads(grants, 1, read, stop))
             await asyncio.to_thread(begun.wait, 60)
             assert not grants.is_wanted()
             theirs = asyncio.create_task(
@@ -111,7 +109,7 @@ def test_an_error_ends_the_load_and_no_run_is_taken_after_it() -> None:
 
     async def main() -> None:
         with open_grants() as grants:
-            schedule: Schedule[str, bool] = Schedule(iter(RUNS))
+            schedule: Schedule[str] = Schedule(iter(RUNS))
             await schedule.in_threads(grants, 1, read, threading.Event())
 
     with pytest.raises(ValueError, match="damaged"):

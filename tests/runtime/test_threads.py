@@ -10,7 +10,8 @@ from collections.abc import Callable
 import pytest
 
 from aioxarray._runtime.lanes import Lane
-from aioxarray._runtime.threads.pool import Pool, usable_cores
+from aioxarray._runtime.system.cores import usable_cores
+from aioxarray._runtime.threads.pool import Pool
 from tests.runtime.helpers import PATIENCE_S, run_script, settle, until
 
 variable = contextvars.ContextVar("variable", default="unset")

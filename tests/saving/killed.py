@@ -23,6 +23,7 @@ from tests.saving.helpers import sample, tree  # noqa: E402
 SAVES: dict[str, Callable[[Any], object]] = {
     "new": lambda store: aioxarray.to_zarr(tree(), store),
     "append": lambda store: aioxarray.to_zarr(sample(), store, append_dim="time"),
+    "resume": lambda store: aioxarray.to_zarr(sample(), store, resume=True),
     "replace": lambda store: aioxarray.to_zarr(sample(8), store, mode="w"),
 }
 
@@ -52,7 +53,7 @@ def main(folder: Path, how: str) -> None:
     """Make a store for each k."""
     before = folder / "before"
     encoding = {"a": {"chunks": (4, 5)}}
-    if how == "new":
+    if how in ("new", "resume"):
         before.mkdir()
     else:
         assert in_child(lambda: sample().to_zarr(before, encoding=encoding)) == 0

@@ -17,7 +17,7 @@ from aioxarray._demo import remote, terrain
 from aioxarray._demo.extent import describe, extents
 from aioxarray._demo.measuring import Measured, Way, best, check_same, loading, opening
 from aioxarray._demo.timeline import Load, write_page, write_picture
-from aioxarray._runtime.threads.pool import usable_cores
+from aioxarray._runtime.system.cores import usable_cores
 from aioxarray._zarr.stores.printable import printable, without_secrets
 from aioxarray.config import Concurrency, request_limit
 from aioxarray.testing import ObjectServer, RequestLog

@@ -88,3 +88,8 @@ from xarray.backends.locks import HDF5_LOCK, NETCDFC_LOCK, CombinedLock, Seriali
 # itself looks it up once (h5netcdf/h5netcdf#195).
 from xarray.backends.common import _iter_nc_groups, _normalize_path, _open_remote_file
 from xarray.backends.h5netcdf_ import _emit_phony_dims_warning
+
+# Its arrays and attributes, for files whose layout is known from another file. Can go when xarray
+# opens files of the same layout in less time (pydata/xarray#7810).
+from xarray.backends.h5netcdf_ import H5NetCDFArrayWrapper, _read_attributes
+from xarray.core.utils import FrozenDict

@@ -30,12 +30,12 @@ from zarr.codecs import _v2
 from zarr.core import codec_pipeline
 from zarr.core.codec_pipeline import BatchedCodecPipeline
 
-# The indexers for selections of a shard other than blocks, the dtype of shard indexes, and the type
-# of ``AsyncArray.vindex``. Can go when zarr's sharding codec can read selected inner chunks through
-# a given store (zarr-developers/zarr-python#3859).
+# The indexers for selections of a shard other than blocks, the dtype of shard indexes, and the
+# types of ``AsyncArray.vindex`` and ``oindex``. Can go when zarr's sharding codec can read selected
+# inner chunks through a given store (zarr-developers/zarr-python#3859).
 from zarr.core import chunk_grids
 from zarr.core.dtype import UInt64
-from zarr.core.indexing import AsyncVIndex, SelectorTuple, get_indexer
+from zarr.core.indexing import AsyncOIndex, AsyncVIndex, SelectorTuple, get_indexer
 
 # --- stores -----------------------------------------------------------------------------------
 # Makes a store from a path, a URL, a mapping or an object of another library. The public

@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 
 from aioxarray._zarr import tuning
+from aioxarray._zarr.positions import Positions, open_mesh
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from aioxarray._zarr.compat import ArraySpec
     from aioxarray._zarr.points import Inside
 
     # For one axis: the chunk's index, the selection inside it, and its selection in the result.
-    _AxisPart = tuple[int, int | slice, slice]
+    AxisPart = tuple[int, int | slice | NDArray[np.intp], slice | NDArray[np.intp]]
 
 T = TypeVar("T")
 
@@ -43,6 +46,24 @@ class Chunk(NamedTuple):
     spec: ArraySpec
     inside: tuple[Any, ...] | Inside
     outside: tuple[Any, ...]
+
+
+class Run(NamedTuple):
+    """Chunks of a block that follow each other, and together are a block.
+
+    Attributes
+    ----------
+    chunks
+        The number of chunks.
+    inside
+        The selection in the array: integers, and slices with both ends.
+    outside
+        The place of the selected values in the result.
+    """
+
+    chunks: int
+    inside: tuple[int | slice, ...]
+    outside: tuple[slice, ...]
 
 
 class Span(NamedTuple):
@@ -148,12 +169,13 @@ def merged(spans: Iterable[Span], max_gap: int, max_bytes: int) -> list[ByteRang
 
 
 class Block:
-    """The chunks of a regular grid that a basic selection touches.
+    """The chunks of a regular grid that a selection along each axis touches.
 
     Parameters
     ----------
     selection
-        For each axis, an integer or a slice with a positive step.
+        For each axis, an integer, a slice with a positive step, or `Positions`. With the latter,
+        there must be no integer.
     shape, chunk_shape
         The shapes of the array and of its chunks.
 
@@ -165,23 +187,58 @@ class Block:
         See the parameters.
     count
         The number of chunks.
+    basic
+        Whether slices and integers select in all chunks, and in the result.
     """
 
     def __init__(
         self,
-        selection: Sequence[int | slice],
+        selection: Sequence[int | slice | Positions],
         shape: Sequence[int],
         chunk_shape: Sequence[int],
     ) -> None:
         self.chunk_shape = tuple(chunk_shape)
         self._parts = list(zip(selection, shape, chunk_shape, strict=True))
         self.shape = tuple(
-            len(range(*part.indices(size)))
+            part.size if isinstance(part, Positions) else len(range(*part.indices(size)))
             for part, size in zip(selection, shape, strict=True)
-            if isinstance(part, slice)
+            if not isinstance(part, int)
         )
-        self._kept = [isinstance(part, slice) for part in selection]
+        self._kept = [not isinstance(part, int) for part in selection]
         self.count = math.prod(_count(*each) for each in self._parts)
+        listed = [part for part in selection if isinstance(part, Positions)]
+        inside = sum(part.inside_by_array for part in listed)
+        outside = sum(part.outside_by_array for part in listed)
+        self.basic = inside == outside == 0
+        # numpy would take several arrays for the coordinates of points.
+        self._meshes = (inside > 1, outside > 1)
+
+    @property
+    def is_gapless(self) -> bool:
+        """Whether it takes all values between its ends along each axis."""
+        return all(
+            isinstance(part, int) or (isinstance(part, slice) and (part.step or 1) == 1)
+            for part, *_ in self._parts
+        )
+
+    def runs(self, most: int) -> Iterator[Run]:
+        """Yield runs of up to ``most`` chunks, which follow each other in C order.
+
+        The block must be gapless.
+        """
+        axes: list[list[tuple[int, int | slice, slice]]] = []
+        for part, size, chunk_length in reversed(self._parts):
+            assert not isinstance(part, Positions), "a block of listed positions has gaps"
+            count = _count(part, size, chunk_length)
+            # Of about equal length, so more than half of the most if there are several.
+            length = max(1, -(-count // max(1, -(-count // most))))
+            axes.append(list(_axis_runs(part, size, chunk_length, length)))
+            # All of this axis, or one chunk of each axis before it.
+            most //= length
+        for run in itertools.product(*reversed(axes)):
+            outside = itertools.compress((place for _, _, place in run), self._kept)
+            counts = (count for count, _, _ in run)
+            yield Run(math.prod(counts), tuple(inside for _, inside, _ in run), tuple(outside))
 
     def chunks(self, key: Callable[[tuple[int, ...]], Any], spec: ArraySpec) -> Iterator[Chunk]:
         """Yield the chunks in C order."""
@@ -204,15 +261,25 @@ class Block:
             at, inside, outside = ([[part[k] for part in axis] for axis in axes] for k in range(3))
             yield from zip(
                 itertools.product(*at),
-                itertools.product(*inside),
+                itertools.product(*self._meshed(inside, self._meshes[0])),
                 # Axes that the result drops have one chunk.
-                itertools.product(*itertools.compress(outside, self._kept)),
+                itertools.product(
+                    *self._meshed(list(itertools.compress(outside, self._kept)), self._meshes[1])
+                ),
                 strict=True,
             )
 
+    @staticmethod
+    def _meshed(axes: list[list[Any]], is_mesh: bool) -> list[list[Any]]:
+        if not is_mesh:
+            return axes
+        return [[open_mesh(each, n, len(axes)) for each in axis] for n, axis in enumerate(axes)]
 
-def _count(part: int | slice, size: int, length: int) -> int:
+
+def _count(part: int | slice | Positions, size: int, length: int) -> int:
     """Return the number of chunks that a selection touches along one axis."""
+    if isinstance(part, Positions):
+        return part.count
     if not isinstance(part, slice):
         return 1
     selected = range(*part.indices(size))
@@ -221,8 +288,26 @@ def _count(part: int | slice, size: int, length: int) -> int:
     return selected[-1] // length - selected[0] // length + 1
 
 
-def _axis(part: int | slice, size: int, length: int) -> Iterator[_AxisPart]:
+def _axis_runs(
+    part: int | slice, size: int, length: int, chunks: int
+) -> Iterator[tuple[int, int | slice, slice]]:
+    """Yield runs of ``chunks`` chunks along one axis: their number, and the two selections."""
+    if not isinstance(part, slice):
+        yield 1, part + size if part < 0 else part, slice(0, 1)
+        return
+    start, stop, _ = part.indices(size)
+    count = _count(part, size, length)
+    for first in range(0, count, chunks):
+        at = start // length + first
+        begin, end = max(start, at * length), min(stop, (at + chunks) * length)
+        yield min(chunks, count - first), slice(begin, end), slice(begin - start, end - start)
+
+
+def _axis(part: int | slice | Positions, size: int, length: int) -> Iterator[AxisPart]:
     """Yield the chunks that a selection touches along one axis."""
+    if isinstance(part, Positions):
+        yield from part.parts()
+        return
     if not isinstance(part, slice):
         part = part + size if part < 0 else part
         if not 0 <= part < size:

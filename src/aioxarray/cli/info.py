@@ -30,6 +30,11 @@ def add_parser(commands: Any) -> None:
     sources.add_arguments(parser)
     selecting.add_arguments(parser)
     parser.add_argument(
+        "--group-filter",
+        metavar="PATTERN",
+        help="only the groups of a Zarr store that match, such as '/*/sweep_0', and those above",
+    )
+    parser.add_argument(
         "--plan",
         action="store_true",
         help="show the requests, bytes and memory of a load of the selection, without loading it",
@@ -42,7 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Print what the data contains."""
     selection = Selection.of(arguments)
     source = Source.of(arguments)
-    with source.groups() as (groups, opened):
+    with source.groups(arguments.group_filter) as (groups, opened):
         if selection:
             groups = _selected(groups, selection, source)
         # The files of a repository belong to all of its commits.

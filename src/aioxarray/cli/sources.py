@@ -83,14 +83,25 @@ class Source:
         return opened_session(self.location, self.ref, self.storage_options)
 
     @contextmanager
-    def groups(self) -> Iterator[tuple[dict[str, xr.Dataset], OpenPlan]]:
-        """Open all groups, and close them after the body."""
+    def groups(
+        self, group_filter: str | None = None
+    ) -> Iterator[tuple[dict[str, xr.Dataset], OpenPlan]]:
+        """Open all groups, and close them after the body.
+
+        ``group_filter`` is that of `aioxarray.open_groups`.
+        """
+        if group_filter is not None and self.is_pattern:
+            raise InputError(
+                f"--group-filter selects groups of a Zarr store, and {self.location!r} stands for "
+                "many files"
+            )
         if self.is_pattern:
             with self.dataset() as (dataset, plan):
                 yield {"/": dataset}, plan
             return
         try:
-            opened, plan = self._open("open_groups")
+            options = {} if group_filter is None else {"group_filter": group_filter}
+            opened, plan = self._open("open_groups", **options)
         except InputError as error:
             if not isinstance(error.__cause__, NotImplementedError):
                 raise
@@ -112,8 +123,7 @@ class Source:
         with cast("xr.Dataset", opened) as dataset:
             yield dataset, plan
 
-    def _open(self, opener: str) -> tuple[Any, OpenPlan]:
-        options: dict[str, Any] = {}
+    def _open(self, opener: str, **options: Any) -> tuple[Any, OpenPlan]:
         if self.group is not None:
             options["group"] = self.group
         if self._is_repository:

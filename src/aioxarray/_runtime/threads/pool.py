@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-import os
 import threading
 import weakref
 from collections.abc import Callable
@@ -29,13 +28,6 @@ _logger = logging.getLogger(__name__)
 BLOCKING_THREADS = 16
 # The default number of hanging threads that are replaced; each of them costs little.
 MOST_LOST = 64
-
-
-def usable_cores() -> int:
-    """Return the number of cores that this process may use (by its affinity, where supported)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class _Abandonable(Generic[T]):

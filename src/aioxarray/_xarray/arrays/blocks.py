@@ -6,6 +6,12 @@ import itertools
 import math
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 def blocks(
@@ -81,3 +87,42 @@ def aligned(
         moved = sorted({lower[bisect_right(lower, end) - 1] for end in ends[:-1]} | {each.stop})
         new.append(tuple(b - a for a, b in itertools.pairwise(moved)))
     return None if all(tuple(a) == b for a, b in zip(sizes, new, strict=True)) else tuple(new)
+
+
+def boxes(wanted: NDArray[np.bool_], most: int) -> list[tuple[slice, ...]]:
+    """Return boxes that together have each element of ``wanted`` that is True, and none twice.
+
+    They have no other elements unless that would take more than ``most`` boxes.
+    """
+    found = list(_boxes(wanted))
+    return found if len(found) <= most else list(_coarse(wanted))
+
+
+def _boxes(wanted: NDArray[np.bool_]) -> Iterator[tuple[slice, ...]]:
+    if wanted.ndim == 0 or wanted.all():
+        if wanted.all():
+            yield tuple(slice(0, size) for size in wanted.shape)
+    elif wanted.any():
+        others = tuple(range(1, wanted.ndim))
+        whole = wanted.all(axis=others)
+        for start, stop in _runs(whole):
+            yield slice(start, stop), *(slice(0, size) for size in wanted.shape[1:])
+        for at in np.flatnonzero(wanted.any(axis=others) & ~whole).tolist():
+            for rest in _boxes(wanted[at]):
+                yield slice(at, at + 1), *rest
+
+
+def _coarse(wanted: NDArray[np.bool_]) -> Iterator[tuple[slice, ...]]:
+    """Yield boxes of whole rows along the first axis."""
+    if wanted.ndim == 0:
+        yield from _boxes(wanted)
+        return
+    rest = tuple(slice(0, size) for size in wanted.shape[1:])
+    for start, stop in _runs(wanted.any(axis=tuple(range(1, wanted.ndim)))):
+        yield slice(start, stop), *rest
+
+
+def _runs(wanted: Any) -> Iterator[tuple[int, int]]:
+    """Yield the bounds of the runs of True."""
+    changes = np.flatnonzero(np.diff(wanted.astype(np.int8), prepend=0, append=0))
+    yield from zip(changes[::2].tolist(), changes[1::2].tolist(), strict=True)

@@ -106,6 +106,24 @@ def base_of(array: Any) -> BackendArray | None:
     return None
 
 
+def lazy_inside(adapter: Any) -> Any:
+    """Return the lazy array inside the data of a dask array: what its adapters protect."""
+    lazy = adapter.array
+    while type(lazy) in (CopyOnWriteArray, MemoryCachedArray):
+        lazy = lazy.array
+    return lazy
+
+
+def settings_of(array: Any) -> Any | None:
+    """Return the settings that have travelled with ``array`` to this process, if any."""
+    while isinstance(array, _LAZY):
+        settings = getattr(array, "settings", None)
+        if settings is not None:
+            return settings
+        array = getattr(array, "array", None)
+    return None
+
+
 def _wrapped(data: Any) -> Any:
     # Most are arrays, and xarray's function asks much to see that.
     return data if type(data) is np.ndarray else _wrap_numpy_scalars(data)

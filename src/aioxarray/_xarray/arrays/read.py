@@ -10,6 +10,8 @@ from enum import Enum, auto
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+
 from aioxarray._runtime.lanes import Lane
 from aioxarray._runtime.queueing import beginning, current_ticket
 from aioxarray._runtime.system.collector import collector
@@ -35,9 +37,11 @@ from aioxarray._xarray.compat import (
 )
 from aioxarray._zarr.chunks.arrays import (
     plan_block,
+    plan_lists,
     plan_points,
     planning,
     read_block,
+    read_lists,
     read_points,
     readable,
 )
@@ -62,6 +66,8 @@ class Means(Enum):
     """Zarr by chunks: a block. If it is none for `read_block`, then `ZARR_INDEXING`."""
     POINTS = auto()
     """Zarr by chunks: single points, in the same way."""
+    LISTS = auto()
+    """Zarr by chunks: lists of positions along dimensions, in the same way."""
     ZARR_INDEXING = auto()
     """Zarr by chunks, which zarr's own indexing finds."""
     JOINED = auto()
@@ -83,7 +89,9 @@ def means_of(source: Read | Opaque) -> Means:
         if isinstance(source.key, VectorizedIndexer):
             has_slices = any(isinstance(part, slice) for part in key)
             return Means.ZARR_INDEXING if has_slices else Means.POINTS
-        return Means.BLOCK if is_basic(key) else Means.ZARR_INDEXING
+        if is_basic(key):
+            return Means.BLOCK
+        return Means.LISTS if isinstance(source.key, OuterIndexer) else Means.ZARR_INDEXING
     if type(array) is JoinedArray:
         return Means.JOINED
     has_own = type(array).async_getitem is not BackendArray.async_getitem
@@ -119,6 +127,8 @@ async def read(
             part = await read_points(array._array, source.key.tuple, grants, report, into)
         case Means.BLOCK:
             part = await read_block(array._array, source.key.tuple, grants, report, into)
+        case Means.LISTS:
+            part = await read_lists(array._array, _as_integers(source.key), grants, report, into)
         case Means.ZARR_INDEXING:
             part = None
         case Means.JOINED:
@@ -158,6 +168,8 @@ def each_plan(source: Read, take: Callable[[ReadPlan], None], *, shares: bool = 
             plan = plan_points(array._array, source.key.tuple, shares=shares)
         case Means.BLOCK:
             plan = plan_block(array._array, source.key.tuple, shares=shares)
+        case Means.LISTS:
+            plan = plan_lists(array._array, _as_integers(source.key), shares=shares)
     if plan is not None:
         take(plan)
     else:
@@ -183,6 +195,11 @@ def sound(source: Read) -> Read:
         return source
     parts = zip(key.tuple, empty, strict=True)
     return Read(array, type(key)(tuple(slice(0, 0) if is_empty else p for p, is_empty in parts)))
+
+
+def _as_integers(key: ExplicitIndexer) -> list[Any]:
+    """Return the parts of a key with integers of Python in place of numpy's."""
+    return [part if isinstance(part, slice | np.ndarray) else int(part) for part in key.tuple]
 
 
 def _without_scalars(key: ExplicitIndexer) -> ExplicitIndexer:

@@ -25,4 +25,4 @@ def sources(data: Any) -> Iterator[tuple[Read | Opaque, bool]]:
 
 def is_read_by_chunks(source: Read | Opaque) -> TypeGuard[Read]:
     """Return whether ``source`` is a read of a Zarr array."""
-    return means_of(source) in (Means.BLOCK, Means.POINTS, Means.ZARR_INDEXING)
+    return means_of(source) in (Means.BLOCK, Means.POINTS, Means.LISTS, Means.ZARR_INDEXING)

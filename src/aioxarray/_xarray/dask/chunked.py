@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import itertools
 import math
 import sys
 import threading
@@ -13,14 +14,15 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from aioxarray._runtime.loops import run_on
+from aioxarray._runtime.system.cores import usable_cores
 from aioxarray._runtime.tasks import gather
 from aioxarray._runtime.threads.cancel_scope import is_cancelled
-from aioxarray._runtime.threads.pool import Pool, usable_cores
+from aioxarray._runtime.threads.pool import Pool
 from aioxarray._runtime.workers import in_worker
-from aioxarray._xarray.arrays.blocks import aligned
+from aioxarray._xarray.arrays.blocks import aligned, boxes
 from aioxarray._xarray.arrays.read import blocking_pool
 from aioxarray._xarray.compat import get_chunked_array_type
+from aioxarray._xarray.dask.clients import compute_on_client, distributed_client
 from aioxarray._xarray.dask.gathered import Gathered
 from aioxarray._xarray.dask.names import with_distinct_names
 
@@ -65,24 +67,40 @@ async def store_chunked(
     targets: Sequence[Target],
     regions: Sequence[Any],
     options: Mapping[str, Any],
-) -> None:
+    reduce: Callable[[Any], Any] | None = None,
+) -> list[Any]:
     """Compute ``sources`` as `compute_chunked` does, and store them in ``regions`` of ``targets``.
 
     ``options`` are xarray's ``chunkmanager_store_kwargs``. With a distributed client, the targets
-    are sent to its workers, which write.
+    are sent to its workers, which write. ``reduce`` then makes, of an array of the targets that
+    blocks were stored in, one of a single value; these values are returned.
     """
     stores = await blocking_pool.run(lambda: _stores(sources, targets, regions, options))
+    results: list[Any] = []
 
     async def run(manager: Any, store: Callable[..., Any]) -> None:
         if _is_dask(manager):
-            later = await blocking_pool.run(lambda: store(compute=False))
+            keep = {} if reduce is None else {"return_stored": True, "load_stored": False}
+            later = await blocking_pool.run(lambda: store(compute=False, **keep))
             # One array per source; computing its blocks stores them.
             pending = list(later) if isinstance(later, tuple) else [later]
-            await _run_with_dask(pending, options)
+            if reduce is None:
+                await _run_with_dask(pending, options)
+            else:
+                single = await blocking_pool.run(lambda: list(map(reduce, pending)))
+                results.extend(await _run_with_dask(single, options))
         else:
             await blocking_pool.run(lambda: store(compute=True))
 
     await gather([partial(run, *store) for store in stores])
+    return results
+
+
+def writes_elsewhere(arrays: Sequence[Any], options: Mapping[str, Any]) -> bool:
+    """Return whether `store_chunked` would have a distributed client's workers write ``arrays``."""
+    return distributed_client(options) is not None and any(
+        _is_dask(manager) for manager, _ in _kinds(arrays)
+    )
 
 
 def store_later(
@@ -104,27 +122,56 @@ def _stores(
     """Return, for each type of chunked array, its manager and a function that stores its arrays.
 
     The arrays are rechunked so that no two blocks share a chunk of a target: each would read it,
-    change it, and write it back.
+    change it, and write it back. Blocks whose chunks are all there are left out.
     """
     distinct = with_distinct_names(sources)
     stores: list[tuple[Any, Callable[..., Any]]] = []
     for manager, indices in _kinds(distinct):
-        blocks = []
+        parts: list[tuple[Any, Target, Any]] = []
         for index in indices:
             source, target = distinct[index], targets[index]
             chunks = aligned(source.chunks, regions[index], target.edges)
-            blocks.append(source if chunks is None else manager.rechunk(source, chunks))
+            whole = source if chunks is None else manager.rechunk(source, chunks)
+            parts.extend(_missing(whole, target, regions[index]))
+        if not parts:
+            continue
+        blocks, into, places = zip(*parts, strict=True)
         store = partial(
             manager.store,
-            blocks,
-            [targets[index] for index in indices],
+            list(blocks),
+            list(into),
             lock=None,
             flush=True,
-            regions=[regions[index] for index in indices],
+            regions=list(places),
             **options,
         )
         stores.append((manager, store))
     return stores
+
+
+def _missing(source: Any, target: Target, region: Any) -> Iterator[tuple[Any, Target, Any]]:
+    """Yield the parts of ``source`` whose chunks are not all there, with their regions."""
+    if not target.present:
+        yield source, target, region
+        return
+    done = target.present.blocks(region, source.chunks)
+    ends = [[0, *itertools.accumulate(sizes)] for sizes in source.chunks]
+    left = math.prod(source.shape)
+    for box in boxes(~done, _MOST_PARTS):
+        part = tuple(
+            slice(at[each.start], at[each.stop]) for each, at in zip(box, ends, strict=True)
+        )
+        left -= math.prod(each.stop - each.start for each in part)
+        moved = tuple(
+            slice(whole.start + each.start, whole.start + each.stop, 1)
+            for whole, each in zip(region, part, strict=True)
+        )
+        yield source[part], target, moved
+    target.skip(left)
+
+
+# Each is a selection in the graph, which takes a millisecond.
+_MOST_PARTS = 1000
 
 
 def _kinds(arrays: Sequence[Any]) -> list[tuple[Any, list[int]]]:
@@ -142,12 +189,16 @@ def _kinds(arrays: Sequence[Any]) -> list[tuple[Any, list[int]]]:
 async def _compute_with_dask(
     arrays: Sequence[Any], options: Mapping[str, Any], targets: Sequence[Destination | None]
 ) -> list[Any]:
-    if not _shares_memory(arrays, options):
+    client = distributed_client(options)
+    if client is None and not _shares_memory(arrays, options):
         return await _run_with_dask(arrays, options)
     gathered = [
         Gathered(array, target) if Gathered.helps(array) else None
         for array, target in zip(arrays, targets, strict=True)
     ]
+
+    if client is not None:
+        return await compute_on_client(client, arrays, options, gathered)
 
     def pending() -> list[Any]:
         pairs = zip(arrays, gathered, strict=True)
@@ -164,7 +215,7 @@ def scheduler_of(arrays: Sequence[Any]) -> str:
     import dask.local
     import dask.threaded
 
-    if _distributed_client({}) is not None:
+    if distributed_client({}) is not None:
         return "distributed"
     get = dask.base.get_scheduler(collections=arrays)
     names = {dask.threaded.get: "threads", dask.local.get_sync: "synchronous"}
@@ -177,8 +228,6 @@ def _shares_memory(arrays: Sequence[Any], options: Mapping[str, Any]) -> bool:
     import dask.local
     import dask.threaded
 
-    if _distributed_client(options) is not None:
-        return False
     get = dask.base.get_scheduler(scheduler=options.get("scheduler"), collections=arrays)
     return get in (dask.threaded.get, dask.local.get_sync)
 
@@ -186,9 +235,9 @@ def _shares_memory(arrays: Sequence[Any], options: Mapping[str, Any]) -> bool:
 async def _run_with_dask(arrays: Sequence[Any], options: Mapping[str, Any]) -> list[Any]:
     import dask.base
 
-    client = _distributed_client(options)
+    client = distributed_client(options)
     if client is not None:
-        return await _compute_on_client(client, arrays, options)
+        return await compute_on_client(client, arrays, options, [None] * len(arrays))
     with_threads = {**_by_threads_of_ours(arrays, options), **options}
 
     def compute() -> list[Any]:
@@ -252,38 +301,3 @@ def tasks_end_with_the_call() -> Iterator[None]:
 
 def _is_dask(manager: Any) -> bool:
     return "dask" in sys.modules and type(manager).__name__ == "DaskManager"
-
-
-def _distributed_client(options: Mapping[str, Any]) -> Any | None:
-    """Return the client that dask would use now, if any."""
-    import dask.base
-
-    distributed = sys.modules.get("distributed")
-    scheduler = options.get("scheduler", dask.config.get("scheduler", None))
-    if distributed is None or scheduler not in (None, "distributed", "dask.distributed"):
-        return None
-    try:
-        return distributed.Client.current(allow_global=True)
-    except ValueError:
-        return None
-
-
-async def _compute_on_client(
-    client: Any, arrays: Sequence[Any], options: Mapping[str, Any]
-) -> list[Any]:
-    from dask.base import optimize
-
-    # Optimized here rather than on the client's loop, which may be the caller's own.
-    if options.get("optimize_graph", True):
-        arrays = await blocking_pool.run(lambda: optimize(*arrays))
-    rest = {k: v for k, v in options.items() if k not in ("optimize_graph", "scheduler")}
-
-    async def compute() -> list[Any]:
-        futures = client.compute(list(arrays), optimize_graph=False, **rest)
-        try:
-            return list(await client.gather(futures, asynchronous=True))
-        except asyncio.CancelledError:
-            await client.cancel(futures, asynchronous=True)
-            raise
-
-    return await run_on(client.loop.asyncio_loop, compute)

@@ -20,7 +20,7 @@ from aioxarray._zarr.chunks.result import Destination
 
 
 class Gathered:
-    """The result of a dask array that is computed in this process.
+    """The result of a dask array whose blocks arrive in this process one by one.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ class Gathered:
     def pending(self) -> Any:
         """Return a dask array to compute instead, whose tasks put the blocks in place."""
         dtype, meta = self._array.dtype, self._array._meta
-        return self._array.map_blocks(self._put, name=self._name, dtype=dtype, meta=meta)
+        return self._array.map_blocks(self.put, name=self._name, dtype=dtype, meta=meta)
 
     def values(self) -> Any:
         """Return the values, as dask would, once `pending` has been computed."""
@@ -67,7 +67,14 @@ class Gathered:
         finalize, arguments = self._array.__dask_postcompute__()
         return finalize(self._nested(()), *arguments)
 
-    def _put(self, block: Any, block_id: tuple[int, ...]) -> None:
+    def nbytes_of(self, block_id: tuple[int, ...]) -> int:
+        """Return the bytes that a block should have."""
+        lengths = (place.stop - place.start for place in self._place(block_id))
+        count: int = math.prod(lengths) * self._array.dtype.itemsize
+        return count
+
+    def put(self, block: Any, block_id: tuple[int, ...]) -> None:
+        """Put a block into place."""
         place = self._place(block_id)
         if type(block) is np.ndarray and block.shape == tuple(p.stop - p.start for p in place):
             values = self._values_for(block.dtype)

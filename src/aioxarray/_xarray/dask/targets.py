@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from aioxarray._runtime.budget import Share
 from aioxarray._runtime.loops import run_blocking
-from aioxarray._zarr.chunks.writing import writable, write_block
+from aioxarray._zarr.chunks.writes.present import Absent, Present
+from aioxarray._zarr.chunks.writes.writing import writable, write_block
 from aioxarray._zarr.grid import is_aligned, write_edges
 from aioxarray._zarr.stores.grants import Grants, open_grants
 from aioxarray.progress import Meter
@@ -31,6 +32,8 @@ class Target:
         The array, whose metadata may not be in its store yet.
     fresh
         Whether the store has no chunks of it yet.
+    present
+        The chunks that are there, and are not written; None if that is not known.
 
     Attributes
     ----------
@@ -38,16 +41,17 @@ class Target:
         For each axis, the boundaries between its chunks or shards, in ascending order.
     """
 
-    def __init__(self, array: zarr.Array[Any], fresh: bool) -> None:
+    def __init__(self, array: zarr.Array[Any], fresh: bool, present: Present | None = None) -> None:
         self.array = array
         self.fresh = fresh
+        self.present = present
         self.shape = array.shape
         self.dtype = array.dtype
         self.ndim = array.ndim
         self.edges = write_edges(array)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Target, (self.array, self.fresh)
+        return Target, (self.array, self.fresh, self.present)
 
     def __dask_tokenize__(self) -> str:
         # Every instance is unique: it is for one save.
@@ -56,6 +60,9 @@ class Target:
     def is_aligned(self, region: Any) -> bool:
         """Return whether ``region`` consists of whole chunks."""
         return is_aligned(region, self.shape, self.edges)
+
+    def skip(self, count: int) -> None:
+        """Count elements that are not computed, because their chunks are there."""
 
     def __setitem__(self, region: Any, values: Any) -> None:
         run_blocking(lambda: self._write(region, values))
@@ -66,7 +73,8 @@ class Target:
 
     async def _write_with(self, grants: Grants, region: Any, values: Any) -> None:
         fresh = self.fresh and self.is_aligned(region)
-        ours = writable(self.array, self.array.store, grants, fresh=fresh)
+        wanted = None if self.present is None else Absent(self.array, self.present)
+        ours = writable(self.array, self.array.store, grants, fresh=fresh, wanted=wanted)
         await write_block(ours, region, values)
 
 
@@ -76,10 +84,20 @@ class ThreadTarget(Target):
     dask computes in few threads, which would otherwise be waiting for the network.
     """
 
-    def __init__(self, array: zarr.Array[Any], fresh: bool, grants: Grants, intake: Intake) -> None:
-        super().__init__(array, fresh)
+    def __init__(
+        self,
+        array: zarr.Array[Any],
+        fresh: bool,
+        present: Present | None,
+        grants: Grants,
+        intake: Intake,
+    ) -> None:
+        super().__init__(array, fresh, present)
         self._grants = grants
         self._intake = intake
+
+    def skip(self, count: int) -> None:
+        self._intake.skip(count * self.dtype.itemsize)
 
     def __setitem__(self, region: Any, values: Any) -> None:
         run_blocking(lambda: self._intake.take(lambda: self._write(region, values), values.nbytes))
@@ -107,6 +125,10 @@ class Intake:
         self._counter = counter
         # Progress is reported in the context of the save, to its caller, not to dask's threads.
         self._context = contextvars.copy_context()
+
+    def skip(self, nbytes: int) -> None:
+        """Count bytes that need not be written; in any thread."""
+        self._context.copy().run(self._counter.add, nbytes)
 
     async def take(self, write: Callable[[], Awaitable[None]], nbytes: int) -> None:
         """Have a task await ``write()``; return once the budget admits it. On the I/O loop."""

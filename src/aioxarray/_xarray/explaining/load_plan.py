@@ -45,8 +45,8 @@ class VariablePlan:
         in a list, tuple or dict, as in "[0] t2m".
     way : str
         How it is read: "memory" (nothing is read), "inline", "threads", "first answer",
-        "coroutines", "zarr", "together", "thread", "asynchronous" or "dask"; several, with commas,
-        if the arrays that it is joined from differ.
+        "coroutines", "tensorstore", "zarr", "together", "thread", "asynchronous" or "dask";
+        several, with commas, if the arrays that it is joined from differ.
     reason : str
         The meaning of ``way``, and why it was chosen.
     chunks, shards : int or None

@@ -12,6 +12,7 @@ from aioxarray._xarray.arrays.plan import Opaque, Read, plan
 from aioxarray._xarray.arrays.read import Means, each_plan, lane_key, means_of
 from aioxarray._xarray.arrays.sources import is_read_by_chunks, sources
 from aioxarray._xarray.dask.chunked import scheduler_of
+from aioxarray._xarray.dask.reading import without_dask
 from aioxarray._xarray.explaining.advice import Layout, advice
 from aioxarray._xarray.explaining.load_plan import LoadPlan, VariablePlan
 from aioxarray._xarray.lazy.find import Found, each_variable
@@ -24,7 +25,13 @@ from aioxarray._zarr.chunks.plan import ReadPlan
 from aioxarray._zarr.stores.identity import libraries, same, unwrapped
 from aioxarray._zarr.stores.printable import printable
 from aioxarray._zarr.stores.servers.hosts import Host, host_of
-from aioxarray.config import cache_limit, memory_limit, request_limit, thread_count
+from aioxarray.config import (
+    cache_limit,
+    is_bypassing_dask,
+    memory_limit,
+    request_limit,
+    thread_count,
+)
 
 _TOGETHER = "with other small variables, one after another in one thread"
 
@@ -122,7 +129,8 @@ def _largest(parts: Sequence[_Part], limit: float) -> int:
 class _Survey:
     """The reads of one load, which may need the same chunks."""
 
-    def __init__(self, lazies: Lazies, shares: bool) -> None:
+    def __init__(self, found: Lazies, shares: bool) -> None:
+        lazies, self._bypassed = _without_dask(found)
         self._lazies = lazies
         self._shares = shares
         self._counter = Counter()
@@ -171,7 +179,11 @@ class _Survey:
                 self._add_zarr(tally, source, together=together, decodes=decodes)
             else:
                 tally.add_opaque(source, together=together)
-        return tally.planned(name, lazy, is_joined=_is_joined(lazy.data))
+        planned = tally.planned(name, lazy, is_joined=_is_joined(lazy.data))
+        if index in self._bypassed:
+            reason = f"{planned.plan.reason}; without dask, whose graph only reads"
+            return replace(planned, plan=replace(planned.plan, reason=reason))
+        return planned
 
     def _add_zarr(self, tally: _Tally, source: Read, *, together: bool, decodes: bool) -> None:
         overlaps = self._uses[_place(source.array)] > 1
@@ -186,6 +198,17 @@ class _Survey:
         array: Any = source.array
         if (host := host_of(array._array.store)) is not None:
             self.hosts[host] = None
+
+
+def _without_dask(lazies: Sequence[Lazy]) -> tuple[Sequence[Lazy], frozenset[int]]:
+    """Return the arrays as a load reads them, and the indexes of those it reads without dask."""
+    chunked = [index for index, lazy in enumerate(lazies) if lazy.chunked]
+    if not chunked or not is_bypassing_dask():
+        return lazies, frozenset()
+    arrays = without_dask([lazies[index].data for index in chunked])
+    found = {i: data for i, data in zip(chunked, arrays, strict=True) if data is not None}
+    read = [each._replace(data=found.get(i, each.data)) for i, each in enumerate(lazies)]
+    return read, frozenset(found)
 
 
 def _is_joined(data: Any) -> bool:

@@ -9,7 +9,7 @@ import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import h5netcdf
 
@@ -31,6 +31,8 @@ from aioxarray._xarray.compat import (
     is_remote_uri,
 )
 from aioxarray._xarray.hdf5.files import MetadataCachingFile
+from aioxarray._xarray.hdf5.layouts import Found, LaterFile, Layouts, LayoutStore
+from aioxarray._xarray.hdf5.scanning import Scan, scan
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -80,10 +82,15 @@ def _open_file(source: Any, mode: str, **options: Any) -> Any:
         return run_blocking(lambda: in_hdf5(lambda: _open_file(source, mode, **options)))
     cached = MetadataCachingFile(source)
     try:
-        file = _File(cached, mode, **options)
+        return _in_netcdf(cached, **options)
     except BaseException:
         cached.close()
         raise
+
+
+def _in_netcdf(cached: MetadataCachingFile, **options: Any) -> Any:
+    """Return a file of h5netcdf that looks into ``cached``, and closes it."""
+    file = _File(cached, "r", **options)
     # Private: h5netcdf would not close the HDF5 file otherwise, since it did not open it.
     file._close_h5file = True
     return file
@@ -112,24 +119,29 @@ def open_caching_metadata(
     *,
     deep: bool,
     store_of: Callable[..., H5NetCDFStore] = H5NetCDFStore,
+    layouts: Layouts | None = None,
 ) -> xr.Dataset | dict[str, xr.Dataset]:
     """Open ``source`` as xarray's engine does; in HDF5's lane.
 
-    With ``deep``, open all groups. ``store_of`` makes a store from the file manager.
+    With ``deep``, open all groups. ``store_of`` makes a store from the file manager. ``layouts``
+    are those of other files, from one of which it may be opened.
     """
     of_store = (*_OF_FILE, *_OTHERWISE, "group", "phony_dims")
     decoding = {name: value for name, value in options.items() if name not in of_store}
     group, phony_dims = options.get("group"), options.get("phony_dims")
     of_file = {name: options.get(name, value) for name, value in _OF_FILE.items()}
     of_file["phony_dims"] = "access" if phony_dims is None else phony_dims
-    kwargs: Any = {"mode": "r", "kwargs": of_file}
-    manager: FileManager[Any]
-    if isinstance(source, ReadAheadFile):
-        manager = PickleableFileManager(_open_file, source, **kwargs)
-    else:
-        manager = CachingFileManager(_open_file, _normalize_path(source), **kwargs)
-    store = store_of(manager, group=group, mode="r")
-    with close_on_error(store), manager.acquire_context() as file:
+    file = source if isinstance(source, ReadAheadFile) else _normalize_path(source)
+    look = _Look(_open_file, None, None)
+    if layouts is not None and layouts.are_worthwhile and not deep and group in (None, "", "/"):
+        look = _look(file, of_file, layouts)
+    found = look.found
+    manager_of = PickleableFileManager if isinstance(source, ReadAheadFile) else CachingFileManager
+    manager: FileManager[Any] = manager_of(look.opener, file, mode="r", kwargs=of_file)
+    store = (
+        store_of(manager, group=group, mode="r") if found is None else LayoutStore(manager, found)
+    )
+    with close_on_error(store), manager.acquire_context() as opened_file:
         engine = StoreBackendEntrypoint()
         opened = (
             {
@@ -139,9 +151,60 @@ def open_caching_metadata(
             if deep
             else engine.open_dataset(store, **decoding)
         )
-        if phony_dims is None and file._phony_dim_count:
+        if found is None and phony_dims is None and opened_file._phony_dim_count:
             _emit_phony_dims_warning()
+        if found is None and layouts is not None and look.seen is not None:
+            layouts.add(look.seen, store, tuple(of_file.items()))
     return opened
+
+
+class _Look(NamedTuple):
+    """How to open a file, what was seen in it, and what is known about it from another file."""
+
+    opener: Callable[..., Any]
+    seen: Scan | None
+    found: Found | None
+
+
+def _look(source: Any, of_file: Mapping[str, Any], layouts: Layouts) -> _Look:
+    """Open a file, and look for its layout in ``layouts``."""
+    cached = MetadataCachingFile(source)
+    try:
+        seen = scan(cached)
+        found = None if seen is None else layouts.find(seen, cached, tuple(of_file.items()))
+
+        def in_netcdf(opened: MetadataCachingFile) -> Any:
+            return _in_netcdf(opened, **of_file)
+
+        file = in_netcdf(cached) if found is None else LaterFile(cached, in_netcdf)
+    except BaseException:
+        cached.close()
+        raise
+    return _Look(_Opened(file), seen, found)
+
+
+class _Opened:
+    """A stand-in for `_open_file` whose first call returns a file that is open already."""
+
+    def __init__(self, file: Any) -> None:
+        self._files = [file]
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return self._files.pop() if self._files else _open_file(*args, **options)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _opener, ()
+
+    # xarray finds open files by the function that opens them: copies share them.
+    def __eq__(self, other: object) -> bool:
+        return other is _open_file or isinstance(other, _Opened)
+
+    def __hash__(self) -> int:
+        return hash(_open_file)
+
+
+def _opener() -> Callable[..., Any]:
+    return _open_file
 
 
 def _all_groups(store: Any, parent: NodePath) -> Iterator[tuple[str, Any]]:

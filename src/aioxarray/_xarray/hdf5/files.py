@@ -29,6 +29,8 @@ class MetadataCachingFile(h5py.File):  # type: ignore[misc]
     def __init__(self, source: Any) -> None:
         super().__init__(source, "r")
         self._objects: dict[Any, Any] = {}
+        # Objects that h5py has open already, by their paths.
+        self.open_objects: dict[str, Any] = {}
 
     def __getitem__(self, name: Any) -> Any:
         """Return the object at a path from the root, or the target of a reference."""
@@ -41,7 +43,9 @@ class MetadataCachingFile(h5py.File):  # type: ignore[misc]
         if isinstance(name, h5r.Reference):
             path = h5i.get_name(h5r.dereference(name, self.id))
             return super().__getitem__(name) if path is None else self[path.decode()]
-        identifier = h5o.open(self.id, name.encode())
+        identifier = self.open_objects.get(name)
+        if identifier is None:
+            identifier = h5o.open(self.id, name.encode())
         if isinstance(identifier, h5d.DatasetID):
             return _Dataset(identifier, readonly=True)
         if isinstance(identifier, h5g.GroupID):

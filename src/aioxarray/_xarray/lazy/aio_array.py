@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -9,9 +10,11 @@ from typing import Any
 
 from aioxarray._runtime.lanes import Lane
 from aioxarray._runtime.loops import io_loop, run_blocking, run_on
-from aioxarray._xarray.arrays.plan import base_of
+from aioxarray._xarray.arrays.plan import base_of, lazy_inside
 from aioxarray._xarray.arrays.read import in_hdf5, lane_of_hdf5, reads_hdf5
-from aioxarray._xarray.compat import ExplicitlyIndexedNDArrayMixin
+from aioxarray._xarray.compat import CopyOnWriteArray, ExplicitlyIndexedNDArrayMixin
+from aioxarray._xarray.dask.carried import Carried, carried_from_here
+from aioxarray._xarray.dask.carrying import carry_with
 from aioxarray._xarray.lazy.loader import Options, read_all
 from aioxarray._xarray.lazy.variables import Lazy, prefetched_data
 
@@ -32,10 +35,12 @@ class AioArray(ExplicitlyIndexedNDArrayMixin):
         Arrays that are read with this one as soon as xarray needs the values of one of them.
     label
         Names it in notes of errors; by default "a lazy array".
+    settings
+        Those of the process that a worker of a cluster reads it for; None in that process itself.
     """
 
     # Python clears slots in alphabetical order, so the file is released after its readers.
-    __slots__ = ("_together", "array", "file", "label")
+    __slots__ = ("_together", "array", "file", "label", "settings")
 
     def __init__(
         self,
@@ -43,7 +48,9 @@ class AioArray(ExplicitlyIndexedNDArrayMixin):
         file: OpenFile | None = None,
         together: ReadTogether | None = None,
         label: str = "a lazy array",
+        settings: Carried | None = None,
     ) -> None:
+        self.settings = settings
         self.array = array
         self.file = file
         self.label = label
@@ -52,13 +59,14 @@ class AioArray(ExplicitlyIndexedNDArrayMixin):
     def __reduce__(self) -> tuple[Any, ...]:
         # Without ``together``, which only matters while opening. A deep or unpickled copy opens the
         # file again, perhaps in another process, and so needs its own `OpenFile`.
-        return _rebuilt, (self.array, self.file is not None, self.label)
+        settings = self.settings or carried_from_here()
+        return _rebuilt, (self.array, self.file is not None, self.label, settings)
 
     def __copy__(self) -> AioArray:
         return self._of(self.array)
 
     def _of(self, array: Any) -> AioArray:
-        return type(self)(array, self.file, label=self.label)
+        return type(self)(array, self.file, label=self.label, settings=self.settings)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.array!r})"
@@ -123,8 +131,24 @@ def keep_open(array: Any) -> OpenFile | None:
     return OpenFile(base.datastore, lane_of_hdf5()) if reads_hdf5(base) else None
 
 
-def _rebuilt(array: Any, has_file: bool, label: str) -> AioArray:
-    return AioArray(array, keep_open(array) if has_file else None, label=label)
+def _rebuilt(array: Any, has_file: bool, label: str, settings: Carried | None = None) -> AioArray:
+    return AioArray(array, keep_open(array) if has_file else None, label=label, settings=settings)
+
+
+def _carrying(adapter: Any, settings: Carried) -> Any:
+    """Return the lazy data of a dask array, with ``settings`` for the workers that read it."""
+    lazy = lazy_inside(adapter)
+    if isinstance(lazy, AioArray):
+        lazy = AioArray(lazy.array, lazy.file, label=lazy.label, settings=settings)
+    else:
+        lazy = AioArray(lazy, keep_open(lazy), settings=settings)
+    new = copy.copy(adapter)
+    protected: Any = lazy
+    new.array = CopyOnWriteArray(protected)
+    return new
+
+
+carry_with(_carrying)
 
 
 async def read_arrays(arrays: Sequence[AioArray]) -> list[Any]:

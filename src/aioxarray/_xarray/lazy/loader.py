@@ -10,8 +10,13 @@ from typing import Any
 
 from aioxarray._runtime.tasks import gather, in_steps
 from aioxarray._runtime.threads.pool import BLOCKING_THREADS
+from aioxarray._xarray.arrays.plan import settings_of
+from aioxarray._xarray.arrays.read import blocking_pool
 from aioxarray._xarray.compat import as_compatible_data
+from aioxarray._xarray.dask.carried import is_in_cluster
 from aioxarray._xarray.dask.chunked import compute_chunked
+from aioxarray._xarray.dask.reading import without_dask
+from aioxarray._xarray.lazy.slabs import load_in_slabs, slabs_of
 from aioxarray._xarray.lazy.together import UNREAD, Sorting, read_run
 from aioxarray._xarray.lazy.variables import Lazy, load_data, put_data
 from aioxarray._zarr import tuning
@@ -20,8 +25,10 @@ from aioxarray._zarr.stores.grants import Grants, open_grants
 from aioxarray._zarr.stores.request import for_variable
 from aioxarray.config import (
     Concurrency,
+    brought,
     byte_bound,
     check_settings,
+    is_bypassing_dask,
     request_limit,
 )
 from aioxarray.progress import Meter, Progress, check_progress, meter
@@ -58,9 +65,19 @@ class Options:
 
 async def read_all(lazies: Sequence[Lazy], options: Options) -> list[Any]:
     """Return the values of ``lazies``; on the I/O loop."""
-    async with calling("loaded", options.timeout, options.concurrency) as call:
-        with open_grants(call.concurrency) as grants:
-            return await read_with(lazies, grants, options, call)
+    with brought(await _brought_settings(lazies)):
+        async with calling("loaded", options.timeout, options.concurrency) as call:
+            with open_grants(call.concurrency) as grants:
+                return await read_with(lazies, grants, options, call)
+
+
+async def _brought_settings(lazies: Sequence[Lazy]) -> Mapping[str, Any] | None:
+    """Return the settings that hold in this process for the work of another one, if it is that."""
+    if not is_in_cluster():
+        return None
+    found = (settings_of(lazy.data) for lazy in lazies)
+    settings = next((each for each in found if each is not None), None)
+    return None if settings is None else await settings.share()
 
 
 async def read_with(
@@ -68,7 +85,7 @@ async def read_with(
 ) -> list[Any]:
     """Return the values of ``lazies``, read with ``grants`` for ``call``; on the I/O loop."""
     total = sum(lazy.nbytes for lazy in lazies)
-    with meter(options.progress, total) as counter:
+    async with meter(options.progress, total) as counter:
         call.progress = counter.state
         load = _Load(lazies, grants, counter, options, call)
         await gather(await load.jobs())
@@ -88,6 +105,8 @@ class _Load:
     ) -> None:
         self.values: list[Any] = [None] * len(lazies)
         self._lazies = lazies
+        # The indexes of dask arrays that are read without dask.
+        self._bypassed: set[int] = set()
         self._grants = grants
         self._counter = counter
         self._options = options
@@ -95,6 +114,7 @@ class _Load:
 
     async def jobs(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         """Return the coroutine functions to run concurrently."""
+        await self._bypass_dask()
         chunked = [index for index, lazy in enumerate(self._lazies) if lazy.chunked]
         others = [index for index, lazy in enumerate(self._lazies) if not lazy.chunked]
         if len(others) < tuning.FEW_VARIABLES:
@@ -106,6 +126,22 @@ class _Load:
             jobs = self._workers(rest)
             jobs += [partial(self._together, *each) for each in places.items()]
         return [*jobs, partial(self._all_chunked, chunked)] if chunked else jobs
+
+    async def _bypass_dask(self) -> None:
+        """Replace dask arrays that only read Zarr by lazy arrays, if dask is not asked for."""
+        chunked = [index for index, lazy in enumerate(self._lazies) if lazy.chunked]
+        if not chunked or self._options.dask or not is_bypassing_dask():
+            return
+        arrays = [self._lazies[index].data for index in chunked]
+        found = dict(
+            zip(chunked, await blocking_pool.run(lambda: without_dask(arrays)), strict=True)
+        )
+        self._bypassed = {index for index, lazy in found.items() if lazy is not None}
+        if self._bypassed:
+            self._lazies = [
+                lazy if found.get(index) is None else lazy._replace(data=found[index])
+                for index, lazy in enumerate(self._lazies)
+            ]
 
     def _workers(self, indexes: Sequence[int]) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         """Return workers that together read the arrays at ``indexes``, each of them sequentially.
@@ -126,7 +162,12 @@ class _Load:
         report = self._counter.part(lazy.nbytes)
         try:
             with self._call.awaiting(lazy.label), for_variable(lazy.label):
-                self.values[index] = await load_data(lazy, self._grants, report)
+                slabs = slabs_of(lazy) if index in self._bypassed else []
+                if slabs:
+                    value = await load_in_slabs(lazy, slabs, self._grants, report)
+                else:
+                    value = await load_data(lazy, self._grants, report)
+                self.values[index] = value
         except Exception as error:
             error.add_note(f"while loading {lazy.label}")
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextvars import ContextVar
@@ -15,7 +16,7 @@ import xarray as xr
 from aioxarray._runtime.loops import io_loop, run_on
 from aioxarray._runtime.workers import in_worker
 from aioxarray._xarray.lazy.loader import Options
-from aioxarray._xarray.opening.engine import attempt_of, engine_of, own_options
+from aioxarray._xarray.opening.engine import attempt_of, engine_of, makes_indexes, own_options
 from aioxarray._xarray.opening.error_notes import error_note
 from aioxarray._zarr.stores.calls import awaiting, calling
 from aioxarray._zarr.stores.printable import printable
@@ -58,15 +59,24 @@ async def open_with(function: Callable[..., Any], source: Any, options: dict[str
         attempt = attempt_of(source, options)
         with attempt.error_notes():
             method = _METHODS.get(function.__name__, "open_dataset")
-            own = (*inspect.signature(function).parameters, *own_options(method))
+            own = (*_parameters(function), *own_options(method))
             attempt.check_names(caller, method, own)
             indexes = bool(options.get("create_default_indexes", True))
             named: Any = attempt.engine
             engine = engine_of(named, reads_indexes=indexes, said_by=attempt.said_by)
+            if makes_indexes(engine, attempt.options):
+                # To add them to a tree, xarray would copy each group, even if there are none.
+                options["create_default_indexes"] = False
             return function(source, engine=engine, **options)
 
     with awaiting(f"a worker thread to open {printable(source)}"):
         return await in_worker(call, discard=close)
+
+
+@functools.cache
+def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
+    """Return the names of the parameters of one of xarray's functions."""
+    return tuple(inspect.signature(function).parameters)
 
 
 _METHODS = {"open_datatree": "open_datatree", "open_groups": "open_groups_as_dict"}

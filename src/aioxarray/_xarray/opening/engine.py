@@ -6,12 +6,14 @@ import functools
 import inspect
 import os
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import xarray as xr
 
 from aioxarray._runtime.loops import run_blocking
+from aioxarray._runtime.system.collector import collector
 from aioxarray._runtime.threads.cancel_scope import be_awaited, run_in_scope
 from aioxarray._xarray.arrays.prefetched_array import PrefetchedArray
 from aioxarray._xarray.arrays.read import in_hdf5, lane_of_hdf5
@@ -30,11 +32,13 @@ from aioxarray._xarray.compat import (
     plugins,
 )
 from aioxarray._xarray.dask.group_names import name_after_groups
+from aioxarray._xarray.hdf5.alike import shared
 from aioxarray._xarray.lazy.aio_array import AioArray, OpenFile, ReadTogether
 from aioxarray._xarray.opening.error_notes import Attempt, guess_engine_with_notes
-from aioxarray._xarray.opening.indexes import with_default_indexes
-from aioxarray._xarray.opening.prefetched import open_prefetched
-from aioxarray._zarr.metadata.groups import prefetched_group
+from aioxarray._xarray.opening.groups.prefetched import open_prefetched
+from aioxarray._xarray.opening.groups.trees import tree_of
+from aioxarray._xarray.opening.indexes import KnownIndexes, with_all_indexes, with_default_indexes
+from aioxarray._zarr.metadata.groups import known_groups
 from aioxarray._zarr.metadata.opening import Opened, open_store, places, replace_store
 from aioxarray._zarr.stores.limited import Places
 
@@ -119,7 +123,7 @@ class AioBackendEntrypoint(BackendEntrypoint):
             source, options = read_ahead(inner, source, options)
             opening = _opening(inner, method, source, options)
             return open_in_lane(opening, source, indexes=self.reads_indexes)
-        if type(inner) is not ZarrBackendEntrypoint or options.get("store") is not None:
+        if not _is_plain_zarr(inner, options):
             result = getattr(inner, method)(source, **options)
             _wrap(_datasets(result))
             return result
@@ -136,16 +140,32 @@ class AioBackendEntrypoint(BackendEntrypoint):
     ) -> Any:
         deep = method != "open_dataset"
         opened = _open_store(source, options, given, deep=deep, indexes=self.reads_indexes)
-        with opened.error_notes():
-            group = None
-            if opened.hierarchy is not None and options.get("mode", "r") == "r":
-                group = prefetched_group(opened.stand_in, opened.hierarchy)
+        hierarchy = opened.hierarchy if options.get("mode", "r") == "r" else None
+        many = hierarchy is not None and len(hierarchy.nodes) >= _MANY_NODES
+        with opened.error_notes(), collector.building() if many else nullcontext():
+            groups = None if hierarchy is None else known_groups(opened.stand_in, hierarchy)
             known = {**options, "storage_options": None, "consolidated": opened.consolidated}
-            result = open_prefetched(inner, opened.stand_in, known, group, deep=deep)
-            if method == "open_datatree":
-                result = datatree_from_dict_with_io_cleanup(result)
+            result = open_prefetched(inner, opened.stand_in, known, groups, deep=deep)
             _wrap(_datasets(result), store=opened.store, ahead=self.reads_indexes)
-            return result
+            if self.reads_indexes:
+                result = with_all_indexes(result)
+            return tree_of(result) if method == "open_datatree" else result
+
+
+# With fewer groups and arrays, a full garbage collection takes no longer than without them.
+_MANY_NODES = 1000
+
+
+def _is_plain_zarr(
+    inner: BackendEntrypoint | None, options: Mapping[str, Any]
+) -> TypeGuard[ZarrBackendEntrypoint]:
+    """Return whether this package opens the store itself, and xarray only decodes it."""
+    return type(inner) is ZarrBackendEntrypoint and options.get("store") is None
+
+
+def makes_indexes(engine: type[AioBackendEntrypoint], options: Mapping[str, Any]) -> bool:
+    """Return whether what ``engine`` opens has its default indexes already."""
+    return engine.reads_indexes and _is_plain_zarr(engine.inner, options)
 
 
 _NO_INNER_ENGINE = "inner_engine names the engine that 'aio' opens with: another than itself"
@@ -172,12 +192,15 @@ def _opening(
         return call
     # Imported here: h5netcdf is an optional dependency.
     from aioxarray._xarray.hdf5.engine import can_cache_metadata, open_caching_metadata
+    from aioxarray._xarray.hdf5.layouts import Layouts
 
     if not can_cache_metadata(source, options):
         return call
+    layouts = shared(Layouts)
 
     def call_caching() -> Any:
-        opened: Any = open_caching_metadata(source, options, deep=method != "open_dataset")
+        deep = method != "open_dataset"
+        opened: Any = open_caching_metadata(source, options, deep=deep, layouts=layouts)
         return datatree_from_dict_with_io_cleanup(opened) if method == "open_datatree" else opened
 
     return call_caching
@@ -194,11 +217,13 @@ def open_in_lane(opening: Callable[[], Any], source: Any, *, indexes: bool) -> A
         # A cancelled worker thread drops what it has opened, which closes the file: wait for it.
         be_awaited()
 
+    known = shared(KnownIndexes)
+
     def open_and_wrap() -> Any:
         result = opening()
         if indexes and isinstance(result, xr.Dataset):
             with close_on_error(result):
-                result = with_default_indexes(result)
+                result = with_default_indexes(result, known)
         for dataset in _datasets(result):
             # Private: the close callback; only its setter is public.
             closer = dataset._close

@@ -15,6 +15,7 @@ import xarray as xr
 from aioxarray._runtime.tasks import gather
 from aioxarray._runtime.workers import in_worker
 from aioxarray._xarray.compat import _find_absolute_paths
+from aioxarray._xarray.hdf5.alike import sharing
 from aioxarray._xarray.opening.calls import called_by, close, closing_on_error
 from aioxarray._xarray.opening.combining import combine_by_coords, combine_nested, concat_dims
 from aioxarray._xarray.opening.error_notes import error_note
@@ -40,7 +41,7 @@ async def open_and_combine(
         nested = await in_worker(partial(_find_paths, paths, options))
     files = [_File(path) for path in _flat(nested)]
     async with closing_on_error(partial(_close_all, files)):
-        with called_by("open_mfdataset"):
+        with called_by("open_mfdataset"), sharing():
             await _open_all(files, partial(open_file, **options), prepare, errors)
         combined: xr.Dataset = await in_worker(lambda: how.combine(nested, files), close)
         if attrs_file is not None:

@@ -48,6 +48,7 @@ class ZarrOptions:
     zarr_format: Any = None
     write_empty_chunks: bool | None = None
     chunkmanager_store_kwargs: Mapping[str, Any] | None = None
+    resume: bool = False
 
     @property
     def chosen_mode(self) -> Any:

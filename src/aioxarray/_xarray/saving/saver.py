@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import itertools
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -14,7 +13,7 @@ import xarray as xr
 from zarr.storage import StorePath
 
 from aioxarray._runtime.budget import Budget, Share
-from aioxarray._runtime.tasks import first_error, gather
+from aioxarray._runtime.tasks import gather
 from aioxarray._runtime.workers import in_worker
 from aioxarray._xarray.arrays.blocks import blocks
 from aioxarray._xarray.compat import (
@@ -22,12 +21,13 @@ from aioxarray._xarray.compat import (
     delayed_close_after_writes,
     is_chunked_array,
 )
-from aioxarray._xarray.dask.chunked import store_chunked, store_later
-from aioxarray._xarray.dask.targets import Intake, Target, ThreadTarget
+from aioxarray._xarray.dask.sessions import Forks
 from aioxarray._xarray.lazy.find import find_variables
 from aioxarray._xarray.lazy.loader import Options, read_all
 from aioxarray._xarray.lazy.variables import Lazy, assign, lazy_data, load_data
 from aioxarray._xarray.opening.error_notes import error_note
+from aioxarray._xarray.saving import resuming
+from aioxarray._xarray.saving.chunked import ChunkedWrites, forks
 from aioxarray._xarray.saving.deferred import Deferred, defers
 from aioxarray._xarray.saving.ledger import Ledger, without_metadata
 from aioxarray._xarray.saving.moving import Mover
@@ -40,14 +40,15 @@ from aioxarray._xarray.saving.recorder import (
     as_nodes,
     record,
 )
+from aioxarray._xarray.saving.resuming import Resuming
 from aioxarray._xarray.saving.unchanged import Unchanged
 from aioxarray._xarray.saving.undecoded import Moves, moves
 from aioxarray._zarr import tuning
-from aioxarray._zarr.chunks.writing import writable, write_block
+from aioxarray._zarr.chunks.writes.writing import writable, write_block
 from aioxarray._zarr.grid import write_edges
 from aioxarray._zarr.metadata import flushing
 from aioxarray._zarr.metadata.hierarchy import join
-from aioxarray._zarr.metadata.opening import replace_store, store_path
+from aioxarray._zarr.metadata.opening import store_path
 from aioxarray._zarr.metadata.prefetched import Answers
 from aioxarray._zarr.metadata.surveying import survey
 from aioxarray._zarr.metadata.write_behind import Changes, WriteBehindStore
@@ -59,10 +60,10 @@ from aioxarray._zarr.stores.limited import ForeignStore, LimitedStore, Places
 from aioxarray._zarr.stores.printable import printable
 from aioxarray._zarr.stores.request import for_variable
 from aioxarray.config import memory_limit
+from aioxarray.errors import ArrayChangedError
 from aioxarray.progress import Meter, meter
 
 if TYPE_CHECKING:
-    import zarr
     from zarr.abc.store import Store
 
 # Bytes of decoded blocks between reading and writing. A separate budget avoids deadlocks: its
@@ -122,10 +123,20 @@ class _Saving:
         self._store: Store = usable_after_fork(root.store)
         self._limited = LimitedStore(self._store, grants.requests)
         self._unchanged = Unchanged()
+        self._forks: Forks | None = None
+        self._resuming: Resuming | None = None
+        if options.resume:
+            resuming.check(options, self._store)
+            in_region = options.region is not None
+            self._resuming = Resuming(self._limited, grants, in_region=in_region)
 
     async def run(self) -> Any:
         options = self._options
         nodes = await in_worker(self._recorded_nodes)
+        self._forks = forks(self._store, nodes, options)
+        if self._forks is not None:
+            self._store = self._forks.store
+            self._limited = LimitedStore(self._store, self._grants.requests)
         await self._load_first(nodes)
         answers = await self._survey()
         shown = self._hidden(answers, nodes)
@@ -137,11 +148,14 @@ class _Saving:
         place = StorePath(stand_in, path) if path else stand_in
         recorded = await in_worker(lambda: record(nodes, place, options))
         await flushing.delete_emptied(self._limited, changes, answers)
-        writes = [
+        writes: Sequence[Write] = [
             replace(each, fresh=changes.has_emptied(path) or answers.lacks(path))
             for each in recorded.writes
             for path in [each.target.path]
         ]
+        if self._resuming is not None:
+            writes = await self._run_resumed(self._resuming, changes, answers, nodes, writes)
+            return await self._result(recorded, writes)
         waves = flushing.waves(changes, answers)
         if is_transaction(self._store):
             # Readers see all of it or nothing, but the store needs groups before arrays, and
@@ -155,6 +169,43 @@ class _Saving:
             await flushing.write_or_restore(self._limited, waves, changes, answers)
         return await self._result(recorded, writes)
 
+    async def _run_resumed(
+        self,
+        begun: Resuming,
+        changes: Changes,
+        answers: Answers,
+        nodes: Sequence[SavedNode],
+        writes: Sequence[Write],
+    ) -> Sequence[Write]:
+        """Write what the store does not have yet of a save that can be resumed.
+
+        Returns the writes as they had to be made.
+        """
+        writes = await begun.begin(changes, answers, self._group, writes)
+        # The labels of what is there decide whether it is of the same save.
+        paths = resuming.index_paths(nodes, self._group)
+        by_index: dict[bool, list[Write]] = {True: [], False: []}
+        for each in writes:
+            by_index[each.target.path in paths and _is_here(each)].append(each)
+        indexes = by_index[True]
+        await begun.check_indexes(indexes, self._store)
+        first, rest = flushing.template_and_rest(changes, answers)
+        await flushing.write_all(self._limited, first)
+        await self._write_here(indexes, Meter(None, 0))
+        try:
+            await self._write_values(by_index[False])
+            await self._unchanged.check_in(self._grants.decoders)
+        except ArrayChangedError:
+            await begun.forget(writes)
+            raise
+        await flushing.write_or_restore(self._limited, rest, changes, answers)
+        return writes
+
+    @property
+    def _group(self) -> str:
+        """The path in the store of the group that is written."""
+        return f"{self._root.path}/{(self._options.group or '').strip('/')}".strip("/")
+
     def _recorded_nodes(self) -> Sequence[SavedNode]:
         """Return the datasets to write, and record those arrays that are encoded as a whole."""
         nodes = as_nodes(self._obj, self._options)
@@ -165,6 +216,15 @@ class _Saving:
                     # Private: the data of a variable, of whatever kind.
                     self._unchanged.add(path, variable._data)
         return nodes
+
+    def _chunked_writes(self) -> ChunkedWrites:
+        begun = self._resuming
+        return ChunkedWrites(
+            self._store,
+            self._options,
+            self._grants,
+            lambda write: None if begun is None else begun.present(write.target.path),
+        )
 
     async def _load_first(self, nodes: Sequence[SavedNode]) -> None:
         """Load the data that xarray must see as a whole, and the data that this save overwrites."""
@@ -185,7 +245,6 @@ class _Saving:
 
     async def _survey(self) -> Answers:
         options = self._options
-        path = f"{self._root.path}/{(options.group or '').strip('/')}".strip("/")
         consolidated: bool | None = options.consolidates
         if options.chosen_mode == "r+":
             consolidated = options.consolidated
@@ -193,7 +252,7 @@ class _Saving:
             consolidated = False
         return await survey(
             self._limited,
-            path,
+            self._group,
             mode=options.chosen_mode,
             deep=isinstance(self._obj, xr.DataTree),
             consolidated=consolidated,
@@ -202,7 +261,8 @@ class _Saving:
 
     def _hidden(self, answers: Answers, nodes: Sequence[SavedNode]) -> Answers:
         """Return the answers for a save that may go on with an earlier one."""
-        if self._ledger is None or self._options.chosen_mode == "w":
+        goes_on = self._ledger is not None and self._options.chosen_mode != "w"
+        if not (goes_on or (self._resuming is not None and self._resuming.hides())):
             return answers
         for node in nodes:
             below = [self._options.group or "", "" if node.path == "." else node.path]
@@ -213,17 +273,23 @@ class _Saving:
     # --- values ----------------------------------------------------------------------------
 
     async def _write_values(self, writes: Sequence[Write]) -> None:
-        here = [each for each in writes if not is_chunked_array(each.source)]
+        here = [each for each in writes if _is_here(each)]
         chunked = [each for each in writes if is_chunked_array(each.source)]
         if not self._options.compute:
             chunked = []
         total = sum(each.nbytes for each in (*here, *chunked))
-        with meter(self._how.progress, total, "save") as counter:
+        async with meter(self._how.progress, total, "save") as counter:
             self._call.progress = lambda: f"{counter.done} of {total} bytes had been written"
             steps = [partial(self._write_here, here, counter)] if here else []
             if chunked:
-                steps.append(partial(self._write_chunked, chunked, counter))
-            await gather(steps)
+                writes_chunked = self._chunked_writes().write
+                steps.append(partial(writes_chunked, chunked, self._staged, counter, self._forks))
+            if self._forks is None:
+                await gather(steps)
+            else:
+                # The forks for the workers have what was written before.
+                for step in steps:
+                    await step()
 
     async def _write_here(self, writes: Sequence[Write], counter: Meter) -> None:
         """Write data that is in memory or lazy."""
@@ -238,8 +304,13 @@ class _Saving:
     def _pieces(self, each: Write, counter: Meter) -> Iterator[Callable[[], Awaitable[None]]]:
         """Yield coroutine functions that write the values of a write, to be called in any order."""
         source, region = each.source, each.region
-        array = writable(each.target, self._store, self._grants, fresh=each.fresh)
+        begun = self._resuming
+        wanted = None if begun is None else begun.wanted(each)
+        array = writable(each.target, self._store, self._grants, fresh=each.fresh, wanted=wanted)
         if not isinstance(source, Deferred):
+            if begun is not None and begun.has(each, region):
+                counter.add(each.nbytes)
+                return
             yield partial(self._write_whole, each, array, counter)
             return
         edges = write_edges(each.target)
@@ -260,10 +331,14 @@ class _Saving:
                 )
                 write = partial(self._move_block, each, mover)
         for block in blocks(region, edges, source.dtype.itemsize, size):
-            if self._ledger is None or not self._ledger.has(path, block):
-                yield partial(write, block, counter)
-            else:
+            if self._ledger is not None and self._ledger.has(path, block):
                 counter.add(each.bytes_of(block))
+                continue
+            left = each.bytes_of(block)
+            for part in [block] if begun is None else begun.missing(each, block):
+                left -= each.bytes_of(part)
+                yield partial(write, part, counter)
+            counter.add(left)
 
     async def _write_whole(self, write: Write, array: Any, counter: Meter) -> None:
         with _error_note(write):
@@ -312,28 +387,6 @@ class _Saving:
 
         return await self._grants.decoders.run(encode, long=is_long(lazy.nbytes))
 
-    async def _write_chunked(self, writes: Sequence[Write], counter: Meter) -> None:
-        """Compute chunked arrays, and write their blocks as they are computed."""
-        sources = [each.source for each in writes]
-        regions = [each.region for each in writes]
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                intake = Intake(tasks, self._staged, counter)
-                targets = [
-                    ThreadTarget(self._array(each), each.fresh, self._grants, intake)
-                    for each in writes
-                ]
-                options = self._options.chunkmanager_store_kwargs or {}
-                await store_chunked(sources, targets, regions, options)
-        except BaseExceptionGroup as errors:
-            first = first_error(errors)
-            raise first from first.__cause__
-
-    def _array(self, write: Write) -> zarr.Array[Any]:
-        """Return the target of a write, which from now on uses the store itself."""
-        replace_store(write.target, self._store)
-        return write.target
-
     async def _result(self, recorded: Recorded, writes: Sequence[Write]) -> Any:
         """Return the result of xarray's ``to_zarr``."""
         recorded.replace_store(self._root.store)
@@ -342,12 +395,13 @@ class _Saving:
         chunked = [each for each in writes if is_chunked_array(each.source)]
         if not chunked:
             return delayed_close_after_writes(None, recorded.store)
-        sources = [each.source for each in chunked]
-        targets = [Target(self._array(each), each.fresh) for each in chunked]
-        regions = [each.region for each in chunked]
-        options = self._options.chunkmanager_store_kwargs or {}
-        later = await in_worker(lambda: store_later(sources, targets, regions, options))
+        later = await self._chunked_writes().later(chunked)
         return delayed_close_after_writes(later, recorded.store)
+
+
+def _is_here(write: Write) -> bool:
+    """Return whether the values are in memory or lazy, and not chunked."""
+    return not is_chunked_array(write.source)
 
 
 @contextlib.contextmanager

@@ -15,9 +15,9 @@ from aioxarray._xarray.streaming.slots import Slot
 from aioxarray._xarray.streaming.source import Number, Position, Source
 
 # Pieces that are known before they may begin, and the parts of stores that they need. Lazy objects
-# take some ten KB each, and the name of a part some 200 bytes.
+# take some ten KB each, and a part five objects, which each collection of garbage looks at.
 _KNOWN = 256
-_KNOWN_PARTS = 1 << 16
+_KNOWN_PARTS = 1 << 13
 # Of these, the objects that are opened or open: each may have files.
 _OPENING = 16
 

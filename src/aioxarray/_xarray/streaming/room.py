@@ -10,6 +10,9 @@ _BEGUN = 256
 # So much is loaded at once in the beginning, and more as it comes. If all pieces began together,
 # they would share the bandwidth, and the first would come with the last.
 _AT_FIRST = 16 << 20
+# The most parts of stores of pieces that are loading, more than there are ever requests in flight:
+# the plan of a part takes several objects.
+_LOADING_PARTS = 1 << 12
 # Chunks in flight take at most a quarter of the limit in addition, or this much.
 _LEAST_IN_FLIGHT = 32 << 20
 
@@ -44,6 +47,7 @@ class Room:
         self.held = 0
         # Of the values that are held, the bytes that are loading; and the most there may be.
         self._loading = 0
+        self._loading_parts = 0
         self._at_once = _AT_FIRST
         self._limit = ahead
         self._set_limit()
@@ -58,6 +62,8 @@ class Room:
         size = piece.nbytes + piece.beside
         free = self._limit - self.held - size
         if self.unconsumed >= _BEGUN or free < 0:
+            return False
+        if self._loading_parts and self._loading_parts + len(piece.parts) > _LOADING_PARTS:
             return False
         cost = self.window.cost(piece.parts)
         if self._loading and self._loading + size + cost > self._at_once:
@@ -74,6 +80,7 @@ class Room:
         self.window.begin(serial, piece.parts)
         nbytes = piece.nbytes + piece.beside
         self._loading += nbytes
+        self._loading_parts += len(piece.parts)
         self.hold(0, nbytes)
         return nbytes
 
@@ -82,6 +89,7 @@ class Room:
         self.window.end(serial, piece.parts)
         nbytes = piece.nbytes + piece.beside
         self._loading -= nbytes
+        self._loading_parts -= len(piece.parts)
         # As many bytes again as have come: in each round trip twice as many.
         self._at_once = min(self._at_once + nbytes, max(self._limit, _AT_FIRST))
 

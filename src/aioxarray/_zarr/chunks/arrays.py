@@ -13,12 +13,14 @@ import zarr
 from zarr.storage import StorePath
 
 from aioxarray._zarr import tuning
+from aioxarray._zarr.chunks.engines.by_tensorstore import with_engine
 from aioxarray._zarr.chunks.forms import Form, chunk_keys, chunk_shape_of, codecs_of, form_of
 from aioxarray._zarr.chunks.pipeline import CodecPipeline, PlanningPipeline
 from aioxarray._zarr.chunks.plan import ReadPlan, plan_read
 from aioxarray._zarr.chunks.result import Destination, Outline, Result, read_chunk
-from aioxarray._zarr.compat import AsyncVIndex, cpu
+from aioxarray._zarr.compat import AsyncOIndex, AsyncVIndex, cpu
 from aioxarray._zarr.points import Points
+from aioxarray._zarr.positions import Positions
 from aioxarray._zarr.selection import Block, byte_count
 from aioxarray._zarr.stores.fork import usable_after_fork
 from aioxarray._zarr.stores.grants import Grants
@@ -71,6 +73,8 @@ def with_pipeline(
 _GETITEM = zarr.AsyncArray.getitem
 _VINDEX = zarr.AsyncArray.vindex
 _VINDEX_GETITEM = AsyncVIndex.getitem
+_OINDEX = zarr.AsyncArray.oindex
+_OINDEX_GETITEM = AsyncOIndex.getitem
 
 
 async def read_block(
@@ -130,6 +134,38 @@ async def read_points(
     return (await _read_selected(array, form, selected, grants, report, into)).reshape(shape)
 
 
+async def read_lists(
+    array: zarr.Array[Any],
+    selection: Sequence[int | slice | NDArray[Any]],
+    grants: Grants,
+    report: Callable[[int, int], None],
+    into: Destination | None = None,
+) -> NDArray[Any] | None:
+    """Read a selection of ``array`` by lists of positions along some dimensions.
+
+    zarr's indexing makes a list of all chunks. ``into`` is as in `read_block`. Returns None, and
+    requests nothing, in the cases of `read_block`, and for positions outside the array.
+    """
+    inner = array._async_array
+    if type(inner).oindex is not _OINDEX or AsyncOIndex.getitem is not _OINDEX_GETITEM:
+        return None
+    form = form_of(inner)
+
+    def select() -> _Selected | None:
+        return _select_lists(inner, form, selection)
+
+    few = sum(each.size for each in selection if isinstance(each, np.ndarray)) <= tuning.FEW_POINTS
+    selected = select() if few else await grants.decoders.run(select)
+    if selected is None:
+        return None
+    if into is not None:
+        axes = tuple(None if isinstance(each, int) else slice(None) for each in selection)
+        fits = into.array.ndim == len(axes) - axes.count(None)
+        into = into._replace(array=into.array[axes]) if fits else None
+    values = await _read_selected(array, form, selected, grants, report, into)
+    return values[tuple(0 if isinstance(each, int) else slice(None) for each in selection)]
+
+
 def plan_block(
     array: zarr.Array[Any], selection: Sequence[int | slice], *, shares: bool = False
 ) -> ReadPlan | None:
@@ -149,6 +185,18 @@ def plan_points(
     inner = array._async_array
     form = form_of(inner)
     return _plan(array, form, _select_points(inner, form, coordinates), shares=shares)
+
+
+def plan_lists(
+    array: zarr.Array[Any],
+    selection: Sequence[int | slice | NDArray[Any]],
+    *,
+    shares: bool = False,
+) -> ReadPlan | None:
+    """Do the same as `plan_block` for lists of positions."""
+    inner = array._async_array
+    form = form_of(inner)
+    return _plan(array, form, _select_lists(inner, form, selection), shares=shares)
 
 
 def planning(
@@ -181,10 +229,15 @@ def _planned(
     *,
     keeps: bool,
     shares: bool,
+    is_lent: bool = False,
 ) -> ReadPlan:
     store, chunks, count = usable_after_fork(array.store), selected.chunks, selected.count
     pipeline, spec = form.pipeline, form.spec
-    return plan_read(pipeline, store, chunks, count, spec, outline, keeps=keeps, shares=shares)
+    plan = plan_read(pipeline, store, chunks, count, spec, outline, keeps=keeps, shares=shares)
+    # A thread of an engine cannot ask for the permission to write in memory of the caller.
+    if selected.block is None or is_lent:
+        return plan
+    return with_engine(plan, array._async_array, selected.block)
 
 
 async def _read_selected(
@@ -199,7 +252,8 @@ async def _read_selected(
     if selected.count:
         pipeline = replace(form.pipeline, grants=grants, report=report)
         keeps, shares = grants.keeps, grants.shares
-        plan = _planned(array, form, selected, result.outline, keeps=keeps, shares=shares)
+        is_lent, outline = result.lent is not None, result.outline
+        plan = _planned(array, form, selected, outline, keeps=keeps, shares=shares, is_lent=is_lent)
         await pipeline.execute(plan, result)
     return _values(result)
 
@@ -282,6 +336,8 @@ class _Selected:
     count: int
     shape: tuple[int, ...]
     basic: bool
+    # None for single points.
+    block: Block | None = None
 
     def result(self, into: Destination | None = None) -> Result:
         """Return a new result: in the array of ``into``, if that can hold it."""
@@ -335,7 +391,8 @@ def _select(
 ) -> _Selected:
     """Return the chunks of ``touched``, to be read into an array of ``shape``."""
     chunks = touched.chunks(chunk_keys(inner), form.spec)
-    return _Selected(form, chunks, touched.count, shape, basic)
+    block = touched if isinstance(touched, Block) else None
+    return _Selected(form, chunks, touched.count, shape, basic, block)
 
 
 def _select_points(inner: Any, form: Form, coordinates: Sequence[NDArray[Any]]) -> _Selected | None:
@@ -346,6 +403,29 @@ def _select_points(inner: Any, form: Form, coordinates: Sequence[NDArray[Any]]) 
     if points is None:
         return None
     return _select(inner, form, points, (math.prod(points.shape),), basic=False)
+
+
+def _select_lists(
+    inner: Any, form: Form, selection: Sequence[int | slice | NDArray[Any]]
+) -> _Selected | None:
+    """Return the chunks of a selection by lists, with all axes; None if zarr has to read them."""
+    if form.chunk_shape is None or _missing_are_errors(inner):
+        return None
+    parts: list[int | slice | Positions] = []
+    for each, size, length in zip(selection, inner.metadata.shape, form.chunk_shape, strict=True):
+        if isinstance(each, np.ndarray):
+            positions = Positions.of(each, size, length)
+            if positions is None:
+                return None
+            parts.append(positions)
+        elif isinstance(each, slice):
+            parts.append(each)
+        elif -size <= each < size:
+            parts.append(slice(each % size, each % size + 1))
+        else:
+            return None
+    block = _block(inner, form.chunk_shape, parts)
+    return None if block is None else _select(inner, form, block, block.shape, basic=block.basic)
 
 
 def _missing_are_errors(inner: Any) -> bool:
@@ -363,7 +443,7 @@ def regular_block(inner: Any, selection: Sequence[int | slice]) -> Block | None:
 
 
 def _block(
-    inner: Any, chunk_shape: tuple[int, ...], selection: Sequence[int | slice]
+    inner: Any, chunk_shape: tuple[int, ...], selection: Sequence[int | slice | Positions]
 ) -> Block | None:
     if any(isinstance(each, slice) and (each.step or 1) < 1 for each in selection):
         return None

@@ -105,7 +105,7 @@ class ChunkReads:
         """Return a context that adds the key of ``chunk`` and the store to an error."""
         return chunk_noted(chunk.key, self.limited)
 
-    def in_runs(self, width: int, run_bytes: int) -> Schedule[Chunk, bool]:
+    def in_runs(self, width: int, run_bytes: int) -> Schedule[Chunk]:
         """Return the schedule of the chunks in runs for ``width`` threads."""
         plan = self.plan
         runs = in_runs(plan.chunks, plan.count, plan.chunk_nbytes, width, run_bytes)
@@ -134,7 +134,7 @@ class ChunkReads:
             crew, most, advance = self.grants.crew, self._most_at_once(), self._following()
         else:
             crew, most, advance = Crew(width), math.inf, self.advance
-        schedule: Schedule[Chunk, bool] = Schedule(zip(self.plan.chunks), advance)
+        schedule: Schedule[Chunk] = Schedule(zip(self.plan.chunks), advance)
         return await schedule.by_crew(crew, self.plan.count, read_one, most)
 
     @property
@@ -212,11 +212,9 @@ class ChunkReads:
         if not (self.sharing.shares or source.remote):
 
             def read_unshared(run: Sequence[Chunk]) -> list[bool]:
-                if not are_small:
-                    return self._read_unshared(source, run, stop)
-                found: list[bool] = []
-                read([Flight(chunk) for chunk in run], found)
-                return found
+                if are_small:
+                    return together.read_unshared(run, stop)
+                return self._read_unshared(source, run, stop)
 
             schedule = self.in_runs(self.grants.thread_count, tuning.READ_RUN_BYTES)
             return await schedule.in_threads(
@@ -244,6 +242,20 @@ class ChunkReads:
         # Small chunks mostly run Python code, which further threads would not speed up.
         is_small = self.nbytes <= tuning.SMALL_CHUNK_BYTES
         return tuning.FETCHERS if is_small else self.grants.fetcher_count
+
+    async def by_engine(self, source: Source) -> list[bool]:
+        """Read with TensorStore, and by plain calls what it leaves.
+
+        Which of the chunks that it reads exist is unknown: all are said to.
+        """
+        plan = self.plan
+        assert plan.engine is not None
+        done = await plan.engine.read(self.result, self.grants, self.advance, plan.store)
+        rest: list[bool] = []
+        if done < plan.count:
+            remaining = itertools.islice(plan.chunks, done, None)
+            rest = await self._of(remaining, plan.count - done).by_plain_calls(source)
+        return [True] * done + rest
 
     def _read_in_thread(
         self,

@@ -178,8 +178,10 @@ def _of_chunks(plan: ReadPlan, there: _There | None) -> Count:
         ranges, is_exact = requests, True
     is_known = prepared is not None or file is not None
     in_threads = plan.way in (Way.THREADS, Way.INLINE)
-    held = plan.held
-    if in_threads and SmallChunks.can_read(prepared, plan.chunk_nbytes, keeps=plan.keeps):
+    held, reads = plan.held, requests
+    if plan.engine is not None:
+        held, reads = plan.engine.held, 1
+    elif in_threads and SmallChunks.can_read(prepared, plan.chunk_nbytes, keeps=plan.keeps):
         held = SmallChunks.held_for(plan.chunk_nbytes)
     return Count(
         chunks=plan.count,
@@ -193,7 +195,7 @@ def _of_chunks(plan: ReadPlan, there: _There | None) -> Count:
         bytes_are_exact=is_exact and is_known,
         round_trips=min(requests, 1),
         held=held,
-        reads=requests,
+        reads=reads,
         in_threads=in_threads,
         obstacle=None if prepared else obstacle(plan.pipeline, plan.spec),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from aioxarray._zarr.compat import (
     ArrayConfig,
     ArraySpec,
     ArrayV2Metadata,
+    ArrayV3Metadata,
     _v2,
     default_buffer_prototype,
 )
@@ -48,29 +50,43 @@ class Form:
 
 def form_of(inner: Any) -> Form:
     """Return the form of the chunks of an asynchronous array."""
-    return _form(_Itself(inner.metadata), inner.config, default_buffer_prototype())
+    return _form(_Alike(inner.metadata), inner.config, default_buffer_prototype())
 
 
-class _Itself:
-    """A dictionary key that compares an object by identity: metadata objects have no hash."""
+class _Alike:
+    """A dictionary key that compares metadata, which have no hash, by what a form depends on.
 
-    __slots__ = ("object",)
+    By identity: arrays of one open that differ only in their attributes have these objects in
+    common, see `aioxarray._zarr.metadata.groups`.
+    """
 
-    def __init__(self, object: Any) -> None:
-        self.object = object
+    __slots__ = ("metadata", "objects", "shape")
+
+    def __init__(self, metadata: Any) -> None:
+        self.metadata = metadata
+        self.shape = metadata.shape
+        of: tuple[Any, ...] = (metadata,)
+        if isinstance(metadata, ArrayV3Metadata):
+            of = (metadata.codecs, metadata.chunk_grid, metadata.data_type, metadata.fill_value)
+        self.objects = of
 
     def __hash__(self) -> int:
-        return id(self.object)
+        return hash((id(self.objects[0]), self.shape))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Itself) and self.object is other.object
+        return (
+            isinstance(other, _Alike)
+            and self.shape == other.shape
+            and len(self.objects) == len(other.objects)
+            and all(map(operator.is_, self.objects, other.objects))
+        )
 
 
 # Helps many calls that each read a little of the same arrays. A load of thousands of arrays reads
 # each of them once, so that keeping all of them would not help.
 @functools.lru_cache(maxsize=256)
-def _form(metadata: _Itself, config: Any, prototype: Any) -> Form:
-    of: Any = metadata.object
+def _form(alike: _Alike, config: Any, prototype: Any) -> Form:
+    of: Any = alike.metadata
     chunk_shape = chunk_shape_of(of)
     pipeline = CodecPipeline.from_codecs(_codecs(of))
     spec = _spec(of, config, prototype, of.shape if chunk_shape is None else chunk_shape)

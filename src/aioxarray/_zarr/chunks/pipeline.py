@@ -147,6 +147,7 @@ class CodecPipeline(BatchedCodecPipeline):
         if self.grants is None:
             with open_grants() as grants:
                 return await replace(self, grants=grants).execute(plan, result)
+        self.grants.expect(plan.inner_count)
         flights = None if plan.shared_as is None else flights_of(plan.store, plan.shared_as)
         limited = LimitedStore(plan.store, self.grants.requests)
         advance = Advance(self.report, plan.count)
@@ -168,6 +169,8 @@ class CodecPipeline(BatchedCodecPipeline):
                 return await reads.by_plain_calls(source)
             case Way.FIRST_ANSWER:
                 return await reads.by_first_answer(source)
+            case Way.TENSORSTORE:
+                return await reads.by_engine(source)
             case Way.INLINE:
                 return reads.inline(source)
 

@@ -21,6 +21,7 @@ from aioxarray._zarr.stores.sources import LocalSource, ObjectSource, source_of
 if TYPE_CHECKING:
     from zarr.abc.store import Store
 
+    from aioxarray._zarr.chunks.engines.by_tensorstore import Engine
     from aioxarray._zarr.chunks.result import Outline
     from aioxarray._zarr.compat import ArraySpec
     from aioxarray._zarr.selection import Chunk
@@ -34,6 +35,7 @@ class Way(Enum):
     THREADS = "read by plain calls in the decoding threads"
     FIRST_ANSWER = "requested by plain calls if the first answer is quick, else by coroutines"
     COROUTINES = "requested by coroutines, decoded in threads"
+    TENSORSTORE = "read and decoded by the package tensorstore"
     ZARR = "read by zarr's own code"
 
     @property
@@ -92,6 +94,8 @@ class ReadPlan:
         The way of reading, and why it was chosen.
     check
         Verifies the checksum of a chunk that is not a shard; None if it has none.
+    engine
+        The reads of TensorStore; None unless they are the way.
     """
 
     pipeline: Any
@@ -109,11 +113,19 @@ class ReadPlan:
     way: Way
     reason: str
     check: Check | None = None
+    engine: Engine | None = None
 
     @property
     def nbytes(self) -> int:
         """The decoded bytes of all chunks."""
         return self.count * self.chunk_nbytes
+
+    @property
+    def inner_count(self) -> int:
+        """The number of chunks, or about that of inner chunks if the chunks are shards."""
+        if self.shards is None:
+            return self.count
+        return max(self.count, self.nbytes // max(1, self.shards.inner_bytes))
 
     def gaps(self, spec: ArraySpec) -> tuple[int, int]:
         """Return the largest gap and length of merged byte ranges of a shard, in bytes.

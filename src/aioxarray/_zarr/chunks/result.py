@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable
+import math
+from collections.abc import Hashable, Sequence
 from functools import cached_property
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -203,6 +204,35 @@ class Result:
         else:
             self.put_decoded(decoder.shaped(np.frombuffer(decoded, np.uint8)), chunk)
 
+    def put_together(self, decoded: Any, decoder: Decoder, chunks: Sequence[Chunk]) -> bool:
+        """Put ``chunks``, decoded as for `put_bytes`, in the result by one assignment.
+
+        ``chunks`` are neighbours in C order. Returns False, and does nothing, unless they are whole
+        and fill a block of the result.
+        """
+        if self._bytes is None or self._order is not None:
+            return False
+        begin, end, shape = chunks[0].outside, chunks[-1].outside, decoder.shape
+        if len(begin) != len(shape):
+            return False
+        grid, place = [], []
+        for one, other, length in zip(begin, end, shape, strict=True):
+            if one.stop - one.start != length or other.stop - other.start != length:
+                return False
+            grid.append((other.stop - one.start) // length)
+            place.append(slice(one.start, other.stop))
+        # Neighbours in C order with the first and the last chunk of a block are all of it if they
+        # are as many: otherwise they leave and enter it again.
+        if min(grid) < 1 or math.prod(grid) != len(chunks):
+            return False
+        flat = np.frombuffer(b"".join(decoded), np.uint8)
+        ndim = len(shape)
+        turned = [axis for first in range(ndim) for axis in (first, ndim + first)]
+        values = flat.view(decoder.dtype).reshape(*grid, *shape).transpose(turned)
+        target = self._array[tuple(place)]
+        target[...] = values.reshape(target.shape)
+        return True
+
     def name(self, chunk: Chunk) -> Hashable:
         """Return a name for ``chunk``, unique in its store and decoding."""
         return chunk_name(chunk, self._shard)
@@ -317,6 +347,10 @@ class LentResult(ObservedResult):
         with self._permission.writing() as may_write:
             if may_write:
                 super().put_bytes(decoded, decoder, chunk)
+
+    def put_together(self, decoded: Any, decoder: Decoder, chunks: Sequence[Chunk]) -> bool:
+        with self._permission.writing() as may_write:
+            return not may_write or super().put_together(decoded, decoder, chunks)
 
     def put_decoded(self, array: NDArray[Any] | None, chunk: Chunk) -> bool:
         with self._permission.writing() as may_write:

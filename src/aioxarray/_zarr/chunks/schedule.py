@@ -16,13 +16,13 @@ from aioxarray._zarr import tuning
 from aioxarray._zarr.stores.grants import Grants
 
 T = TypeVar("T")
-R = TypeVar("R")
 
 
-class Schedule(Generic[T, R]):
+class Schedule(Generic[T]):
     """Runs of chunks, which workers take one after another.
 
-    A fixed number of workers, not a task per chunk: waiting tasks cost memory.
+    A fixed number of workers, not a task per chunk: waiting tasks cost memory. The outcome of a
+    chunk is whether it exists; a write has no outcomes.
 
     Parameters
     ----------
@@ -35,15 +35,19 @@ class Schedule(Generic[T, R]):
     def __init__(
         self, runs: Iterable[Sequence[T]], advance: Callable[[int], None] = lambda count: None
     ) -> None:
-        self._runs = enumerate(runs)
+        self._runs = iter(runs)
         self._advance = advance
         # A generator must not be advanced by two threads at once.
         self._lock = threading.Lock()
-        self._outcomes: dict[int, Sequence[R]] = {}
+        # The number of chunks that have been taken.
+        self._taken = 0
+        # A byte for each chunk. With an object for each run of a million chunks, the garbage
+        # collector would stop all threads for a tenth of a second, again and again.
+        self._outcomes = bytearray()
 
     async def on_loop(
-        self, width: int, handle: Callable[[Sequence[T]], Awaitable[Sequence[R]]]
-    ) -> list[R]:
+        self, width: int, handle: Callable[[Sequence[T]], Awaitable[Sequence[bool]]]
+    ) -> list[bool]:
         """Await ``handle`` for each run, for up to ``width`` of them concurrently.
 
         ``handle`` returns an outcome for each chunk. The first error cancels the other workers.
@@ -51,8 +55,8 @@ class Schedule(Generic[T, R]):
 
         async def worker() -> None:
             while (run := self._next()) is not None:
-                number, chunks = run
-                self._outcomes[number] = await handle(chunks)
+                first, chunks = run
+                self._keep(first, await handle(chunks))
                 self._advance(len(chunks))
 
         await gather([worker] * width)
@@ -62,18 +66,19 @@ class Schedule(Generic[T, R]):
         self,
         crew: Crew,
         count: int,
-        handle: Callable[[T], Awaitable[R]],
+        handle: Callable[[T], Awaitable[bool]],
         most: float = math.inf,
-    ) -> list[R]:
+    ) -> list[bool]:
         """Do the same as `on_loop` for ``count`` runs of one chunk, with workers of ``crew``.
 
         ``handle`` returns the outcome of its chunk, and ``most`` is the most workers.
         """
 
         async def step() -> None:
-            # Only this loop takes runs, so no lock is needed.
-            number, (chunk,) = next(self._runs)
-            self._outcomes[number] = (await handle(chunk),)
+            run = self._next()
+            assert run is not None, "the team takes no more than count runs"
+            number, (chunk,) = run
+            self._keep(number, (await handle(chunk),))
             self._advance(1)
 
         await Team(crew, count, step, most).work()
@@ -83,11 +88,11 @@ class Schedule(Generic[T, R]):
         self,
         grants: Grants,
         nbytes: int,
-        handle: Callable[[Sequence[T]], Sequence[R]],
+        handle: Callable[[Sequence[T]], Sequence[bool]],
         stop: threading.Event,
         *,
         exclusive: bool = False,
-    ) -> list[R]:
+    ) -> list[bool]:
         """Call ``handle`` for each run in the threads of ``grants``.
 
         While all cores are busy, a hop to the event loop and back takes a thread about a
@@ -105,8 +110,8 @@ class Schedule(Generic[T, R]):
                 count = 0
                 until = perf_counter() + tuning.TURN_S
                 while run is not None:
-                    number, chunks = run
-                    self._outcomes[number] = handle(chunks)
+                    first, chunks = run
+                    self._keep(first, handle(chunks))
                     count += len(chunks)
                     if stop.is_set() or perf_counter() >= until:
                         break
@@ -125,9 +130,23 @@ class Schedule(Generic[T, R]):
         return self._in_order()
 
     def _next(self) -> tuple[int, Sequence[T]] | None:
+        """Return the next run and the number of chunks before it; None if there is no further."""
         with self._lock:
-            return next(self._runs, None)
+            run = next(self._runs, None)
+            if run is None:
+                return None
+            first = self._taken
+            self._taken += len(run)
+            return first, run
 
-    def _in_order(self) -> list[R]:
-        outcomes = self._outcomes
-        return [each for number in range(len(outcomes)) for each in outcomes[number]]
+    def _keep(self, first: int, outcomes: Sequence[bool]) -> None:
+        """Keep the outcomes of a run, which begins with chunk ``first``."""
+        end = first + len(outcomes)
+        with self._lock:
+            missing = end - len(self._outcomes)
+            if missing > 0:
+                self._outcomes.extend(bytes(missing))
+            self._outcomes[first:end] = bytes(outcomes)
+
+    def _in_order(self) -> list[bool]:
+        return [outcome == 1 for outcome in self._outcomes]

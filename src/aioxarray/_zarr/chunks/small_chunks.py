@@ -111,6 +111,49 @@ class SmallChunks:
                 break
             found += self._read(led[start : start + self._count])
 
+    def read_unshared(self, chunks: Sequence[Chunk], stop: threading.Event) -> list[bool]:
+        """Read chunks that no other read needs, from a store at hand, as `read` does.
+
+        Returns, for each chunk that is done, whether it exists.
+        """
+        there: list[bool] = []
+        for start in range(0, len(chunks), self._count):
+            if stop.is_set():
+                break
+            there += self._read_unshared(chunks[start : start + self._count])
+        return there
+
+    def _read_unshared(self, chunks: Sequence[Chunk]) -> list[bool]:
+        result = self._result
+        assert result.prepared is not None
+        decoder = result.prepared.decoder(chunks[0].spec.shape)
+        fetched: list[Any] = []
+        with _turn, self._source.small_reads(self._most) as read:
+            try:
+                fetched += map(read, (chunk.key for chunk in chunks))
+            except Exception:
+                with chunk_noted(chunks[len(fetched)].key, self._store):
+                    raise
+        found = [data for data in fetched if data is not None]
+        have_one_shape = all(chunk.spec.shape == decoder.shape for chunk in chunks)
+        begun = perf_counter()
+        decoded = decoder.many(found) if found and have_one_shape else None
+        if decoded is not None:
+            result.tell_decoded(chunks[0], len(found), sum(map(len, found)), begun)
+        with _turn:
+            all_there = decoded is not None and len(found) == len(chunks)
+            if all_there and result.put_together(decoded, decoder, chunks):
+                return [True] * len(chunks)
+            each = None if decoded is None else iter(decoded)
+            for data, chunk in zip(fetched, chunks, strict=True):
+                if each is not None and data is not None:
+                    result.put_bytes(next(each), decoder, chunk)
+                    continue
+                with chunk_noted(chunk.key, self._store):
+                    # Once more, and to its end: one read of a small file might have been cut short.
+                    result.put(data if data is None else self._source.read(chunk.key), chunk)
+        return [data is not None for data in fetched]
+
     def _read(self, led: Sequence[Flight[Chunk]]) -> list[bool]:
         # A thread that waits for a server must not hold up the others.
         turn = _NOTHING if self._source.remote else _turn
@@ -138,6 +181,9 @@ class SmallChunks:
                         self._sharing.put_array(self._result, array, flight)
                     else:
                         with chunk_noted(flight.part.key, self._store):
+                            if data is not None and not self._source.remote:
+                                # As in `_read_unshared`.
+                                data = self._source.read(flight.part.key)
                             self._sharing.put(self._result, data, flight)
         return [data is not None for data in fetched]
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from zarr.codecs import BytesCodec, ShardingCodec, TransposeCodec
 
-from aioxarray._runtime.scratch import scratch
+from aioxarray._runtime.threads.scratch import scratch
 from aioxarray._zarr.codecs.steps import Step, copy, steps_of, without_step
 from aioxarray._zarr.compat import _v2
 

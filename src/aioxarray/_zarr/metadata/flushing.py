@@ -57,6 +57,24 @@ def waves(changes: Changes, answers: Answers) -> list[dict[str, Buffer | None]]:
 
     A value of None stands for a key to delete; deletions are the last wave.
     """
+    found = _by_wave(changes, answers)
+    return [found[wave] for wave in sorted(found)]
+
+
+def template_and_rest(
+    changes: Changes, answers: Answers
+) -> tuple[list[dict[str, Buffer | None]], list[dict[str, Buffer | None]]]:
+    """Return the writes of `waves` that make arrays, and those after them.
+
+    The first are the template of a save that can be resumed: until the second are written, there is
+    no group in which a reader would find the arrays.
+    """
+    found = _by_wave(changes, answers)
+    first = [found[wave] for wave in sorted(found) if wave <= _Wave.ARRAYS]
+    return first, [found[wave] for wave in sorted(found) if wave > _Wave.ARRAYS]
+
+
+def _by_wave(changes: Changes, answers: Answers) -> dict[_Wave, dict[str, Buffer | None]]:
     values = {
         key: value
         for key, value in changes.values.items()
@@ -67,7 +85,7 @@ def waves(changes: Changes, answers: Answers) -> list[dict[str, Buffer | None]]:
     found: dict[_Wave, dict[str, Buffer | None]] = {}
     for key, value in values.items():
         found.setdefault(_wave_of(key, value, values, outermost), {})[key] = value
-    return [found[wave] for wave in sorted(found)]
+    return found
 
 
 def _is_stored(key: str, value: Buffer | None, answers: Answers) -> bool:

@@ -1,75 +1,121 @@
-"""Creating zarr group objects from metadata documents that are all known already."""
+"""Creating zarr's groups and arrays from metadata documents that are all known already."""
 
 from __future__ import annotations
 
 import copy
 import json
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import zarr
+from zarr.storage import StorePath
 
-from aioxarray._zarr.compat import ArrayV3Metadata, ConsolidatedMetadata, GroupMetadata
+from aioxarray._zarr.compat import ArrayV3Metadata, GroupMetadata
 
 if TYPE_CHECKING:
-    from zarr.storage import StorePath
+    from zarr.abc.store import Store
 
     from aioxarray._zarr.metadata.hierarchy import Hierarchy, StoredNode
 
+Node = zarr.Array[Any] | zarr.Group
 
-def prefetched_group(place: StorePath, hierarchy: Hierarchy) -> zarr.Group | None:
-    """Return the group at ``place``, described by ``hierarchy``, as if it were consolidated.
+
+@dataclass(frozen=True)
+class KnownGroups:
+    """A group and all groups below it, as zarr would open them.
+
+    Arrays with the same document share their metadata and their codecs: a tree has thousands of
+    arrays, and a few documents.
+
+    Attributes
+    ----------
+    root
+        The group.
+    members
+        By the path of a group, its arrays and groups by name.
+    """
+
+    root: zarr.Group
+    members: Mapping[str, dict[str, Node]]
+
+
+def known_groups(place: StorePath, hierarchy: Hierarchy) -> KnownGroups | None:
+    """Return the group at ``place``, described by ``hierarchy``, and those below it.
 
     None if zarr cannot parse all of it: opening it node by node, zarr reports what is wrong, or
     leaves out arrays whose codecs it does not have.
     """
-    parser = _Parser()
-    # By the path of their group.
-    members: dict[str, dict[str, Any]] = {}
+    maker = _Maker(place.store)
+    members: dict[str, dict[str, Node]] = {place.path: {}}
     try:
-        for node in hierarchy.nodes:
-            members.setdefault(node.parent, {})[node.name] = parser.parsed(node)
-        # Innermost groups first: a group copies the metadata of those inside it.
-        for node in reversed(hierarchy.nodes):
-            if not node.is_array:
-                siblings = members[node.parent]
-                inside = members.get(node.path, {})
-                siblings[node.name] = _with_members(siblings[node.name], inside)
         own = GroupMetadata.from_dict(dict(hierarchy.document))
-        root = _with_members(own, members.get(place.path, {}))
+        root = zarr.Group(zarr.AsyncGroup(metadata=own, store_path=place))
+        for node in hierarchy.nodes:
+            members[node.parent][node.name] = maker.made(node)
+            if not node.is_array:
+                members[node.path] = {}
     except Exception:  # noqa: BLE001 - zarr's own code raises it again
         return None
-    return zarr.Group(zarr.AsyncGroup(metadata=root, store_path=place))
+    return KnownGroups(root, members)
 
 
-def _with_members(group: GroupMetadata, members: dict[str, Any]) -> GroupMetadata:
-    return replace(group, consolidated_metadata=ConsolidatedMetadata(metadata=members))
+class _Maker:
+    """Makes nodes of a store, and parses each document once.
 
+    Of documents that differ in nothing but their attributes, only the first is parsed.
+    """
 
-class _Parser:
-    """Parses array documents, only once for those that differ in nothing but their attributes."""
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        # An array for each document, by the id of the document or, for equal ones, by its text;
+        # documents stay alive in the hierarchy.
+        self._by_id: dict[int, Any] = {}
+        self._by_text: dict[str, Any] = {}
+        # An array for each document without its attributes.
+        self._first: dict[str, Any] = {}
 
-    def __init__(self) -> None:
-        self._parsed: dict[str, ArrayV3Metadata] = {}
+    def made(self, node: StoredNode) -> Node:
+        path = StorePath(self._store, node.path)
+        if not node.is_array:
+            parsed = GroupMetadata.from_dict(dict(node.document))
+            return zarr.Group(zarr.AsyncGroup(metadata=parsed, store_path=path))
+        inner = copy.copy(self._array(node))
+        # A frozen dataclass, whose constructor would make the codecs again.
+        object.__setattr__(inner, "store_path", path)
+        return zarr.Array(inner)
 
-    def parsed(self, node: StoredNode) -> ArrayV3Metadata | GroupMetadata:
-        document = dict(node.document)
-        return self._array(document) if node.is_array else GroupMetadata.from_dict(document)
+    def _array(self, node: StoredNode) -> Any:
+        """Return an asynchronous array with the document of ``node``, at any path."""
+        known = self._by_id.get(id(node.document))
+        if known is None:
+            # As text, because lists and dicts cannot be hashed.
+            text = json.dumps(node.document)
+            known = self._by_text.get(text)
+            if known is None:
+                known = self._by_text[text] = self._parsed(dict(node.document))
+            self._by_id[id(node.document)] = known
+        return known
 
-    def _array(self, document: dict[str, Any]) -> ArrayV3Metadata:
+    def _parsed(self, document: dict[str, Any]) -> Any:
         rest = {name: value for name, value in document.items() if name != "attributes"}
         attributes = document.get("attributes")
-        # As text, because lists and dicts cannot be hashed.
-        key = json.dumps(rest)
-        parsed = self._parsed.get(key)
-        if parsed is None:
-            parsed = self._parsed[key] = ArrayV3Metadata.from_dict({**rest, "attributes": {}})
         if not isinstance(attributes, dict | None):
             raise TypeError(f"attributes of a Zarr array are no object: {attributes!r}")
-        if vars(parsed).get("_stored_document") is not None:
+        text = json.dumps(rest)
+        first = self._first.get(text)
+        if first is None:
+            parsed = ArrayV3Metadata.from_dict({**rest, "attributes": {}})
+            first = zarr.AsyncArray(metadata=parsed, store_path=StorePath(self._store))
+            self._first[text] = first
+        metadata = first.metadata
+        if vars(metadata).get("_stored_document") is not None:
             # zarr 3.4 and later: the document was repaired, and the metadata keep the original.
-            return ArrayV3Metadata.from_dict(document)
-        ours = copy.copy(parsed)
-        # A frozen dataclass; its constructor would parse everything again.
-        object.__setattr__(ours, "attributes", attributes or {})
-        return ours
+            ours = ArrayV3Metadata.from_dict(document)
+        else:
+            ours = copy.copy(metadata)
+            # A frozen dataclass; its constructor would parse everything again.
+            object.__setattr__(ours, "attributes", attributes or {})
+        inner = copy.copy(first)
+        object.__setattr__(inner, "metadata", ours)
+        return inner

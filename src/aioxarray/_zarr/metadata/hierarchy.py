@@ -159,27 +159,44 @@ class Hierarchy:
         The ``zarr.json`` of the group, without consolidated metadata.
     nodes
         The nodes below the group; each group comes before its members.
+    consolidated
+        Whether the nodes are those of the consolidated metadata of the group.
     """
 
     document: Mapping[str, Any]
     nodes: Sequence[StoredNode]
+    consolidated: bool = False
 
 
-def hierarchy(group: Mapping[str, Any], nodes: Sequence[StoredNode]) -> Hierarchy | None:
+def hierarchy(
+    group: Mapping[str, Any], nodes: Sequence[StoredNode], *, consolidated: bool = False
+) -> Hierarchy | None:
     """Return the hierarchy of a group, given its ``zarr.json``, and of all ``nodes`` below it.
 
-    None if zarr would interpret any of these nodes differently when opening them one by one.
+    None if zarr would interpret any of these nodes differently when opening them one by one or,
+    with ``consolidated``, from the consolidated metadata of the group.
     """
     for node in nodes:
         document = node.document
         of_kind = document.get("node_type") == ("array" if node.is_array else "group")
         if not of_kind or document.get("zarr_format") != 3:
             return None
-        if document.get("consolidated_metadata") is not None:
+        inside = document.get("consolidated_metadata")
+        if inside is not None and not (consolidated and inside == _NOTHING_INSIDE):
             # zarr would use that instead of the documents in the store.
             return None
+    if consolidated:
+        nodes = sorted(nodes, key=lambda node: node.path.count("/"))
+        parents = [parent for parent, _ in itertools.groupby(nodes, key=lambda node: node.parent)]
+        whole = group["consolidated_metadata"]
+        if len(parents) > len(set(parents)) or {**whole, "metadata": {}} != _NOTHING_INSIDE:
+            # Unlike what zarr itself writes.
+            return None
     own = {name: value for name, value in group.items() if name != "consolidated_metadata"}
-    return Hierarchy(own, nodes)
+    return Hierarchy(own, nodes, consolidated)
+
+
+_NOTHING_INSIDE = {"kind": "inline", "must_understand": False, "metadata": {}}
 
 
 def time_nodes(nodes: Iterable[StoredNode]) -> list[StoredNode]:

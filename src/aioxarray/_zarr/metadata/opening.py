@@ -58,8 +58,8 @@ class Opened:
     answers
         The documents and listings that were fetched.
     hierarchy
-        The group that is opened, if ``consolidated`` is False and all its metadata are known: zarr
-        then need not parse the documents again each time that xarray's code accesses the group.
+        The group that is opened, if all its metadata are known: zarr then need not parse the
+        documents again each time that xarray's code accesses the group.
     """
 
     store: Store
@@ -139,8 +139,10 @@ async def open_store(
     # xarray closes a store with the dataset unless the store is the caller's own.
     closes = store is not source and given is source
     stand_in = NamedPath(PrefetchedStore(limited, answers, closes=closes), root.path)
-    # With ``consolidated=None``, xarray's own code has to warn if there is none.
-    hierarchy = answers.hierarchy if consolidated is False else None
+    hierarchy = answers.hierarchy
+    if hierarchy is not None and not hierarchy.consolidated and consolidated is not False:
+        # xarray's own code has to warn that there are no consolidated metadata.
+        hierarchy = None
     return Opened(store, stand_in, consolidated, answers, hierarchy)
 
 

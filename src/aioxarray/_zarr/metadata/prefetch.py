@@ -122,6 +122,8 @@ class _Prefetch:
         self._drop = frozenset(drop)
         self._filter = groups
         self.answers = Answers()
+        # Documents that differ in no byte are parsed once: a tree has the same many times.
+        self._parsed: dict[bytes, dict[str, Any] | None] = {}
         # Whether a listing had a name that is neither an array nor a group.
         self._odd = False
 
@@ -135,20 +137,27 @@ class _Prefetch:
             if nodes is not None:
                 prefix = join(group, "") if group else ""
                 below = [node for node in nodes if node.path.startswith(prefix)]
+                groups = [node for node in below if not node.is_array]
                 if not self._deep:
                     below = [node for node in below if node.parent == group]
+                    groups = []
                 elif self._filter is not None:
-                    paths = {group, *(node.path for node in below if not node.is_array)}
-                    selected = self._filter.selected(paths)
+                    selected = self._filter.selected({group, *(node.path for node in groups)})
                     below = [node for node in below if node.parent in selected]
                 await self._values(below)
+                if group == root and "zarr.json" in documents:
+                    # Besides what is opened, the groups: an error names those that do not match.
+                    own, known = documents["zarr.json"], {node.path: node for node in below}
+                    known |= {node.path: node for node in groups}
+                    nodes = [node for node in nodes if node.path in known]
+                    self.answers.hierarchy = hierarchy(own, nodes, consolidated=True)
                 return
             if consolidated:
                 return
         documents = await self._group_documents(group, zarr_format)
         if not documents or not self._limited.supports_listing:
             return
-        nodes = await self._members(group, 3 if "zarr.json" in documents else 2)
+        nodes = await self._members([group], 3 if "zarr.json" in documents else 2)
         if group == root and "zarr.json" in documents and not self._odd:
             self.answers.hierarchy = hierarchy(documents["zarr.json"], nodes)
 
@@ -161,7 +170,12 @@ class _Prefetch:
 
     def _document(self, key: str) -> dict[str, Any] | None:
         value = self.answers.values.get(key)
-        return None if value is None else parse(value.to_bytes())
+        if value is None:
+            return None
+        data = value.to_bytes()
+        if data not in self._parsed:
+            self._parsed[data] = parse(data)
+        return self._parsed[data]
 
     async def _group_documents(
         self, path: str, zarr_format: int | None
@@ -184,29 +198,35 @@ class _Prefetch:
                 keys += node.end_chunk_keys()
         await self._fetch(keys)
 
-    async def _members(self, path: str, zarr_format: int) -> list[StoredNode]:
-        """Fetch the documents of the nodes below a group: two round trips per level.
+    async def _members(self, groups: Sequence[str], zarr_format: int) -> list[StoredNode]:
+        """Fetch the documents of the nodes below ``groups``: two round trips per level.
 
         The chunks that opening reads are fetched concurrently with the documents of the next level.
         """
-        # Web servers list folders with a trailing slash, which must not become part of the keys.
-        listed = [name.rstrip("/") async for name in self._limited.list_dir(path)]
-        names = tuple(dict.fromkeys(filter(None, listed)))
-        self.answers.listings[path] = names
-        members = [name for name in names if name != "zarr.json" and not name.startswith(".z")]
-        paths = [join(path, member) for member in members]
+        found = await gather([partial(self._listed, group) for group in groups])
+        paths = [path for members in found for path in members]
         if zarr_format == 3:
             nodes = await self._nodes_v3(paths)
         else:
             nodes = await self._nodes_v2(paths)
         self._odd = self._odd or len(nodes) < len(paths)
-        groups = [node.path for node in nodes if not node.is_array] if self._deep else []
+        inside = [node.path for node in nodes if not node.is_array] if self._deep else []
         if self._filter is not None:
-            groups = [group for group in groups if self._filter.leads_to_match(group)]
-        walks = [partial(self._members, group, zarr_format) for group in groups]
-        steps: list[Callable[[], Awaitable[Any]]] = [partial(self._values, nodes), *walks]
+            inside = [group for group in inside if self._filter.leads_to_match(group)]
+        steps: list[Callable[[], Awaitable[Any]]] = [partial(self._values, nodes)]
+        if inside:
+            steps.append(partial(self._members, inside, zarr_format))
         _, *below = await gather(steps)
         return nodes + [node for found in below for node in found]
+
+    async def _listed(self, group: str) -> list[str]:
+        """Return the paths of the members of ``group``."""
+        # Web servers list folders with a trailing slash, which must not become part of the keys.
+        listed = [name.rstrip("/") async for name in self._limited.list_dir(group)]
+        names = tuple(dict.fromkeys(filter(None, listed)))
+        self.answers.listings[group] = names
+        members = (name for name in names if name != "zarr.json" and not name.startswith(".z"))
+        return [join(group, member) for member in members]
 
     async def _nodes_v3(self, paths: Sequence[str]) -> list[StoredNode]:
         keys = self._unknown(join(path, "zarr.json") for path in paths)

@@ -32,7 +32,7 @@ class Answers:
         By prefix, the names directly below it.
     hierarchy
         The group that is opened, with all nodes below it; None if it is not the root, has format
-        2, is opened from consolidated metadata, or is not known completely.
+        2, or is not known completely.
     """
 
     values: dict[str, Buffer | None] = field(default_factory=dict)

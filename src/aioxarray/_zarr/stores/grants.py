@@ -15,7 +15,9 @@ from typing import Self, TypeVar
 from aioxarray._runtime.budget import Budget, Share
 from aioxarray._runtime.cache import Cache
 from aioxarray._runtime.crew import Crew
-from aioxarray._runtime.threads.pool import Pool, usable_cores
+from aioxarray._runtime.system.cores import available_cores
+from aioxarray._runtime.system.old_objects import LeftOut, old_objects
+from aioxarray._runtime.threads.pool import Pool
 from aioxarray._runtime.window import Window
 from aioxarray._zarr import tuning
 from aioxarray._zarr.stores.clients import Client, Held, Nearness, fetchers, held_here
@@ -53,7 +55,8 @@ memory = Budget("bytes", extra=_extra_bytes)
 threads = Budget("threads", extra=_one_extra)
 # Threads in blocking calls to servers; `Client.turns` also limits the threads of each client.
 fetching = Budget("fetchers", extra=_one_extra)
-decoders = Pool("aioxarray-decode", usable_cores())
+# Each load sets its size, and finds the limits of cgroups, which an import must not wait for.
+decoders = Pool("aioxarray-decode", available_cores())
 # Decoded chunks; see `aioxarray._zarr.stores.sharing`.
 cache = Cache()
 
@@ -89,6 +92,9 @@ class Grants:
     turns: dict[Client, Share] = field(default_factory=dict)
     # Other shares, which are opened on first use because small loads do not need them.
     _opened: list[Share] = field(default_factory=list)
+    # The chunks that are expected so far, and the context of a load with very many of them.
+    _expected: list[int] = field(default_factory=lambda: [0])
+    _left_out: list[LeftOut] = field(default_factory=list)
 
     def __enter__(self) -> Self:
         self.requests.__enter__()
@@ -98,10 +104,22 @@ class Grants:
     def __exit__(self, *_: object) -> None:
         for share in (*self._opened, self.memory, self.requests):
             share.__exit__()
+        for each in self._left_out:
+            each.__exit__()
 
     def _open(self, share: Share) -> Share:
         self._opened.append(share.__enter__())
         return share
+
+    def expect(self, chunks: int) -> None:
+        """Prepare for ``chunks`` more chunks: with very many, garbage collections are kept short.
+
+        Those of a stream do not count, which may go on for days.
+        """
+        self._expected[0] += chunks
+        many = self._expected[0] >= tuning.MANY_CHUNKS
+        if many and not self._left_out and self.window is None:
+            self._left_out.append(old_objects.left_out().__enter__())
 
     @property
     def shares(self) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from zarr.storage import LocalStore, MemoryStore, ObjectStore
 
-from aioxarray._runtime.scratch import scratch
+from aioxarray._runtime.threads.scratch import scratch
 from aioxarray._zarr import tuning
 from aioxarray._zarr.stores.clients import client_of, held_here
 from aioxarray._zarr.stores.observing.observed_source import ObservedSource
@@ -58,7 +58,8 @@ class Source(Protocol):
     def small_reads(self, most: int) -> AbstractContextManager[ReadSmall]:
         """Open a function that reads values one after the other.
 
-        They usually have at most ``most`` bytes, and stay valid.
+        They usually have at most ``most`` bytes, and stay valid. One of a file may be cut short,
+        though hardly ever: then `read` reads it to its end.
         """
 
     def read_into(self, key: str, dest: NDArray[np.uint8]) -> int | None:
@@ -166,8 +167,9 @@ class FileSource:
     def small_reads(self, most: int) -> Iterator[ReadSmall]:
         def read(file: int) -> bytes:
             data = more = os.read(file, most + 1)
-            while more:
-                more = os.read(file, max(most + 1, len(data)))
+            # If it is shorter, the file has ended. Another read to see that takes a microsecond.
+            while more and len(data) > most:
+                more = os.read(file, len(data))
                 data = data + more if more else data
             return data
 

@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     # Returns the new value of a chunk, for a request and the value that the store has.
     Encode = Callable[[ChunkWrite, Buffer | None], Buffer | None]
 
+    # Returns whether the chunk with a key is to be written.
+    Wanted = Callable[[str], bool]
+
 
 def writable(
     array: zarr.Array[Any],
@@ -52,6 +55,7 @@ def writable(
     grants: Grants,
     *,
     fresh: bool,
+    wanted: Wanted | None = None,
 ) -> Any:
     """Return an asynchronous array like ``array`` that writes to ``store`` under ``grants``.
 
@@ -65,9 +69,12 @@ def writable(
         The grants of the save.
     fresh
         Whether the store has no chunk of the array: then none is read, and none deleted.
+    wanted
+        Whether the chunk with a key is to be written; None for all. With ``fresh``, the store has
+        no chunk of those that are.
     """
     limited = LimitedStore(usable_after_fork(store), grants.requests)
-    return with_pipeline(array, limited, WritePipeline, grants=grants, fresh=fresh)
+    return with_pipeline(array, limited, WritePipeline, grants=grants, fresh=fresh, wanted=wanted)
 
 
 async def write_block(array: Any, region: Sequence[slice], values: Any) -> None:
@@ -120,12 +127,13 @@ class WritePipeline(BatchedCodecPipeline):
     ----------
     grants
         The grants of the save. None only while zarr builds the pipeline.
-    fresh
+    fresh, wanted
         As in `writable`.
     """
 
     grants: Grants | None = None
     fresh: bool = False
+    wanted: Wanted | None = None
 
     async def write(
         self,
@@ -154,6 +162,10 @@ class WritePipeline(BatchedCodecPipeline):
 
         ``store`` is their store, or None if zarr names none; ``spec`` is that of one chunk.
         """
+        if (wanted := self.wanted) is not None:
+            requests = (each for each in requests if wanted(_key(each)))
+        assert self.grants is not None
+        self.grants.expect(count)
         try:
             if (files := LocalFiles.of(store)) is not None:
                 await self._write_files(
@@ -181,13 +193,13 @@ class WritePipeline(BatchedCodecPipeline):
         assert self.grants is not None
         stop = threading.Event()
 
-        def write_run(run: Sequence[ChunkWrite]) -> Sequence[None]:
+        def write_run(run: Sequence[ChunkWrite]) -> Sequence[bool]:
             for request in run:
                 if stop.is_set():
                     break
                 setter, spec, _, _, is_complete = request
                 with _noted(setter):
-                    key: str = setter.path  # type: ignore[attr-defined]
+                    key = _key(request)
                     old = None
                     if not (is_complete or self.fresh):
                         old = files.read(key, spec.prototype)
@@ -197,7 +209,7 @@ class WritePipeline(BatchedCodecPipeline):
             return ()
 
         runs = in_runs(requests, count, size, self.grants.thread_count, tuning.RUN_BYTES)
-        schedule: Schedule[ChunkWrite, None] = Schedule(runs)
+        schedule: Schedule[ChunkWrite] = Schedule(runs)
         await schedule.in_threads(self.grants, size, write_run, stop)
 
     async def _write_objects(
@@ -218,11 +230,11 @@ class WritePipeline(BatchedCodecPipeline):
             is_long,
         )
 
-        async def write(run: Sequence[ChunkWrite]) -> Sequence[None]:
+        async def write(run: Sequence[ChunkWrite]) -> Sequence[bool]:
             (request,) = run
             setter, spec, _, _, is_complete = request
             limited: LimitedStore = setter.store  # type: ignore[attr-defined]
-            key: str = setter.path  # type: ignore[attr-defined]
+            key = _key(request)
             size = byte_count(spec.shape, spec.dtype.to_native_dtype())
             with _noted(setter), grants.room(size) as room:
                 chunk = _Chunk(request, size, batches)
@@ -239,8 +251,14 @@ class WritePipeline(BatchedCodecPipeline):
                     await limited.delete(key, room=room)
             return ()
 
-        schedule: Schedule[ChunkWrite, None] = Schedule(zip(requests))
+        schedule: Schedule[ChunkWrite] = Schedule(zip(requests))
         await schedule.on_loop(int(min(count, grants.requests.bound)), write)
+
+
+def _key(request: ChunkWrite) -> str:
+    """Return the key of a chunk in its store."""
+    key: str = request[0].path  # type: ignore[attr-defined]
+    return key
 
 
 @contextmanager

@@ -14,14 +14,40 @@ import zarr
 
 from aioxarray._xarray.arrays.prefetched_array import PrefetchedArray
 from aioxarray._xarray.compat import NodePath, ZarrBackendEntrypoint, ZarrStore
+from aioxarray._xarray.opening.groups.datasets import open_group
+from aioxarray._xarray.opening.groups.templates import Templates
 from aioxarray._zarr.metadata.filtering import GroupFilter
+from aioxarray._zarr.metadata.groups import KnownGroups
 from aioxarray._zarr.metadata.prefetched import PrefetchedStore
 
 
 class PrefetchedZarrStore(ZarrStore):
-    """xarray's Zarr store for a group that was opened through a `PrefetchedStore`."""
+    """xarray's Zarr store for a group that was opened through a `PrefetchedStore`.
 
-    __slots__ = ()
+    Parameters
+    ----------
+    group
+        The group.
+    known
+        Its members; None to ask zarr for them.
+    **options
+        Those of the base class.
+    """
+
+    __slots__ = ("_known",)
+
+    def __init__(
+        self, group: zarr.Group, *args: Any, known: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        # Before the constructor of the base class, which asks for the members.
+        self._known = known
+        super().__init__(group, *args, **options)
+
+    @property
+    def prefetched_values(self) -> Mapping[str, Any]:
+        """The chunks that were fetched, by key."""
+        store = self.zarr_group.store
+        return store.values if isinstance(store, PrefetchedStore) else {}
 
     def open_store_variable(self, name: str) -> Any:
         variable = super().open_store_variable(name)  # type: ignore[no-untyped-call]
@@ -33,6 +59,8 @@ class PrefetchedZarrStore(ZarrStore):
         return variable
 
     def _fetch_members(self) -> dict[str, Any]:
+        if self._known is not None:
+            return self._known
         # Private: the public group only has blocking methods.
         group = self.zarr_group._async_group
         if group.metadata.consolidated_metadata is None:
@@ -41,11 +69,11 @@ class PrefetchedZarrStore(ZarrStore):
         return members
 
     def subtree(
-        self, path: NodePath, groups: GroupFilter | None = None
+        self, path: NodePath, groups: GroupFilter | None = None, known: KnownGroups | None = None
     ) -> Iterator[tuple[str, PrefetchedZarrStore]]:
         """Yield this group and all groups below it, with their paths, in xarray's order.
 
-        With ``groups``, only those that may lead to a match.
+        With ``groups``, only those that may lead to a match. ``known`` has the members of all.
         """
         yield str(path), self
         for name, member in self.members.items():
@@ -56,8 +84,9 @@ class PrefetchedZarrStore(ZarrStore):
                     self._mode,
                     close_store_on_close=self._close_store_on_close,
                     use_zarr_fill_value_as_mask=self._use_zarr_fill_value_as_mask,
+                    known=None if known is None else known.members[member.path],
                 )
-                yield from child.subtree(path / name, groups)
+                yield from child.subtree(path / name, groups, known)
 
 
 async def _members(group: Any) -> dict[str, Any]:
@@ -84,38 +113,39 @@ def open_prefetched(
     engine: ZarrBackendEntrypoint,
     place: Any,
     options: Mapping[str, Any],
-    prefetched: zarr.Group | None,
+    known: KnownGroups | None,
     *,
     deep: bool,
 ) -> Any:
     """Open the dataset at ``place``, or all groups as a dict with ``deep``, as ``engine`` would.
 
-    ``prefetched`` is the group at ``place``, if its metadata was prefetched.
+    ``known`` are the group at ``place`` and those below it, if their metadata was prefetched.
     """
     decoding = {name: value for name, value in options.items() if name not in _OF_STORE}
     pattern = decoding.pop("group_filter", None)
     if not deep:
-        store = _prefetched_store(place, options, prefetched)
+        store = _prefetched_store(place, options, known)
         return engine.open_dataset(place, store=store, **decoding)
     group = options.get("group")
     parent = NodePath("/") / NodePath(group) if group else NodePath("/")
-    root = _prefetched_store(place, {**options, "group": str(parent)}, prefetched)
+    root = _prefetched_store(place, {**options, "group": str(parent)}, known)
     if pattern is None:
-        stores = dict(root.subtree(parent))
+        stores = dict(root.subtree(parent, known=known))
     else:
-        stores = _filtered(root, parent, GroupFilter(pattern, str(parent)))
+        stores = _filtered(root, parent, GroupFilter(pattern, str(parent)), known)
+    templates = None if known is None else Templates(decoding)
     return {
-        str(NodePath(path).relative_to(parent)) if group else path: engine.open_dataset(
-            place, store=store, **decoding
+        str(NodePath(path).relative_to(parent)) if group else path: open_group(
+            engine, place, store, decoding, templates
         )
         for path, store in stores.items()
     }
 
 
 def _filtered(
-    root: PrefetchedZarrStore, parent: NodePath, groups: GroupFilter
+    root: PrefetchedZarrStore, parent: NodePath, groups: GroupFilter, known: KnownGroups | None
 ) -> dict[str, PrefetchedZarrStore]:
-    found = dict(root.subtree(parent, groups))
+    found = dict(root.subtree(parent, groups, known))
     selected = groups.selected(found)
     if not selected:
         seen = ", ".join(list(found)[:_NAMED]) + (", ..." if len(found) > _NAMED else "")
@@ -130,17 +160,18 @@ _NAMED = 10
 
 
 def _prefetched_store(
-    place: Any, options: Mapping[str, Any], prefetched: zarr.Group | None
+    place: Any, options: Mapping[str, Any], known: KnownGroups | None
 ) -> PrefetchedZarrStore:
     opening = {name: options[name] for name in _OF_STORE if name in options}
-    if prefetched is None:
+    if known is None:
         opened: PrefetchedZarrStore = PrefetchedZarrStore.open_group(place, **opening)
         return opened
     # The choices of ``open_group`` for Zarr format 3 and a store that is not the caller's own.
     return PrefetchedZarrStore(
-        prefetched,
+        known.root,
         opening.get("mode", "r"),
         close_store_on_close=True,
         use_zarr_fill_value_as_mask=False,
         cache_members=opening.get("cache_members", True),
+        known=known.members[known.root.path],
     )

@@ -1,0 +1,1 @@
+"""Opening the groups of a Zarr store whose metadata is all known."""

@@ -1,0 +1,1 @@
+"""Writing chunks and shards, and the ones that a store has already."""
