@@ -9,8 +9,9 @@ at once; those of the other sources are refused by the next call, before any req
 =============== ========== ==================================================================
 name            default    meaning
 =============== ========== ==================================================================
-``concurrency`` 128        store requests in flight in this process; 0 or below: no limit;
-                           ``"auto"``: what each server accepts, see below
+``concurrency`` None       store requests in flight in this process; 0 or below: no limit;
+                           ``"auto"``: what each server accepts; None: 128, or more for distant
+                           servers, see below
 ``memory``      ``"1GiB"`` bytes of chunks in flight (fetched or being decoded) in this
                            process, results excluded; 0 or below: no limit
 ``threads``     None       threads that decode; None: one for each core this process may use, by
@@ -34,6 +35,13 @@ eighth of ``concurrency`` is reserved for smaller chunks (nothing if ``concurren
 a small chunk then waits for its place). Beyond the limits, smaller chunks also get one thread, and
 an eighth of ``memory`` or one chunk. So the bytes in flight are at most ``memory``, or a single
 chunk larger than it, plus an eighth of ``memory`` or a single chunk of up to 4 MiB.
+
+By default (None), 128 requests are in flight at most, and more for a load from a server that takes
+more than 25 ms for an answer: as many as make 5000 answers a second, up to 1024 or half of the file
+descriptors, and up to 256 MiB on their way (or four times what latency and measured bandwidth need,
+if that is more). After a refusal (429, 503, SlowDown and the like) it is 128 for a minute. Of
+objects of 1 MiB and more there are fewer, at least 16, once the bandwidth is known. A number is
+exact.
 
 With ``concurrency="auto"``, up to 256 requests to a server are in flight, or more if that brings
 more answers a second, until it refuses one for its load (429, 503, SlowDown and the like) or does
@@ -118,10 +126,13 @@ from aioxarray._settings import Settings
 Concurrency: TypeAlias = int | Literal["auto"]
 
 MOST_REQUESTS = 1024
-"""The most requests in flight with ``concurrency="auto"``."""
+"""The most requests in flight with ``concurrency="auto"``, and by default."""
+
+FIRST_REQUESTS = 128
+"""The most requests in flight by default, until the latency of the servers is known."""
 
 _DEFAULTS: dict[str, Any] = {
-    "concurrency": 128,
+    "concurrency": None,
     "memory": "1GiB",
     "threads": None,
     "cache": 0,
@@ -215,11 +226,17 @@ def is_adaptive(concurrency: Concurrency | None = None) -> bool:
     return (_value_of("concurrency") if concurrency is None else concurrency) == "auto"
 
 
+def is_default(concurrency: Concurrency | None = None) -> bool:
+    """Return whether neither ``concurrency`` nor the setting names a limit."""
+    return concurrency is None and config.get("concurrency") is None
+
+
 def request_limit(concurrency: Concurrency | None = None) -> float:
     """Return the limit on requests in flight: ``concurrency``, or the setting if it is None.
 
     ``math.inf`` means no limit. For "auto" it is the number of connections that the process can
-    open. Raises TypeError if the value is neither an integer nor "auto".
+    open. By default it is the number with which a call begins. Raises TypeError if the value is
+    neither an integer nor "auto" nor None.
     """
     return _request_limit(_value_of("concurrency") if concurrency is None else concurrency)
 
@@ -227,7 +244,9 @@ def request_limit(concurrency: Concurrency | None = None) -> float:
 def _request_limit(value: Any) -> float:
     if isinstance(value, str) and value == "auto":
         return max(1, min(MOST_REQUESTS, spare_descriptors()))
-    limit = _integer("concurrency", value, "an integer or 'auto'")
+    if value is None:
+        return FIRST_REQUESTS
+    limit = _integer("concurrency", value, "an integer, 'auto' or None")
     return limit if limit > 0 else math.inf
 
 

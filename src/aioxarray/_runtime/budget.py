@@ -247,6 +247,21 @@ class Share:
         if self._is_current():
             self._budget._leave(self)
 
+    def rebound(self, bound: float) -> None:
+        """Change the bound; thread-safe. A smaller one takes effect as amounts are released."""
+        budget = self._budget
+        if not self._is_current():
+            return
+        with budget._lock:
+            before, self.bound = self.bound, bound
+            if not self._is_open:
+                return
+            budget._bounds.add(bound)
+            budget._bounds.remove(before)
+            budget._resize()
+            self._line_up()
+            budget._let_in()
+
     def _is_current(self) -> bool:
         """Return whether the share belongs to this process, and not to a parent that forked it."""
         return self._generation == self._budget._generation

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable
 
@@ -88,6 +89,8 @@ class Team:
         The number of pieces of work.
     step
         Does the next piece of work.
+    most
+        The most workers.
 
     Attributes
     ----------
@@ -97,7 +100,13 @@ class Team:
         Whether it is in the crew's queue.
     """
 
-    def __init__(self, crew: Crew, count: int, step: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        crew: Crew,
+        count: int,
+        step: Callable[[], Awaitable[None]],
+        most: float = math.inf,
+    ) -> None:
         self.size = 0
         self.is_queued = False
         self._crew = crew
@@ -105,6 +114,7 @@ class Team:
         # Workers that have not taken their first piece of work so far.
         self._starting = 0
         self._step = step
+        self._most = most
         self._group = asyncio.TaskGroup()
         self._context = contextvars.copy_context()
         self._has_ended = False
@@ -112,7 +122,7 @@ class Team:
     @property
     def wants_more(self) -> bool:
         """Whether it could use another worker."""
-        if self._has_ended or self.size >= self._crew.bound:
+        if self._has_ended or self.size >= min(self._crew.bound, self._most):
             return False
         return self._left > self._starting
 

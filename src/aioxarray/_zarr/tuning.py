@@ -110,7 +110,11 @@ ENGINE_RUN_BYTES = 16 << 20
 # --- servers ---------------------------------------------------------------------------------
 
 FETCHERS = 8
-"""Threads in blocking calls to one client: more do not make more requests per second."""
+"""Threads in blocking calls to one client: more do not make more requests per second.
+
+Where more cores than this decode, there are half as many again as cores, for chunks whose decoding
+takes longer than their request.
+"""
 
 FEW_CHUNKS = 8
 """Fewer requests than this are as fast with coroutines, however near the server."""
@@ -165,6 +169,30 @@ A process makes up to 2500 requests a second, so that is enough for answers with
 slower server the bound doubles; with half as many, a load of 1000 chunks from a server at 200 ms
 would take a third longer.
 """
+
+FOLLOWED_A_SECOND = 5000
+"""The requests a second for which the default limit makes room: about what a process can make."""
+
+FOLLOWED_BYTES = 256 << 20
+"""Beyond the first 128, so many bytes may be on their way while the bandwidth is unknown."""
+
+FOLLOWED_GAIN = 4
+"""The bytes on their way, as a multiple of latency times bandwidth.
+
+The bandwidth was measured with fewer requests, or shared with others: more may arrive.
+"""
+
+FOLLOWED_LARGE_BYTES = 1 << 20
+"""Fewer than the default are in flight only of objects of at least so many bytes."""
+
+FOLLOWED_LEAST = 16
+"""But never fewer than this."""
+
+FOLLOWED_EVERY = 64
+"""After so many answers a read looks at the latency again."""
+
+FOLLOWED_PAUSE_S = 60.0
+"""How long a server that has refused requests gets the first number of them at most."""
 
 PACE_SLACK_S = 0.005
 """Requests that are paced by a rate catch up on this much time: timers are late by milliseconds."""

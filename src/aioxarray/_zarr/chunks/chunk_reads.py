@@ -8,12 +8,13 @@ load's budget allows, and threads decode them as they arrive.
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from aioxarray._runtime.batches import Batches, one_by_one
 from aioxarray._runtime.crew import Crew
@@ -29,11 +30,14 @@ from aioxarray._zarr.stores.clients import Nearness
 from aioxarray._zarr.stores.grants import Grants, is_long
 from aioxarray._zarr.stores.limited import LimitedStore
 from aioxarray._zarr.stores.request import chunk_noted
+from aioxarray._zarr.stores.servers.following import FollowingShare, most_at_once
+from aioxarray._zarr.stores.servers.hosts import host_of
 from aioxarray._zarr.stores.sharing import Sharing
 from aioxarray._zarr.stores.sources import ObjectSource, Source
 
 if TYPE_CHECKING:
     from aioxarray._zarr.selection import Chunk
+    from aioxarray._zarr.stores.servers.measured import Measured
 
 # Stands in for a limit on decoding.
 _NOTHING = nullcontext()
@@ -126,9 +130,49 @@ class ChunkReads:
             with self.noted(chunk):
                 return await read(chunk)
 
-        crew = self.grants.crew if width is None else Crew(width)
-        schedule: Schedule[Chunk] = Schedule(zip(self.plan.chunks), self.advance)
-        return await schedule.by_crew(crew, self.plan.count, read_one)
+        if width is None:
+            crew, most, advance = self.grants.crew, self._most_at_once(), self._following()
+        else:
+            crew, most, advance = Crew(width), math.inf, self.advance
+        schedule: Schedule[Chunk] = Schedule(zip(self.plan.chunks), advance)
+        return await schedule.by_crew(crew, self.plan.count, read_one, most)
+
+    @property
+    def _followed(self) -> tuple[FollowingShare, Measured] | None:
+        """The share whose bound follows the latency of the server; None if it is fixed."""
+        places = self.grants.requests
+        host = host_of(self.limited.inner) if isinstance(places, FollowingShare) else None
+        return None if host is None else (cast(FollowingShare, places), host.measured)
+
+    def _most_at_once(self) -> float:
+        """Return the most chunks to request at once: few if they are large."""
+        followed = self._followed
+        return math.inf if followed is None else most_at_once(followed[1], self.nbytes)
+
+    def _following(self) -> Callable[[int], None]:
+        """Let the bound on requests follow the server now, and while chunks arrive.
+
+        Returns what to call with the number of further chunks that are done.
+        """
+        followed = self._followed
+        if followed is None:
+            return self.advance
+        (places, measured), crew = followed, self.grants.crew
+        arrived = 0
+
+        def follow() -> None:
+            places.follow(measured, self.nbytes)
+            crew.widen(places.bound)
+
+        def advance(count: int) -> None:
+            nonlocal arrived
+            if arrived % tuning.FOLLOWED_EVERY == 0:
+                follow()
+            arrived += count
+            self.advance(count)
+
+        follow()
+        return advance
 
     # --- on the loop, and by plain calls in threads ------------------------------------------
 
@@ -187,10 +231,17 @@ class ChunkReads:
                 found += await gather([partial(self._fetch, each) for each in rest])
             return found
 
-        width = tuning.FETCHERS if source.remote else self.grants.thread_count
+        width = self._fetchers if source.remote else self.grants.thread_count
         return await self.in_runs(width, tuning.RUN_BYTES).on_loop(
             width, lambda run: self.sharing.read(self.result, run, lead, self.noted)
         )
+
+    @property
+    def _fetchers(self) -> int:
+        """The number of threads that fetch from a nearby server, and decode what they fetched."""
+        # Small chunks mostly run Python code, which further threads would not speed up.
+        is_small = self.nbytes <= tuning.SMALL_CHUNK_BYTES
+        return tuning.FETCHERS if is_small else self.grants.fetcher_count
 
     async def by_engine(self, source: Source) -> list[bool]:
         """Read with TensorStore, and by plain calls what it leaves.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
@@ -62,11 +63,15 @@ class Schedule(Generic[T]):
         return self._in_order()
 
     async def by_crew(
-        self, crew: Crew, count: int, handle: Callable[[T], Awaitable[bool]]
+        self,
+        crew: Crew,
+        count: int,
+        handle: Callable[[T], Awaitable[bool]],
+        most: float = math.inf,
     ) -> list[bool]:
         """Do the same as `on_loop` for ``count`` runs of one chunk, with workers of ``crew``.
 
-        ``handle`` returns the outcome of its chunk.
+        ``handle`` returns the outcome of its chunk, and ``most`` is the most workers.
         """
 
         async def step() -> None:
@@ -76,7 +81,7 @@ class Schedule(Generic[T]):
             self._keep(number, (await handle(chunk),))
             self._advance(1)
 
-        await Team(crew, count, step).work()
+        await Team(crew, count, step, most).work()
         return self._in_order()
 
     async def in_threads(

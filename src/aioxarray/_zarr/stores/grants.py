@@ -157,6 +157,14 @@ class Grants:
         """Limits decoding in other threads to ``thread_count`` of them."""
         return Semaphore(self.thread_count)
 
+    @property
+    def fetcher_count(self) -> int:
+        """The most threads in blocking calls to one client, which then decode what they fetched.
+
+        A few more than decode at once: the others wait for answers.
+        """
+        return max(tuning.FETCHERS, self.thread_count + self.thread_count // 2)
+
     def room(self, size: int) -> Room:
         """Return the room for an answer that takes ``size`` bytes, to open as a context."""
         return Room(self.memory, size, long=is_long(size))
@@ -292,7 +300,7 @@ class Grants:
     def _turns_of(self, client: Client) -> Share:
         turns = self.turns.get(client)
         if turns is None:
-            turns = self.turns[client] = self._open(client.turns.share(tuning.FETCHERS))
+            turns = self.turns[client] = self._open(client.turns.share(self.fetcher_count))
         return turns
 
 

@@ -21,6 +21,7 @@ from aioxarray._zarr.stores.identity import unwrapped
 from aioxarray._zarr.stores.retries.errors import causes, failure_of, is_answer
 from aioxarray._zarr.stores.retries.spellings import DEBUG
 from aioxarray._zarr.stores.retries.translation import translated
+from aioxarray._zarr.stores.servers.hosts import host_of
 from aioxarray._zarr.stores.servers.pacing import pace_of
 from aioxarray.config import retry_policy
 from aioxarray.errors import DamagedDataError, SilentServerError, WrongLengthError
@@ -94,6 +95,8 @@ class Attempts:
             return False
         found = failure_of(error)
         elapsed = clock() - self._begun
+        if found is not None and found.refused and (host := host_of(self._request.store)):
+            host.measured.refused_at = time.monotonic()
         self._failed.append((elapsed, type(error).__name__ if found is None else found.cause))
         if found is None or not found.passes:
             self._reason = "this error cannot be retried"

@@ -13,9 +13,15 @@ class Measured:
 
     The bandwidth is measured in periods in which requests are in flight, less one latency. There
     is no lock: of two threads at once, one may not be counted, which changes a figure a little.
+
+    Attributes
+    ----------
+    refused_at
+        When it last refused a request because it had too many, by `time.monotonic`.
     """
 
     def __init__(self) -> None:
+        self.refused_at = -math.inf
         self._small: deque[float] = deque(maxlen=tuning.MEASURED_ANSWERS)
         # Of the period: its begin and end, the answers that have arrived, and their bytes.
         self._begun = self._ended = -math.inf

@@ -18,10 +18,11 @@ from typing import Any
 from aioxarray._runtime.budget import Budget, Share
 from aioxarray._runtime.threads.forks import after_fork
 from aioxarray._zarr.stores.retries.errors import transient
+from aioxarray._zarr.stores.servers.following import FollowingShare
 from aioxarray._zarr.stores.servers.hosts import Host, host_of
 from aioxarray._zarr.stores.servers.limits import ServerLimits
 from aioxarray._zarr.stores.servers.room import Room
-from aioxarray.config import Concurrency, is_adaptive, request_limit
+from aioxarray.config import Concurrency, is_adaptive, is_default, request_limit
 
 
 class PacedShare(Share):
@@ -42,7 +43,11 @@ class PacedShare(Share):
 
 def request_share(requests: Budget, concurrency: Concurrency | None) -> Share:
     """Return a share of ``requests`` for a call with the limit ``concurrency``."""
-    kind = PacedShare if is_adaptive(concurrency) else Share
+    kind = Share
+    if is_adaptive(concurrency):
+        kind = PacedShare
+    elif is_default(concurrency):
+        kind = FollowingShare
     return kind(requests, request_limit(concurrency))
 
 
