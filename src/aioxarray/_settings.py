@@ -13,12 +13,10 @@ _WORDS = {"true": True, "false": False, "none": None}
 
 
 class Settings(donfig.Config):  # type: ignore[misc]  # donfig has no types
-    """Settings of a package, each checked when it is set.
+    """The settings, each checked when it is set.
 
     Parameters
     ----------
-    package
-        The name of the package, which the names of its environment variables begin with.
     defaults
         The settings. One that is a mapping is a group, with a ``"profile"`` that the group can be
         set to as a whole: ``set(retry="batch")``.
@@ -28,7 +26,6 @@ class Settings(donfig.Config):  # type: ignore[misc]  # donfig has no types
 
     def __init__(
         self,
-        package: str,
         defaults: Mapping[str, Any],
         checks: Mapping[str, Callable[[Any], object]],
     ) -> None:
@@ -40,8 +37,7 @@ class Settings(donfig.Config):  # type: ignore[misc]  # donfig has no types
         self.names = [*defaults]
         self.names += [name for name in _flat(self._groups) if name not in self._profiles]
         self._checks = checks
-        self._package = package
-        super().__init__(package, defaults=[defaults])
+        super().__init__("aioxarray", defaults=[defaults])
 
     def set(self, arg: Mapping[str, Any] | None = None, **kwargs: Any) -> Any:
         named = {name.replace("__", "."): value for name, value in kwargs.items()}
@@ -53,7 +49,7 @@ class Settings(donfig.Config):  # type: ignore[misc]  # donfig has no types
         unknown = values.keys() - {*self.names, *self._profiles}
         if unknown:
             raise ValueError(
-                f"{self._package} has no setting {', '.join(map(repr, sorted(unknown)))}; "
+                f"aioxarray has no setting {', '.join(map(repr, sorted(unknown)))}; "
                 f"it has {', '.join(self.names)}{did_you_mean(min(unknown), self.names)}"
             )
         for group in self._groups:
@@ -117,7 +113,7 @@ class Settings(donfig.Config):  # type: ignore[misc]  # donfig has no types
 
     def __repr__(self) -> str:
         rows = [(name, repr(self.get(self._key(name))), self.source(name)) for name in self.names]
-        lines = [f"<{self._package}.config: settings, values and where they come from>"]
+        lines = ["<aioxarray.config: settings, values and where they come from>"]
         lines += [f"{name:<15} {value:<13} {source}" for name, value, source in rows]
         # donfig's own names for its folders.
         known = {*self.names, *self._profiles, "config", "root_config"}

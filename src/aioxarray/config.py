@@ -228,7 +228,7 @@ def is_adaptive(concurrency: Concurrency | None = None) -> bool:
 
 def is_default(concurrency: Concurrency | None = None) -> bool:
     """Return whether neither ``concurrency`` nor the setting names a limit."""
-    return concurrency is None and config.get("concurrency") is None
+    return concurrency is None and _value_of("concurrency") is None
 
 
 def request_limit(concurrency: Concurrency | None = None) -> float:
@@ -502,4 +502,4 @@ _CHECKS: dict[str, Callable[[Any], object]] = {
     "tensorstore": _uses_tensorstore,
 }
 
-config = Settings("aioxarray", _DEFAULTS, _CHECKS)
+config = Settings(_DEFAULTS, _CHECKS)

@@ -36,6 +36,12 @@ class CountedPlaces:
         self.count += 1
         yield
 
+    def acquire_if_free(self, *, long: bool = False) -> bool:
+        self.count += 1
+        return True
+
+    def release(self, *, long: bool = False) -> None: ...
+
 
 def in_icechunk(tree: xr.DataTree) -> Store:
     """Return an icechunk store that can be read only."""
