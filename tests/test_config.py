@@ -380,7 +380,7 @@ def test_the_settings_show_where_they_come_from(
         with config.set(queue=3):
             lines = shown()
             assert lines["queue"] == ["3", "set"]
-            assert lines["concurrency"] == ["None", "default"]
+            assert lines["concurrency"] == ["'default'", "default"]
             assert lines["threads"] == ["2", str(tmp_path)]
             assert lines["memory"] == ["'64MiB'", "AIOXARRAY_MEMORY"]
             assert lines["retry"] == ["'interactive'", "default"]

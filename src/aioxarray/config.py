@@ -9,9 +9,9 @@ at once; those of the other sources are refused by the next call, before any req
 =============== ========== ==================================================================
 name            default    meaning
 =============== ========== ==================================================================
-``concurrency`` None       store requests in flight in this process; 0 or below: no limit;
-                           ``"auto"``: what each server accepts; None: 128, or more for distant
-                           servers, see below
+``concurrency`` "default"  store requests in flight in this process; 0 or below: no limit;
+                           ``"auto"``: what each server accepts; ``"default"``: 128, or more
+                           for distant servers, see below
 ``memory``      ``"1GiB"`` bytes of chunks in flight (fetched or being decoded) in this
                            process, results excluded; 0 or below: no limit
 ``threads``     None       threads that decode; None: one for each core this process may use, by
@@ -36,7 +36,7 @@ a small chunk then waits for its place). Beyond the limits, smaller chunks also 
 an eighth of ``memory`` or one chunk. So the bytes in flight are at most ``memory``, or a single
 chunk larger than it, plus an eighth of ``memory`` or a single chunk of up to 4 MiB.
 
-By default (None), 128 requests are in flight at most, and more for a load from a server that takes
+By default, 128 requests are in flight at most, and more for a load from a server that takes
 more than 25 ms for an answer: as many as make 5000 answers a second, up to 1024 or half of the file
 descriptors, and up to 256 MiB on their way (or four times what latency and measured bandwidth need,
 if that is more). After a refusal (429, 503, SlowDown and the like) it is 128 for a minute. Of
@@ -132,7 +132,7 @@ FIRST_REQUESTS = 128
 """The most requests in flight by default, until the latency of the servers is known."""
 
 _DEFAULTS: dict[str, Any] = {
-    "concurrency": None,
+    "concurrency": "default",
     "memory": "1GiB",
     "threads": None,
     "cache": 0,
@@ -228,7 +228,7 @@ def is_adaptive(concurrency: Concurrency | None = None) -> bool:
 
 def is_default(concurrency: Concurrency | None = None) -> bool:
     """Return whether neither ``concurrency`` nor the setting names a limit."""
-    return concurrency is None and _value_of("concurrency") is None
+    return (_value_of("concurrency") if concurrency is None else concurrency) == "default"
 
 
 def request_limit(concurrency: Concurrency | None = None) -> float:
@@ -236,7 +236,7 @@ def request_limit(concurrency: Concurrency | None = None) -> float:
 
     ``math.inf`` means no limit. For "auto" it is the number of connections that the process can
     open. By default it is the number with which a call begins. Raises TypeError if the value is
-    neither an integer nor "auto" nor None.
+    neither an integer nor "auto" nor "default".
     """
     return _request_limit(_value_of("concurrency") if concurrency is None else concurrency)
 
@@ -244,9 +244,9 @@ def request_limit(concurrency: Concurrency | None = None) -> float:
 def _request_limit(value: Any) -> float:
     if isinstance(value, str) and value == "auto":
         return max(1, min(MOST_REQUESTS, spare_descriptors()))
-    if value is None:
+    if isinstance(value, str) and value == "default":
         return FIRST_REQUESTS
-    limit = _integer("concurrency", value, "an integer, 'auto' or None")
+    limit = _integer("concurrency", value, "an integer or 'auto'")
     return limit if limit > 0 else math.inf
 
 
