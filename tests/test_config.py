@@ -19,9 +19,9 @@ import xarray as xr
 from zarr.storage import MemoryStore
 
 import aioxarray
+from aioxarray._retry_policy import RetryPolicy
 from aioxarray._runtime.system.cores import usable_cores
 from aioxarray.config import (
-    RetryPolicy,
     cache_limit,
     config,
     is_hedging,

@@ -109,21 +109,19 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
-import operator
-import re
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
-from decimal import Decimal
 from typing import Any, Literal, TypeAlias
 
+from aioxarray import _retry_policy
+from aioxarray._retry_policy import RetryPolicy, policy_of
 from aioxarray._runtime.system.cores import usable_cores
 from aioxarray._runtime.system.descriptors import spare_descriptors
 from aioxarray._settings import Settings
+from aioxarray._values import byte_count, flag, integer, seconds
 
-Concurrency: TypeAlias = int | Literal["auto"]
+Concurrency: TypeAlias = int | Literal["auto", "default"]
 
 MOST_REQUESTS = 1024
 """The most requests in flight with ``concurrency="auto"``, and by default."""
@@ -137,7 +135,7 @@ _DEFAULTS: dict[str, Any] = {
     "threads": None,
     "cache": 0,
     "queue": None,
-    "retry": {"profile": "interactive", "attempts": None, "deadline": None, "backoff_s": None},
+    "retry": _retry_policy.DEFAULTS,
     "stall_s": 5,
     "hedge": False,
     "otel": False,
@@ -172,38 +170,6 @@ def _value_of(name: str) -> Any:
 def is_own(name: str) -> bool:
     """Return whether this process has a value of its own for a setting, and not the default."""
     return config.source(name) != "default"
-
-
-@dataclass(frozen=True)
-class RetryPolicy:
-    """How failed requests are made again.
-
-    Attributes
-    ----------
-    attempts
-        The most attempts for a request.
-    deadline
-        The seconds after the first failure in which an attempt may begin.
-    backoff_s
-        The longest wait before the second attempt, in seconds; it doubles with each attempt.
-    longest_s
-        The most to which it grows.
-    """
-
-    attempts: int
-    deadline: float
-    backoff_s: float
-    longest_s: float
-
-
-_PROFILES = {
-    "interactive": RetryPolicy(attempts=10, deadline=30, backoff_s=0.2, longest_s=5),
-    "batch": RetryPolicy(attempts=40, deadline=600, backoff_s=0.5, longest_s=30),
-}
-
-
-_BYTES = "a number of bytes or a text like '1GiB'"
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
 
 def check_settings() -> None:
@@ -246,7 +212,7 @@ def _request_limit(value: Any) -> float:
         return max(1, min(MOST_REQUESTS, spare_descriptors()))
     if isinstance(value, str) and value == "default":
         return FIRST_REQUESTS
-    limit = _integer("concurrency", value, "an integer or 'auto'")
+    limit = integer("concurrency", value, "an integer or 'auto'")
     return limit if limit > 0 else math.inf
 
 
@@ -260,7 +226,7 @@ def memory_limit() -> float:
 
 
 def _memory_limit(value: Any) -> float:
-    limit = _byte_count("memory", value)
+    limit = byte_count("memory", value)
     return limit if limit > 0 else math.inf
 
 
@@ -273,7 +239,7 @@ def cache_limit() -> int:
 
 
 def _cache_limit(value: Any) -> int:
-    return 0 if value is None else max(0, _byte_count("cache", value))
+    return 0 if value is None else max(0, byte_count("cache", value))
 
 
 def byte_bound(name: str, value: Any) -> int:
@@ -281,7 +247,7 @@ def byte_bound(name: str, value: Any) -> int:
 
     Raises the same errors as `memory_limit`, and ValueError if the number is negative.
     """
-    count = _byte_count(name, value)
+    count = byte_count(name, value)
     if count < 0:
         raise ValueError(f"{name} must not be negative, got {value!r}")
     return count
@@ -300,7 +266,7 @@ def _thread_limit(value: Any) -> int | None:
     # Without asking for the cores: the check of a setting must read no file on a caller's loop.
     if value is None:
         return None
-    count = _integer("threads", value)
+    count = integer("threads", value)
     if count < 1:
         raise ValueError(f"threads must be at least 1, or None for one a core; got {value!r}")
     return count
@@ -317,7 +283,7 @@ def queue_limit() -> int | None:
 def _queue_limit(value: Any) -> int | None:
     if value is None:
         return None
-    count = _integer("queue", value, "an integer or None")
+    count = integer("queue", value, "an integer or None")
     if count < 0:
         raise ValueError(f"queue must not be negative, got {value!r}; None means no limit")
     return count
@@ -329,21 +295,7 @@ def retry_policy() -> RetryPolicy:
     Raises TypeError if a setting is not a number, and ValueError if it is too small or if there is
     no such profile.
     """
-    return _retry_policy(_value_of("retry"))
-
-
-def _retry_policy(settings: Mapping[str, Any]) -> RetryPolicy:
-    try:
-        return _kept_policy(tuple(settings), *settings.values())
-    except TypeError:
-        # One of the values has the wrong type, perhaps one that cannot be hashed.
-        return _policy_of(settings)
-
-
-# Every call checks the settings, and there may be thousands of calls. Typed, as True is not 1 here.
-@functools.lru_cache(maxsize=32, typed=True)
-def _kept_policy(names: tuple[str, ...], *values: Any) -> RetryPolicy:
-    return _policy_of(dict(zip(names, values, strict=True)))
+    return policy_of(_value_of("retry"))
 
 
 def stall_seconds() -> float:
@@ -356,12 +308,12 @@ def stall_seconds() -> float:
 
 def is_hedging() -> bool:
     """Return whether reads that take unusually long are made a second time."""
-    return _flag("hedge", config.config["hedge"])
+    return flag("hedge", config.config["hedge"])
 
 
 def is_bypassing_dask() -> bool:
     """Return whether dask arrays that only read Zarr are loaded without dask."""
-    return _flag("bypass_dask", config.config["bypass_dask"])
+    return flag("bypass_dask", config.config["bypass_dask"])
 
 
 def is_otel() -> bool:
@@ -373,7 +325,7 @@ def is_otel() -> bool:
 
 
 def _spans(value: Any) -> bool:
-    if _flag("otel", value):
+    if flag("otel", value):
         _check_otel()
         return True
     return False
@@ -422,83 +374,22 @@ def _stall_seconds(value: Any) -> float:
     # Asked for each request.
     if type(value) is float and value > 0:
         return value
-    if (seconds := _seconds("stall_s", value)) == 0:
+    if (length := seconds("stall_s", value)) == 0:
         raise ValueError("stall_s must be more than 0, or None to wait for any answer; got 0")
-    return seconds
-
-
-def _policy_of(settings: Mapping[str, Any]) -> RetryPolicy:
-    name = settings["profile"]
-    profile = _PROFILES.get(name) if isinstance(name, str) else None
-    if profile is None:
-        raise ValueError(f"retry must be {' or '.join(map(repr, _PROFILES))}, got {name!r}")
-    given = {key: settings[key] for key in _DEFAULTS["retry"] if settings.get(key) is not None}
-    del given["profile"]
-    if "attempts" in given:
-        given["attempts"] = _integer("retry.attempts", given["attempts"])
-        if given["attempts"] < 1:
-            raise ValueError(
-                f"retry.attempts must be at least 1, for no retries; got {given['attempts']!r}"
-            )
-    for key in given.keys() & {"deadline", "backoff_s"}:
-        given[key] = _seconds(f"retry.{key}", given[key])
-    return replace(profile, **given)
-
-
-def _seconds(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(
-            f"{name} must be a number of seconds, got {value!r} ({type(value).__name__})"
-        )
-    if not value >= 0:
-        raise ValueError(f"{name} must not be negative, got {value!r}")
-    try:
-        return float(value)
-    except OverflowError:
-        raise ValueError(f"{name} must be at most {sys.float_info.max:.0e}") from None
-
-
-def _flag(name: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
-    return value
-
-
-def _integer(name: str, value: Any, kind: str = "an integer") -> int:
-    # bool is a subclass of int, but True is never meant as a number here.
-    if not isinstance(value, bool):
-        try:
-            return operator.index(value)
-        except TypeError:
-            pass
-    raise TypeError(f"{name} must be {kind}, got {value!r} ({type(value).__name__})")
-
-
-def _byte_count(name: str, value: Any) -> int:
-    if not isinstance(value, str):
-        return _integer(name, value, _BYTES)
-    return _bytes_of_text(name, value)
-
-
-@functools.lru_cache(maxsize=32)
-def _bytes_of_text(name: str, value: str) -> int:
-    match = re.fullmatch(r"\s*(-?\d+(?:\.\d+)?)\s*([kmg]i?)?b?\s*", value, re.IGNORECASE)
-    if match is None:
-        raise ValueError(f"{name} must be {_BYTES}, got {value!r}")
-    return int(Decimal(match[1]) * _UNITS[(match[2] or "").lower()])
+    return length
 
 
 _CHECKS: dict[str, Callable[[Any], object]] = {
-    "retry": _retry_policy,
+    "retry": policy_of,
     "concurrency": _request_limit,
     "memory": _memory_limit,
     "threads": _thread_limit,
     "cache": _cache_limit,
     "queue": _queue_limit,
     "stall_s": _stall_seconds,
-    "hedge": functools.partial(_flag, "hedge"),
+    "hedge": functools.partial(flag, "hedge"),
     "otel": _spans,
-    "bypass_dask": functools.partial(_flag, "bypass_dask"),
+    "bypass_dask": functools.partial(flag, "bypass_dask"),
     "tensorstore": _uses_tensorstore,
 }
 
