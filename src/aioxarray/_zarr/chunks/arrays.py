@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,14 +14,13 @@ from zarr.storage import StorePath
 
 from aioxarray._zarr import tuning
 from aioxarray._zarr.chunks.engines.by_tensorstore import with_engine
-from aioxarray._zarr.chunks.forms import Form, chunk_keys, chunk_shape_of, codecs_of, form_of
+from aioxarray._zarr.chunks.forms import Form, codecs_of, form_of
 from aioxarray._zarr.chunks.pipeline import CodecPipeline, PlanningPipeline
 from aioxarray._zarr.chunks.plan import ReadPlan, plan_read
 from aioxarray._zarr.chunks.result import Destination, Outline, Result, read_chunk
-from aioxarray._zarr.compat import AsyncOIndex, AsyncVIndex, cpu
-from aioxarray._zarr.points import Points
-from aioxarray._zarr.positions import Positions
-from aioxarray._zarr.selection import Block, byte_count
+from aioxarray._zarr.chunks.selected import Selected, select_block, select_lists, select_points
+from aioxarray._zarr.compat import AsyncOIndex, AsyncVIndex
+from aioxarray._zarr.selection import byte_count
 from aioxarray._zarr.stores.fork import usable_after_fork
 from aioxarray._zarr.stores.grants import Grants
 from aioxarray._zarr.stores.request import chunk_noted
@@ -33,8 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from zarr.abc.store import Store
 
-    from aioxarray._zarr.compat import BatchedCodecPipeline, Buffer, NDBuffer
-    from aioxarray._zarr.selection import Chunk
+    from aioxarray._zarr.compat import BatchedCodecPipeline, Buffer
 
 
 def readable(
@@ -96,7 +94,7 @@ async def read_block(
     if type(inner).getitem is not _GETITEM:
         return None
     form = form_of(inner)
-    selected = _select_block(inner, form, selection)
+    selected = select_block(inner, form, selection)
     if selected is None:
         return None
     return await _read_selected(array, form, selected, grants, report, into)
@@ -120,8 +118,8 @@ async def read_points(
         return None
     form = form_of(inner)
 
-    def select() -> _Selected | None:
-        return _select_points(inner, form, coordinates)
+    def select() -> Selected | None:
+        return select_points(inner, form, coordinates)
 
     shape = np.broadcast_shapes(*(each.shape for each in coordinates))
     few = math.prod(shape) <= tuning.FEW_POINTS
@@ -151,8 +149,8 @@ async def read_lists(
         return None
     form = form_of(inner)
 
-    def select() -> _Selected | None:
-        return _select_lists(inner, form, selection)
+    def select() -> Selected | None:
+        return select_lists(inner, form, selection)
 
     few = sum(each.size for each in selection if isinstance(each, np.ndarray)) <= tuning.FEW_POINTS
     selected = select() if few else await grants.decoders.run(select)
@@ -175,7 +173,7 @@ def plan_block(
     """
     inner = array._async_array
     form = form_of(inner)
-    return _plan(array, form, _select_block(inner, form, selection), shares=shares)
+    return _plan(array, form, select_block(inner, form, selection), shares=shares)
 
 
 def plan_points(
@@ -184,7 +182,7 @@ def plan_points(
     """Do the same as `plan_block` for single points."""
     inner = array._async_array
     form = form_of(inner)
-    return _plan(array, form, _select_points(inner, form, coordinates), shares=shares)
+    return _plan(array, form, select_points(inner, form, coordinates), shares=shares)
 
 
 def plan_lists(
@@ -196,7 +194,7 @@ def plan_lists(
     """Do the same as `plan_block` for lists of positions."""
     inner = array._async_array
     form = form_of(inner)
-    return _plan(array, form, _select_lists(inner, form, selection), shares=shares)
+    return _plan(array, form, select_lists(inner, form, selection), shares=shares)
 
 
 def planning(
@@ -212,7 +210,7 @@ def planning(
 
 
 def _plan(
-    array: zarr.Array[Any], form: Form, selected: _Selected | None, *, shares: bool
+    array: zarr.Array[Any], form: Form, selected: Selected | None, *, shares: bool
 ) -> ReadPlan | None:
     """Return the plan for reading ``selected`` without memory for the result."""
     if selected is None:
@@ -224,7 +222,7 @@ def _plan(
 def _planned(
     array: zarr.Array[Any],
     form: Form,
-    selected: _Selected,
+    selected: Selected,
     outline: Outline,
     *,
     keeps: bool,
@@ -243,7 +241,7 @@ def _planned(
 async def _read_selected(
     array: zarr.Array[Any],
     form: Form,
-    selected: _Selected,
+    selected: Selected,
     grants: Grants,
     report: Callable[[int, int], None],
     into: Destination | None,
@@ -266,7 +264,7 @@ def prefetched_block(
     Returns None if a chunk is not in ``values`` or damaged, or if zarr's own code is needed.
     """
     inner = array._async_array
-    selected = _select_block(inner, form_of(inner), selection)
+    selected = select_block(inner, form_of(inner), selection)
     if selected is None:
         return None
     result = selected.result()
@@ -317,134 +315,15 @@ def is_small_block(array: zarr.Array[Any], selection: Sequence[int | slice]) -> 
 
 def _select_small_block(
     array: zarr.Array[Any], selection: Sequence[int | slice]
-) -> _Selected | None:
+) -> Selected | None:
     inner = array._async_array
     form = form_of(inner)
-    selected = _select_block(inner, form, selection)
+    selected = select_block(inner, form, selection)
     if selected is None or form.prepared is None:
         return None
     size = byte_count(form.spec.shape, form.spec.dtype.to_native_dtype())
     return selected if selected.count * size <= tuning.SMALL_BLOCK_BYTES else None
 
 
-@dataclass(frozen=True)
-class _Selected:
-    """The chunks that a selection touches, and the form of the result that they are read into."""
-
-    form: Form
-    chunks: Iterator[Chunk]
-    count: int
-    shape: tuple[int, ...]
-    basic: bool
-    # None for single points.
-    block: Block | None = None
-
-    def result(self, into: Destination | None = None) -> Result:
-        """Return a new result: in the array of ``into``, if that can hold it."""
-        if into is None or not self._fits(into.array):
-            return self._result(self.shape)
-        out = cpu.NDBuffer.from_numpy_array(into.array)
-        return self._result_in(out).observed(into.lent)
-
-    def _fits(self, array: NDArray[Any]) -> bool:
-        spec = self.form.spec
-        return (
-            spec.prototype.nd_buffer is cpu.NDBuffer
-            and array.shape == self.shape
-            and array.dtype == spec.dtype.to_native_dtype()
-            # Texts and objects are not in the buffer of an array.
-            and array.dtype.kind not in "OT"
-            and not array.dtype.hasobject
-        )
-
-    def outline(self) -> Outline:
-        """Return the outline of a new result, without memory for it."""
-        # Of a miniature, whose memory is contiguous in the same way.
-        small = self._result(tuple(min(length, 2) for length in self.shape))
-        return small.outline._replace(shape=self.shape)
-
-    def _result(self, shape: tuple[int, ...]) -> Result:
-        spec = self.form.spec
-        out = spec.prototype.nd_buffer.empty(
-            shape=shape, dtype=spec.dtype.to_native_dtype(), order=spec.config.order
-        )
-        return self._result_in(out).observed()
-
-    def _result_in(self, out: NDBuffer) -> Result:
-        return Result(self.form.pipeline, self.form.prepared, out, (), self.basic)
-
-
 def _values(result: Result) -> NDArray[Any]:
     return result.out.as_numpy_array()
-
-
-def _select_block(inner: Any, form: Form, selection: Sequence[int | slice]) -> _Selected | None:
-    """Return the chunks of a block; None if zarr has to read it."""
-    if form.chunk_shape is None or _missing_are_errors(inner):
-        return None
-    block = _block(inner, form.chunk_shape, selection)
-    return None if block is None else _select(inner, form, block, block.shape, basic=True)
-
-
-def _select(
-    inner: Any, form: Form, touched: Block | Points, shape: tuple[int, ...], *, basic: bool
-) -> _Selected:
-    """Return the chunks of ``touched``, to be read into an array of ``shape``."""
-    chunks = touched.chunks(chunk_keys(inner), form.spec)
-    block = touched if isinstance(touched, Block) else None
-    return _Selected(form, chunks, touched.count, shape, basic, block)
-
-
-def _select_points(inner: Any, form: Form, coordinates: Sequence[NDArray[Any]]) -> _Selected | None:
-    """Return the chunks of single points; None if zarr has to read them."""
-    if form.chunk_shape is None or _missing_are_errors(inner):
-        return None
-    points = Points.of(coordinates, inner.metadata.shape, form.chunk_shape)
-    if points is None:
-        return None
-    return _select(inner, form, points, (math.prod(points.shape),), basic=False)
-
-
-def _select_lists(
-    inner: Any, form: Form, selection: Sequence[int | slice | NDArray[Any]]
-) -> _Selected | None:
-    """Return the chunks of a selection by lists, with all axes; None if zarr has to read them."""
-    if form.chunk_shape is None or _missing_are_errors(inner):
-        return None
-    parts: list[int | slice | Positions] = []
-    for each, size, length in zip(selection, inner.metadata.shape, form.chunk_shape, strict=True):
-        if isinstance(each, np.ndarray):
-            positions = Positions.of(each, size, length)
-            if positions is None:
-                return None
-            parts.append(positions)
-        elif isinstance(each, slice):
-            parts.append(each)
-        elif -size <= each < size:
-            parts.append(slice(each % size, each % size + 1))
-        else:
-            return None
-    block = _block(inner, form.chunk_shape, parts)
-    return None if block is None else _select(inner, form, block, block.shape, basic=block.basic)
-
-
-def _missing_are_errors(inner: Any) -> bool:
-    # zarr has this option from 3.2 on.
-    return getattr(inner.config, "read_missing_chunks", True) is False
-
-
-def regular_block(inner: Any, selection: Sequence[int | slice]) -> Block | None:
-    """Return the chunks of an asynchronous array that ``selection`` touches.
-
-    Returns None if the chunks do not form a regular grid, or if a slice has a negative step.
-    """
-    chunk_shape = chunk_shape_of(inner.metadata)
-    return None if chunk_shape is None else _block(inner, chunk_shape, selection)
-
-
-def _block(
-    inner: Any, chunk_shape: tuple[int, ...], selection: Sequence[int | slice | Positions]
-) -> Block | None:
-    if any(isinstance(each, slice) and (each.step or 1) < 1 for each in selection):
-        return None
-    return Block(selection, inner.metadata.shape, chunk_shape)

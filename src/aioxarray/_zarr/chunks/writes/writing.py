@@ -19,9 +19,10 @@ from zarr.storage import StorePath
 
 from aioxarray._runtime.batches import Batches, one_by_one
 from aioxarray._zarr import tuning
-from aioxarray._zarr.chunks.arrays import regular_block, with_pipeline
+from aioxarray._zarr.chunks.arrays import with_pipeline
 from aioxarray._zarr.chunks.forms import chunk_keys, chunk_spec
 from aioxarray._zarr.chunks.schedule import Schedule
+from aioxarray._zarr.chunks.selected import regular_block
 from aioxarray._zarr.codecs.encoders import Encoder, prepare_encoder
 from aioxarray._zarr.codecs.inline import run_inline
 from aioxarray._zarr.compat import BatchedCodecPipeline
