@@ -213,7 +213,8 @@ class Result:
         if self._bytes is None or self._order is not None:
             return False
         begin, end, shape = chunks[0].outside, chunks[-1].outside, decoder.shape
-        if len(begin) != len(shape):
+        # An array without dimensions has a single chunk.
+        if not shape or len(begin) != len(shape):
             return False
         grid, place = [], []
         for one, other, length in zip(begin, end, shape, strict=True):
