@@ -5,6 +5,7 @@ Each request takes one second, so the time is the number of round trips.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -80,8 +81,6 @@ class Opening:
         clock = VirtualClock()
         if options.pop("aio", False):
             # xarray's own function blocks the thread that calls it: one of the loop's.
-            import asyncio
-
             plain = getattr(xr, function)
             options["engine"] = "aio"
             self.result = clock.run(lambda: asyncio.to_thread(plain, recording, **options))
@@ -138,6 +137,26 @@ def test_without_indexes_only_times_are_read(zarr_format: int, aio: bool) -> Non
     assert [key for key in opening.keys if "zarr.json" not in key and "/." not in key] == [
         key for key in opening.keys if key.split()[1].startswith(".")
     ]
+
+
+@formats
+def test_indexes_that_are_built_later_are_read_in_one_round_trip(zarr_format: int) -> None:
+    recording = RecordingStore(LatencyStore(stored_once(wide, zarr_format), 1.0))
+    clock = VirtualClock()
+
+    async def opened() -> xr.Dataset:
+        return await aioxarray.open_dataset_async(
+            recording, engine="zarr", create_default_indexes=False
+        )
+
+    ds: xr.Dataset = clock.run(opened)
+    labels = {name: ds[name].variable for name in ds.coords if ds[name].dims == (name,)}
+    assert len(labels) == 30
+    recording.log.clear()
+    indexed = clock.run(lambda: asyncio.to_thread(ds.assign_coords, labels))
+    assert clock.elapsed_s == 1
+    assert len(recording.log.requests) == 30
+    assert_same(indexed, xr.open_dataset(stored_once(wide, zarr_format), engine="zarr"))
 
 
 @both
