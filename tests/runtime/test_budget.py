@@ -282,6 +282,26 @@ def test_cancelling_while_the_place_is_on_its_way_gives_it_back(steps: int) -> N
     asyncio.run(main())
 
 
+def test_cancelling_while_another_thread_hands_over_gives_the_place_back() -> None:
+    async def main() -> None:
+        with shares(1) as (budget, (a,)):
+            await a.acquire()
+            waiting = asyncio.create_task(a.acquire())
+            await settle()
+            thread = threading.Thread(target=a.release)
+            thread.start()
+            # The loop stands still, so the task has not been told.
+            thread.join()
+            assert budget.in_use == 1
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            await settle()
+            assert budget.in_use == 0
+
+    asyncio.run(main())
+
+
 def test_an_error_inside_gives_the_place_back() -> None:
     async def fail(share: Share) -> None:
         async with share.hold():

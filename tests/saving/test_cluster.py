@@ -40,18 +40,19 @@ def dataset() -> xr.Dataset:
     return ds
 
 
+def cluster() -> Any:
+    started = distributed.LocalCluster(
+        n_workers=2, threads_per_worker=2, processes=True, dashboard_address="127.0.0.1:0"
+    )
+    # Each kill also ends what the worker did besides.
+    started.scheduler.allowed_failures = 100
+    return started
+
+
 @pytest.fixture(scope="module")
 def workers() -> Iterator[Any]:
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=2, processes=True, dashboard_address="127.0.0.1:0"
-    ) as started:
+    with cluster() as started:
         yield started
-
-
-@pytest.fixture(autouse=True)
-def many_failures_are_allowed(workers: Any) -> None:
-    # Each kill also ends what the worker did besides.
-    workers.scheduler.allowed_failures = 100
 
 
 def found(store: Any, **options: Any) -> xr.Dataset:
@@ -59,40 +60,47 @@ def found(store: Any, **options: Any) -> xr.Dataset:
     return ds
 
 
-# Each takes as long as starting a worker.
-_MANY = (pytest.mark.slow, pytest.mark.timeout(900))
-counts = pytest.mark.parametrize("kills", [3, pytest.param(15, marks=_MANY)])
+# Each kill takes as long as starting a worker. Workers of a new cluster, since a nanny that is
+# interrupted in a restart gives up: after many kills none would be left.
+@pytest.fixture
+def new_workers() -> Iterator[Any]:
+    with cluster() as started:
+        yield started
 
 
-@counts
+seeds = pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 7))]
+)
+KILLS = 3
+
+
+@seeds
 def test_the_tasks_of_killed_workers_are_done_by_others(
-    workers: Any, tmp_path: Path, kills: int
-) -> None:
-    for seed in range(1 if kills == 3 else 2):
-        marks = tmp_path / f"marks {seed}"
-        marks.mkdir()
-        inner = LocalStore(tmp_path / f"{seed}.zarr")
-        store = KillingStore(inner, marks, moments(KEYS, kills, seed))
-        with distributed.Client(workers):
-            aioxarray.to_zarr(dataset(), store, encoding=ENCODING)
-        assert len(list(marks.iterdir())) == kills
-        xr.testing.assert_identical(found(inner), dataset().compute(scheduler="sync"))
-
-
-@counts
-def test_a_save_that_fails_with_its_workers_is_resumed(
-    workers: Any, tmp_path: Path, kills: int
+    new_workers: Any, tmp_path: Path, seed: int
 ) -> None:
     marks = tmp_path / "marks"
     marks.mkdir()
     inner = LocalStore(tmp_path / "killed.zarr")
-    store = KillingStore(inner, marks, moments(KEYS, kills, 7))
+    store = KillingStore(inner, marks, moments(KEYS, KILLS, seed))
+    with distributed.Client(new_workers):
+        aioxarray.to_zarr(dataset(), store, encoding=ENCODING)
+    assert len(list(marks.iterdir())) == KILLS
+    xr.testing.assert_identical(found(inner), dataset().compute(scheduler="sync"))
+
+
+@seeds
+def test_a_save_that_fails_with_its_workers_is_resumed(
+    new_workers: Any, tmp_path: Path, seed: int
+) -> None:
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    inner = LocalStore(tmp_path / "killed.zarr")
+    store = KillingStore(inner, marks, moments(KEYS, KILLS, 7 + seed))
     failures = 0
     # A task is given up when the first worker dies with it.
-    workers.scheduler.allowed_failures = 0
-    with distributed.Client(workers) as client:
+    new_workers.scheduler.allowed_failures = 0
+    with distributed.Client(new_workers) as client:
         while True:
-            # A nanny that was interrupted in a restart may give up.
             client.wait_for_workers(1)
             try:
                 aioxarray.to_zarr(dataset(), store, encoding=ENCODING, resume=True)
@@ -102,7 +110,8 @@ def test_a_save_that_fails_with_its_workers_is_resumed(
                 with pytest.raises(FileNotFoundError):
                     found(inner)
     assert failures >= 1
-    assert len(list(marks.iterdir())) == kills
+    # Another thread's kill may come between the write of a chunk and its mark.
+    assert 1 <= len(list(marks.iterdir())) <= KILLS
     xr.testing.assert_identical(found(inner), dataset().compute(scheduler="sync"))
 
 
