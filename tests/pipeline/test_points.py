@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -15,6 +17,7 @@ from zarr.storage import MemoryStore
 import aioxarray
 from aioxarray._zarr.points import Points, selection_of
 from aioxarray.testing import RecordingStore
+from tests.pipeline.arrays import OURS, using
 from tests.samples import opened, stored
 
 
@@ -116,3 +119,14 @@ def test_chunks_that_are_missing_are_filled() -> None:
         del memory._store_dict[key]
     part = opened(memory).isel(many("random"))
     xr.testing.assert_identical(aioxarray.compute(part), part.load())
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 4)])
+def test_masks_of_axes_are_not_coordinates(shape: tuple[int, ...]) -> None:
+    values = np.arange(math.prod(shape)).reshape(shape)
+    sizes: dict[str, Any] = {"chunks": (2,) * len(shape), "shards": (4,) * len(shape)}
+    array: Any = zarr.create_array(MemoryStore(), data=values, **sizes)
+    masks = tuple(np.arange(size) % 3 > 0 for size in shape)
+    with using(OURS):
+        ours: Any = zarr.open_array(array.store, mode="r")
+        np.testing.assert_array_equal(ours.oindex[masks], values[np.ix_(*masks)])

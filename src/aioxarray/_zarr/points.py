@@ -126,9 +126,11 @@ class Points:
     ) -> Self | None:
         """Return the chunks of the points with the given ``coordinates``, one array per axis.
 
-        The arrays are broadcast against each other. Returns None if there are no points, or if one
-        is outside ``shape``.
+        The arrays are broadcast against each other. Returns None if there are no points, if one is
+        outside ``shape``, or if an array is a mask, which has no coordinates.
         """
+        if any(axis.dtype.kind == "b" for axis in coordinates):
+            return None
         grid = tuple(-(-size // length) for size, length in zip(shape, chunk_shape, strict=True))
         found = np.broadcast_shapes(*(np.shape(axis) for axis in coordinates))
         if not found or 0 in found or math.prod(grid) > np.iinfo(np.intp).max:
