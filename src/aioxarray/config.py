@@ -110,7 +110,7 @@ import functools
 import importlib.util
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, Literal, TypeAlias
 
@@ -147,13 +147,18 @@ _DEFAULTS: dict[str, Any] = {
 _brought: ContextVar[Mapping[str, Any] | None] = ContextVar("aioxarray_brought", default=None)
 
 
-@contextmanager
-def brought(settings: Mapping[str, Any] | None) -> Iterator[None]:
+def brought(settings: Mapping[str, Any] | None) -> AbstractContextManager[None]:
     """Return a context in which ``settings`` hold in place of those of this process.
 
     They are of the names "concurrency", "memory" and "retry", and were checked where they are from.
     None changes nothing.
     """
+    # For nearly all calls: a generator would be more objects for each of those that wait.
+    return nullcontext() if settings is None else _bringing(settings)
+
+
+@contextmanager
+def _bringing(settings: Mapping[str, Any]) -> Iterator[None]:
     token = _brought.set(settings)
     try:
         yield

@@ -6,7 +6,7 @@ import importlib.util
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any, Literal
 
 from aioxarray._runtime.loops import deliver
@@ -104,15 +104,18 @@ def check_progress(progress: Progress) -> None:
         )
 
 
-@asynccontextmanager
-async def meter(progress: Progress, total: int, what: str = "load") -> AsyncIterator[Meter]:
+def meter(progress: Progress, total: int, what: str = "load") -> AbstractAsyncContextManager[Meter]:
     """Return a context with a `Meter` for ``total`` bytes that reports as ``progress`` says.
 
     ``what`` labels the bar.
     """
-    if progress is not True and progress != "verdict":
-        yield Meter(progress or None, total)
-        return
+    if progress is True or progress == "verdict":
+        return _with_bar(total, what)
+    return nullcontext(Meter(progress or None, total))
+
+
+@asynccontextmanager
+async def _with_bar(total: int, what: str) -> AsyncIterator[Meter]:
     bar = (await in_worker(_tqdm))(
         total=total, unit="B", unit_scale=True, unit_divisor=1024, desc=what
     )
