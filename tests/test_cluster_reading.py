@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import dask.array as da
+import dask.base
 import numpy as np
 import pytest
 import xarray as xr
 
 import aioxarray
 from aioxarray._xarray.dask.carried import Carried
+from aioxarray._xarray.dask.carrying import with_settings
 from aioxarray.testing import ObjectServer
+from tests.runtime.helpers import run_script
 
 distributed = pytest.importorskip("distributed")
 
@@ -135,6 +138,38 @@ def test_retries_travel(client: Any, server: ObjectServer, open_zarr: Open) -> N
     ):
         aioxarray.compute(array)
     assert server.log.count("GET", "*/c/3/0") == 2
+
+
+def test_a_process_is_not_taken_for_another_with_the_same_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In containers, the processes of a cluster often have the same number."""
+    script = """
+import os
+os.getpid = lambda: 1
+from aioxarray._xarray.dask.carried import Carried
+from aioxarray._xarray.dask.carrying import with_settings
+print(Carried.here().process)
+"""
+    there = run_script(script).strip()
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    here = Carried.here().process
+    assert here == Carried.here().process
+    assert here != there
+
+
+@every_opener
+def test_settings_leave_annotations_as_they_are(open_zarr: Open, root: Path) -> None:
+    annotated: Any = dask.annotate  # type: ignore[attr-defined]
+    with annotated(resources={"GPU": 1}):
+        array = open_zarr(root / "a.zarr", consolidated=False, chunks={"t": 8}).v.data * 2
+    (carrying,) = with_settings([array], Carried.here())
+    before, after = array.__dask_graph__().layers, carrying.__dask_graph__().layers
+    assert {name: layer.annotations for name, layer in after.items()} == {
+        name: {"resources": {"GPU": 1}} for name in before
+    }
+    assert any(after[name] is not before[name] for name in before)
+    np.testing.assert_array_equal(carrying.compute(scheduler="sync"), values().v * 2)
 
 
 def share(carried: Carried) -> Mapping[str, Any] | None:

@@ -19,8 +19,8 @@ import xarray as xr
 from zarr.storage import MemoryStore
 
 import aioxarray
-from aioxarray._retry_policy import RetryPolicy
 from aioxarray._runtime.system.cores import usable_cores
+from aioxarray._settings.retry_policy import RetryPolicy
 from aioxarray.config import (
     cache_limit,
     config,

@@ -62,7 +62,7 @@ LAYERS = {
         _layer("_runtime", "_runtime", may_import="errors", knows_nothing_of="xarray zarr"),
         _layer(
             "settings",
-            "_retry_policy _settings _values config progress",
+            "_settings config progress",
             may_import="errors _runtime",
             knows_nothing_of="xarray zarr",
         ),

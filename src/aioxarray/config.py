@@ -61,8 +61,8 @@ from local files, if there are four threads or more: Python's lock lets one of t
 With ``tensorstore=True`` it reads all chunks that it decodes to the same values: numbers with zstd,
 blosc, gzip, zlib, crc32c or no compression, but not shards, with a cache, or into arrays of the
 caller. It gets as many threads as ``threads`` says, and reads up to 16 MiB at once, within
-``memory``. What it fails at is read without it. A process that has used TensorStore cannot use it
-in a forked child; loads there do without it.
+``memory``. If it fails, the chunks are read without it. A forked child of a process that has used
+TensorStore reads without it.
 
 Requests that fail in a way that may pass are made again: statuses 408, 425, 429, 500, 502, 503 and
 504, throttling, broken connections and bodies, failing DNS. The waits are random, up to a time that
@@ -109,17 +109,16 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from contextvars import ContextVar
+from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
-from aioxarray import _retry_policy
-from aioxarray._retry_policy import RetryPolicy, policy_of
 from aioxarray._runtime.system.cores import usable_cores
 from aioxarray._runtime.system.descriptors import spare_descriptors
-from aioxarray._settings import Settings
-from aioxarray._values import byte_count, flag, integer, seconds
+from aioxarray._settings.brought import brought_value
+from aioxarray._settings.checked import Settings
+from aioxarray._settings.retry_policy import DEFAULTS as _RETRIES
+from aioxarray._settings.retry_policy import RetryPolicy, policy_of
+from aioxarray._settings.values import byte_count, flag, integer, seconds
 
 Concurrency: TypeAlias = int | Literal["auto", "default"]
 
@@ -135,7 +134,7 @@ _DEFAULTS: dict[str, Any] = {
     "threads": None,
     "cache": 0,
     "queue": None,
-    "retry": _retry_policy.DEFAULTS,
+    "retry": _RETRIES,
     "stall_s": 5,
     "hedge": False,
     "otel": False,
@@ -143,32 +142,10 @@ _DEFAULTS: dict[str, Any] = {
     "tensorstore": "auto",
 }
 
-# Settings of a cluster's client, in place of this process's own, while one of its tasks is read.
-_brought: ContextVar[Mapping[str, Any] | None] = ContextVar("aioxarray_brought", default=None)
 
-
-def brought(settings: Mapping[str, Any] | None) -> AbstractContextManager[None]:
-    """Return a context in which ``settings`` hold in place of those of this process.
-
-    They are of the names "concurrency", "memory" and "retry", and were checked where they are from.
-    None changes nothing.
-    """
-    # For nearly all calls: a generator would be more objects for each of those that wait.
-    return nullcontext() if settings is None else _bringing(settings)
-
-
-@contextmanager
-def _bringing(settings: Mapping[str, Any]) -> Iterator[None]:
-    token = _brought.set(settings)
-    try:
-        yield
-    finally:
-        _brought.reset(token)
-
-
-def _value_of(name: str) -> Any:
-    settings = _brought.get()
-    value = None if settings is None else settings.get(name)
+def value_of(name: str) -> Any:
+    """Return the value of a setting that holds here: that of a cluster's client, or its own."""
+    value = brought_value(name)
     return config.get(name) if value is None else value
 
 
@@ -194,12 +171,12 @@ def check_settings() -> None:
 
 def is_adaptive(concurrency: Concurrency | None = None) -> bool:
     """Return whether ``concurrency``, or the setting if it is None, is "auto"."""
-    return (_value_of("concurrency") if concurrency is None else concurrency) == "auto"
+    return (value_of("concurrency") if concurrency is None else concurrency) == "auto"
 
 
 def is_default(concurrency: Concurrency | None = None) -> bool:
     """Return whether neither ``concurrency`` nor the setting names a limit."""
-    return (_value_of("concurrency") if concurrency is None else concurrency) == "default"
+    return (value_of("concurrency") if concurrency is None else concurrency) == "default"
 
 
 def request_limit(concurrency: Concurrency | None = None) -> float:
@@ -209,7 +186,7 @@ def request_limit(concurrency: Concurrency | None = None) -> float:
     open. By default it is the number with which a call begins. Raises TypeError if the value is
     neither an integer nor "auto" nor "default".
     """
-    return _request_limit(_value_of("concurrency") if concurrency is None else concurrency)
+    return _request_limit(value_of("concurrency") if concurrency is None else concurrency)
 
 
 def _request_limit(value: Any) -> float:
@@ -227,7 +204,7 @@ def memory_limit() -> float:
     Raises TypeError if the setting is neither an integer nor a string, and ValueError if the
     string is not a size.
     """
-    return _memory_limit(_value_of("memory"))
+    return _memory_limit(value_of("memory"))
 
 
 def _memory_limit(value: Any) -> float:
@@ -300,7 +277,7 @@ def retry_policy() -> RetryPolicy:
     Raises TypeError if a setting is not a number, and ValueError if it is too small or if there is
     no such profile.
     """
-    return policy_of(_value_of("retry"))
+    return policy_of(value_of("retry"))
 
 
 def stall_seconds() -> float:

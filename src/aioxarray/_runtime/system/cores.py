@@ -44,7 +44,7 @@ def _limit_once() -> float:
 def core_limit(cgroups: str | Path, mount: str | Path) -> float:
     """Return the cores whose time cgroups grant to this process; ``math.inf`` for no limit.
 
-    The limit of each cgroup above counts, too. What cannot be read limits nothing.
+    The limits of parent cgroups apply as well. A file that cannot be read sets no limit.
 
     Parameters
     ----------

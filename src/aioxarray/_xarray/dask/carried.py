@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from time import monotonic
@@ -22,12 +23,20 @@ from aioxarray.config import (
     is_own,
     memory_limit,
     request_limit,
+    value_of,
 )
 
 # A worker asks its scheduler for the others no more often than this.
 _KNOWN_S = 5.0
 # The addresses of all workers, sorted, and when they were asked for, by the own address.
 _known: dict[str, tuple[float, list[str]]] = {}
+
+# Process ids are those of a machine or a container; a fork has the same token, but its own id.
+_TOKEN = uuid.uuid4().hex
+
+
+def _this_process() -> str:
+    return f"{_TOKEN}-{os.getpid()}"
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,7 @@ class Carried:
     concurrency: int | str | None
     memory: int | None
     retry: Mapping[str, Any]
-    process: int = field(default_factory=os.getpid)
+    process: str = field(default_factory=_this_process)
 
     @classmethod
     def here(cls, concurrency: Concurrency | None = None) -> Carried:
@@ -59,7 +68,7 @@ class Carried:
         return cls(
             "auto" if is_adaptive(concurrency) else None if math.isinf(limit) else int(limit),
             None if math.isinf(bound) else int(bound),
-            dict(config.get("retry")),
+            dict(value_of("retry")),
         )
 
     async def share(self) -> Mapping[str, Any] | None:
@@ -69,7 +78,7 @@ class Carried:
         retries, its own ones count.
         """
         worker = _worker()
-        if worker is None or self.process == os.getpid():
+        if worker is None or self.process == _this_process():
             return None
         addresses = await _addresses(worker)
         count = len(addresses)
@@ -94,14 +103,19 @@ class Carried:
 
 def carried_from_here() -> Carried | None:
     """Return the settings of this process if it is the client of a cluster; None otherwise."""
+    is_client = _worker() is None and current_client() is not None
+    return Carried.here() if is_client else None
+
+
+def current_client() -> Any | None:
+    """Return the current client of dask.distributed, if any."""
     distributed = sys.modules.get("distributed")
-    if distributed is None or _worker() is not None:
+    if distributed is None:
         return None
     try:
-        distributed.Client.current(allow_global=True)
+        return distributed.Client.current(allow_global=True)
     except ValueError:
         return None
-    return Carried.here()
 
 
 def is_in_cluster() -> bool:

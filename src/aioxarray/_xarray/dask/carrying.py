@@ -58,6 +58,22 @@ class _Carrier:
         return rebuild(new, *state)
 
     def _graph(self, graph: Any) -> Any:
+        layers = getattr(graph, "layers", None)
+        if layers is None:
+            return self._tasks(graph)
+        new = {name: self._layer(layer) for name, layer in layers.items()}
+        if all(layer is layers[name] for name, layer in new.items()):
+            return graph
+        return type(graph)(new, graph.dependencies)
+
+    def _layer(self, layer: Any) -> Any:
+        from dask.highlevelgraph import MaterializedLayer
+
+        tasks = self._tasks(layer)
+        # The annotations say where the tasks run, for example.
+        return layer if tasks is layer else MaterializedLayer(tasks, layer.annotations)
+
+    def _tasks(self, graph: Any) -> Any:
         tasks = {key: self._node(task) for key, task in graph.items()}
         return graph if all(task is graph[key] for key, task in tasks.items()) else tasks
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ import numpy as np
 from aioxarray._runtime.loops import run_on
 from aioxarray._runtime.tasks import gather
 from aioxarray._xarray.arrays.read import blocking_pool
-from aioxarray._xarray.dask.carried import Carried
+from aioxarray._xarray.dask.carried import Carried, current_client
 from aioxarray._xarray.dask.carrying import with_settings
 from aioxarray._xarray.dask.gathered import Gathered
 from aioxarray._zarr import tuning
@@ -30,14 +29,8 @@ def distributed_client(options: Mapping[str, Any]) -> Any | None:
     """Return the client that dask would use now, if any."""
     import dask.base
 
-    distributed = sys.modules.get("distributed")
     scheduler = options.get("scheduler", dask.config.get("scheduler", None))
-    if distributed is None or scheduler not in (None, "distributed", "dask.distributed"):
-        return None
-    try:
-        return distributed.Client.current(allow_global=True)
-    except ValueError:
-        return None
+    return current_client() if scheduler in (None, "distributed", "dask.distributed") else None
 
 
 async def compute_on_client(

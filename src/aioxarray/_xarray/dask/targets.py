@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from aioxarray._runtime.budget import Share
 from aioxarray._runtime.loops import run_blocking
+from aioxarray._settings.brought import brought
 from aioxarray._xarray.dask.carried import Carried
 from aioxarray._zarr.chunks.writes.present import Absent, Present
 from aioxarray._zarr.chunks.writes.writing import writable, write_block
 from aioxarray._zarr.grid import is_aligned, write_edges
 from aioxarray._zarr.stores.grants import Grants, open_grants
-from aioxarray.config import brought
 from aioxarray.progress import Meter
 
 if TYPE_CHECKING:

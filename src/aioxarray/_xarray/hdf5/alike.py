@@ -1,6 +1,6 @@
-"""What the opens of one call for many files share: later files are opened from earlier ones.
+"""State that the opens of one call for many files share, so that later files reuse earlier ones.
 
-This module is apart from what is shared, because that needs packages that may be missing.
+The shared objects have modules of their own, because they need packages that may be missing.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ RawAttribute: TypeAlias = tuple[bytes, tuple[int, ...] | None, Hashable]
 
 
 class Scan(NamedTuple):
-    """What was found in a file.
+    """The layout and the attributes of a file.
 
     Attributes
     ----------

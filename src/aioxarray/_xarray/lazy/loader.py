@@ -10,6 +10,7 @@ from typing import Any
 
 from aioxarray._runtime.tasks import gather, in_steps
 from aioxarray._runtime.threads.pool import BLOCKING_THREADS
+from aioxarray._settings.brought import brought
 from aioxarray._xarray.arrays.plan import settings_of
 from aioxarray._xarray.arrays.read import blocking_pool
 from aioxarray._xarray.compat import as_compatible_data
@@ -25,7 +26,6 @@ from aioxarray._zarr.stores.grants import Grants, open_grants
 from aioxarray._zarr.stores.request import for_variable
 from aioxarray.config import (
     Concurrency,
-    brought,
     byte_bound,
     check_settings,
     is_bypassing_dask,

@@ -37,7 +37,7 @@ _WHOLE = frozenset(
     {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "http", "https", "memory"}
 )
 
-# What an interrupted write to a local file leaves beside it.
+# The temporary file that an interrupted write to a local file leaves beside it.
 _PARTIAL = re.compile(r"\.[0-9a-f]{32}\.partial$")
 # The names of documents without what zarr replaces by that.
 _DOCUMENTS = frozenset({"zarr", ".zarray", ".zgroup", ".zattrs", ".zmetadata"})

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from aioxarray._values import integer, seconds
+from aioxarray._settings.values import integer, seconds
 
 DEFAULTS: dict[str, Any] = {
     "profile": "interactive",
