@@ -16,6 +16,7 @@ import pytest
 import xarray as xr
 
 import aioxarray
+from aioxarray._xarray.dask import carried
 from aioxarray._xarray.dask.carried import Carried
 from aioxarray._xarray.dask.carrying import with_settings
 from aioxarray.testing import ObjectServer
@@ -63,6 +64,19 @@ def import_what_reads() -> None:
     """Import what tests with held requests would wait for on a busy machine."""
     for name in ("aiohttp", "aioxarray", "fsspec", "xarray", "zarr.storage"):
         importlib.import_module(name)
+
+
+def forget_the_others() -> None:
+    """Have a worker ask for the list of workers again, which it remembers for five seconds."""
+    carried._known.clear()
+
+
+@pytest.fixture(autouse=True)
+def two_known_workers(cluster: Any) -> None:
+    """Let no worker count those that a test before has killed or added."""
+    with distributed.Client(cluster) as client:
+        client.wait_for_workers(2)
+        client.run(forget_the_others)
 
 
 @pytest.fixture
